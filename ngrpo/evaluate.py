@@ -1,0 +1,199 @@
+"""Problems to answered, scored rollouts, and benchmarks to sample rows: what training and evaluation share.
+
+It does not know how a model is trained.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ngrpo import passk, records
+from ngrpo.engine import generate
+from ngrpo.exploration.base import Exploration
+from ngrpo.keys import row_keys
+from ngrpo.models.causal import CausalModel, encode
+from ngrpo.rollouts import Rollouts
+from ngrpo.tasks.base import OUTCOMES, Problem, Score, Task
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """Everything that turns a prompt into a completion."""
+
+    model: CausalModel
+    tokenizer: PreTrainedTokenizerBase
+    strategy: Exploration
+    max_new_tokens: int
+
+    @property
+    def prompt_room(self) -> int:
+        """Tokens that a prompt may have, so that the longest answer still fits the model's context."""
+        return self.model.model.config.max_position_embeddings - self.max_new_tokens
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Completions of P problems, G each, rows of one problem together: B = P * G texts and scores for `rollouts`."""
+
+    problems: Sequence[Problem]
+    rollouts: Rollouts
+    completions: Sequence[str]
+    scores: Sequence[Score]
+
+
+def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities: Sequence[tuple]) -> Answers:
+    """Completions of P problems for B = P * G rows, each drawn from the key of its identity, and their scores.
+
+    Raises ValueError where a prompt leaves no room for the answer or the model's logits are not finite.
+    """
+    device = sampler.model.table.device
+    prompts, mask = encode(sampler.tokenizer, [problem.prompt for problem in problems], sampler.prompt_room)
+    keys = row_keys(identities, device)
+    rollouts = generate(
+        sampler.model, sampler.strategy, prompts.to(device), mask.to(device), keys, sampler.max_new_tokens
+    )
+    ids = [row[:length] for row, length in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
+    completions = sampler.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    every = [problem for problem in problems for _ in range(rollouts.group_size)]
+    return Answers(problems, rollouts, completions, task.score(every, completions))
+
+
+def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per completion, with the columns of records.SAMPLE_COLUMNS.
+
+    labels: run, benchmark, exploration, algorithm, step, seed.
+    """
+    rollouts = answers.rollouts
+    tokens, lengths = rollouts.steps.tokens.tolist(), rollouts.lengths.tolist()
+    log_probs = rollouts.log_probs.double().sum(dim=1).tolist()
+    entropies = (rollouts.entropy.double().sum(dim=1) / rollouts.lengths).tolist()
+    explored = (rollouts.steps.explored & rollouts.mask).sum(dim=1).tolist()
+    rows = []
+    for row, (text, score) in enumerate(zip(answers.completions, answers.scores, strict=True)):
+        problem = answers.problems[row // rollouts.group_size]
+        ids = tokens[row][: lengths[row]]
+        values = {
+            **labels,
+            "problem_id": problem.id,
+            "sample_index": row % rollouts.group_size,
+            "prompt": problem.prompt,
+            "completion": text,
+            "token_ids": ids,
+            "n_tokens": lengths[row],
+            "finish_reason": "stop" if ids[-1] in stops else "length",
+            "gold": problem.gold,
+            "extracted": score.extracted,
+            "solution_path": score.solution_path,
+            "outcome": score.outcome,
+            "reward": float(score.reward),
+            "logprob_sum": log_probs[row],
+            "entropy_mean": entropies[row],
+            "explored_steps": explored[row],
+        }
+        rows.append({name: values[name] for name in records.SAMPLE_COLUMNS})
+    return rows
+
+
+def batch_plan(problems: int, n: int, rows_per_batch: int) -> list[tuple[int, int]]:
+    """Half-open ranges of problems that are sampled together: fixed up front, so that a resumed evaluation repeats it."""
+    width = max(1, rows_per_batch // n)
+    return [(start, min(start + width, problems)) for start in range(0, problems, width)]
+
+
+def evaluate_benchmark(
+    sampler: Sampler,
+    task: Task,
+    plan: Sequence[tuple[int, int]],
+    n: int,
+    target: Path,
+    labels: Mapping[str, Any],
+    ranks: tuple[int, int] = (0, 1),
+) -> Iterator[int]:
+    """Samples a benchmark batch by batch and yields the tokens of each; batches on disk are not drawn again.
+
+    Every batch of the plan becomes a file beside `target`; with ranks = (rank, world) this process draws its share. Row
+    keys are (seed, benchmark, problem, sample), so before and after training share their random numbers.
+    """
+    for index, (start, end) in enumerate(plan):
+        path = partial_file(target, index)
+        if index % ranks[1] != ranks[0] or target.exists() or path.exists():
+            continue
+        problems = [task.problems[i] for i in range(start, end)]
+        identity = (labels["seed"], labels["benchmark"])
+        answers = answer(sampler, task, problems, [(*identity, p.id, i) for p in problems for i in range(n)])
+        records.write_samples(sample_rows(answers, sampler.strategy.vocabulary.stops, labels), path)
+        yield int(answers.rollouts.lengths.sum())
+
+
+def partial_file(target: Path, index: int) -> Path:
+    """Where batch `index` of an unfinished evaluation waits for the others."""
+    return target.parent / "partial" / f"{target.stem}-{index}.parquet"
+
+
+def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
+    """All batches of the plan to one file; the parts go once it is there. A finished evaluation is left as it is."""
+    parts = [partial_file(target, index) for index in range(len(plan))]
+    if not target.exists():
+        table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
+        records.write_atomically(target, lambda file: pyarrow.parquet.write_table(table, file))
+    for part in parts:
+        part.unlink(missing_ok=True)
+    if parts and parts[0].parent.exists() and not any(parts[0].parent.iterdir()):
+        parts[0].parent.rmdir()
+
+
+def results_of(target: Path) -> dict[str, Any]:
+    """The entry of results.json for one file of benchmark samples."""
+    table = pyarrow.parquet.read_table(target, columns=["problem_id", "sample_index", "outcome"])
+    outcomes = np.array(table["outcome"].to_pylist())
+    n = int(max(table["sample_index"].to_pylist())) + 1
+    counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
+    return passk.summarise((outcomes == "correct").reshape(-1, n).astype(int), outcomes=counts)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Benchmarks with the settings under which they are sampled: one method runs them all."""
+
+    benchmarks: Mapping[str, Task]
+    n: int
+    rows_per_batch: int
+    problems: int | None = None
+
+    def plan(self, name: str) -> list[tuple[int, int]]:
+        """The batch plan of one benchmark."""
+        size = len(self.benchmarks[name].problems)
+        return batch_plan(min(size, self.problems or size), self.n, self.rows_per_batch)
+
+    def batches(self) -> int:
+        """Batches of all benchmarks together."""
+        return sum(len(self.plan(name)) for name in self.benchmarks)
+
+    @torch.no_grad()
+    def run(
+        self,
+        sampler: Sampler,
+        directory: Path,
+        labels: Mapping[str, Any],
+        advance: Callable[[str, int], None],
+        ranks: tuple[int, int] = (0, 1),
+        barrier: Callable[[], object] = lambda: None,
+    ) -> dict[str, dict[str, Any]]:
+        """Benchmark -> entry of results.json. `advance(benchmark, tokens)` is called after every batch."""
+        targets = {name: records.eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
+        for name, task in self.benchmarks.items():
+            marked = {**labels, "benchmark": name}
+            for tokens in evaluate_benchmark(sampler, task, self.plan(name), self.n, targets[name], marked, ranks):
+                advance(name, tokens)
+        barrier()
+        if ranks[0] == 0:
+            for name, target in targets.items():
+                merge(target, self.plan(name))
+        barrier()
+        return {name: results_of(target) for name, target in targets.items()}

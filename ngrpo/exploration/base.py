@@ -1,0 +1,142 @@
+"""What an exploration strategy is: a distribution over the pair (fed vector, realised token) of each decode step.
+
+The verbs are those of torch.distributions on a record that can be replayed: `sample` draws one step, `embed` rebuilds
+what was fed, `log_prob` gives the term that the objective uses. A strategy does not know prompts, caches or rewards.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ngrpo.keys import Draws
+from ngrpo.rollouts import Step
+
+State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers them when rows leave the batch
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a strategy may know of the token ids.
+
+    size           number of ids the tokenizer can produce; embedding rows beyond it are padding
+    reserved       ids that are special or added tokens: never a neighbour, never mixed
+    stops          ids that end a text
+    answer_start   ids of the text that ends the thinking part; empty: the whole text is thinking
+    answer_prefix  ids of the text that opens the final answer
+    """
+
+    size: int
+    reserved: tuple[int, ...]
+    stops: tuple[int, ...]
+    answer_start: tuple[int, ...] = ()
+    answer_prefix: tuple[int, ...] = ()
+
+    def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+        """(rows,) bool: the rows of an embedding table that stand for ordinary tokens."""
+        allowed = torch.arange(rows, device=device) < self.size
+        allowed[torch.tensor([*self.reserved, *self.stops], dtype=torch.int64, device=device)] = False
+        return allowed
+
+
+class Exploration(nn.Module):
+    """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ."""
+
+    vocabulary: Vocabulary
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        """Called once, before anything else, with the policy's vocabulary and input-embedding table (V, D)."""
+        self.vocabulary = vocabulary
+
+    def prepare(self, table: Tensor, step: int) -> Mapping[str, float]:
+        """Called before every RL step with the current table (V, D); returns figures worth logging."""
+        return {}
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """Per-row state at the first decode step."""
+        return {}
+
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        """One step from logits (B, V) float32, the state, this step's draws (B,) and the table (V, D)."""
+        raise NotImplementedError
+
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        """The fed vectors (..., D), differentiable in the table: E[token], or the recipe where exploration acted."""
+        fed = F.embedding(steps.tokens, table)
+        if steps.mix_ids is None or steps.mix_weights is None:
+            return fed
+        return overwrite(fed, steps.explored, mixture(steps[steps.explored], table))
+
+    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+        """The objective's log-probability (...,) float32 of recorded steps under logits (..., V)."""
+        raise NotImplementedError
+
+
+def mixture(steps: Step, table: Tensor) -> Tensor:
+    """(N, D): sum over the K candidates of weight * E[id], in candidate order."""
+    assert steps.mix_ids is not None and steps.mix_weights is not None
+    return (F.embedding(steps.mix_ids, table) * steps.mix_weights[..., None].to(table.dtype)).sum(dim=-2)
+
+
+def overwrite(fed: Tensor, where: Tensor, values: Tensor) -> Tensor:
+    """`fed` (..., D) with `values` (N, D) at the N true places of `where` (...,), differentiable in both."""
+    return fed.masked_scatter(where[..., None], values.to(fed.dtype))
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature, in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """(..., V) bool: the smallest set of tokens, likeliest first and ties by lowest id, whose probability reaches top_p.
+
+    Source: Holtzman et al., 2020 (arXiv 1904.09751). The likeliest token is always in.
+    """
+    ordered, order = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < top_p)
+
+
+def filtered(scores: Tensor, top_p: float, keep: Tensor | None = None) -> Tensor:
+    """Scores (..., V) with -inf outside the nucleus; `keep` (...,) names one token that stays in whatever happens."""
+    if top_p >= 1:
+        return scores
+    inside = nucleus(scores, top_p)
+    if keep is not None:
+        inside = inside.scatter(-1, keep[..., None], True)
+    return scores.masked_fill(~inside, -torch.inf)
+
+
+def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64."""
+    cdf = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform.double()[:, None] * cdf[:, -1:]
+    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    last = torch.searchsorted(cdf, cdf[:, -1:]).squeeze(-1)  # rounding must not reach a token of probability 0
+    return torch.minimum(token, last).clamp(max=scores.shape[-1] - 1)  # NaN sorts past the end
+
+
+def token_log_prob(scores: Tensor, tokens: Tensor) -> Tensor:
+    """(...,) log softmax(scores) at `tokens`."""
+    return scores.gather(-1, tokens[..., None]).squeeze(-1) - scores.logsumexp(dim=-1)
+
+
+class SuffixMatch:
+    """Whether each row's realised text has just ended with `suffix`; kept as a state entry of recent tokens (B, L)."""
+
+    def __init__(self, suffix: tuple[int, ...], name: str = "recent"):
+        self.suffix, self.name = suffix, name
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return {self.name: torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
+
+    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
+        """(B,) bool and the new state after `tokens` (B,) were realised. An empty suffix never matches."""
+        recent = torch.cat((state[self.name][:, 1:], tokens[:, None]), dim=1)
+        if not self.suffix:
+            return torch.zeros_like(tokens, dtype=torch.bool), {**state, self.name: recent}
+        target = torch.tensor(self.suffix, device=tokens.device)
+        return (recent == target).all(dim=1), {**state, self.name: recent}

@@ -1,0 +1,62 @@
+"""Isotropic Gaussian noise on the embedding of the sampled token: the plain baseline for embedding-level tricks.
+
+It knows nothing of neighbours; unlike released code that perturbs rollouts alone, the same noise is replayed in training.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.exploration.base import State, SuffixMatch, Vocabulary, overwrite
+from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.keys import Draws
+from ngrpo.rollouts import Step
+
+
+def root_mean_square(table: Tensor) -> Tensor:
+    """sqrt(mean(E^2)) over all entries of the table (V, D), float32: the size of one coordinate."""
+    return table.detach().float().square().mean().sqrt()
+
+
+class GaussianNoise(TokenSampling):
+    """fed = E[o] + scale * RMS(E) * N(0, I) with probability `rate` per thinking step, o ~ softmax(z / temperature).
+
+    `scale` is a standard deviation per coordinate in units of the table's root mean square. Reserved tokens, the
+    delimiter that ends the thinking part and everything after it are fed as they are. A record keeps the size of the
+    noise; the noise comes back from the row's key.
+    """
+
+    rms: Tensor
+
+    def __init__(self, rate: float, scale: float, temperature: float = 1.0, top_p: float = 1.0):
+        super().__init__(temperature, top_p)
+        self.rate, self.relative_scale = rate, scale
+        self.register_buffer("rms", torch.ones(()))
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        self.answer = SuffixMatch(vocabulary.answer_start)
+        self.ordinary = vocabulary.ordinary(len(table), table.device)
+
+    def prepare(self, table: Tensor, step: int) -> dict[str, float]:
+        self.rms = root_mean_square(table)
+        return {"noise_scale": self.relative_scale * self.rms.item()}
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
+
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        step, state = super().sample(logits, state, draws, table)
+        ended, state = self.answer.push(state, step.tokens)
+        noisy = state["thinking"] & ~ended & (draws.explore < self.rate) & self.ordinary[step.tokens]
+        state["thinking"] = state["thinking"] & ~ended
+        scale = noisy * self.relative_scale * self.rms
+        return Step(step.tokens, step.role, noisy, scale=scale), state
+
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        fed = F.embedding(steps.tokens, table)
+        if steps.scale is None or not steps.explored.any():
+            return fed
+        where = steps.explored
+        noise = draws[where].normal(table.shape[-1]) * steps.scale[where][:, None]
+        return overwrite(fed, where, fed[where] + noise.to(table.dtype))

@@ -1,0 +1,121 @@
+"""Soft and fuzzy tokens of "Soft Tokens, Hard Truths" (arXiv 2509.19170): thinking in noisy expected embeddings.
+
+It knows nothing of rewards: the real Gaussian density of the fed vector is its log-probability while the model thinks;
+the answer is made of ordinary, hard tokens.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.exploration.base import (
+    Exploration,
+    State,
+    SuffixMatch,
+    Vocabulary,
+    draw_token,
+    overwrite,
+    tempered,
+    token_log_prob,
+)
+from ngrpo.exploration.gaussian_noise import root_mean_square
+from ngrpo.keys import Draws
+from ngrpo.rollouts import FORCED, GAUSSIAN, TOKEN, Step
+
+
+class SoftTokens(Exploration):
+    """Thinking: h = softmax(z / soft_temperature) E, fed = h + sigma * N(0, I), sigma = scale * RMS(E) per coordinate,
+    log_prob = log N(fed; h, sigma^2 I), differentiable through h in logits and table (section 3 of the paper).
+    soft_temperature 0.5 gives soft tokens, 1e-4 fuzzy ones.
+
+    The text of the thinking part is its greedy shadow (argmax). Where that ends with `answer_start`, or after
+    `think_limit` thinking tokens, where it is inserted, `answer_prefix` is inserted and hard tokens follow, drawn at
+    `temperature`. Inserted text carries no loss.
+    """
+
+    rms: Tensor
+
+    def __init__(self, soft_temperature: float, scale: float, temperature: float = 1.0, think_limit: int | None = None):
+        super().__init__()
+        if not scale > 0:
+            raise ValueError(f"scale={scale}: a Gaussian density needs scale > 0")
+        self.soft_temperature, self.relative_scale, self.temperature = soft_temperature, scale, temperature
+        self.think_limit = think_limit
+        self.register_buffer("rms", torch.ones(()))
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        self.answer = SuffixMatch(vocabulary.answer_start)
+        self.stops = torch.tensor(vocabulary.stops, device=table.device)
+        self.inserted = torch.tensor([*vocabulary.answer_start, *vocabulary.answer_prefix], device=table.device)
+
+    def prepare(self, table: Tensor, step: int) -> dict[str, float]:
+        self.rms = root_mean_square(table)
+        return {"noise_scale": self.relative_scale * self.rms.item()}
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """`thought`: thinking tokens so far; `insert`: position in the inserted text, -1 while thinking."""
+        counts = torch.zeros(rows, dtype=torch.int64, device=device)
+        return {"thought": counts, "insert": counts - 1, **self.answer.start(rows, device)}
+
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        state = self._open_answer_at_limit(state)
+        thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
+        hard = draw_token(tempered(logits, self.temperature), draws.token)
+        tokens = torch.where(thinking, logits.argmax(dim=-1), hard)
+        if inserting.any():
+            tokens[inserting] = self.inserted[state["insert"][inserting]]
+        role = torch.where(thinking, GAUSSIAN, torch.where(inserting, FORCED, TOKEN))
+        soft = thinking & ~torch.isin(tokens, self.stops)
+        state = self._advance(state, tokens, thinking)
+        offset = torch.zeros(len(tokens), table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32))
+        offset = offset.to(table.device)
+        sigma = self.relative_scale * self.rms
+        if soft.any():
+            noise = draws[soft].normal(table.shape[-1])
+            offset[soft] = self._expected(logits[soft], table) + sigma * noise
+        role = torch.where(thinking & ~soft, FORCED, role)
+        return Step(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset), state
+
+    def _open_answer_at_limit(self, state: State) -> State:
+        if self.think_limit is None:
+            return state
+        over = (state["insert"] < 0) & (state["thought"] >= self.think_limit)
+        return {**state, "insert": state["insert"].masked_fill(over, 0)}
+
+    def _advance(self, state: State, tokens: Tensor, thinking: Tensor) -> State:
+        """Counters after `tokens`; a thinking part that ended by itself continues at the answer's prefix."""
+        ended, state = self.answer.push(state, tokens)
+        insert = torch.where(thinking, state["insert"], state["insert"] + 1)
+        insert = insert.masked_fill(thinking & ended, len(self.vocabulary.answer_start))
+        return {**state, "thought": state["thought"] + thinking, "insert": insert}
+
+    def _expected(self, logits: Tensor, table: Tensor) -> Tensor:
+        """h (..., D) in float32 at least, whatever precision the model runs in: the density needs it."""
+        scores = tempered(logits, self.soft_temperature)
+        with torch.autocast(scores.device.type, enabled=False):
+            return scores.softmax(dim=-1) @ table.to(scores.dtype)
+
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        fed = F.embedding(steps.tokens, table)
+        if steps.offset is None:
+            return fed
+        return overwrite(fed, steps.explored, steps.offset[steps.explored])
+
+    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+        log_probs = token_log_prob(tempered(logits, self.temperature), steps.tokens)
+        soft = steps.role == GAUSSIAN
+        if not soft.any():
+            return log_probs
+        assert steps.offset is not None and steps.scale is not None
+        density = gaussian_log_density(steps.offset[soft], self._expected(logits[soft], table), steps.scale[soft])
+        return log_probs.masked_scatter(soft, density.to(log_probs.dtype))
+
+
+def gaussian_log_density(value: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
+    """(N,) log N(value; mean, sigma^2 I) of vectors (N, D) with one standard deviation per row, (N,)."""
+    width = value.shape[-1]
+    distance = (value - mean).square().sum(dim=-1)
+    return -distance / (2 * sigma.square()) - width * (sigma.log() + 0.5 * math.log(2 * math.pi))

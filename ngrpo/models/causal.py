@@ -1,0 +1,130 @@
+"""Any Hugging Face causal language model, seen as three things: an embedding table, a backbone and a head.
+
+It does not know what is fed through it or why.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from ngrpo.exploration.base import Vocabulary
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def resolve(path: str) -> str:
+    """A model's directory, looked for from the working directory and then from the repository; else a hub id as it is."""
+    for base in (Path.cwd(), REPOSITORY):
+        if (base / path).is_dir():
+            return str(base / path)
+    return path
+
+
+class CausalModel(nn.Module):
+    """`table` (V, D), `hidden` and `logits` of an unmodified model, so that vectors can be fed in place of tokens."""
+
+    def __init__(self, model: PreTrainedModel, precision: str = "float32"):
+        super().__init__()
+        self.model, self.precision = model, precision
+        self._check_path()
+
+    def autocast(self) -> torch.autocast:
+        """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
+        return torch.autocast(self.table.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @property
+    def table(self) -> Tensor:
+        """The input-embedding table (V, D)."""
+        return self.model.get_input_embeddings().weight
+
+    def hidden(
+        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+    ) -> Tensor:
+        """Final hidden states (B, L, D) of fed vectors (B, L, D) at positions (B, L).
+
+        mask is (B, 1, L, keys) bool, true where a query may look; None means plain causal attention.
+        """
+        if mask is not None and self.model.config._attn_implementation == "eager":
+            lowest = torch.finfo(embeddings.dtype).min
+            mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
+        return self.model.base_model(
+            inputs_embeds=embeddings,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., V) in float32 at least, from final hidden states (..., D)."""
+        logits = self.model.get_output_embeddings()(hidden)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    @torch.no_grad()
+    def _check_path(self) -> None:
+        """Refuse models whose logits are more than head(backbone(table[ids])): soft caps, scaled embeddings, adapters."""
+        ids = torch.arange(4, device=self.table.device)[None]
+        ours = self.logits(self.hidden(F.embedding(ids, self.table), ids))
+        theirs = self.model(input_ids=ids).logits.to(ours.dtype)
+        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+            kind = type(self.model).__name__
+            raise ValueError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
+
+
+def load(path: str, dtype: str = "float32", attention: str = "sdpa", precision: str = "float32") -> CausalModel:
+    """The model at a local directory or hub id: safetensors only, no remote code.
+
+    Raises ValueError where the checkpoint lacks weights that the architecture needs.
+    """
+    model, report = AutoModelForCausalLM.from_pretrained(
+        resolve(path),
+        dtype=getattr(torch, dtype),
+        attn_implementation=attention,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    if report["missing_keys"]:
+        raise ValueError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
+    return CausalModel(model.eval(), precision)
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer beside the model."""
+    return AutoTokenizer.from_pretrained(resolve(path), trust_remote_code=False)
+
+
+def vocabulary(
+    tokenizer: PreTrainedTokenizerBase, model: CausalModel, answer_start: str | None, answer_prefix: str
+) -> Vocabulary:
+    """What strategies may know of the tokens. Added tokens count as reserved even where they are not special."""
+    added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
+    configured = model.model.generation_config.eos_token_id
+    stops = configured if isinstance(configured, list) else [configured]
+    stops = {token for token in (*stops, tokenizer.eos_token_id) if token is not None}
+    if not stops:
+        raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token")
+    return Vocabulary(
+        size=len(tokenizer),
+        reserved=tuple(sorted(added)),
+        stops=tuple(sorted(stops)),
+        answer_start=tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else (),
+        answer_prefix=tuple(tokenizer.encode(answer_prefix, add_special_tokens=False)) if answer_prefix else (),
+    )
+
+
+def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int) -> tuple[Tensor, Tensor]:
+    """Prompts as ids and mask, both (P, S), left-padded. Raises ValueError where one exceeds `context` tokens."""
+    ids = [tokenizer.encode(text) for text in texts]
+    width = max(len(row) for row in ids)
+    if width > context or not all(ids):
+        longest = max(range(len(ids)), key=lambda row: len(ids[row]))
+        raise ValueError(f"a prompt has {width} tokens, allowed are 1 to {context}: {texts[longest][:80]!r}")
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    padded = torch.tensor([[pad] * (width - len(row)) + row for row in ids])
+    lengths = torch.tensor([len(row) for row in ids])
+    return padded, torch.arange(width)[None] >= width - lengths[:, None]

@@ -1,0 +1,120 @@
+"""What the files of a model say before it is loaded: where they are, whether they are whole, words and positions.
+
+It reads json and tokenizer files only; tensors, and what they are good for, it does not know.
+"""
+
+import json
+import re
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def directory(path: str) -> Path | None:
+    """A model's directory, looked for from the working directory and then from the repository; None where there is none."""
+    for base in (Path.cwd(), REPOSITORY):
+        place = base / Path(path).expanduser()
+        if place.is_dir():
+            return place
+    return None
+
+
+def refusal(path: Any) -> str | None:
+    """Why no model can be loaded from `path`, as a phrase; None where it looks well or is a hub id."""
+    if not isinstance(path, str) or not path or not path.isprintable():
+        return "must be a directory or a hub id such as Qwen/Qwen3-1.7B-Base"
+    place = directory(path)
+    if place is None:
+        owner = path.partition("/")[0]
+        if HUB_ID.fullmatch(path) and ".." not in path and directory(owner) is None:
+            return None
+        return "is no directory, and no hub id such as Qwen/Qwen3-1.7B-Base"
+    if not isinstance(_json(place / "config.json"), dict):
+        return "the directory has no readable config.json, so it holds no Hugging Face model"
+    if not (place / "tokenizer.json").is_file() and not (place / "tokenizer_config.json").is_file():
+        return "the directory has neither tokenizer.json nor tokenizer_config.json"
+    if (place / "tokenizer.json").is_file() and tokenizer(place) is None:
+        return "its tokenizer.json cannot be read"
+    return _weights_refusal(place)
+
+
+def run_refusal(run: Any) -> str | None:
+    """Why a finished run's model cannot be evaluated from the directory `run`, as a phrase; None where it can."""
+    if not isinstance(run, str) or not Path(run).is_dir():
+        return "is no directory"
+    if not isinstance(_json(Path(run, "run.json")), dict):
+        return "holds no run.json, so it is no run directory"
+    if not Path(run, "hf").is_dir():
+        return "holds no hf/ with a model, so the run has not finished"
+    inner = refusal(str(Path(run, "hf").absolute()))
+    return f"hf/: {inner}" if inner else None
+
+
+@lru_cache
+def tokenizer(place: Path) -> Tokenizer | None:
+    """The tokenizer of a model directory; None where it has no (readable) tokenizer.json."""
+    try:
+        return Tokenizer.from_file(str(place / "tokenizer.json"))
+    except Exception:  # the Rust side raises bare Exception for a missing as for a broken file
+        return None
+
+
+def ordinary_tokens(place: Path) -> int | None:
+    """How many tokens may be neighbours: neither special nor added, with a row in the table. None: cannot be told."""
+    words, settings = tokenizer(place), _json(place / "config.json")
+    rows = _setting(settings, "vocab_size")
+    if words is None:
+        return None
+    added = set(words.get_added_tokens_decoder())
+    return sum(1 for row in set(words.get_vocab().values()) - added if rows is None or row < rows)
+
+
+def positions(place: Path) -> int | None:
+    """How many tokens the model can attend to; None where config.json does not say."""
+    return _setting(_json(place / "config.json"), "max_position_embeddings")
+
+
+def _setting(settings: Any, name: str) -> int | None:
+    for node in (settings, settings.get("text_config")) if isinstance(settings, dict) else ():
+        if isinstance(node, dict) and isinstance(node.get(name), int):
+            return node[name]
+    return None
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def _weights_refusal(place: Path) -> str | None:
+    index = _json(place / "model.safetensors.index.json")
+    shards = {str(name) for name in index.get("weight_map", {}).values()} if isinstance(index, dict) else set()
+    files = [place / name for name in sorted(shards)] or sorted(place.glob("*.safetensors"))
+    if not files:
+        other = any(place.glob("*.bin")) or any(place.glob("*.pt"))
+        return f"the directory has no *.safetensors{', and weights in pickles are not loaded' if other else ''}"
+    for file in files:
+        if not _is_whole(file):
+            return f"{file.name} is missing or cut off"
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a safetensors file is as long as its header says."""
+    try:
+        with open(file, "rb") as content:
+            length = int.from_bytes(content.read(8), "little")
+            if not 2 <= length <= min(100_000_000, file.stat().st_size - 8):
+                return False
+            header = json.loads(content.read(length))
+        ends = [int(node["data_offsets"][1]) for name, node in header.items() if name != "__metadata__"]
+        return file.stat().st_size == 8 + length + max(ends, default=0)
+    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        return False

@@ -1,0 +1,117 @@
+"""What the YAML files define: groups, their choices, the keys of each, and the name that a misspelt one was meant to be.
+
+It does not know what was typed.
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from hydra import compose
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError
+from omegaconf import DictConfig
+
+from ngrpo.settings import flat
+
+# What other trainers call it.
+FOREIGN_NAMES = {
+    "lr": "learning_rate",
+    "max_steps": "steps",
+    "total_training_steps": "steps",
+    "batch_size": "prompts_per_step",
+    "train_batch_size": "prompts_per_step",
+    "num_generations": "group_size",
+    "max_completion_length": "max_new_tokens",
+    "rho": "mix_rate",
+    "beta": "algorithm.kl.coefficient",
+    "kl_coef": "algorithm.kl.coefficient",
+}
+
+
+@dataclass
+class Schema:
+    """The configuration below `conf/`, with the user's own files where `search_path` (an override) names some."""
+
+    loader: ConfigLoader
+    config_name: str
+    search_path: list[str]
+    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    listed: dict[tuple[str, ObjectType], list[str]] = field(default_factory=dict)
+
+    def reference(self, overrides: Iterable[str]) -> DictConfig:
+        """What group choices (and settings of Hydra itself) compose to; Hydra's errors pass."""
+        key = tuple(overrides)
+        if key not in self.composed:
+            self.composed[key] = compose(self.config_name, list(key), return_hydra_config=True)
+        return self.composed[key]
+
+    @cached_property
+    def defaults(self) -> dict[str, str | None]:
+        """Group -> the choice that stands when nothing is typed."""
+        return dict(self.reference(self.search_path).hydra.runtime.choices)
+
+    def groups(self) -> list[str]:
+        """Names of the top-level groups that this primary configuration uses."""
+        used = {*self.defaults, *self.reference(self.search_path)} - {"hydra"}
+        return [name for name in self._options("", ObjectType.GROUP) if name in used]
+
+    def is_group(self, name: str) -> bool:
+        parent, _, last = name.rpartition("/")
+        return bool(last) and last in self._options(parent, ObjectType.GROUP)
+
+    def choices(self, group: str) -> list[str]:
+        """The options of a group, those of its sub-groups as `sub/option`."""
+        subs = self._options(group, ObjectType.GROUP)
+        inner = [f"{sub}/{option}" for sub in subs for option in self.choices(f"{group}/{sub}")]
+        return self._options(group, ObjectType.CONFIG) + inner
+
+    @cached_property
+    def owners(self) -> dict[str, list[str]]:
+        """Dotted key -> the choices, as `group=option`, whose file defines it."""
+        owners: dict[str, list[str]] = {}
+        for group in self.groups():
+            for option in self.choices(group):
+                for key in self._keys(group, option):
+                    owners.setdefault(key, []).append(f"{group}={option}")
+        return owners
+
+    def nearest(self, key: str, known: Mapping[str, Any]) -> str | None:
+        """The key or group that `key` was probably meant to be."""
+        parent, _, name = key.rpartition(".")
+        siblings = {child.rpartition(".")[2]: child for child in known if child.rpartition(".")[0] == parent}
+        if parent and siblings:
+            return siblings.get(alike(name, siblings) or "")
+        leaves = {child.rpartition(".")[2]: child for child in reversed(list(known))}
+        if key in leaves:
+            return leaves[key]
+        nodes = (child[: dot.start()] for child in known for dot in re.finditer(r"\.", child))
+        names = dict.fromkeys([*self.groups(), *known, *nodes, *self.owners])
+        if FOREIGN_NAMES.get(key) in names:
+            return FOREIGN_NAMES[key]
+        return alike(key, names) or leaves.get(alike(name, leaves, cutoff=0.75) or "")
+
+    def _options(self, group: str, kind: ObjectType) -> list[str]:
+        if (group, kind) not in self.listed:
+            self.listed[group, kind] = self.loader.get_group_options(group, kind, overrides=self.search_path)
+        return self.listed[group, kind]
+
+    def _keys(self, group: str, option: str) -> Iterator[str]:
+        for source in self.loader.get_sources():
+            try:
+                found = source.load_config(f"{group}/{option}")
+            except ConfigLoadError:
+                continue
+            package = found.header["package"] or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
+            keys = flat(found.config) if isinstance(found.config, DictConfig) else {}
+            yield from (key if package == "_global_" else f"{package}.{key}" for key in keys)
+
+
+def alike(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The name most like `name`; None if none is like it."""
+    found = difflib.get_close_matches(name, list(names), n=1, cutoff=cutoff)
+    return found[0] if found else None

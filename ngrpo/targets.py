@@ -1,0 +1,115 @@
+"""What a `_target_` may name: a class or function written in this package, or one of a few library classes.
+
+A configuration file is user input, so names are looked up in the source text: nothing is imported to find out, and a
+name that a module merely imports (`ngrpo.records.os`) is not one of its own. It does not know what a target is for.
+"""
+
+import ast
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+PACKAGE = Path(__file__).resolve().parent
+LIBRARY = tuple(
+    f"lightning.pytorch.loggers.{name}"
+    for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
+)
+RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The keyword arguments of a target; `takes` is None where it cannot be told from the source."""
+
+    takes: tuple[str, ...] | None
+    needs: tuple[str, ...] = ()
+
+
+def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted key, node) of every node with a `_target_`, however deep, lists included."""
+    if isinstance(tree, Mapping):
+        if "_target_" in tree:
+            yield path, tree
+        for name, child in tree.items():
+            yield from nodes(child, f"{path}.{name}" if path else str(name))
+    elif isinstance(tree, Sequence) and not isinstance(tree, str):
+        for index, child in enumerate(tree):
+            yield from nodes(child, f"{path}.{index}" if path else str(index))
+
+
+def refusal(target: Any) -> str | None:
+    """Why `target` may not be used, as a phrase; None where it may."""
+    if not isinstance(target, str):
+        return "must be the dotted name of a class or function"
+    if target in LIBRARY:
+        return None
+    parts = target.split(".")
+    if parts[0] != PACKAGE.name or len(parts) < 3:
+        return f"only names below {PACKAGE.name} and {', '.join(LIBRARY)} may be built"
+    if any(not part.isidentifier() or part.startswith("_") for part in parts):
+        return "private names may not be built"
+    source = _source(parts[1:-1])
+    if source is None:
+        return f"there is no module {'.'.join(parts[:-1])}"
+    own = _definitions(source)
+    if parts[-1] in own:
+        return None
+    alike = difflib.get_close_matches(parts[-1], own, n=1)
+    nearest = f"; the nearest name is {'.'.join(parts[:-1])}.{alike[0]}" if alike else ""
+    return f"{'.'.join(parts[:-1])} defines no {parts[-1]}{nearest}"
+
+
+def signature(target: str) -> Signature:
+    """The arguments that `target`, a name that `refusal` lets through, takes and needs."""
+    if target in LIBRARY:
+        return Signature(None)
+    *module, name = target.split(".")[1:]
+    source = _source(module)
+    definition = _definitions(source)[name] if source else None
+    if isinstance(definition, ast.FunctionDef):
+        return _arguments(definition.args, skip=0)
+    if not isinstance(definition, ast.ClassDef):
+        return Signature(None)
+    for statement in definition.body:
+        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
+            return _arguments(statement.args, skip=1)
+    is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
+    return _fields(definition) if is_dataclass and not definition.bases else Signature(None)
+
+
+def _source(module: list[str]) -> Path | None:
+    path = PACKAGE.joinpath(*module)
+    found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()]
+    return found[0] if found else None
+
+
+@lru_cache
+def _definitions(source: Path) -> dict[str, ast.ClassDef | ast.FunctionDef]:
+    tree = ast.parse(source.read_text(encoding="utf-8"))
+    return {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
+
+
+def _arguments(arguments: ast.arguments, skip: int) -> Signature:
+    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][skip:]
+    optional = positional[len(positional) - len(arguments.defaults) :] if arguments.defaults else []
+    pairs = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
+    needs = [name for name in positional if name not in optional]
+    needs += [argument.arg for argument, default in pairs if default is None]
+    takes = None if arguments.kwarg else (*positional, *(argument.arg for argument, _ in pairs))
+    return Signature(takes, tuple(needs))
+
+
+def _fields(definition: ast.ClassDef) -> Signature:
+    fields = {
+        statement.target.id: ast.unparse(statement.value) if statement.value else None
+        for statement in definition.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    }
+    takes = tuple(name for name, value in fields.items() if "init=False" not in (value or ""))
+    needs = tuple(
+        name for name in takes if fields[name] is None or (fields[name] or "").startswith("field(") and "default" not in (fields[name] or "")
+    )
+    return Signature(takes, needs)

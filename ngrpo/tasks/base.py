@@ -1,0 +1,48 @@
+"""What a task is: problems, their prompt text, and the reward of a completion. It knows nothing of tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question. `id` is unique within its task and stable across versions of the same task."""
+
+    id: str
+    prompt: str
+    gold: str
+
+
+@dataclass(frozen=True)
+class Score:
+    """The verdict on one completion.
+
+    `outcome` is one of OUTCOMES; `extracted` is the final answer as it stood in the text (None when there is none);
+    `solution_path` is a normal form of the reasoning, equal for completions that solve the problem the same way.
+    """
+
+    reward: float
+    outcome: str
+    extracted: str | None
+    solution_path: str
+
+
+class Task(Protocol):
+    """A named, versioned sequence of problems with their scorer; training sets and benchmarks are both tasks.
+
+    `answer_start` is the text that ends the thinking part (None: there is no such part) and `answer_prefix` the text
+    that opens the final answer; strategies that act only while the model thinks need both.
+    """
+
+    name: str
+    version: str
+    answer_start: str | None
+    answer_prefix: str
+    problems: Sequence[Problem]
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per (problem, completion) pair, in order."""
+        ...

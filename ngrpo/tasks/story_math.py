@@ -1,0 +1,122 @@
+"""Arithmetic stories told in words, with a verifiable answer: problems drawn by rule, so there are as many as asked for.
+
+It does not know who solves them. A problem depends only on version, split, wording, level and index.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from random import Random
+
+from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
+from ngrpo.tasks.base import Problem, Score
+from ngrpo.tasks.story_text import ANSWER_PREFIX, ANSWER_START, LIMIT, NUMBERS, WORDINGS, read_equations, tell_story
+
+VERSION = "v1"
+MAX_LEVEL = 8
+SPLITS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
+
+
+@dataclass(frozen=True)
+class Story:
+    """What happens, without words: a start and signed changes, never below zero nor, gains first, above LIMIT."""
+
+    start: int
+    changes: tuple[int, ...]
+
+    @property
+    def answer(self) -> int:
+        return self.start + sum(self.changes)
+
+    @property
+    def split(self) -> str:
+        """The split that this story belongs to in every wording: the same sums never train and test."""
+        digest = blake2b(f"{VERSION} {self.start} {self.changes}".encode(), digest_size=8).digest()
+        return next(split for split, shares in SPLITS.items() if int.from_bytes(digest) % 10 in shares)
+
+
+def draw_story(rng: Random, level: int, split: str) -> Story:
+    """A story of `level` operations from `split`; from two operations on it has both a gain and a loss."""
+    while True:
+        changes = tuple(rng.choice((-1, 1)) * rng.randint(2, 9) for _ in range(level))
+        story = Story(rng.randint(3, 35), changes)
+        if level > 1 and (min(changes) > 0 or max(changes) < 0):
+            continue
+        lowest = min(story.start + sum(changes[: at + 1]) for at in range(level))
+        highest = story.start + sum(change for change in changes if change > 0)
+        if lowest >= 0 and highest <= LIMIT and story.split == split:
+            return story
+
+
+class StoryProblems(Sequence):
+    """The problems of a `StoryMath`, made when they are looked at."""
+
+    def __init__(self, split: str, levels: tuple[int, ...], size: int, wording: str):
+        self.split, self.levels, self.size, self.wording = split, levels, size, wording
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(self.size))]
+        if not -self.size <= index < self.size:
+            raise IndexError(f"story_math has {self.size} problems, got index {index}; task.size=N asks for more")
+        index %= self.size
+        level = self.levels[index % len(self.levels)]
+        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
+        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
+        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+        story = draw_story(rng, level, self.split)
+        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
+        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
+
+
+@dataclass
+class StoryMath:
+    r"""A task of `size` stories; a story of level n takes n additions or subtractions.
+
+    split: `train`, `val` or `test`, which share no arithmetic in any wording. levels: taken in turn, each in 1..8.
+    wording: `common`, or `held_out` for verbs, objects, names and sentence order that `common` never uses.
+    The prompt ends in `<think>`; a completion is right if the last `\boxed{}` after `</think>` holds the answer, in
+    digits or words (reward 1.0, otherwise 0.0). `solution_path` is the list of equations of the thinking part.
+    Raises ValueError for an unknown split, wording or level.
+    """
+
+    split: str
+    levels: Sequence[int]
+    size: int
+    wording: str = "common"
+    name: str = field(default="story_math", init=False)
+    version: str = field(default=VERSION, init=False)
+    answer_start: str | None = field(default=ANSWER_START, init=False)
+    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
+    problems: Sequence[Problem] = field(init=False)
+
+    def __post_init__(self):
+        if self.split not in SPLITS:
+            raise ValueError(
+                f"story_math: unknown split {self.split!r}, expected one of {list(SPLITS)}; set task.split"
+            )
+        if self.wording not in WORDINGS:
+            known = list(WORDINGS)
+            raise ValueError(f"story_math: unknown wording {self.wording!r}, expected one of {known}; set task.wording")
+        levels = tuple(self.levels)
+        if not levels or not all(level in range(1, MAX_LEVEL + 1) for level in levels):
+            raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
+        if self.size < 1:
+            raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
+        self.problems = StoryProblems(self.split, levels, self.size, self.wording)
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
+        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+
+    def _score_one(self, problem: Problem, completion: str) -> Score:
+        thinking = completion.partition(self.answer_start)[0]
+        path = ";".join(read_equations(thinking))
+        extracted = extract_boxed(completion, self.answer_start)
+        if extracted is None or parse_integer(extracted) is None:
+            return Score(0.0, "unparsed", extracted, path)
+        right = same_integer(extracted, problem.gold)
+        return Score(float(right), "correct" if right else "wrong", extracted, path)

@@ -1,0 +1,133 @@
+"""Train a policy with an exploration strategy, and evaluate it before and after.
+
+python train.py exploration=neighbor_mix mix_rate=0.1 k=3
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ngrpo import command_line, records
+
+
+def main(config: DictConfig) -> dict[str, Any] | None:
+    """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
+    directory = command_line.run_path()
+    plain, versions = command_line.plain(config), command_line.data_versions(config)
+    if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
+        return train(config, directory, None)
+    plan = {key: config.evaluation[key] for key in ("n", "rows_per_batch", "problems")}
+    info = {"threads": config.trainer.threads or os.cpu_count(), "batch_plan": plan}
+    digest = records.config_hash(plain, versions)
+    opened = records.RunDirectory.open(
+        directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions
+    )
+    with opened as run:
+        if run.status == "finished":
+            print(f"already finished at RL step {config.steps}; fresh=true starts anew")
+        else:
+            train(config, directory, run)
+            run.finish()
+        report(run)
+        return run.read_results()
+
+
+def train(config: DictConfig, directory: Path, run: records.RunDirectory | None) -> None:
+    """Build everything and let Lightning walk through the RL steps."""
+    import torch
+    from lightning.pytorch import Trainer, seed_everything
+
+    from ngrpo.evaluate import Evaluation
+    from ngrpo.policy import Policy, Training
+    from ngrpo.progress import Progress
+    from ngrpo.recorder import Interrupts, Recorder
+    from ngrpo.reference import Reference
+
+    interrupts = Interrupts()
+    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    seed_everything(config.seed, verbose=False)
+    task = command_line.build(config.task)
+    sampler = build_sampler(config, config.exploration, task)
+    evaluator = build_sampler(config, config.evaluation.exploration, task, sampler)
+    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    sizes = {key: config.evaluation[key] for key in ("n", "rows_per_batch", "problems")}
+    labels = {"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")}
+    progress = Progress(config.steps, quiet=run is None)
+    recorder = Recorder(
+        run=run,
+        directory=directory,
+        labels=labels,
+        evaluation=Evaluation(benchmarks, **sizes),
+        evaluator=evaluator,
+        steps=config.steps,
+        eval_every=config.eval_every,
+        checkpoint_every=config.checkpoint_every,
+        progress=progress,
+        interrupts=interrupts,
+    )
+    algorithm = command_line.build(config.algorithm)
+    training = Training(
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        micro_batch_rows=config.trainer.micro_batch_rows,
+        **command_line.plain(config.optimizer),
+    )
+    reference = Reference(load_model(config)) if algorithm.kl["coefficient"] > 0 else None
+    policy = Policy(sampler, task, algorithm, training, recorder, reference)
+    trainer = Trainer(
+        accelerator=config.trainer.accelerator,
+        devices=config.trainer.devices,
+        strategy=config.trainer.strategy,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        default_root_dir=directory,
+    )
+    progress.start(policy.done)
+    try:
+        trainer.fit(policy, torch.utils.data.DataLoader(range(policy.done, config.steps + 1), batch_size=None))
+    finally:
+        progress.stop()
+
+
+def load_model(config: DictConfig) -> Any:
+    """The base model, in the precision that the trainer asks for."""
+    from ngrpo.models import causal
+
+    return causal.load(config.model.path, config.model.dtype, config.model.attention, config.trainer.precision)
+
+
+def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any = None) -> Any:
+    """A sampler under `strategy`, with the model and tokenizer of `like` where one is given."""
+    from ngrpo.evaluate import Sampler
+    from ngrpo.models import causal
+
+    tokenizer = like.tokenizer if like else causal.load_tokenizer(config.model.path)
+    model = like.model if like else load_model(config)
+    built = command_line.build(strategy)
+    built.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
+    return Sampler(model, tokenizer, built, config.max_new_tokens)
+
+
+def report(run: records.RunDirectory) -> None:
+    """Print the Pass@k table and where everything lies."""
+    from rich.console import Console
+
+    from ngrpo.progress import passk_table
+
+    Console().print(passk_table(run.read_results(), run.path))
+    print(run.path)
+
+
+if __name__ == "__main__":
+    command_line.prepare("config")
+    command_line.run(main)
