@@ -3,7 +3,9 @@
 python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 """
 
+import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     from ngrpo.recorder import Interrupts, Recorder
     from ngrpo.reference import Reference
 
+    quiet_lightning()
     interrupts = Interrupts()
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     seed_everything(config.seed, verbose=False)
@@ -97,6 +100,14 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         trainer.fit(policy, torch.utils.data.DataLoader(range(policy.done, config.steps + 1), batch_size=None))
     finally:
         progress.stop()
+
+
+def quiet_lightning() -> None:
+    """Lightning's banners and its advice on loops that are not ours to follow: the run has its own progress."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
 def load_model(config: DictConfig) -> Any:

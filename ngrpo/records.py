@@ -259,7 +259,6 @@ class RunDirectory:
             OSError: it cannot be written.
         """
         path = Path(path)
-        _refuse_other_files(path)
         lock = _acquire(path)
         try:
             record = _read_record(path, fresh)
@@ -443,6 +442,7 @@ def _raw_rows(path: Path) -> list[dict[str, str | None]]:
 def _acquire(path: Path) -> int:
     """Descriptor of the locked file `.lock`; the system unlocks it when this process dies, however it dies."""
     try:
+        _refuse_other_files(path)
         path.mkdir(parents=True, exist_ok=True)
         lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     except OSError as error:

@@ -60,7 +60,7 @@ def tokenizer(place: Path) -> Tokenizer | None:
     """The tokenizer of a model directory; None where it has no (readable) tokenizer.json."""
     try:
         return Tokenizer.from_file(str(place / "tokenizer.json"))
-    except Exception:  # the Rust side raises bare Exception for a missing as for a broken file
+    except Exception:  # noqa: BLE001 - the Rust side raises nothing narrower, for a missing as for a broken file
         return None
 
 

@@ -69,7 +69,7 @@ def allowed(rule: Rule) -> str:
 
 
 def example(value: Any, rule: Rule, usual: Any = None) -> Any:
-    """A value that obeys: the choice that `value` misspells, else `usual`, else the nearest bound; None where none is known."""
+    """A value that obeys: the choice that `value` misspells, else `usual`, else the nearest bound; else None."""
     choices = list(rule.get("choices", ()))
     alike = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
     spelled = [choice for choice in choices if alike and str(choice) == alike[0]]

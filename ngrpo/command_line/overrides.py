@@ -1,25 +1,28 @@
-"""What was typed, override by override: what cannot be read, and the jobs that the rest stands for.
+"""What was typed, override by override: what cannot be read, which values a sweep lists, which leaves are set.
 
 It does not know the configuration.
 """
 
 import copy
-from collections.abc import Iterator
 from typing import Any
 
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ngrpo.settings import flat
+from ngrpo.settings.composed import flat
 
 TRIED = 24  # values of one sweep that are looked at before its jobs start
 
 
-def parse(tokens: list[str]) -> tuple[list[Override], list[str]]:
-    """The overrides that can be read, and a problem for each that cannot, or that gives a key a second time."""
+def parse(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a problem for each that cannot, or that gives a key a second time.
+
+    `loader` knows the options that a `glob()` stands for.
+    """
     read: list[Override] = []
     problems: list[str] = []
     first: dict[str, str] = {}
@@ -31,9 +34,11 @@ def parse(tokens: list[str]) -> tuple[list[Override], list[str]]:
         try:
             override = read_one(token)
         except (HydraException, ValueError, AttributeError, TypeError):
-            problems.append(f"{token}: cannot be read as key=value; text with signs in it needs quotes: \"{key}='...'\"")
+            problems.append(
+                f"{token}: cannot be read as key=value; text with signs in it needs quotes: \"{key}='...'\""
+            )
             continue
-        name = override.key_or_group
+        name, override.config_loader = override.key_or_group, loader
         if not name:
             problems.append(f"{token}: names no key; <key>={value}")
         elif name in first and not override.is_hydra_override():
@@ -51,17 +56,8 @@ def read_one(text: str) -> Override:
     return override
 
 
-def variants(overrides: list[Override]) -> Iterator[list[Override]]:
-    """Jobs that between them show each listed value once: one value changes at a time, the others stay the first."""
-    listed = [_listed(override) for override in overrides]
-    base = [values[0] for values in listed]
-    yield base
-    for place, values in enumerate(listed):
-        for value in values[1:]:
-            yield [*base[:place], value, *base[place + 1 :]]
-
-
-def _listed(override: Override) -> list[Override]:
+def listed(override: Override) -> list[Override]:
+    """The values of a sweep, each as an override of its own (the ends of an interval); others as they are."""
     if not override.is_sweep_override():
         return [override]
     if override.is_interval_sweep():

@@ -15,11 +15,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ngrpo import machine, settings
-from ngrpo.limits import as_override
-from ngrpo.overrides import apply, leaves, typed
-from ngrpo.schema import Schema, alike
-from ngrpo.settings import flat
+from ngrpo import settings
+from ngrpo.command_line.overrides import apply, leaves, listed, typed
+from ngrpo.command_line.schema import Schema, alike
+from ngrpo.settings import machine
+from ngrpo.settings.composed import flat
+from ngrpo.settings.limits import as_override
 
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
 OF_HYDRA = re.compile(
@@ -37,6 +38,7 @@ class Job:
 
     schema: Schema
     overrides: list[Override]
+    several: bool = False
     problems: list[str] = field(default_factory=list)
 
     def __post_init__(self):
@@ -64,8 +66,7 @@ class Job:
 
     def unknown(self) -> list[Override]:
         """Value overrides with a key that these choices do not have."""
-        known = self._known
-        return [o for o in self.values if not all(_has(known, key) for key in leaves(o)) and not self._is_free(o)]
+        return [o for o in self.values if not all(_has(self._known, key) for key in leaves(o)) and not self._is_free(o)]
 
     def unknown_problem(self, override: Override) -> list[str]:
         """The lines for an override of `unknown`: whose key it is, or the nearest name."""
@@ -83,13 +84,14 @@ class Job:
         unknown = self.unknown()
         known = [o for o in self.values if o not in unknown]
         shapes = {id(o): self._shape(o) for o in known}
-        fitting = [o for o in known if not shapes[id(o)]]
+        of_limits = [o for o in known if o.key_or_group.partition(".")[0] == "limits"]
+        fitting = [o for o in known if not shapes[id(o)] or o not in of_limits and (o.is_add() or self._is_free(o))]
         config, unfit = apply(self.reference, fitting)
         given = {o.key_or_group: typed(o) for o in self.overrides}
         given |= {key: as_override(leaf) for o in fitting for key, leaf in leaves(o).items() if key not in given}
         found = [line for lines in shapes.values() for line in lines] + unfit
         found += settings.problems(config, self.reference, given) + list(_of_hydra(config))
-        found = found or _directory(config)
+        found = found or _directory(config, self.several)
         return found, [] if found else settings.notes(config, given)
 
     @cached_property
@@ -108,22 +110,35 @@ class Job:
         group, text, value = override.key_or_group, str(override.input_line), override.value()
         choices, now = self.schema.choices(group), self.schema.defaults.get(group)
         default = f"{group}={now or (choices[0] if choices else '<name>')}"
-        misspelt = [name for name in (value if isinstance(value, list) else [value]) if name not in choices]
-        if override.package is not None:
-            self.problems.append(f"{text}: {group} stands where it stands; {group}={as_override(value)}")
+        names = value if isinstance(value, list) else [value]
+        misspelt = [name for name in names if name not in choices]
+        top, _, rest = group.partition("/")
+        if top not in self.schema.groups() and top != "hydra":
+            self.problems.append(f"{text}: there is no {top} here; leave it out")
+        elif group not in self.schema.defaults and rest:
+            self.problems.append(f"{text}: the group is {top}; {top}={rest}/{as_override(value)}")
         elif override.is_delete():
             self.problems.append(f"{text}: {group} cannot be left out; {default}")
-        elif group not in self.schema.defaults and "/" in group:
-            parent, _, rest = group.partition("/")
-            self.problems.append(f"{text}: the group is {parent}; {parent}={rest}/{as_override(value)}")
-        elif override.is_force_add() or override.is_add() and group in self.schema.defaults:
-            self.problems.append(f"{text}: {group} is there already; {group}={as_override(value)}")
-        elif misspelt or value == []:
-            near = alike(str(misspelt[0]), choices) if misspelt else None
+        elif misspelt or not names:
+            near = [name if name in choices else alike(str(name), choices) for name in names]
             one_of = f"{group} is one of {', '.join(choices)}" if choices else f"{group} has no choices yet"
-            self.problems.append(f"{text}: {one_of}; {f'{group}={near}' if near else default}")
-            if near and not isinstance(value, list):
-                yield f"{group}={near}"
+            fix = (
+                f"{group}={as_override(near if isinstance(value, list) else near[0])}"
+                if names and all(near)
+                else default
+            )
+            self.problems.append(f"{text}: {one_of}; {fix}")
+            if fix != default:
+                yield fix
+        elif isinstance(value, list) and group in self.schema.defaults:
+            self.problems.append(f"{text}: {group} is one choice, without brackets; {group}={names[0]}")
+        elif (
+            override.package is not None
+            or override.is_force_add()
+            or override.is_add()
+            and group in self.schema.defaults
+        ):
+            self.problems.append(f"{text}: {group} is there already; {group}={as_override(value)}")
         else:
             yield text
 
@@ -138,10 +153,14 @@ class Job:
         parent = key.rpartition(".")[0]
         siblings = [child for child in self._known if child.rpartition(".")[0] == parent]
         if nearest is None and parent and siblings:
-            return f"{key}={value}: there is no {key}, {parent} has {', '.join(siblings)}; leave it out"
+            return f"{key}={value}: there is no {key}, {parent} has {', '.join(child.rpartition('.')[2] for child in siblings)}; leave it out"
         if nearest is None:
             return f"{key}={value}: there is no {key}; --cfg job lists what there is"
-        owner = "" if _has(self._known, nearest) else "".join(f" {owner}" for owner in self.schema.owners.get(nearest, [])[:1])
+        owner = (
+            ""
+            if _has(self._known, nearest)
+            else "".join(f" {owner}" for owner in self.schema.owners.get(nearest, [])[:1])
+        )
         return f"{key}={value}: there is no {key}, the nearest name is {nearest}; {nearest}={value}{owner}"
 
     def _shape(self, override: Override) -> list[str]:
@@ -163,6 +182,20 @@ class Job:
         if not parts and isinstance(value, dict) and isinstance(self._known.get(key), (str, int, float, list)):
             return [f"{text}: {key} is a single value; {key}={as_override(self._known[key])}"]
         return []
+
+
+def jobs_of(schema: Schema, overrides: list[Override], several: bool) -> list[Job]:
+    """Jobs that between them show every listed value: one changes at a time, where its key is known; the rest stay first."""
+    values = [listed(override) for override in overrides]
+    jobs = [Job(schema, [members[0] for members in values], several)]
+    groups = [place for place, override in enumerate(overrides) if schema.is_group(override.key_or_group)]
+    others = [place for place in range(len(overrides)) if place not in groups]
+    for place in [*groups, *others]:
+        homes = [job for job in jobs if job.overrides[place] not in job.unknown()]
+        home = (homes or jobs)[0].overrides
+        for value in values[place][1:]:
+            jobs.append(Job(schema, [*home[:place], value, *home[place + 1 :]], several))
+    return jobs
 
 
 def _has(known: dict[str, Any], key: str) -> bool:
@@ -190,13 +223,12 @@ def _names_of_callables(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:
         yield from _names_of_callables(child, f"{path}.{name}")
 
 
-def _directory(config: DictConfig) -> list[str]:
+def _directory(config: DictConfig, several: bool) -> list[str]:
     """Whether the directory that the job would make can be made."""
+    key = "hydra.sweep.dir" if several else "hydra.run.dir"
     try:
-        path = config.hydra.run.dir
+        path = OmegaConf.select(config, key)
     except (OmegaConfBaseException, ValueError) as error:
-        return [f"hydra.run.dir: {' '.join(str(error).split())}; hydra.run.dir=outputs/<name>"]
+        return [f"{key}: {' '.join(str(error).split())}; {key}=outputs/<name>"]
     refusal = machine.directory_refusal(str(path or ""))
-    return [f"hydra.run.dir={path}: {refusal}; hydra.run.dir=outputs/<name>"] if refusal else []
-
-
+    return [f"{key}={path or ''}: {refusal}; {key}=outputs/<name>"] if refusal else []

@@ -16,7 +16,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig
 
-from ngrpo.settings import flat
+from ngrpo.settings.composed import flat
 
 # What other trainers call it.
 FOREIGN_NAMES = {

@@ -12,7 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
+ROOMS = ("exploration", "tasks", "advantages", "losses", "policy")  # no room that writes or deletes files
 LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
     for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
@@ -47,19 +48,24 @@ def refusal(target: Any) -> str | None:
     if target in LIBRARY:
         return None
     parts = target.split(".")
-    if parts[0] != PACKAGE.name or len(parts) < 3:
-        return f"only names below {PACKAGE.name} and {', '.join(LIBRARY)} may be built"
+    if parts[0] != PACKAGE.name or len(parts) < 3 or parts[1] not in ROOMS:
+        rooms = ", ".join(f"{PACKAGE.name}.{room}" for room in ROOMS)
+        return f"only classes and functions of {rooms} and Lightning's loggers may be built"
     if any(not part.isidentifier() or part.startswith("_") for part in parts):
         return "private names may not be built"
-    source = _source(parts[1:-1])
+    module, source = ".".join(parts[:-1]), _source(parts[1:-1])
     if source is None:
-        return f"there is no module {'.'.join(parts[:-1])}"
-    own = _definitions(source)
-    if parts[-1] in own:
-        return None
-    alike = difflib.get_close_matches(parts[-1], own, n=1)
-    nearest = f"; the nearest name is {'.'.join(parts[:-1])}.{alike[0]}" if alike else ""
-    return f"{'.'.join(parts[:-1])} defines no {parts[-1]}{nearest}"
+        return f"there is no module {module}"
+    return None if parts[-1] in _definitions(source) else f"{module} defines no {parts[-1]}"
+
+
+def nearest(target: Any) -> str | None:
+    """The target that a name with a misspelt last part was meant to be."""
+    module, _, name = str(target).rpartition(".")
+    parts = module.split(".")
+    source = _source(parts[1:]) if parts[0] == PACKAGE.name and all(map(str.isidentifier, parts)) else None
+    alike = difflib.get_close_matches(name, _definitions(source) if source else (), n=1)
+    return f"{module}.{alike[0]}" if alike else None
 
 
 def signature(target: str) -> Signature:
@@ -109,7 +115,5 @@ def _fields(definition: ast.ClassDef) -> Signature:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
     takes = tuple(name for name, value in fields.items() if "init=False" not in (value or ""))
-    needs = tuple(
-        name for name in takes if fields[name] is None or (fields[name] or "").startswith("field(") and "default" not in (fields[name] or "")
-    )
-    return Signature(takes, needs)
+    bare = {name for name, value in fields.items() if value is None or "field(" in value and "default" not in value}
+    return Signature(takes, tuple(name for name in takes if name in bare))
