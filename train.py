@@ -104,7 +104,8 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
 
 def quiet_lightning() -> None:
     """Lightning's banners and its advice on loops that are not ours to follow: the run has its own progress."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

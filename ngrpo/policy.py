@@ -152,7 +152,8 @@ class Policy(lightning.LightningModule):
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, as plain containers; the data position is the RL step itself."""
-        optimizer, schedule = self.optimizers(), self.lr_schedulers()
+        # The bare optimizer: Lightning's own keeps a copy of its fields, and state loaded into that copy is lost.
+        optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         return {
             "model": self.model.state_dict(),
             "strategy": self.strategy.state_dict(),
@@ -165,7 +166,7 @@ class Policy(lightning.LightningModule):
         """Put everything back to `state`."""
         self.model.load_state_dict(state["model"])
         self.strategy.load_state_dict(state["strategy"])
-        self.optimizers().load_state_dict(state["optimizer"])  # pyright: ignore
+        self.optimizers(use_pl_optimizer=False).load_state_dict(state["optimizer"])  # pyright: ignore
         self.lr_schedulers().load_state_dict(state["schedule"])  # pyright: ignore
         set_rng_state(state["rng"])
 

@@ -258,8 +258,7 @@ class RunDirectory:
             ForeignRun: it holds another run, a damaged run.json, or files that belong to no run.
             OSError: it cannot be written.
         """
-        path = Path(path)
-        lock = _acquire(path)
+        lock = _acquire(path := Path(path))
         try:
             record = _read_record(path, fresh)
             if record and (fresh or record["config_hash"] is None):
@@ -267,9 +266,7 @@ class RunDirectory:
                 record = {}
             if record and record["config_hash"] != hash:
                 raise ForeignRun(_difference(path, record, config, versions))
-            for part in path.rglob(".*.part"):
-                if PART.fullmatch(part.name):
-                    part.unlink()
+            _sweep(path)
             run = cls(path, lock, record)
             if run.status != "finished":
                 run._begin(config, hash, _plain(info or {}, "info", _finite_or_none), dict(versions or {}))
@@ -522,6 +519,12 @@ def _clear(path: Path, record: dict[str, Any]) -> None:
             continue
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     (path / "run.json").unlink()
+
+
+def _sweep(path: Path) -> None:
+    for part in path.rglob(".*.part"):
+        if PART.fullmatch(part.name):
+            part.unlink()
 
 
 def _difference(

@@ -69,8 +69,9 @@ def parts(rollouts: Rollouts, rows: int) -> list[Tensor]:
 @torch.no_grad()
 def replay_in_parts(model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
     """`replay` without gradient, `rows` at a time."""
-    whole = torch.zeros(rollouts.mask.shape, device=rollouts.mask.device)
+    dtype = torch.promote_types(model.table.dtype, torch.float32)
+    whole = torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device)
     for index in parts(rollouts, rows):
         part = rollouts.rows(index)
-        whole[index, : part.mask.shape[1]] = replay(model, strategy, part).to(whole.dtype)
+        whole[index, : part.mask.shape[1]] = replay(model, strategy, part)
     return whole

@@ -31,7 +31,8 @@ def test_pass_at_k_is_the_exact_fraction_rounded_once(n):
 def test_pass_at_k_takes_any_shape_and_a_number_of_samples_for_each_problem():
     c = np.array([[0, 1, 2], [3, 4, 4]])
     n = np.array([[4, 8, 16], [32, 4, 5]])
-    expected = [[1 - math.comb(b - a, 3) / math.comb(b, 3) for a, b in zip(*row, strict=True)] for row in zip(c, n)]
+    pairs = np.stack([c, n], axis=-1).tolist()
+    expected = [[1 - math.comb(b - a, 3) / math.comb(b, 3) for a, b in row] for row in pairs]
     np.testing.assert_allclose(pass_at_k(n, c, 3), expected, rtol=0, atol=1e-15)
     assert pass_at_k(4, 2, 4).shape == () and pass_at_k(4, np.zeros((0, 2), int), 2).shape == (0, 2)
 
@@ -65,7 +66,7 @@ def test_boot_best_counts_the_draws_with_replacement():
 
 
 def test_boot_best_has_the_values_behind_the_published_ones():
-    # One correct sample in 960 (30 problems, 32 samples) is printed as 1.33 and 2.13 %, unbiased would be 1.67 and 3.33.
+    # One correct sample in 960 (30 problems, 32 samples) gives 1.33 and 2.13 %, unbiased 1.67 and 3.33 %.
     c = np.array([1] + [0] * 29)
     published = [round(float(100 * boot_best_at_k(32, c, k).mean()), 2) for k in (16, 32)]
     unbiased = [round(float(100 * pass_at_k(32, c, k).mean()), 2) for k in (16, 32)]

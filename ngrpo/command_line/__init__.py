@@ -47,7 +47,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     """Lets Hydra run `main`, decorated by `hydra.main` or not, once or for each job of a multirun.
 
     Mistakes in the settings end the process with status 2 and a line each; another error of ours with status 1 and one
-    line; an interrupt with 130. Anything else is a bug and keeps its traceback, status 1. Jobs of a multirun go on.
+    line, or with its `exit_code`; an interrupt with 130. Anything else is a bug and keeps its traceback, status 1. The
+    other jobs of a multirun go on.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints part of a traceback and exits by itself
     job, failures = inspect.unwrap(main), []
@@ -75,7 +76,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
             failures.append(_as_settings(error))
             _tell(failures[-1])
     if failures:
-        sys.exit(2 if all(isinstance(error, SettingsError) for error in failures) else 1)
+        wrong = all(isinstance(error, SettingsError) for error in failures)
+        sys.exit(getattr(failures[-1], "exit_code", 2 if wrong else 1))
 
 
 def _as_settings(error: Exception) -> Exception:

@@ -49,14 +49,9 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         if not several:
             for override in [override for override in overrides if override.is_sweep_override()]:
                 key, text = override.key_or_group, str(override.input_line)
-                fix = (
-                    f"-m {text}"
-                    if key in schema.defaults or not schema.is_group(key)
-                    else f"'{key}=[{text[len(key) + 1 :]}]'"
-                )
-                examined.problems.append(
-                    f"{text}: several values need -m, one job for each, or brackets for one list; {fix}"
-                )
+                fix = f"'{key}=[{text[len(key) + 1 :]}]'" if schema.takes_several(key) else f"-m {text}"
+                told = "several values need -m, one job for each, or brackets for one list"
+                examined.problems.append(f"{text}: {told}; {fix}")
                 overrides.remove(override)
         if overrides or not SHOWING & set(options):
             _examine_jobs(examined, jobs_of(schema, overrides, several), values=not SHOWING & set(options))

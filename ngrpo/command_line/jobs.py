@@ -84,8 +84,8 @@ class Job:
         unknown = self.unknown()
         known = [o for o in self.values if o not in unknown]
         shapes = {id(o): self._shape(o) for o in known}
-        of_limits = [o for o in known if o.key_or_group.partition(".")[0] == "limits"]
-        fitting = [o for o in known if not shapes[id(o)] or o not in of_limits and (o.is_add() or self._is_free(o))]
+        # The value of one that merely has a wrong sign in front is looked at too.
+        fitting = [o for o in known if not shapes[id(o)] or self._is_free(o) or o.is_add() and not _is_limit(o)]
         config, unfit = apply(self.reference, fitting)
         given = {o.key_or_group: typed(o) for o in self.overrides}
         given |= {key: as_override(leaf) for o in fitting for key, leaf in leaves(o).items() if key not in given}
@@ -109,7 +109,9 @@ class Job:
         """The override to compose with, if any, after a problem has been noted; a misspelt choice becomes its nearest."""
         group, text, value = override.key_or_group, str(override.input_line), override.value()
         choices, now = self.schema.choices(group), self.schema.defaults.get(group)
-        default = f"{group}={now or (choices[0] if choices else '<name>')}"
+        several = self.schema.takes_several(group)
+        usual = now[0] if several and now else now
+        default = f"{group}={usual or (choices[0] if choices else '<name>')}"
         names = value if isinstance(value, list) else [value]
         misspelt = [name for name in names if name not in choices]
         top, _, rest = group.partition("/")
@@ -130,14 +132,9 @@ class Job:
             self.problems.append(f"{text}: {one_of}; {fix}")
             if fix != default:
                 yield fix
-        elif isinstance(value, list) and group in self.schema.defaults:
+        elif isinstance(value, list) and not several:
             self.problems.append(f"{text}: {group} is one choice, without brackets; {group}={names[0]}")
-        elif (
-            override.package is not None
-            or override.is_force_add()
-            or override.is_add()
-            and group in self.schema.defaults
-        ):
+        elif override.package is not None or override.is_force_add() or override.is_add() and not several:
             self.problems.append(f"{text}: {group} is there already; {group}={as_override(value)}")
         else:
             yield text
@@ -166,7 +163,7 @@ class Job:
     def _shape(self, override: Override) -> list[str]:
         """An override that adds what is there, removes what must stay, or takes a node for a leaf or a leaf for a node."""
         key, text, value = override.key_or_group, str(override.input_line), override.value()
-        if key.partition(".")[0] == "limits":
+        if _is_limit(override):
             return [f"{text}: the limits are not for the command line; leave it out"]
         parts = [name for name in self._known if name.startswith(f"{key}.")]
         free = self._is_free(override)
@@ -206,6 +203,10 @@ def _has(known: dict[str, Any], key: str) -> bool:
     members = known.get(node)
     inside = isinstance(members, list) and place.isdecimal() and int(place) < len(members)
     return inside or any(name.startswith(f"{key}.") for name in known)
+
+
+def _is_limit(override: Override) -> bool:
+    return override.key_or_group.partition(".")[0] == "limits"
 
 
 def _of_hydra(config: DictConfig) -> Iterator[str]:

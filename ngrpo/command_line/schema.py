@@ -14,7 +14,7 @@ from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ngrpo.settings.composed import flat
 
@@ -51,14 +51,20 @@ class Schema:
         return self.composed[key]
 
     @cached_property
-    def defaults(self) -> dict[str, str | None]:
-        """Group -> the choice that stands when nothing is typed."""
-        return dict(self.reference(self.search_path).hydra.runtime.choices)
+    def defaults(self) -> dict[str, Any]:
+        """Group -> the choice that stands when nothing is typed; a list where it takes several."""
+        source = next(source for source in self.loader.get_sources() if source.is_config(self.config_name))
+        entries = OmegaConf.to_container(OmegaConf.create(source.load_config(self.config_name).config["defaults"]))
+        assert isinstance(entries, list)
+        named = [(str(name), value) for entry in entries if isinstance(entry, dict) for name, value in entry.items()]
+        return {name: value for name, value in named if not name.startswith("override ")}
+
+    def takes_several(self, group: str) -> bool:
+        return isinstance(self.defaults.get(group), list)
 
     def groups(self) -> list[str]:
         """Names of the top-level groups that this primary configuration uses."""
-        used = {*self.defaults, *self.reference(self.search_path)} - {"hydra"}
-        return [name for name in self._options("", ObjectType.GROUP) if name in used]
+        return [name for name in self._options("", ObjectType.GROUP) if name in self.defaults]
 
     def is_group(self, name: str) -> bool:
         parent, _, last = name.rpartition("/")

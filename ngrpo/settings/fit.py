@@ -1,10 +1,14 @@
 """Whether values fit one another, the model, the tasks and this machine. It leaves out values that are broken alone."""
 
 import importlib
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from ngrpo.models import files
 from ngrpo.settings import machine, targets
@@ -72,38 +76,45 @@ def tasks(seen: Composed) -> Iterator[str]:
     """The training set and the benchmarks can be built, are large enough, and their prompts fit the model."""
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
-    prompts: dict[str, list[str]] = {}
+    prompts: dict[str, tuple[str, ...]] = {}
     for path, node in nodes.items():
         if any(key == path or key.startswith(f"{path}.") for key in seen.broken):
             continue
         try:
-            problems = build_task(node).problems
-            prompts[path] = [problem.prompt for problem in problems[: TRAINING_PROMPTS if path == "task" else None]]
+            most = TRAINING_PROMPTS if path == "task" else None
+            size, prompts[path] = _prompts(json.dumps(node), most)
         except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
             yield f"{path}: {' '.join(str(error).split())}".replace(" set task.", f" set {path}.")
             continue
-        size = len(problems)
         if path == "task" and seen.sound("prompts_per_step") and size < seen.values["prompts_per_step"]:
             reason = f"because the task has {size} problems"
             yield f"{seen.shown('prompts_per_step')}: must be at most {size}, {reason}; prompts_per_step={size}"
     yield from _context(seen, prompts)
 
 
-def build_task(node: Any) -> Any:
-    """The task of a node; its module imports neither torch nor transformers. Its exceptions pass."""
-    if not isinstance(node, Mapping) or "_target_" not in node:
+@lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
+def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
+    """(number of problems, the first prompts) of a task, whose module imports neither torch nor transformers."""
+    content = json.loads(node)
+    if not isinstance(content, dict) or "_target_" not in content:
         raise ValueError("has no _target_, so there is no task to build")
-    module, _, name = node["_target_"].rpartition(".")
+    module, _, name = content["_target_"].rpartition(".")
     build: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    return build(**{str(key): value for key, value in node.items() if key not in targets.RESERVED})
+    problems = build(**{key: value for key, value in content.items() if key not in targets.RESERVED}).problems
+    return len(problems), tuple(problem.prompt for problem in problems[:most])
 
 
-def _context(seen: Composed, prompts: Mapping[str, list[str]]) -> Iterator[str]:
+@lru_cache(maxsize=64)
+def _longest(prompts: tuple[str, ...], words: Tokenizer) -> int:
+    return max(map(len, words.encode_batch(list(prompts))), default=0)
+
+
+def _context(seen: Composed, prompts: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
     place = _model_directory(seen)
     words, positions = (files.tokenizer(place), files.positions(place)) if place else (None, None)
     if words is None or positions is None or not any(prompts.values()):
         return
-    lengths = {path: max(map(len, words.encode_batch(texts)), default=0) for path, texts in prompts.items()}
+    lengths = {path: _longest(texts, words) for path, texts in prompts.items()}
     path = max(lengths, key=lambda path: lengths[path])
     longest, room = lengths[path], positions - lengths[path]
     reason = f"because a prompt of {path} has {longest} tokens and the model {positions} positions"

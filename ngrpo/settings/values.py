@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from ngrpo.settings import targets
-from ngrpo.settings.composed import INTERPOLATION, UNRESOLVED, Composed
+from ngrpo.settings.composed import INTERPOLATION, UNRESOLVED, Composed, printable
 from ngrpo.settings.limits import Rule, allowed, as_override, example, is_plain, obeys
 
 NO_VALUE = (None, UNRESOLVED, "???")
@@ -77,7 +77,7 @@ def targets_allowed(seen: Composed) -> Iterator[str]:
             fix = targets.nearest(target) if str(target).startswith(room) else None
             usual = seen.usual.get(key)
             fix = fix or (usual if usual != target else None)
-            yield f"{seen.shown(key)}: {refusal}; {f'{key}={fix}' if fix else 'leave it out'}"
+            yield f"{key}={printable(str(target))}: {refusal}; {f'{key}={fix}' if fix else 'leave it out'}"
         else:
             for line in _arguments(seen, path, node):
                 seen.broken.add(path)

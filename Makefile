@@ -1,0 +1,56 @@
+# Run `make help` for the targets. Variables, on the command line:
+#   PYTHON=python3.12        the interpreter that .venv is made with (3.11 or newer)
+#   TORCH=torch==2.13.0      the torch to install; what constraints.txt names unless given
+#   TORCH_INDEX=URL          where torch comes from; pip's own settings unless given
+# On Linux the torch on PyPI brings several gigabytes of CUDA libraries. Without a GPU, take the CPU build:
+#   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+
+PYTHON ?= python3
+TORCH ?= $(shell grep '^torch==' constraints.txt)
+TORCH_INDEX ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
+STAMP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help .venv demo test test-all bench check clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
+
+.venv: $(STAMP)  ## Set up the virtual environment, where that is not done yet
+
+# torch comes first and alone, so that an index or a local build given for it serves nothing else; the rest keeps it.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer: make PYTHON=python3.12")'
+	@echo "setting up $(VENV): a few minutes the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
+	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
+	@$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Train the bundled model with neighbour mixing and print Pass@k before and after
+	@$(BIN)/python train.py exploration=neighbor_mix mix_rate=0.1 k=3
+
+test: $(STAMP)  ## Run the tests, all but the slow ones
+	@$(BIN)/python -m pytest -q -m 'not slow'
+
+test-all: $(STAMP)  ## Run every test
+	@$(BIN)/python -m pytest -q
+
+bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
+	@$(BIN)/python benchmarks/engine.py $(BENCH)
+
+check: $(STAMP)  ## Lint, formatting, types and tests, as the continuous integration does
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/pyright
+	@$(MAKE) --no-print-directory test
+
+clean:  ## Remove the virtual environment and all caches; outputs/ stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

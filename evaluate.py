@@ -1,0 +1,91 @@
+"""Sample benchmarks with a trained run or any Hugging Face model and print the Pass@k table.
+
+python evaluate.py run=outputs/story_math/<run>
+python evaluate.py model=<directory or hub id> benchmark='[story_math,story_math_hard]' n=32
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ngrpo import command_line, records
+
+
+def main(config: DictConfig) -> dict[str, Any]:
+    """Compose, build, sample, report; the same command again continues where it was interrupted."""
+    directory = command_line.run_path()
+    trained = json.loads(Path(config.run, "run.json").read_text("utf-8")) if config.run else {}
+    versions = command_line.data_versions(config)
+    if trained:
+        versions["run"] = trained["config_hash"]  # a run that was trained anew is another model
+    plain = command_line.plain(config)
+    digest = records.config_hash(plain, versions)
+    info = {"threads": os.cpu_count(), "batch_plan": {key: config[key] for key in ("n", "rows_per_batch")}}
+    opened = records.RunDirectory.open(
+        directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions
+    )
+    with opened as run:
+        if run.status == "finished":
+            print("already evaluated; fresh=true starts anew")
+        else:
+            sample(config, run, trained)
+            run.finish()
+        report(run)
+        return run.read_results()
+
+
+def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any]) -> None:
+    """Draw every benchmark batch that is not there yet and write results.json."""
+    import torch
+
+    from ngrpo.evaluate import Evaluation, Sampler
+    from ngrpo.models import causal
+    from ngrpo.progress import Progress
+    from ngrpo.recorder import Interrupted, Interrupts
+
+    interrupts = Interrupts()
+    path = str(Path(config.run, "hf")) if config.run else config.model.path
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = causal.load(path, config.model.dtype, config.model.attention).to(device)
+    tokenizer = causal.load_tokenizer(path)
+    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
+    strategy.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
+    step = trained.get("config", {}).get("steps", 0)
+    strategy.prepare(model.table.detach(), step)
+    evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch)
+    labels = {"run": run.path.name, "seed": config.seed, "step": step, "algorithm": "none"}
+    labels |= command_line.choices("exploration")
+    progress = Progress(step)
+
+    def advance(benchmark: str, tokens: int) -> None:
+        progress.batch(benchmark, tokens)
+        if interrupts.number:
+            raise Interrupted(interrupts.number, step)
+
+    progress.bars.start()
+    try:
+        progress.evaluation(step, evaluation.batches())
+        sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens)
+        for name, entry in evaluation.run(sampler, run.path, labels, advance).items():
+            run.record_result(name, step, entry)
+    finally:
+        progress.stop()
+
+
+def report(run: records.RunDirectory) -> None:
+    """Print the Pass@k table and where everything lies."""
+    from rich.console import Console
+
+    from ngrpo.progress import passk_table
+
+    Console().print(passk_table(run.read_results(), run.path))
+    print(run.path)
+
+
+if __name__ == "__main__":
+    command_line.prepare("evaluate")
+    command_line.run(main, "evaluate")

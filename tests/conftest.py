@@ -1,0 +1,187 @@
+"""Small random models, a vocabulary that their texts keep running into, strategies as the configs name them, rollouts."""
+
+import copy
+import math
+import os
+from collections import Counter
+from functools import cache
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from ngrpo.command_line.reading import build, plain, register_resolvers
+from ngrpo.engine import generate
+from ngrpo.exploration.base import Vocabulary
+from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.keys import row_keys
+from ngrpo.models.causal import CausalModel
+
+torch.set_num_threads(1)
+
+CONF = Path(__file__).resolve().parents[1] / "conf"
+ROWS, SIZE, WIDTH = 64, 60, 32  # embedding rows, ids that the tokenizer has, width
+FAMILIES = {
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
+
+
+@cache
+def _model(family: str, tied: bool, dtype: torch.dtype, attention: str, seed: int, precision: str) -> CausalModel:
+    config_class, model_class = FAMILIES[family]
+    config = config_class(
+        vocab_size=ROWS,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        tie_word_embeddings=tied,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+        attn_implementation=attention,
+    )
+    model = model_class(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if "norm" in name:
+            value = 1 + 0.3 * noise
+        elif name.endswith("bias"):
+            value = 0.3 * noise
+        elif parameter.shape[0] == ROWS:
+            value = 0.5 * noise  # logits with a standard deviation of about 3: far from uniform, far from certain
+        else:
+            value = 1.5 / math.sqrt(parameter.shape[1]) * noise  # attention scores with one of about 2
+        parameter.data.copy_(value)
+    assert sum(parameter.numel() for parameter in model.parameters()) <= 50_000
+    return CausalModel(model.to(dtype), precision)
+
+
+def _make_model(
+    family: str = "qwen2",
+    *,
+    tied: bool = False,
+    dtype: torch.dtype = torch.float32,
+    attention: str = "grouped",
+    seed: int = 0,
+    precision: str = "float32",
+) -> CausalModel:
+    """Every call gives a model of its own, so that a test may change it."""
+    return copy.deepcopy(_model(family, tied, dtype, attention, seed, precision))
+
+
+@pytest.fixture(scope="session")
+def make_model():
+    return _make_model
+
+
+def _prompts(count: int, *, seed: int = 0, longest: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded prompts (P, S) of 2 to `longest` tokens, at least one of each length if there are enough of them."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.tensor([longest - i % (longest - 1) for i in range(count)])
+    mask = torch.arange(longest)[None] >= longest - lengths[:, None]
+    return torch.randint(4, SIZE, (count, longest), generator=generator) * mask, mask
+
+
+@pytest.fixture(scope="session")
+def make_prompts():
+    return _prompts
+
+
+def _keys(count: int, seed: object = 0) -> torch.Tensor:
+    return row_keys((str(seed), index) for index in range(count))
+
+
+@pytest.fixture(scope="session")
+def make_keys():
+    return _keys
+
+
+@cache
+def _vocabulary(family: str, tied: bool, seed: int) -> Vocabulary:
+    model = _model(family, tied, torch.float32, "grouped", seed, "float32")
+    strategy = TokenSampling()
+    strategy.bind(Vocabulary(SIZE, (0,), (0,)), model.table.detach())
+    tokens = generate(model, strategy, *_prompts(6), _keys(96, "vocabulary"), 24).steps.tokens.tolist()
+    often = Counter(token for row in tokens for token in row if 0 < token < SIZE)
+    pairs = Counter(pair for row in tokens for pair in zip(row, row[1:], strict=False) if len(set(pair)) == 2)
+    pair = next(p for p, _ in pairs.most_common() if all(0 < token < SIZE for token in p))
+    others = [token for token, _ in often.most_common() if token not in pair]
+    stops = tuple(sorted(others[6:8]))  # texts end before the limit, but not at once
+    return Vocabulary(SIZE, tuple(sorted((0, *others[2:4], *stops))), stops, pair, tuple(others[-2:]))
+
+
+@pytest.fixture(scope="session")
+def make_vocabulary():
+    """The vocabulary for models of one family: its stops, reserved tokens and two-token delimiter do come up in texts.
+
+    Four embedding rows are padding; the first id is that of padding in a text.
+    """
+
+    def make(family: str = "qwen2", *, tied: bool = False, seed: int = 0) -> Vocabulary:
+        return _vocabulary(family, tied, seed)
+
+    return make
+
+
+@cache
+def _exploration(name: str, temperature: float) -> dict:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config = compose("config", overrides=[f"exploration={name}", f"temperature={temperature}"])
+    return plain(config.exploration)
+
+
+STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
+
+
+@pytest.fixture(params=STRATEGIES)
+def strategy_name(request) -> str:
+    """Every strategy that has a config file."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def make_strategy():
+    """A strategy as its YAML builds it, exploring at half of the steps where it has a rate, bound and prepared."""
+
+    def make(name: str, model: CausalModel, vocabulary: Vocabulary, temperature: float = 1.0, **changes):
+        node = {**_exploration(name, temperature), **changes}
+        strategy = build({**node, "rate": 0.5} if "rate" in node and "rate" not in changes else node)
+        strategy.bind(vocabulary, model.table.detach())
+        strategy.prepare(model.table.detach(), 0)
+        return strategy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ready():
+    """`ready(strategy, model, vocabulary)`: the strategy, bound and prepared."""
+
+    def make(strategy, model: CausalModel, vocabulary: Vocabulary):
+        strategy.bind(vocabulary, model.table.detach())
+        strategy.prepare(model.table.detach(), 0)
+        return strategy
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_rollouts():
+    """Rollouts of `prompts` x `group` rows; the seed names the rows' keys."""
+
+    def make(model, strategy, *, prompts: int = 4, group: int = 4, new_tokens: int = 16, seed: object = 0):
+        return generate(model, strategy, *_prompts(prompts), _keys(prompts * group, seed), new_tokens)
+
+    return make

@@ -1,0 +1,149 @@
+"""Every file in conf/ composes, says which command uses it, and names only what may be built."""
+
+import inspect
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ngrpo.command_line import build
+from ngrpo.command_line.arguments import CONF, VERSION_BASE, examine
+from ngrpo.command_line.jobs import Job
+from ngrpo.command_line.overrides import parse
+from ngrpo.command_line.reading import register_resolvers
+from ngrpo.command_line.schema import Schema
+from ngrpo.settings import SettingsError, machine, targets
+from ngrpo.settings.composed import flat
+from ngrpo.settings.limits import FIELDS
+
+PRIMARY = [path for path in sorted(CONF.glob("*.yaml"))]
+CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
+COMMAND = re.compile(r"# python (train|evaluate)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
+TARGETS = sorted({match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: (\S+)", path.read_text())})
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(CONF))
+
+
+def choice(path: Path) -> tuple[str, str]:
+    """(group, option), where an option of a sub-group is `sub/option`."""
+    group, _, option = named(path).removesuffix(".yaml").partition("/")
+    return group, option
+
+
+def heading(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(lines[: next(at for at, line in enumerate(lines) if not line.startswith("#"))])
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch):
+    monkeypatch.setattr(machine, "gpu_refusal", lambda devices: None)
+    register_resolvers()
+
+
+@pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
+def test_the_heading_holds_commands_that_use_the_file_and_work(path):
+    commands = COMMAND.findall(heading(path))
+    assert commands, "the first lines of the file are comments with the command that uses it"
+    if path in CHOICES:
+        group, option = choice(path)
+        assert any(re.search(rf"\b{group}=\[?['\"]?{option}\b", arguments) for _, arguments in commands)
+    for script, arguments in commands:
+        if "<" not in arguments and "hub id" not in arguments and "Qwen/" not in arguments:
+            name = {"train": "config", "evaluate": "evaluate"}[script]
+            assert examine(name, shlex.split(arguments)).problems == []
+
+
+@pytest.mark.parametrize("path", CHOICES, ids=named)
+def test_every_choice_composes_and_has_no_problem_of_its_own(path):
+    group, option = choice(path)
+    overrides = [f"{group}={option}"] + (["model.path=ngrpo/models/tiny_qwen2"] if option == "hf" else [])
+    assert examine("config", overrides).problems == []
+
+
+@pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
+def test_limits_are_rules_for_keys_that_are_there(path):
+    name, overrides = ("config", [f"{choice(path)[0]}={choice(path)[1]}"]) if path in CHOICES else (path.stem, [])
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        config = compose(name, overrides)
+    known = flat(config)
+    written = OmegaConf.load(path)
+    for key in written.get("limits") or {}:
+        assert key in known
+        assert set(config.limits[key]) <= FIELDS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_may_be_built_and_their_arguments_are_read_right(target):
+    assert targets.refusal(target) is None
+    module, _, name = target.rpartition(".")
+    if not module.startswith("ngrpo"):
+        return
+    built = getattr(import_module(module), name)
+    parameters = inspect.signature(built).parameters.values()
+    signature = targets.signature(target)
+    if signature.takes is not None:
+        assert set(signature.takes) == {parameter.name for parameter in parameters}
+        assert set(signature.needs) == {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "shutil.rmtree", "pickle.loads", "torch.load",
+        "functools.partial", "importlib.import_module", "runpy.run_path", "ngrpo", "ngrpo.losses", "ngrpo.exploration.stht",
+        "ngrpo.losses.torch.load", "ngrpo.records.write_atomically", "ngrpo.records.shutil.rmtree", "ngrpo.losses.Tensor",
+        "ngrpo.exploration..stht.SoftTokens", "ngrpo.exploration.stht.SoftTokens.__init__", "ngrpo.tasks._x.Y", "", 3, None,
+        "lightning.pytorch.loggers.wandb.os.system", "ngrpo.exploration/../../x.Y", "hydra.utils.instantiate",
+    ],
+)  # fmt: skip
+def test_nothing_else_may_be_built_however_deep_it_stands(target):
+    assert targets.refusal(target)
+    inner = {"_target_": "ngrpo.tasks.story_math.StoryMath", "levels": [{"_target_": target}], "split": "train", "size": 1}
+    for node in ({"_target_": target}, inner, OmegaConf.create(inner)):
+        with pytest.raises(SettingsError, match="levels.0._target_|_target_="):
+            build(node)
+
+
+def test_build_hands_on_arguments_as_they_are():
+    node = {"_target_": "ngrpo.tasks.story_math.StoryMath", "split": "train", "size": 3}
+    levels = (1, 2)
+    assert build(node, levels=levels).levels is levels
+    assert build({**node, "_partial_": True}, levels=levels)().levels is levels
+    with pytest.raises(ValueError, match="split"):  # the error of the class itself, not one of Hydra about it
+        build({**node, "split": "nope"}, levels=levels)
+
+
+def misspelt(word: str) -> set[str]:
+    """`word` with one letter dropped, doubled, or swapped with the next."""
+    dropped = {word[:at] + word[at + 1 :] for at in range(len(word))}
+    doubled = {word[:at] + word[at] + word[at:] for at in range(len(word))}
+    swapped = {word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)}
+    return (dropped | doubled | swapped) - {word, ""}
+
+
+@pytest.mark.parametrize("prefix", ["", "+"])
+def test_misspelt_keys_are_understood(prefix):
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        schema = Schema(GlobalHydra.instance().config_loader(), "config", [])
+        reference = schema.reference([])
+        keys = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
+        keys += [key for key in flat(reference) if "._" not in key]
+        right = total = 0
+        for key in keys:
+            parent, dot, name = key.rpartition(".")
+            for wrong in misspelt(name):
+                overrides, _ = parse([f"{prefix}{parent}{dot}{wrong}=1"], schema.loader)
+                job = Job(schema, overrides)
+                lines = [line for override in job.unknown() for line in job.unknown_problem(override)]
+                right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)
+                total += 1
+    assert total > 1000
+    assert right >= 0.95 * total

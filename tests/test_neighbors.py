@@ -1,0 +1,298 @@
+"""The neighbour table against brute force in float64, and when it is made anew."""
+
+import numpy as np
+import pytest
+import torch
+
+from ngrpo.exploration import neighbors
+from ngrpo.exploration.neighbors import SIMILARITIES, NeighborTable, fingerprint, nearest
+
+METRICS = ("cosine", "dot", "l2", "l1")
+SEARCHES = {"faiss": neighbors._search_faiss, "torch": neighbors._search_torch}
+
+
+def similarity(table: np.ndarray, anchor: int, metric: str) -> np.ndarray:
+    """(V,) similarities of every row to one, in float64, from the definitions."""
+    u = table[anchor]
+    if metric == "dot":
+        return table @ u
+    if metric == "cosine":
+        lengths = np.maximum(np.sqrt((table**2).sum(1)), 1e-12)
+        return (table / lengths[:, None]) @ (u / lengths[anchor])
+    return -(((table - u) ** 2).sum(1)) if metric == "l2" else -np.abs(table - u).sum(1)
+
+
+def agrees(found: torch.Tensor, table: torch.Tensor, count: int, metric: str, ordinary: torch.Tensor) -> None:
+    """The rows found are as similar as the best ones, in order, and equally similar rows stand by id."""
+    points, allowed = table.double().numpy(), ordinary.numpy()
+    for anchor, ids in enumerate(found.tolist()):
+        if not allowed[anchor]:
+            assert ids == [anchor] * count
+            continue
+        scores = similarity(points, anchor, metric)
+        others = [i for i in np.flatnonzero(allowed).tolist() if i != anchor]
+        tolerance = 1e-9 * max(1.0, float(np.abs(scores[others]).max()))
+        best = sorted(others, key=lambda i: (-scores[i], i))[:count]
+        assert anchor not in ids and len(set(ids)) == count and allowed[ids].all()
+        np.testing.assert_allclose(scores[ids], scores[best], rtol=0, atol=tolerance)
+        for first, second in zip(ids, ids[1:], strict=False):
+            assert first < second or scores[first] > scores[second] or scores[first] - scores[second] > -tolerance
+        certain = [i for i in best if not any(abs(scores[i] - scores[j]) <= tolerance for j in others if j != i)]
+        assert [i for i in ids if i in certain] == certain
+
+
+def everyone(table: torch.Tensor) -> torch.Tensor:
+    return torch.ones(len(table), dtype=torch.bool)
+
+
+def random_table(rows: int = 200, width: int = 24, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, width, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(params=SEARCHES)
+def search(request, monkeypatch):
+    """Both searches, whatever the device."""
+    monkeypatch.setattr(neighbors, "_search_faiss", SEARCHES[request.param])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("count", [1, 2, 7, 199])
+def test_nearest_is_brute_force(metric, count, search):
+    table = random_table()
+    agrees(nearest(table, count, metric, everyone(table)), table, count, metric, everyone(table))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_that_are_not_ordinary_neither_have_nor_are_neighbours(metric, search):
+    table = random_table()
+    ordinary = everyone(table)
+    traps = torch.tensor([0, 3, 77, 150, 198, 199])
+    ordinary[traps] = False
+    table[traps] = table[[5, 6, 7, 8, 9, 10]]  # the nearest rows there could be
+    found = nearest(table, 4, metric, ordinary)
+    assert not torch.isin(found[ordinary], traps).any()
+    assert torch.equal(found[traps], traps[:, None].expand(-1, 4))
+    agrees(found, table, 4, metric, ordinary)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("copies", [2, 6, 40])
+def test_duplicate_rows_stand_by_id(metric, copies, search):
+    table = random_table(120, 16)
+    twins = torch.randperm(120, generator=torch.Generator().manual_seed(copies))[:copies].sort().values
+    table[twins] = table[twins[0]] * 3  # long, so that `dot` prefers them too
+    found = nearest(table, 5, metric, everyone(table))
+    agrees(found, table, 5, metric, everyone(table))
+    for row in twins.tolist():
+        same = [i for i in twins.tolist() if i != row][:5]
+        assert found[row, : len(same)].tolist() == same
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_zero_rows_are_rows_like_others(metric, search):
+    table = random_table(60, 8)
+    table[[4, 30, 59]] = 0
+    agrees(nearest(table, 6, metric, everyone(table)), table, 6, metric, everyone(table))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_table_full_of_ties_is_settled_by_id(metric, search):
+    grid = torch.cartesian_prod(*[torch.arange(3.0)] * 4)  # every distance is shared by many
+    found = nearest(grid, 5, metric, everyone(grid))
+    agrees(found, grid, 5, metric, everyone(grid))
+    if metric in ("l2", "l1", "dot"):  # exact in floating point, so the order is certain
+        for anchor in range(len(grid)):
+            scores = similarity(grid.double().numpy(), anchor, metric)
+            others = [i for i in range(len(grid)) if i != anchor]
+            assert found[anchor].tolist() == sorted(others, key=lambda i: (-scores[i], i))[:5]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_table_with_a_large_common_part_is_searched_exactly(metric, search):
+    """Rows of one direction and little else: float32 products can hardly tell them apart."""
+    table = random_table(300, 16) * 0.1 + 30
+    agrees(nearest(table, 3, metric, everyone(table)), table, 3, metric, everyone(table))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_tables_of_any_precision(dtype):
+    table = random_table(80, 8).to(dtype)
+    agrees(nearest(table, 3, "cosine", everyone(table)), table, 3, "cosine", everyone(table))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_both_searches_give_one_table(metric, monkeypatch):
+    table = random_table(150, 8)
+    table[[20, 90]] = table[[21, 22]]
+    ours = nearest(table, 6, metric, everyone(table))
+    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    assert torch.equal(nearest(table, 6, metric, everyone(table)), ours)
+
+
+def test_chunks_of_any_size_give_one_table(monkeypatch):
+    table = random_table(90, 8)
+    whole = nearest(table, 4, "l1", everyone(table))
+    monkeypatch.setattr(neighbors, "_CHUNK_BYTES", 4000)
+    assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
+    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
+
+
+def test_asking_for_everything_else_gives_everything_else():
+    table = random_table(9, 4)
+    found = nearest(table, 8, "cosine", everyone(table))
+    for row in range(9):
+        assert sorted(found[row].tolist()) == [i for i in range(9) if i != row]
+
+
+def test_no_neighbours_asked_for_is_an_empty_table():
+    assert nearest(random_table(9, 4), 0, "l2", torch.ones(9).bool()).shape == (9, 0)
+
+
+@pytest.mark.parametrize(("rows", "count"), [(9, 9), (9, 20), (1, 1), (0, 1)])
+def test_more_neighbours_than_there_are_is_refused(rows, count):
+    ordinary = torch.arange(12) < rows
+    with pytest.raises(ValueError, match=rf"{count} neighbours .* {rows} ordinary rows .*lower k"):
+        nearest(random_table(12, 4), count, "cosine", ordinary)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_table_that_is_not_finite_is_refused(value):
+    table = random_table(12, 4)
+    table[3, 2] = value
+    with pytest.raises(ValueError, match="not finite"):
+        nearest(table, 2, "cosine", everyone(table))
+
+
+def test_cosine_dot_and_l2_agree_on_the_unit_sphere():
+    table = torch.nn.functional.normalize(random_table().double(), dim=-1)
+    orders = [nearest(table, 5, metric, everyone(table)) for metric in ("cosine", "dot", "l2")]
+    assert torch.equal(orders[0], orders[1]) and torch.equal(orders[0], orders[2])
+    assert not torch.equal(orders[0], nearest(table, 5, "l1", everyone(table)))
+
+
+def test_scaling_one_row_matters_to_all_metrics_but_cosine():
+    table = random_table(40, 8).double()
+    longer = table.clone()
+    longer[7] *= 4  # a power of two: the direction stays the same to the last bit
+    for metric in METRICS:
+        same = torch.equal(nearest(table, 3, metric, everyone(table)), nearest(longer, 3, metric, everyone(table)))
+        assert same == (metric == "cosine"), metric
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_similarities_are_their_definitions_and_symmetric(metric):
+    table = random_table(20, 6).double()
+    for anchor in range(20):
+        ours = SIMILARITIES[metric](table[anchor], table)
+        np.testing.assert_allclose(ours.numpy(), similarity(table.numpy(), anchor, metric), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(SIMILARITIES[metric](table, table[anchor]), ours, rtol=1e-12, atol=1e-12)
+
+
+def test_fingerprints_are_equal_for_equal_tables_only():
+    table = random_table()
+    other = table.clone()
+    assert fingerprint(table) == fingerprint(other.requires_grad_())
+    with torch.no_grad():
+        other[199, 23] = torch.nextafter(other[199, 23], torch.tensor(10.0))
+    assert fingerprint(table) != fingerprint(other)
+
+
+def made(k: int = 3, metric: str = "cosine", every: int = 2, rows: int = 50) -> NeighborTable:
+    table = NeighborTable(k, metric, every)
+    ordinary = torch.ones(rows, dtype=torch.bool)
+    ordinary[:2] = False
+    table.bind(ordinary)
+    return table
+
+
+def test_candidates_are_the_anchor_and_then_its_neighbours():
+    table, embedding = made(), random_table(50, 8)
+    table.refresh(embedding, 0)
+    anchors = torch.tensor([7, 2, 7, 0])
+    found = table.candidates(anchors)
+    assert torch.equal(found[:, 0], anchors)
+    assert torch.equal(found[:, 1:], nearest(embedding, 2, "cosine", table.ordinary)[anchors])
+
+
+def counted(monkeypatch) -> list[torch.Tensor]:
+    searched, search = [], neighbors.nearest
+
+    def counting(table, *others):
+        searched.append(table)
+        return search(table, *others)
+
+    monkeypatch.setattr(neighbors, "nearest", counting)
+    return searched
+
+
+def test_the_search_is_repeated_every_so_many_steps(monkeypatch):
+    searched, table = counted(monkeypatch), made(every=3)
+    for step in range(8):
+        table.refresh(random_table(50, 8, seed=step), step)
+        assert torch.equal(table.ids[:, 1:], nearest(random_table(50, 8, seed=step - step % 3), 2, "cosine", table.ordinary))
+    assert len(searched) == 3
+
+
+def test_an_embedding_that_has_not_changed_is_not_searched_again(monkeypatch):
+    searched, table, embedding = counted(monkeypatch), made(every=1), random_table(50, 8)
+    figures = [table.refresh(embedding, step) for step in range(4)]
+    assert len(searched) == 1
+    assert figures == [{}, *[{"neighbor_drift": 0.0}] * 3]
+
+
+def test_drift_is_the_share_of_entries_that_are_new():
+    line = torch.tensor([[9.0], [9.5], [0.0], [1.0], [3.0], [7.0]])  # rows 0 and 1 are reserved
+    table = made(k=3, metric="l2", every=1, rows=6)
+    assert table.refresh(line, 0) == {}
+    assert table.ids[2:, 1:].tolist() == [[3, 4], [2, 4], [3, 2], [4, 3]]
+    line = torch.tensor([[9.0], [9.5], [0.0], [1.0], [3.5], [2.0]])
+    drift = table.refresh(line, 1)
+    assert table.ids[2:, 1:].tolist() == [[3, 5], [2, 5], [5, 3], [3, 4]]
+    assert drift == {"neighbor_drift": pytest.approx(3 / 8)}  # 5 in row 2, 5 in row 3, 5 in row 4; order does not count
+
+
+def test_one_candidate_needs_no_search(monkeypatch):
+    searched, table = counted(monkeypatch), made(k=1)
+    assert table.refresh(random_table(50, 8), 0) == {} and not searched
+    assert table.candidates(torch.tensor([9])).tolist() == [[9]]
+
+
+def test_a_checkpoint_carries_the_table_and_when_it_was_made(monkeypatch):
+    table = made(every=4)
+    table.refresh(random_table(50, 8), 5)
+    state = {name: value.clone() for name, value in table.state_dict().items()}
+    searched, resumed = counted(monkeypatch), made(every=4)
+    resumed.load_state_dict(state)
+    assert torch.equal(resumed.ids, table.ids)
+    assert resumed.refresh(random_table(50, 8, seed=1), 8) == {} and not searched
+    both = [part.refresh(random_table(50, 8, seed=1), 9) for part in (table, resumed)]
+    assert both[0] == both[1] and both[0]["neighbor_drift"] > 0.5
+    assert torch.equal(resumed.ids, table.ids)
+
+
+def test_large_tables_are_kept_on_disk_by_content(monkeypatch, tmp_path):
+    monkeypatch.setenv("NGRPO_CACHE", str(tmp_path))
+    monkeypatch.setattr(neighbors, "CACHED_FROM", 50)
+    searched, embedding = counted(monkeypatch), random_table(50, 8)
+    first, again = made(), made()
+    first.refresh(embedding, 0)
+    again.refresh(embedding, 0)
+    assert len(searched) == 1 and torch.equal(first.ids, again.ids)
+    files = list(tmp_path.rglob("*.safetensors"))
+    assert len(files) == 1 and fingerprint(embedding) in files[0].name
+    assert [file for file in tmp_path.rglob("*") if file.is_file()] == files, "no partial file is left"
+    made(k=4).refresh(embedding, 0)
+    made(metric="l2").refresh(embedding, 0)
+    made().refresh(random_table(50, 8, seed=1), 0)
+    other = made()
+    other.ordinary[5] = False
+    other.refresh(embedding, 0)
+    assert len(searched) == 5 and len(list(tmp_path.rglob("*.safetensors"))) == 5
+    assert 5 not in other.ids[torch.arange(50) != 5, 1:][2:]
+
+
+def test_small_tables_are_not_kept_on_disk(monkeypatch, tmp_path):
+    monkeypatch.setenv("NGRPO_CACHE", str(tmp_path))
+    made().refresh(random_table(50, 8), 0)
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,149 @@
+"""A run that is killed at any moment and started again by the same command ends as if nothing had happened."""
+
+import hashlib
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SMALL = [
+    "exploration=neighbor_mix", "mix_rate=0.3", "trainer.threads=1", "steps=4", "prompts_per_step=2", "group_size=3",
+    "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "evaluation.n=2", "evaluation.problems=4",
+    "evaluation.rows_per_batch=4", "max_new_tokens=40", "exploration.refresh_every=2", "learning_rate=1e-3",
+]  # fmt: skip
+RESULTS = ("metrics.csv", "results.json", "hf/model.safetensors")
+
+# Children are forked from a process that has imported everything but has run nothing: a start takes no 8 seconds.
+warm = multiprocessing.get_context("forkserver")
+warm.set_forkserver_preload(
+    ["torch", "lightning.pytorch", "faiss", "pandas", "pyarrow.parquet", "ngrpo.policy", "ngrpo.command_line"]
+    + ["rich.progress", "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto"]
+)
+
+
+def command(directory: Path, overrides: list[str], log: Path) -> None:
+    """What `python train.py ...` does, in a child whose output goes to `log`."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(REPOSITORY)
+    sys.path.insert(0, str(REPOSITORY))
+    sys.argv = ["train.py", *SMALL, f"hydra.run.dir={directory}", *overrides]
+    import train
+    from ngrpo import command_line
+
+    command_line.prepare("config")
+    command_line.run(train.main)
+
+
+def start(directory: Path, *overrides: str) -> multiprocessing.context.ForkServerProcess:
+    process = warm.Process(target=command, args=(directory, list(overrides), directory.with_suffix(".log")))
+    process.start()
+    return process
+
+
+def finish(directory: Path, *overrides: str) -> None:
+    process = start(directory, *overrides)
+    process.join(timeout=120)
+    assert process.exitcode == 0, directory.with_suffix(".log").read_text()
+
+
+def traces(directory: Path) -> dict[str, str]:
+    """Digests of everything that must not depend on interruptions."""
+    import pandas
+
+    found = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in RESULTS}
+    for path in sorted(directory.glob("samples/**/*.parquet")):
+        frame = pandas.read_parquet(path).drop(columns=["run"], errors="ignore")
+        found[str(path.relative_to(directory))] = hashlib.sha256(frame.to_json(double_precision=15).encode()).hexdigest()
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("resume") / "whole"
+    finish(directory)  # once to warm the server, so that the second measures a run and not an import
+    began = time.monotonic()
+    finish(directory, "fresh=true")
+    return directory, time.monotonic() - began
+
+
+def kill_and_resume(directory: Path, moment: float) -> None:
+    process = start(directory)
+    process.join(timeout=moment)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    finish(directory)
+
+
+def check_moments(uninterrupted, tmp_path: Path, count: int, seed: int) -> None:
+    whole, duration = uninterrupted
+    generator = random.Random(seed)
+    for index in range(count):
+        directory = tmp_path / f"killed{index}"
+        moment = duration * generator.uniform(0.1, 1.0)
+        kill_and_resume(directory, moment)
+        assert traces(directory) == traces(whole), f"killed after {moment:.2f} of {duration:.2f} s"
+
+
+def test_three_kills_leave_no_trace(uninterrupted, tmp_path):
+    check_moments(uninterrupted, tmp_path, 3, seed=random.SystemRandom().randrange(2**32))
+
+
+@pytest.mark.slow
+def test_twenty_kills_leave_no_trace(uninterrupted, tmp_path):
+    check_moments(uninterrupted, tmp_path, 20, seed=random.SystemRandom().randrange(2**32))
+
+
+def test_kill_inside_a_save_leaves_no_trace(uninterrupted, tmp_path):
+    directory = tmp_path / "saving"
+    process = start(directory)
+    while process.is_alive() and not list(directory.glob("checkpoints/.*.part")):
+        time.sleep(0.0005)
+    assert process.is_alive(), "no save was caught in the act"
+    process.kill()
+    process.join()
+    finish(directory)
+    assert traces(directory) == traces(uninterrupted[0])
+    assert not list(directory.rglob("*.part"))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number, status):
+    directory = tmp_path / "stopped"
+    process = start(directory)
+    while process.is_alive() and not (directory / "metrics.csv").exists():
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    text = directory.with_suffix(".log").read_text()
+    assert process.exitcode == status, text
+    assert "the same command continues" in text and "Traceback" not in text
+    assert list(directory.glob("checkpoints/step-*.pt"))
+    finish(directory)
+    assert traces(directory) == traces(uninterrupted[0])
+
+
+def test_a_finished_run_is_reported_and_left_alone(uninterrupted):
+    directory, _ = uninterrupted
+    before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    finish(directory)
+    after = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
+    changed = {path for path in before | after if before.get(path) != after.get(path) and ".hydra" not in path.parts}
+    assert not {path for path in changed if path.name != ".lock"}
+    assert "already finished" in directory.with_suffix(".log").read_text()
+
+
+def test_another_run_in_the_same_directory_is_refused(uninterrupted):
+    directory, _ = uninterrupted
+    process = start(directory, "learning_rate=1e-4")
+    process.join(timeout=60)
+    text = directory.with_suffix(".log").read_text()
+    assert process.exitcode != 0 and "learning_rate" in text and "Traceback" not in text
