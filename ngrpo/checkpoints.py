@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ngrpo.records import write_atomically, write_json
+from ngrpo.files import write_atomically, write_json
 
 MANIFEST = "manifest.json"
 CHECKPOINT = re.compile(r"step-(\d{8})(-replaced)?\.pt")

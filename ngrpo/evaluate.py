@@ -13,7 +13,7 @@ import pyarrow.parquet
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from ngrpo import passk, records
+from ngrpo import files, passk, records
 from ngrpo.engine import generate
 from ngrpo.exploration.base import Exploration
 from ngrpo.keys import row_keys
@@ -141,7 +141,7 @@ def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
     parts = [partial_file(target, index) for index in range(len(plan))]
     if not target.exists():
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
-        records.write_atomically(target, lambda file: pyarrow.parquet.write_table(table, file))
+        files.write_atomically(target, lambda file: pyarrow.parquet.write_table(table, file))
     for part in parts:
         part.unlink(missing_ok=True)
     if parts and parts[0].parent.exists() and not any(parts[0].parent.iterdir()):

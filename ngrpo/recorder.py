@@ -17,7 +17,7 @@ import torch
 from torch import distributed
 from torch.nn import functional as F
 
-from ngrpo import checkpoints, records
+from ngrpo import checkpoints, files, records
 from ngrpo.evaluate import Evaluation, Sampler, sample_rows
 from ngrpo.measures import anchors, consumed, displacement
 from ngrpo.progress import Progress
@@ -123,7 +123,7 @@ class Recorder:
     def _record_steps(self, policy: "Policy", outcome: "Outcome") -> None:
         fresh = step_rows(policy, outcome)
         if fresh:
-            records.write_parquet(self._step_samples() + fresh, self.directory / "samples" / "steps.parquet")
+            files.write_parquet(self._step_samples() + fresh, self.directory / "samples" / "steps.parquet")
 
     def _step_samples(self) -> list[dict[str, Any]]:
         import pyarrow.parquet
@@ -136,7 +136,7 @@ class Recorder:
         kept = [row for row in rows if row["step"] <= step]
         if len(kept) < len(rows):
             path = self.directory / "samples" / "steps.parquet"
-            records.write_parquet(kept, path) if kept else path.unlink()
+            files.write_parquet(kept, path) if kept else path.unlink()
 
     def _evaluate(self, policy: "Policy", step: int) -> None:
         table = policy.model.table.detach()

@@ -3,29 +3,22 @@
 Every file is written whole or not at all. What the numbers in the files mean, it does not know.
 """
 
-import csv
-import errno
-import fcntl
 import hashlib
 import json
 import math
-import os
-import platform
 import re
 import shutil
-import sys
 import time
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, Self
 
 from ngrpo import __version__
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from ngrpo.files import clean, finite_or_none, plain, read_csv, write_atomically, write_csv, write_json
+from ngrpo.lock import acquire, holds, release, unwritable
+from ngrpo.provenance import git_commit, hardware, package_versions
 
 SAMPLE_TYPES = {
     "run": "string", "benchmark": "string", "problem_id": "string", "sample_index": "int64", "prompt": "string",
@@ -39,20 +32,11 @@ OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
 
 NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths"}
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy"}
-PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "omegaconf", "numpy", "pandas", "pyarrow",
-            "safetensors", "tokenizers", "peft", "faiss-cpu", "optuna")  # fmt: skip
 KEPT_HERE = {"status", "reason", "config_hash", "config", "data", "seed", "versions", "git_commit", "hardware",
              "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
-QUOTED = re.compile('[",\r\n\0]|^ | $')
-SURROGATE = re.compile("[\ud800-\udfff]")
 SECONDS_BETWEEN_HEARTBEATS = 30.0
-
-
-class RunLocked(RuntimeError):
-    """Another process is at work in the run directory."""
 
 
 class ForeignRun(RuntimeError):
@@ -80,82 +64,6 @@ def eval_samples(directory: str | Path, benchmark: str, step: int) -> Path:
     return Path(directory, "samples", "eval", f"{checked_name(benchmark)}-{_step(step)}.parquet")
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | bytes) -> None:
-    """Writes `path` whole or not at all, whenever the process dies: temporary file beside it, fsync, replace.
-
-    Args:
-        path: its directory is made if it is missing.
-        write: the content, or a function that writes it to the binary file that it is given.
-    Raises:
-        OSError: one line with the path and the free bytes when the disk is full; the old file is then intact.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.part"
-    try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "wb") as file:
-            file.write(write) if isinstance(write, bytes) else write(file)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(part, path)
-    except BaseException as error:
-        wrote = part.stat().st_size if part.exists() else 0
-        part.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise _disk_full(path, error, wrote) from error
-        raise
-    _sync_directory(path.parent)
-
-
-def write_json(content: object, path: str | Path) -> None:
-    """Strict JSON, keys in the order given: nan and infinities become null, lone surrogates U+FFFD.
-
-    Raises:
-        TypeError: something that JSON has no form for, naming where it stands.
-    """
-    text = json.dumps(_plain(content, "$", _finite_or_none), indent=2, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, f"{text}\n".encode())
-
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """One line per row under the union of the columns in first-seen order.
-
-    A missing or None cell is empty and an empty text is `""`; floats keep every digit. Text comes back unchanged from
-    `read_csv` and from `pandas.read_csv(path, dtype=str, keep_default_na=False)`, but for lone surrogates (U+FFFD).
-    """
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [columns, *([row.get(name) for name in columns] for row in rows)]
-    write_atomically(path, "".join(map(_line, lines)).encode())
-
-
-def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a file of `write_csv`, every cell as its text; an empty list where there is no file."""
-    if not Path(path).exists():
-        return []
-    csv.field_size_limit(sys.maxsize)
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def write_parquet(frame: "DataFrame | Sequence[Mapping[str, Any]]", path: str | Path) -> None:
-    """A pandas frame (its index is dropped) or a list of rows as one parquet file; lone surrogates become U+FFFD.
-
-    Rows are the safer form: pandas refuses to make a frame of text with lone surrogates.
-    """
-    import pyarrow
-    import pyarrow.parquet
-
-    if isinstance(frame, Sequence):
-        names = dict.fromkeys(name for row in frame for name in row)
-        table = pyarrow.table({name: pyarrow.array([_clean(row.get(name)) for row in frame]) for name in names})
-    else:
-        objects = [name for name in frame.columns if frame[name].dtype == object]
-        cleaned = frame.assign(**{name: frame[name].map(_clean).astype(object) for name in objects})
-        table = pyarrow.Table.from_pandas(cleaned, preserve_index=False)
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
-
-
 def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     """Sample rows as a parquet file with the columns and types of `SAMPLE_TYPES`, also where all cells are None.
 
@@ -173,7 +81,7 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
             raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, got {row['outcome']!r}")
     columns = {}
     for name, kind in SAMPLE_TYPES.items():
-        cells = [_clean(row[name], text=kind == "string") for row in rows]
+        cells = [clean(row[name], text=kind == "string") for row in rows]
         arrow = pyarrow.list_(pyarrow.int32()) if kind == "list<int32>" else pyarrow.type_for_alias(kind)
         columns[name] = pyarrow.array(cells, arrow)
     write_atomically(path, lambda file: pyarrow.parquet.write_table(pyarrow.table(columns), file))
@@ -258,7 +166,12 @@ class RunDirectory:
             ForeignRun: it holds another run, a damaged run.json, or files that belong to no run.
             OSError: it cannot be written.
         """
-        lock = _acquire(path := Path(path))
+        path = Path(path)
+        try:
+            _refuse_other_files(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        lock = acquire(path)
         try:
             record = _read_record(path, fresh)
             if record and (fresh or record["config_hash"] is None):
@@ -269,9 +182,9 @@ class RunDirectory:
             _sweep(path)
             run = cls(path, lock, record)
             if run.status != "finished":
-                run._begin(config, hash, _plain(info or {}, "info", _finite_or_none), dict(versions or {}))
+                run._begin(config, hash, plain(info or {}, "info", finite_or_none), dict(versions or {}))
         except BaseException:
-            _release(lock)
+            release(lock)
             raise
         return run
 
@@ -287,11 +200,11 @@ class RunDirectory:
 
     def close(self) -> None:
         """Notes the time spent and lets go of the lock; the status stays what it is."""
-        if self._lock in _held:  # not so in a forked child, which owns nothing here
+        if holds(self._lock):  # not so in a forked child, which owns nothing here
             if self.status not in ("finished", "failed"):
                 with suppress(OSError):
                     self._save()
-            _release(self._lock)
+            release(self._lock)
 
     def update(self, **fields: Any) -> None:
         """Puts `fields` in run.json; those that this class keeps itself are a ValueError."""
@@ -345,7 +258,7 @@ class RunDirectory:
         write_json(results, self.path / "results.json")
 
     def _begin(self, config: Mapping[str, Any], hash: str, info: dict[str, Any], versions: dict[str, str]) -> None:
-        facts = {"versions": _versions(), "git_commit": _git_commit(), "hardware": _hardware(info.pop("gpus", []))}
+        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware(info.pop("gpus", []))}
         facts |= {"threads": info.get("threads"), "batch_plan": info.get("batch_plan")}
         if self.status is None:
             self.record = {
@@ -369,26 +282,6 @@ class RunDirectory:
         self.status = fields.get("status", self.status)
 
 
-_held: set[int] = set()
-
-
-def _plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
-    """`value` in JSON's containers; `number` says what becomes of a float, `where` leads to the value."""
-    if hasattr(value, "tolist"):  # a number or an array of numpy or torch
-        value = value.tolist()
-    if isinstance(value, Mapping):
-        return {_clean(str(key)): _plain(item, f"{where}.{key}", number) for key, item in value.items()}
-    if isinstance(value, (list, tuple)) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes))):
-        return [_plain(item, f"{where}[{index}]", number) for index, item in enumerate(value)]
-    if isinstance(value, float):
-        return number(float(value))
-    if value is None or isinstance(value, (bool, int)):
-        return value
-    if isinstance(value, (str, Path)):
-        return _clean(str(value))
-    raise TypeError(f"{where} is a {type(value).__name__}, for which JSON has no form")
-
-
 def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
     """Plain containers in which 1.0 is 1, and inf and nan are words, as in the hash."""
 
@@ -397,94 +290,11 @@ def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
             return str(value)
         return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
-    return _plain(config, "config", number)
-
-
-def _finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _clean(value: Any, text: bool = False) -> Any:
-    """`value` with U+FFFD for lone surrogates, which no UTF-8 file can hold; as a text where a `text` is due."""
-    if isinstance(value, str):
-        return SURROGATE.sub("\ufffd", value)
-    if isinstance(value, (list, tuple)):
-        return [_clean(item) for item in value]
-    return _clean(str(value)) if text and value is not None else value
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if not isinstance(value, str):
-        raise TypeError(f"a CSV cell holds a number, a text or nothing, got {type(value).__name__} {str(value)[:40]!r}")
-    # Python 3.11 leaves a lone carriage return without quotes and then reads it as the end of the row.
-    return '"' + _clean(value).replace('"', '""') + '"' if value == "" or QUOTED.search(value) else _clean(value)
-
-
-def _line(cells: Sequence[Any]) -> str:
-    return (",".join(map(_cell, cells)) or '""') + "\n"  # a blank line would be no row
+    return plain(config, "config", number)
 
 
 def _raw_rows(path: Path) -> list[dict[str, str | None]]:
     return [{name: cell or None for name, cell in row.items()} for row in read_csv(path)]
-
-
-def _acquire(path: Path) -> int:
-    """Descriptor of the locked file `.lock`; the system unlocks it when this process dies, however it dies."""
-    try:
-        _refuse_other_files(path)
-        path.mkdir(parents=True, exist_ok=True)
-        lock = os.open(path / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-    except OSError as error:
-        advice = f"the run directory {path} cannot be written ({error.strerror}): choose another with hydra.run.dir="
-        raise type(error)(error.errno, advice) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = _owner(lock)
-        os.close(lock)
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise type(error)(error.errno, f"{path} cannot be locked ({error.strerror}): use a local disk") from error
-        raise RunLocked(
-            f"{path} is in use by pid {owner}: wait for it, or choose another directory with hydra.run.dir="
-        ) from None
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    _held.add(lock)
-    return lock
-
-
-def _owner(lock: int) -> str:
-    for _ in range(50):
-        if pid := os.pread(lock, 20, 0).decode().strip():
-            return pid
-        time.sleep(0.01)  # it has the lock and has yet to write its pid
-    return "unknown"
-
-
-def _release(lock: int) -> None:
-    if lock in _held:
-        _held.discard(lock)
-        os.ftruncate(lock, 0)
-        fcntl.flock(lock, fcntl.LOCK_UN)
-        os.close(lock)
-
-
-def _forget_locks() -> None:
-    # A forked child shares the lock; if it outlived a killed parent, the directory would stay locked.
-    for lock in _held:
-        os.close(lock)
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_forget_locks)
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -551,44 +361,6 @@ def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return leaves
 
 
-def _versions() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {"python": platform.python_version(), "ngrpo": __version__}
-    for package in PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
-
-
-def _git_commit() -> str | None:
-    """Commit of the repository that tracks this file, `-dirty` where tracked files differ from it, or None."""
-    import subprocess
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside someone else's work
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _hardware(gpus: Sequence[str]) -> dict[str, Any]:
-    cpu = platform.processor()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "memory_bytes": _memory(), "gpus": list(gpus), "host": platform.system()}
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -597,19 +369,3 @@ def _step(step: int) -> str:
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise ValueError(f"an RL step is a whole number of at least 0, got {step!r}")
     return str(step)
-
-
-def _disk_full(path: Path, error: OSError, wrote: int) -> OSError:
-    free = shutil.disk_usage(path.parent).free
-    why = f"{path} was not written: {error.strerror} after {wrote:,} bytes, {free:,} bytes free on its disk"
-    return OSError(error.errno, why)
-
-
-def _sync_directory(path: Path) -> None:
-    # Some network file systems refuse to sync a directory; the file itself is safe by then.
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

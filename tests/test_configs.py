@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from ngrpo.command_line import build
+from ngrpo.command_line import arguments, build
 from ngrpo.command_line.arguments import CONF, VERSION_BASE, examine
 from ngrpo.command_line.jobs import Job
 from ngrpo.command_line.overrides import parse
@@ -21,7 +21,7 @@ from ngrpo.settings import SettingsError, machine, targets
 from ngrpo.settings.composed import flat
 from ngrpo.settings.limits import FIELDS
 
-PRIMARY = [path for path in sorted(CONF.glob("*.yaml"))]
+PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
 COMMAND = re.compile(r"# python (train|evaluate)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
 TARGETS = sorted({match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: (\S+)", path.read_text())})
@@ -42,9 +42,15 @@ def heading(path: Path) -> str:
     return "\n".join(lines[: next(at for at, line in enumerate(lines) if not line.startswith("#"))])
 
 
+SCHEMAS: dict[tuple[str, ...], Schema] = {}
+
+
 @pytest.fixture(autouse=True)
 def any_machine(monkeypatch):
     monkeypatch.setattr(machine, "gpu_refusal", lambda devices: None)
+    monkeypatch.setattr(
+        arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
+    )
     register_resolvers()
 
 
@@ -54,11 +60,11 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
     assert commands, "the first lines of the file are comments with the command that uses it"
     if path in CHOICES:
         group, option = choice(path)
-        assert any(re.search(rf"\b{group}=\[?['\"]?{option}\b", arguments) for _, arguments in commands)
-    for script, arguments in commands:
-        if "<" not in arguments and "hub id" not in arguments and "Qwen/" not in arguments:
+        assert any(re.search(rf"\b{group}=\[?['\"]?{option}\b", line) for _, line in commands)
+    for script, line in commands:
+        if "<" not in line and "hub id" not in line and "Qwen/" not in line:
             name = {"train": "config", "evaluate": "evaluate"}[script]
-            assert examine(name, shlex.split(arguments)).problems == []
+            assert examine(name, shlex.split(line)).problems == []
 
 
 @pytest.mark.parametrize("path", CHOICES, ids=named)
@@ -87,28 +93,36 @@ def test_targets_may_be_built_and_their_arguments_are_read_right(target):
     if not module.startswith("ngrpo"):
         return
     built = getattr(import_module(module), name)
-    parameters = inspect.signature(built).parameters.values()
+    parameters = {parameter.name: parameter.default for parameter in inspect.signature(built).parameters.values()}
     signature = targets.signature(target)
     if signature.takes is not None:
         assert set(signature.takes) == {parameter.name for parameter in parameters}
-        assert set(signature.needs) == {parameter.name for parameter in parameters if parameter.default is parameter.empty}
+        assert set(signature.needs) == {
+            parameter.name for parameter in parameters if parameter.default is parameter.empty
+        }
 
 
 @pytest.mark.parametrize(
     "target",
     [
-        "os.system", "builtins.eval", "builtins.exec", "subprocess.Popen", "shutil.rmtree", "pickle.loads", "torch.load",
-        "functools.partial", "importlib.import_module", "runpy.run_path", "ngrpo", "ngrpo.losses", "ngrpo.exploration.stht",
-        "ngrpo.losses.torch.load", "ngrpo.records.write_atomically", "ngrpo.records.shutil.rmtree", "ngrpo.losses.Tensor",
-        "ngrpo.exploration..stht.SoftTokens", "ngrpo.exploration.stht.SoftTokens.__init__", "ngrpo.tasks._x.Y", "", 3, None,
-        "lightning.pytorch.loggers.wandb.os.system", "ngrpo.exploration/../../x.Y", "hydra.utils.instantiate",
+        "os.system", "builtins.eval", "subprocess.Popen", "shutil.rmtree", "pickle.loads", "torch.load",
+        "functools.partial", "importlib.import_module", "runpy.run_path", "hydra.utils.instantiate",
+        "ngrpo", "ngrpo.losses", "ngrpo.exploration.stht", "ngrpo.losses.Tensor", "ngrpo.losses.torch.load",
+        "ngrpo.records.write_atomically", "ngrpo.records.shutil.rmtree", "ngrpo.exploration..stht.SoftTokens",
+        "ngrpo.exploration.stht.SoftTokens.__init__", "ngrpo.tasks._x.Y", "ngrpo.exploration/../../x.Y",
+        "lightning.pytorch.loggers.wandb.os.system", "", 3, None,
     ],
 )  # fmt: skip
 def test_nothing_else_may_be_built_however_deep_it_stands(target):
     assert targets.refusal(target)
-    inner = {"_target_": "ngrpo.tasks.story_math.StoryMath", "levels": [{"_target_": target}], "split": "train", "size": 1}
+    inner = {
+        "_target_": "ngrpo.tasks.story_math.StoryMath",
+        "levels": [{"_target_": target}],
+        "split": "train",
+        "size": 1,
+    }
     for node in ({"_target_": target}, inner, OmegaConf.create(inner)):
-        with pytest.raises(SettingsError, match="levels.0._target_|_target_="):
+        with pytest.raises(SettingsError, match="_target_="):
             build(node)
 
 
@@ -129,21 +143,19 @@ def misspelt(word: str) -> set[str]:
     return (dropped | doubled | swapped) - {word, ""}
 
 
-@pytest.mark.parametrize("prefix", ["", "+"])
-def test_misspelt_keys_are_understood(prefix):
+def test_misspelt_keys_are_understood():
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         schema = Schema(GlobalHydra.instance().config_loader(), "config", [])
         reference = schema.reference([])
-        keys = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
-        keys += [key for key in flat(reference) if "._" not in key]
-        right = total = 0
-        for key in keys:
-            parent, dot, name = key.rpartition(".")
-            for wrong in misspelt(name):
-                overrides, _ = parse([f"{prefix}{parent}{dot}{wrong}=1"], schema.loader)
-                job = Job(schema, overrides)
-                lines = [line for override in job.unknown() for line in job.unknown_problem(override)]
-                right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)
-                total += 1
-    assert total > 1000
-    assert right >= 0.95 * total
+        top = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
+        inner = [key for key in flat(reference) if "." in key and "._" not in key]
+        cases = [(key, wrong) for key in (*top, *inner) for wrong in misspelt(key.rpartition(".")[2])]
+        right = 0
+        for at, (key, wrong) in enumerate(cases):
+            parent, dot, _ = key.rpartition(".")
+            overrides, _ = parse([f"{'+' * (at % 3)}{parent}{dot}{wrong}=1"], schema.loader)
+            job = Job(schema, overrides)
+            lines = [line for override in job.unknown() for line in job.unknown_problem(override)]
+            right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)
+    assert len(cases) > 500
+    assert right >= 0.95 * len(cases)

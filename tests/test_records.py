@@ -20,8 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ngrpo
-from ngrpo import records
-from ngrpo.records import ForeignRun, RunDirectory, RunLocked, config_hash, run_directory, write_atomically
+from ngrpo import files, provenance, records
+from ngrpo.files import write_atomically
+from ngrpo.lock import RunLocked
+from ngrpo.records import ForeignRun, RunDirectory, config_hash, run_directory
 
 CONFIG = {
     "seed": 3,
@@ -80,9 +82,9 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
         write_atomically(path, half)
     assert contents(tmp_path) == {"a.json": b"old"}
     with pytest.raises(TypeError, match=r"\$\.a\[1\] is a set"):
-        records.write_json({"a": [1, {2}]}, path)
+        files.write_json({"a": [1, {2}]}, path)
     with pytest.raises(TypeError, match="list"):
-        records.write_csv([{"a": [1]}], path)
+        files.write_csv([{"a": [1]}], path)
     assert contents(tmp_path) == {"a.json": b"old"}
     path.with_name("directory").mkdir()
     with pytest.raises(OSError, match="directory"):
@@ -104,9 +106,9 @@ def fill_the_disk(directory: str) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     rows = [{"step": step, "text": "x" * 100} for step in range(500)]
     for name, write in {
-        "a.csv": lambda path: records.write_csv(rows, path),
-        "a.json": lambda path: records.write_json(rows, path),
-        "a.parquet": lambda path: records.write_parquet([{"x": os.urandom(40_000)}], path),
+        "a.csv": lambda path: files.write_csv(rows, path),
+        "a.json": lambda path: files.write_json(rows, path),
+        "a.parquet": lambda path: files.write_parquet([{"x": os.urandom(40_000)}], path),
     }.items():
         path = Path(directory, name)
         path.write_bytes(b"old")
@@ -140,7 +142,7 @@ def kill_before_operation(number: int) -> None:
 
 
 def kill_everywhere(prepare, act, check) -> None:
-    records._git_commit, records._versions = lambda: None, dict  # slow, and they write nothing
+    provenance.git_commit, provenance.package_versions = lambda: None, dict  # slow, and they write nothing
     os.fsync = lambda fd: None  # slow too, and a kill takes nothing from what the system was given
     for number in range(1, 1000):
         with tempfile.TemporaryDirectory() as directory:
@@ -198,7 +200,7 @@ def kill_rows() -> None:
     def check(directory: Path, done: bool) -> None:
         with RunDirectory.open(directory / "run", CONFIG, hash=HASH) as run:
             assert run.status == "finished" if done else run.status in ("running", "finished")
-            steps = [row["step"] for row in records.read_csv(run.path / "metrics.csv")]
+            steps = [row["step"] for row in files.read_csv(run.path / "metrics.csv")]
             assert steps in (["1"], ["1", "2"]) and (run.status != "finished" or len(steps) == 2)
             assert run.read_results() in ({}, {"easy": {"2": {"x": 1}}})
             assert not list(run.path.rglob(PARTS))
@@ -243,9 +245,9 @@ def test_csv_gives_every_text_back(cells):
 
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "a.csv")
-        records.write_csv([{"a": a, "b,\n": b} for a, b in cells], path)
+        files.write_csv([{"a": a, "b,\n": b} for a, b in cells], path)
         expected = [(repaired(a), repaired(b)) for a, b in cells]
-        assert [tuple(row.values()) for row in records.read_csv(path)] == expected
+        assert [tuple(row.values()) for row in files.read_csv(path)] == expected
         frame = pandas.read_csv(path, dtype=str, keep_default_na=False)
         assert list(frame.itertuples(index=False, name=None)) == expected
         assert list(frame.columns) == ["a", "b,\n"]
@@ -261,7 +263,7 @@ def test_parquet_gives_every_text_back(cells):
         expected = [None if cell is None else repaired(cell) for cell in cells]
         frame = pandas.DataFrame({"a": np.array(cells, dtype=object)}, dtype=object)
         for rows in ([{"a": cell} for cell in cells], frame):
-            records.write_parquet(rows, path)
+            files.write_parquet(rows, path)
             found = pandas.read_parquet(path)["a"].astype(object)
             assert [None if pandas.isna(cell) else cell for cell in found] == expected
 
@@ -272,7 +274,7 @@ def test_json_is_strict_and_gives_every_number_and_text_back(number, whole, text
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "a.json")
         content = {"number": number, "whole": whole, text: [text, True, None, (1, 2)], "numpy": np.float32(0.5)}
-        records.write_json(content | {"array": np.arange(3), "path": Path("a")}, path)
+        files.write_json(content | {"array": np.arange(3), "path": Path("a")}, path)
         found = json.loads(path.read_text("utf-8"), parse_constant=lambda constant: pytest.fail(constant))
     assert found["number"] == (number if math.isfinite(number) else None) and found["whole"] == whole
     assert found[repaired(text)] == [repaired(text), True, None, [1, 2]]
@@ -281,14 +283,14 @@ def test_json_is_strict_and_gives_every_number_and_text_back(number, whole, text
 
 def test_csv_numbers_keep_every_digit(tmp_path):
     numbers = [0.1, 1 / 3, 1e-300, -0.0, 2**53, np.float64(2 / 3), np.float32(0.1), np.int64(7), math.inf, math.nan]
-    records.write_csv([{"x": number} for number in numbers], tmp_path / "a.csv")
-    found = [float(row["x"]) for row in records.read_csv(tmp_path / "a.csv")]
+    files.write_csv([{"x": number} for number in numbers], tmp_path / "a.csv")
+    found = [float(row["x"]) for row in files.read_csv(tmp_path / "a.csv")]
     np.testing.assert_array_equal(found, [float(number) for number in numbers])
     assert math.copysign(1, found[3]) == -1
-    records.write_csv([{"x": None}, {"x": True}, {"y": "b"}], tmp_path / "a.csv")
-    assert [list(row.values()) for row in records.read_csv(tmp_path / "a.csv")] == [["", ""], ["true", ""], ["", "b"]]
-    records.write_csv([{"x": None}, {"x": None}], tmp_path / "a.csv")
-    assert len(records.read_csv(tmp_path / "a.csv")) == 2 and records.read_csv(tmp_path / "missing.csv") == []
+    files.write_csv([{"x": None}, {"x": True}, {"y": "b"}], tmp_path / "a.csv")
+    assert [list(row.values()) for row in files.read_csv(tmp_path / "a.csv")] == [["", ""], ["true", ""], ["", "b"]]
+    files.write_csv([{"x": None}, {"x": None}], tmp_path / "a.csv")
+    assert len(files.read_csv(tmp_path / "a.csv")) == 2 and files.read_csv(tmp_path / "missing.csv") == []
 
 
 def sample(**cells):
@@ -537,7 +539,7 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
 
 OPEN = """
 import os, sys, time
-from ngrpo import records
+from ngrpo import files, lock, provenance, records
 def take(): return records.RunDirectory.open({!r}, {!r}, hash={!r})
 """
 
@@ -566,7 +568,7 @@ def test_of_many_that_start_together_one_gets_the_directory(tmp_path):
     code = (
         "print('ready', flush=True); sys.stdin.readline()\n"
         "try: run = take(); print('mine', flush=True)\n"
-        "except records.RunLocked as error: print(error, flush=True)\n"
+        "except lock.RunLocked as error: print(error, flush=True)\n"
         "sys.stdin.read()"
     )
     racers = [python(OPEN.format(str(tmp_path), CONFIG, HASH) + code) for _ in range(4)]
@@ -637,7 +639,7 @@ def test_each_step_has_one_row(tmp_path):
                 run.append_row("timings", wrong)
         with pytest.raises(ValueError, match="cannot name a file"):
             run.append_row("../timings", {"step": 1})
-        assert records.read_csv(tmp_path / "timings.csv") == [{"step": "0", "seconds": "1.5"}]
+        assert files.read_csv(tmp_path / "timings.csv") == [{"step": "0", "seconds": "1.5"}]
 
 
 def test_results_stand_under_benchmark_and_step(tmp_path):
@@ -666,16 +668,16 @@ def test_the_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path, 
         pytest.skip("git is not installed")
     file = tmp_path / "records.py"
     file.write_text("x")
-    monkeypatch.setattr(records, "__file__", str(file))
-    assert records._git_commit() is None
+    monkeypatch.setattr(provenance, "__file__", str(file))
+    assert provenance.git_commit() is None
     git("init", "-q")
     git("commit", "-q", "--allow-empty", "-m", "a")
-    assert records._git_commit() is None  # a repository around an installed package is someone else's
+    assert provenance.git_commit() is None  # a repository around an installed package is someone else's
     git("add", ".")
     git("commit", "-q", "-m", "b")
-    assert records._git_commit() == git("rev-parse", "HEAD")
+    assert provenance.git_commit() == git("rev-parse", "HEAD")
     file.write_text("y")
-    assert records._git_commit() == git("rev-parse", "HEAD") + "-dirty"
+    assert provenance.git_commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
 def test_the_module_is_light():

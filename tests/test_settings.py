@@ -5,15 +5,27 @@ import math
 import pickle
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from ngrpo import settings as rules_of
+from ngrpo.command_line import arguments
 from ngrpo.command_line.arguments import examine
+from ngrpo.command_line.schema import Schema
 from ngrpo.models import files
 from ngrpo.settings import SettingsError, machine
 from ngrpo.settings.limits import allowed, as_override, example, obeys
+
+SCHEMAS: dict[tuple[str, ...], Schema] = {}
+
+
+@pytest.fixture(autouse=True)
+def files_are_read_once(monkeypatch):
+    monkeypatch.setattr(
+        arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
+    )
+
 
 NUMBERS = st.integers() | st.floats()
 RULES = st.fixed_dictionaries(
@@ -28,6 +40,7 @@ RULES = st.fixed_dictionaries(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(RULES, NUMBERS)
 def test_bounds_types_and_infinities(rule, value):
     inside = (
@@ -41,6 +54,7 @@ def test_bounds_types_and_infinities(rule, value):
     assert obeys(value, rule) == (inside and finite and whole)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(RULES, NUMBERS | st.none() | st.text() | st.booleans(), NUMBERS | st.none())
 def test_an_offered_value_obeys(rule, value, usual):
     offered = example(value, rule, usual)
@@ -182,7 +196,8 @@ def test_pickled_weights_and_missing_shards_are_refused(model):
 
 
 @pytest.mark.parametrize(
-    "path", ["", "x", "./x", "/x/y", "a/b/c", "../a", "a/../b", "ngrpo/nothing", "a/b/", "a b/c", "a\nb/c", None, 3, "-a/b"]
+    "path",
+    ["", "x", "./x", "/x/y", "a/b/c", "../a", "a/../b", "ngrpo/nothing", "a/b/", "a b/c", "a\nb/c", None, 3, "-a/b"],
 )
 def test_what_is_neither_directory_nor_hub_id(path):
     assert files.refusal(path)
@@ -229,7 +244,9 @@ def test_directories_that_can_be_made(tmp_path):
 
 def test_gpus_are_counted_without_torch(monkeypatch):
     monkeypatch.setattr(machine, "version", lambda name: "2.9.0")
-    monkeypatch.setattr(machine.Path, "glob", lambda self, pattern: [machine.Path(f"/dev/nvidia{n}") for n in (0, 1, "ctl")])
+    monkeypatch.setattr(
+        machine.Path, "glob", lambda self, pattern: [machine.Path(f"/dev/nvidia{n}") for n in (0, 1, "ctl")]
+    )
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert machine.gpu_refusal(2) is None
     assert "2 of the 4" in str(machine.gpu_refusal(4))
@@ -279,12 +296,17 @@ def test_own_files_add_to_ours(tmp_path):
     assert len(examine("config", ["--config-dir", str(tmp_path), "experiment=torn"]).problems) == 1
 
 
-WORDS = st.sampled_from(["steps", "k", "exploration", "benchmark", "model.path", "optimizer.betas", "hydra.mode", "x.y", "task"])
-TEXTS = st.sampled_from(["", "0", "nan", "null", "[1]", "{a: 1}", "${k}", "${nope}", "a/b", "1,2", "glob(*)", "'q'", "é"])
-OVERRIDES = st.builds(lambda sign, key, value: f"{sign}{key}={value}", st.sampled_from(["", "+", "++", "~"]), WORDS, TEXTS | st.text(max_size=5))
+SIGNS = st.sampled_from(["", "+", "++", "~"])
+KEYS = st.sampled_from(
+    ["steps", "k", "exploration", "benchmark", "model.path", "optimizer.betas", "hydra.mode", "x.y", "task"]
+)
+TEXTS = st.sampled_from(
+    ["", "0", "nan", "null", "[1]", "{a: 1}", "${k}", "${nope}", "a/b", "1,2", "glob(*)", "'q'", "é"]
+)
+OVERRIDES = st.builds("{}{}={}".format, SIGNS, KEYS, TEXTS | st.text(max_size=5))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(OVERRIDES, max_size=3), st.sampled_from(["config", "evaluate"]))
 def test_no_command_line_breaks_the_examination(argv, name):
     assert all(line.isprintable() for line in examine(name, argv).problems)

@@ -14,7 +14,7 @@ def gpu_refusal(devices: int) -> str | None:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     nodes = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
     others = any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg"))
-    if hidden in ("", "-1") or not nodes and not others:
+    if hidden in ("", "-1") or (not nodes and not others):
         return "this machine shows no GPU"
     try:
         if "cpu" in version("torch"):

@@ -115,5 +115,5 @@ def _fields(definition: ast.ClassDef) -> Signature:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
     takes = tuple(name for name, value in fields.items() if "init=False" not in (value or ""))
-    bare = {name for name, value in fields.items() if value is None or "field(" in value and "default" not in value}
+    bare = {name for name, value in fields.items() if value is None or ("field(" in value and "default" not in value)}
     return Signature(takes, tuple(name for name in takes if name in bare))

@@ -52,7 +52,7 @@ def kinds(seen: Composed) -> Iterator[str]:
     """Values without a rule: no nan, and of the kind that the YAML files give them."""
     for key, value in seen.values.items():
         source = INTERPOLATION.fullmatch(str(seen.raw[key]))
-        if key in seen.broken or key in seen.rules or source and source[1] in seen.values:
+        if key in seen.broken or key in seen.rules or (source and source[1] in seen.values):
             continue
         usual = seen.usual.get(key)
         known = usual not in NO_VALUE
@@ -125,7 +125,7 @@ def _underflows(seen: Composed, key: str) -> bool:
 def _fits(value: Any, usual: Any) -> bool:
     if isinstance(usual, list):
         return isinstance(value, list) and (not usual or all(_fits(member, usual[0]) for member in value))
-    return type(value) is type(usual) or isinstance(usual, float) and type(value) is int
+    return type(value) is type(usual) or (isinstance(usual, float) and type(value) is int)
 
 
 def _kind(usual: Any) -> str:

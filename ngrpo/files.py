@@ -1,0 +1,166 @@
+"""Files that are written whole or not at all: JSON, CSV and parquet that read back as what was written.
+
+What they hold, it does not know.
+"""
+
+import csv
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+QUOTED = re.compile('[",\r\n\0]|^ | $')
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | bytes) -> None:
+    """Writes `path` whole or not at all, whenever the process dies: temporary file beside it, fsync, replace.
+
+    Args:
+        path: its directory is made if it is missing.
+        write: the content, or a function that writes it to the binary file that it is given.
+    Raises:
+        OSError: one line with the path and the free bytes when the disk is full; the old file is then intact.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.part"
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "wb") as file:
+            file.write(write) if isinstance(write, bytes) else write(file)
+            file.flush()
+            os.fsync(descriptor)
+        os.replace(part, path)
+    except BaseException as error:
+        wrote = part.stat().st_size if part.exists() else 0
+        part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise _disk_full(path, error, wrote) from error
+        raise
+    _sync_directory(path.parent)
+
+
+def write_json(content: object, path: str | Path) -> None:
+    """Strict JSON, keys in the order given: nan and infinities become null, lone surrogates U+FFFD.
+
+    Raises:
+        TypeError: something that JSON has no form for, naming where it stands.
+    """
+    text = json.dumps(plain(content, "$", finite_or_none), indent=2, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, f"{text}\n".encode())
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """One line per row under the union of the columns in first-seen order.
+
+    A missing or None cell is empty and an empty text is `""`; floats keep every digit. Text comes back unchanged from
+    `read_csv` and from `pandas.read_csv(path, dtype=str, keep_default_na=False)`, but for lone surrogates (U+FFFD).
+    """
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [columns, *([row.get(name) for name in columns] for row in rows)]
+    write_atomically(path, "".join(map(_line, lines)).encode())
+
+
+def read_csv(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a file of `write_csv`, every cell as its text; an empty list where there is no file."""
+    if not Path(path).exists():
+        return []
+    csv.field_size_limit(sys.maxsize)
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write_parquet(frame: "DataFrame | Sequence[Mapping[str, Any]]", path: str | Path) -> None:
+    """A pandas frame (its index is dropped) or a list of rows as one parquet file; lone surrogates become U+FFFD.
+
+    Rows are the safer form: pandas refuses to make a frame of text with lone surrogates.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if isinstance(frame, Sequence):
+        names = dict.fromkeys(name for row in frame for name in row)
+        table = pyarrow.table({name: pyarrow.array([clean(row.get(name)) for row in frame]) for name in names})
+    else:
+        objects = [name for name in frame.columns if frame[name].dtype == object]
+        cleaned = frame.assign(**{name: frame[name].map(clean).astype(object) for name in objects})
+        table = pyarrow.Table.from_pandas(cleaned, preserve_index=False)
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
+
+
+def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
+    """`value` in JSON's containers; `number` says what becomes of a float, `where` leads to the value."""
+    if hasattr(value, "tolist"):  # a number or an array of numpy or torch
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {clean(str(key)): plain(item, f"{where}.{key}", number) for key, item in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, Sequence) and not isinstance(value, (str, bytes))):
+        return [plain(item, f"{where}[{index}]", number) for index, item in enumerate(value)]
+    if isinstance(value, float):
+        return number(float(value))
+    if value is None or isinstance(value, (bool, int)):
+        return value
+    if isinstance(value, (str, Path)):
+        return clean(str(value))
+    raise TypeError(f"{where} is a {type(value).__name__}, for which JSON has no form")
+
+
+def finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def clean(value: Any, text: bool = False) -> Any:
+    """`value` with U+FFFD for lone surrogates, which no UTF-8 file can hold; as a text where a `text` is due."""
+    if isinstance(value, str):
+        return SURROGATE.sub("\ufffd", value)
+    if isinstance(value, (list, tuple)):
+        return [clean(item) for item in value]
+    return clean(str(value)) if text and value is not None else value
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if not isinstance(value, str):
+        raise TypeError(f"a CSV cell holds a number, a text or nothing, got {type(value).__name__} {str(value)[:40]!r}")
+    # Python 3.11 leaves a lone carriage return without quotes and then reads it as the end of the row.
+    return '"' + clean(value).replace('"', '""') + '"' if value == "" or QUOTED.search(value) else clean(value)
+
+
+def _line(cells: Sequence[Any]) -> str:
+    return (",".join(map(_cell, cells)) or '""') + "\n"  # a blank line would be no row
+
+
+def _disk_full(path: Path, error: OSError, wrote: int) -> OSError:
+    free = shutil.disk_usage(path.parent).free
+    why = f"{path} was not written: {error.strerror} after {wrote:,} bytes, {free:,} bytes free on its disk"
+    return OSError(error.errno, why)
+
+
+def _sync_directory(path: Path) -> None:
+    # Some network file systems refuse to sync a directory; the file itself is safe by then.
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
