@@ -16,6 +16,8 @@ from ngrpo import command_line, records
 
 def main(config: DictConfig) -> dict[str, Any]:
     """Compose, build, sample, report; the same command again continues where it was interrupted."""
+    from ngrpo.progress import print_results
+
     directory = command_line.run_path()
     trained = json.loads(Path(config.run, "run.json").read_text("utf-8")) if config.run else {}
     versions = command_line.data_versions(config)
@@ -33,7 +35,7 @@ def main(config: DictConfig) -> dict[str, Any]:
         else:
             sample(config, run, trained)
             run.finish()
-        report(run)
+        print_results(run.read_results(), run.path)
         return run.read_results()
 
 
@@ -74,16 +76,6 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
             run.record_result(name, step, entry)
     finally:
         progress.stop()
-
-
-def report(run: records.RunDirectory) -> None:
-    """Print the Pass@k table and where everything lies."""
-    from rich.console import Console
-
-    from ngrpo.progress import passk_table
-
-    Console().print(passk_table(run.read_results(), run.path))
-    print(run.path)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from ngrpo import command_line, records
 
 def main(config: DictConfig) -> dict[str, Any] | None:
     """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
+    from ngrpo.progress import print_results
+
     directory = command_line.run_path()
     plain, versions = command_line.plain(config), command_line.data_versions(config)
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
@@ -32,7 +34,7 @@ def main(config: DictConfig) -> dict[str, Any] | None:
         else:
             train(config, directory, run)
             run.finish()
-        report(run)
+        print_results(run.read_results(), run.path)
         return run.read_results()
 
 
@@ -87,7 +89,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
         max_epochs=1,
-        logger=False,
+        logger=command_line.build(config.logger, save_dir=directory) if config.get("logger") and run else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -128,16 +130,6 @@ def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any
     built = command_line.build(strategy)
     built.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
     return Sampler(model, tokenizer, built, config.max_new_tokens)
-
-
-def report(run: records.RunDirectory) -> None:
-    """Print the Pass@k table and where everything lies."""
-    from rich.console import Console
-
-    from ngrpo.progress import passk_table
-
-    Console().print(passk_table(run.read_results(), run.path))
-    print(run.path)
 
 
 if __name__ == "__main__":

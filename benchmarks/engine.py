@@ -9,9 +9,7 @@ import argparse
 import csv
 import json
 import os
-import re
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -21,7 +19,8 @@ from typing import Any
 
 import torch
 from arms import BASELINE, STRATEGIES, Bench, Workload, equal, natural
-from measuring import Table, figures, load, paired, ratios, resident
+from measuring import load, paired, ratios, resident
+from reporting import tables, write
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
@@ -69,8 +68,11 @@ def of_training(threads: int, steps: int) -> tuple[Rows, dict[str, Any]]:
             with open(run / "timings.csv", newline="", encoding="utf-8") as file:
                 timed = [row for row in csv.DictReader(file) if int(row["step"]) > 1]
             record = json.loads((run / "run.json").read_text("utf-8"))
-        phases = [column for column in timed[0] if column == "seconds" or column.startswith("seconds_")]
-        rows += [{"strategy": name, "phase": p, "seconds": [float(row[p]) for row in timed]} for p in phases]
+        phases = {"whole step": "seconds"} | {c.removeprefix("seconds_"): c for c in timed[0] if "seconds_" in c}
+        rows += [
+            {"strategy": name, "phase": phase, "seconds": [float(row[column]) for row in timed]}
+            for phase, column in phases.items()
+        ]
     return rows, {key: record[key] for key in ("versions", "git_commit", "hardware")}
 
 
@@ -115,91 +117,6 @@ def _quartiles(lengths: torch.Tensor) -> list[int]:
     return lengths.float().quantile(points).round().int().tolist()
 
 
-def tables(measured: dict[str, Any]) -> list[Table]:
-    """What was measured, as people read it."""
-    spread = ["median", "middle half", "range"]
-    generate, strategies, training, memory = (measured[key] for key in ("generate", "strategies", "training", "memory"))
-    return [
-        Table(
-            "Speed-up over transformers generate, same lengths",
-            ["workload", "lengths (quartiles)", "generate tokens/s", "engine tokens/s", *spread],
-            [
-                [
-                    row["workload"],
-                    " ".join(map(str, row["lengths"])),
-                    f"{row['tokens'] / statistics.median(row['generate_seconds']):,.0f}",
-                    f"{row['tokens'] / statistics.median(row['seconds']):,.0f}",
-                    *figures(row["ratios"], unit="x"),
-                ]
-                for row in generate
-            ],
-        ),
-        Table(
-            "Extra time over token sampling, same number of decode steps; its own row is the noise of the machine",
-            ["strategy", "tokens/s", *spread],
-            [
-                [
-                    row["strategy"],
-                    f"{row['tokens'] / statistics.median(row['seconds']):,.0f}",
-                    *figures(row["overhead_percent"], "+.1f", " %"),
-                ]
-                for row in strategies
-            ],
-        ),
-        Table(
-            "Seconds of a training step, 32 prompts x 8 answers",
-            ["strategy", "phase", *spread],
-            [
-                [
-                    row["strategy"],
-                    row["phase"].removeprefix("seconds_").replace("seconds", "all"),
-                    *figures(row["seconds"], ".3f"),
-                ]
-                for row in training
-            ],
-        ),
-        Table(
-            "Resident memory of one batch, equal lengths, 32 x 8 (MiB)",
-            ["arm", "before", "peak", "added"],
-            [
-                [
-                    row["arm"],
-                    *(f"{value:,.0f}" for value in (row["before_mib"], row["peak_mib"])),
-                    f"{row['peak_mib'] - row['before_mib']:,.0f}",
-                ]
-                for row in memory
-            ],
-        ),
-    ]
-
-
-def heading(measured: dict[str, Any]) -> str:
-    """Where, when and how, above the tables of the written report."""
-    machine, versions = measured["hardware"], measured["versions"]
-    libraries = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "transformers", "ngrpo"))
-    return "\n".join(
-        [
-            f"`{measured['command']}` on {measured['date']}, commit {measured['git_commit'] or 'unknown'}",
-            "",
-            f"{machine['cpu']}, {machine['cores']} cores, {measured['threads']} threads, "
-            f"{machine['memory_bytes'] / 2**30:.0f} GiB; {libraries}; "
-            f"load average {measured['load_before'][0]} before, {measured['load_after'][0]} after",
-            "",
-        ]
-    )
-
-
-def write(measured: dict[str, Any], folder: Path) -> Path:
-    """`<date>-<machine>.json` with every single timing, and latest.md; returns the former's path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    machine = re.sub(r"[^a-z0-9]+", "-", measured["hardware"]["cpu"].lower().replace("(r)", "")).strip("-") or "machine"
-    path = folder / f"{measured['date'][:10]}-{machine}-{measured['threads']}-threads.json"
-    path.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
-    text = "\n".join([heading(measured), *(table.markdown() for table in tables(measured))])
-    (folder / "latest.md").write_text(text, encoding="utf-8")
-    return path
-
-
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """All four parts, one after the other."""
     threads, repeats, limit = arguments.threads, arguments.repeats, arguments.limit
@@ -215,9 +132,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     say("strategies ...")
     strategies = of_strategies(bench, limit, repeats)
     command = shlex.join(["python", "benchmarks/engine.py", *sys.argv[1:]])
-    figures = {"generate": generate, "strategies": strategies, "training": training, "memory": memory}
+    parts = {"generate": generate, "strategies": strategies, "training": training, "memory": memory}
     context = {"command": command, "date": began, "threads": threads, "repeats": repeats, "limit": limit}
-    return {**context, "load_before": before, "load_after": load(), **machine, **figures}
+    return {**context, "load_before": before, "load_after": load(), **machine, **parts}
 
 
 def parse() -> argparse.Namespace:

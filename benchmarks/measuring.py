@@ -1,4 +1,4 @@
-"""Paired timings with their spread, peak memory, and the tables that show them. It does not know what is measured."""
+"""Paired timings with their spread, and peak memory. It does not know what is measured."""
 
 import gc
 import os
@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-from rich.table import Table as RichTable
 
 MIB = 2**20
 
@@ -77,34 +75,3 @@ def resident() -> tuple[float, float]:
 def load() -> list[float]:
     """Processes that wanted a core in the last 1, 5 and 15 minutes: other people's work shows here."""
     return [round(value, 2) for value in os.getloadavg()]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as they are printed and written."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def rich(self) -> RichTable:
-        """For the terminal."""
-        table = RichTable(title=self.title, title_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
-    def markdown(self) -> str:
-        """For a file."""
-        rule = [":---", *["---:"] * (len(self.columns) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
-
-
-def figures(values: Sequence[float], form: str = ".2f", unit: str = "") -> list[str]:
-    """Cells for median, quartiles and range."""
-    spread = Spread.of(values)
-    pairs = ((spread.low, spread.high), (spread.lowest, spread.highest))
-    return [f"{spread.median:{form}}{unit}", *(f"{low:{form}} to {high:{form}}{unit}" for low, high in pairs)]

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.keys import Draws
 from ngrpo.models.causal import CausalModel
-from ngrpo.rollouts import Rollouts, Step, stack_steps
+from ngrpo.rollouts import Rollouts, Step, neutral, stack_steps
 
 BUCKET = 32  # keys seen by a decode step: rounded up to a multiple, so that shapes repeat
 COMPACT_BELOW = 0.75  # finished rows leave once fewer than this share of the batch is unfinished
@@ -203,22 +203,21 @@ def assemble(batch: _Batch, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, 
     others = [[torch.stack(column, dim=1) for column in list(zip(*steps, strict=True))[1:]] for _, steps in segments]
     rows = [rows for rows, _ in segments]
 
-    def place(values: Sequence[Tensor | None]) -> Tensor | None:
+    def place(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
         like = next((value for value in values if value is not None), None)
         if like is None:
             return None
         whole = like.new_zeros(len(keys), length, *like.shape[2:])
         start = 0
-        for index, value, mask in zip(rows, values, masks, strict=True):
-            width = mask.shape[1]
-            if value is not None:
-                whole[index, start : start + width] = value * mask.view(*mask.shape, *[1] * (value.dim() - 2))
-            start += width
+        for index, part, value, mask in zip(rows, parts, values, masks, strict=True):
+            value = neutral(name, part, like) if value is None else value
+            whole[index, start : start + mask.shape[1]] = value * mask.view(*mask.shape, *[1] * (value.dim() - 2))
+            start += mask.shape[1]
         return whole
 
     log_probs, entropies, masks = ([columns[i] for columns in others] for i in range(3))
     fields = Step.__dataclass_fields__
-    steps = Step(**{name: place([getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
-    mask = place(masks)
-    assert mask is not None
-    return Rollouts(prompts, prompt_mask, steps, mask, place(log_probs), place(entropies), keys, group)  # pyright: ignore
+    steps = Step(**{name: place(name, [getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
+    mask, log_probs, entropy = place("mask", masks), place("log_probs", log_probs), place("entropy", entropies)
+    assert mask is not None and log_probs is not None and entropy is not None
+    return Rollouts(prompts, prompt_mask, steps, mask, log_probs, entropy, keys, group)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -15,6 +16,7 @@ from rich.table import Table
 
 from ngrpo import passk, records
 
+WIDTH = 120  # characters of a table that goes to a file
 LINES = 10  # progress lines of a run whose output is not a terminal
 
 
@@ -64,14 +66,21 @@ class Progress:
         self.evaluating = None
 
 
+def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> None:
+    """The Pass@k table and the directory, whole also where the output is no terminal."""
+    console = Console()
+    console.print(passk_table(results, directory), width=None if console.is_terminal else WIDTH, crop=False)
+    print(directory)
+
+
 def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> Table:
     """Per benchmark and RL step: mean@n and pass@k with 95 % intervals, and the paired change of mean@n."""
     entries = [entry for steps in results.values() for entry in steps.values()]
     n = min(entry["n_samples"] for entry in entries)
     shown = [k for k in (1, 8, n) if k <= n and str(k) in entries[0]["pass@k"]]
     shown = [k for k in dict.fromkeys(shown) if k != 1 or n == 1]
-    table = Table(title="unbiased pass@k in %, 95 % intervals over problems", title_justify="left")
-    for heading in ("benchmark", "RL step", f"mean@{n}", *(f"pass@{k}" for k in shown), f"change of mean@{n}"):
+    table = Table(title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD)
+    for heading in ("benchmark", "step", f"mean@{n}", *(f"pass@{k}" for k in shown), f"change of mean@{n}"):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
     for name, steps in results.items():
         first, last = (f(steps, key=int) for f in (min, max))
@@ -101,7 +110,7 @@ def _solve_rates(directory: Path, benchmark: str, step: int) -> dict[str, float]
 
 def _interval(estimate: Mapping[str, float]) -> str:
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    return f"{value:.1f} [{low:.0f}, {high:.0f}]"
 
 
 def _change(directory: Path, benchmark: str, first: int, last: int) -> str:

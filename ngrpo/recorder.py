@@ -112,6 +112,8 @@ class Recorder:
         if not self.run:
             return
         self.run.append_row("metrics", {"step": outcome.step, **metrics})
+        for logger in policy.loggers:
+            logger.log_metrics(metrics, step=outcome.step)
         timings = {f"seconds_{name}": value for name, value in outcome.seconds.items()}
         rates = {"tokens": tokens, "tokens_per_second": tokens / seconds, "seconds": seconds}
         rates["rollout_tokens_per_second"] = tokens / outcome.seconds["rollout"]

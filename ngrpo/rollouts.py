@@ -48,7 +48,7 @@ class Step:
         return self.map(lambda value: value[index])
 
 
-def _neutral(name: str, step: Step, like: Tensor) -> Tensor:
+def neutral(name: str, step: Step, like: Tensor) -> Tensor:
     """What an absent field of `step` means, shaped like the same field of a step that has it."""
     empty = torch.zeros((*step.tokens.shape, *like.shape[step.tokens.dim() :]), dtype=like.dtype, device=like.device)
     if name == "mix_ids":
@@ -67,7 +67,7 @@ def stack_steps(steps: Sequence[Step]) -> Step:
             stacked[f.name] = None
             continue
         values = [getattr(step, f.name) for step in steps]
-        filled = [_neutral(f.name, s, present) if v is None else v for s, v in zip(steps, values, strict=True)]
+        filled = [neutral(f.name, s, present) if v is None else v for s, v in zip(steps, values, strict=True)]
         stacked[f.name] = torch.stack(filled, dim=1)
     return Step(**stacked)
 
@@ -109,7 +109,8 @@ class Rollouts:
         _require(rows % self.group_size == 0, "group_size", self.group_size, f"a divisor of {rows} rows")
         _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
         _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")
-        _require(bool(torch.isfinite(self.log_probs).all()), "log_probs", "a value that is not finite", "finite values")
+        for name in ("log_probs", "entropy"):  # a filter can hide a logit that is not finite, entropy sees them all
+            _require(bool(getattr(self, name).isfinite().all()), name, "a value that is not finite", "finite values")
 
     @property
     def loss_mask(self) -> Tensor:

@@ -50,7 +50,9 @@ def test_advantages_of_a_group_sum_to_zero_and_ignore_an_offset(estimator, rewar
 
 
 def test_a_positive_factor_leaves_normalised_and_scales_centred():
-    torch.testing.assert_close(group_normalised(7 * RANDOM - 2, eps=0), group_normalised(RANDOM, eps=0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        group_normalised(7 * RANDOM - 2, eps=0), group_normalised(RANDOM, eps=0), rtol=1e-12, atol=1e-12
+    )
     torch.testing.assert_close(group_centred(7 * RANDOM - 2), 7 * group_centred(RANDOM), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(group_normalised(-RANDOM), -group_normalised(RANDOM), rtol=1e-12, atol=1e-12)
 
@@ -67,7 +69,13 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
 @pytest.mark.parametrize("estimator", [group_normalised, group_centred, leave_one_out])
 @pytest.mark.parametrize(
     "group",
-    [[0.0] * 4, [1.0] * 4, [0.3, 0.1 + 0.2, 0.3, 0.1 + 0.2], [-1e6 / 3, -1e6 / 3 * (1 + 1e-15), -1e6 / 3, -1e6 / 3], [1e-12, 0, 0, 0]],
+    [
+        [0.0] * 4,
+        [1.0] * 4,
+        [0.3, 0.1 + 0.2, 0.3, 0.1 + 0.2],
+        [-1e6 / 3, -1e6 / 3 * (1 + 1e-15), -1e6 / 3, -1e6 / 3],
+        [1e-12, 0, 0, 0],
+    ],
 )
 def test_a_group_without_preference_has_exactly_no_advantage(estimator, group):
     assert homogeneous(tensor(group)).item()
@@ -86,7 +94,7 @@ def test_groups_do_not_mix():
 
 @pytest.mark.parametrize("estimator", [group_normalised, leave_one_out])
 def test_a_group_of_one_is_refused_in_one_line_that_names_the_setting(estimator):
-    with pytest.raises(ValueError, match="group_size=1: .*group_size=2") as told:
+    with pytest.raises(ValueError, match=r"group_size=1: .*group_size=2") as told:
         estimator(torch.ones(3, 1, dtype=torch.float64))
     assert "\n" not in str(told.value)
 

@@ -124,7 +124,7 @@ WRONG = {
     "exploration._target_=ngrpo.exploration.stht.torch.load": ["ngrpo.exploration.stht.torch.load|no module"],
     "exploration._target_=ngrpo.exploration.stht.SoftToken": ["SoftToken|ngrpo.exploration.stht.SoftTokens"],
     "exploration._target_=ngrpo.losses.__loader__": ["exploration._target_=ngrpo.losses.__loader__|private"],
-    "exploration._target_=ngrpo.files.write_atomically": ["exploration._target_=ngrpo.files.write_atomically|may be built"],
+    "exploration._target_=ngrpo.files.write_atomically": ["ngrpo.files.write_atomically|may be built"],
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],
     f"evaluation.exploration._target_={TARGET}": ["exploration.rate|needs", "exploration.k|needs"],
     "optimizer.betas=[{_target_: os.system},1]": ["optimizer.betas=|list of 2", "os.system|may be built"],
@@ -250,10 +250,12 @@ def test_questions_are_answered(tmp_path, argv):
 
 JOB = """
 import sys
-from ngrpo import command_line, records, settings
+from ngrpo import command_line, settings
+class Locked(RuntimeError):
+    one_line = True
 def main(config):
     print("seed", config.seed, command_line.choices("exploration"), command_line.run_path().name[:19])
-    if config.seed == 1: raise lock.RunLocked("the run is at work elsewhere")
+    if config.seed == 1: raise Locked("the run is at work elsewhere")
     if config.seed == 2: raise KeyError("a bug")
     if config.seed == 3: raise KeyboardInterrupt
     if config.seed == 4: raise settings.SettingsError(["a=1: must be 2; a=2", "b=1: must be 2; b=2"])

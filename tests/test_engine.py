@@ -52,8 +52,8 @@ def peer_logits(model: CausalModel, text: list[int]) -> torch.Tensor:
 def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, make_rollouts, family, tied, attention):
     model, vocabulary = make_model(family, tied=tied, attention=attention), make_vocabulary(family, tied=tied)
     rollouts = make_rollouts(model, ready(TokenSampling(), model, vocabulary), prompts=6, group=2, new_tokens=40)
-    oracle = make_model(family, tied=tied, attention="eager", dtype=torch.float64)
-    assert 7 < rollouts.lengths.max() and rollouts.prompt_mask.sum(dim=1).unique().numel() == 6
+    oracle = make_model(family, tied=tied, attention="sdpa", dtype=torch.float64)
+    assert rollouts.lengths.max() > 7 and rollouts.prompt_mask.sum(dim=1).unique().numel() == 6
     for row, (prompt, text) in enumerate(zip(prompt_texts(rollouts), texts(rollouts), strict=True)):
         log_p = peer_logits(oracle, prompt + text)[len(prompt) - 1 : -1].log_softmax(-1)
         expected = log_p.gather(1, torch.tensor(text)[:, None]).squeeze(1)
@@ -112,7 +112,7 @@ def batch(exact, vocabulary, ready, make_prompts, make_keys):
     prompts, mask = make_prompts(6)
     keys = make_keys(30).view(6, 5)
     whole = generate(exact, strategy, prompts, mask, keys.flatten(), 24)
-    assert 24 > whole.lengths.min() and whole.lengths.max() == 24
+    assert whole.lengths.min() < 24 and whole.lengths.max() == 24
     return strategy, prompts, mask, keys, np.array(texts(whole), dtype=object).reshape(6, 5)
 
 
@@ -132,7 +132,10 @@ def test_other_batch_sizes_give_equal_tokens(exact, batch):
 def test_other_row_orders_give_equal_tokens(exact, batch):
     order = torch.tensor([4, 0, 5, 2, 1, 3])
     assert decode(exact, batch, order).tolist() == batch[4][order.numpy()].tolist()
-    assert decode(exact, batch, slice(None), torch.tensor([3, 1, 4, 0, 2])).tolist() == batch[4][:, [3, 1, 4, 0, 2]].tolist()
+    assert (
+        decode(exact, batch, slice(None), torch.tensor([3, 1, 4, 0, 2])).tolist()
+        == batch[4][:, [3, 1, 4, 0, 2]].tolist()
+    )
 
 
 def test_two_calls_give_equal_tokens(exact, batch):
@@ -152,7 +155,9 @@ def test_more_padding_gives_equal_tokens(exact, batch, extra):
 
 
 def test_a_shorter_limit_gives_the_beginning_of_the_same_texts(exact, batch):
-    assert decode(exact, batch, slice(None), limit=7).tolist() == [[text[:7] for text in row] for row in batch[4].tolist()]
+    assert decode(exact, batch, slice(None), limit=7).tolist() == [
+        [text[:7] for text in row] for row in batch[4].tolist()
+    ]
 
 
 def test_draws_are_made_in_blocks_of_any_size(exact, batch, monkeypatch):
@@ -168,7 +173,9 @@ def test_tokens_come_from_the_row_s_own_uniforms(exact, batch):
         prompt, text = prompts[p][mask[p]].tolist(), expected[p, 1]
         cdf = (peer_logits(exact, prompt + text)[len(prompt) - 1 : -1] / 1.1).softmax(-1).cumsum(-1)
         uniforms = Draws(keys[p, 1], torch.arange(len(text))).token
-        assert [int(np.searchsorted(row, u, "right")) for row, u in zip(cdf.numpy(), uniforms.tolist(), strict=True)] == text
+        assert [
+            int(np.searchsorted(row, u, "right")) for row, u in zip(cdf.numpy(), uniforms.tolist(), strict=True)
+        ] == text
 
 
 class Watched(TokenSampling):
@@ -184,18 +191,20 @@ class Watched(TokenSampling):
         return super().sample(logits, state, draws, table)
 
 
-@pytest.mark.parametrize("attention", ["grouped", "sdpa", "eager"])
-def test_in_float32_only_a_uniform_beside_a_cdf_edge_can_change_a_token(make_model, vocabulary, ready, make_prompts, make_keys, attention):
+@pytest.mark.parametrize("attention", ["grouped", "sdpa"])
+def test_in_float32_only_a_uniform_beside_a_cdf_edge_can_change_a_token(
+    make_model, vocabulary, ready, make_prompts, make_keys, attention
+):
     model = make_model(attention=attention)
     prompts, mask = make_prompts(6)
-    keys = make_keys(60, "float32").view(6, 10)
+    keys = make_keys(24, "float32").view(6, 4)
     together, apart = (ready(Watched(1.0), model, vocabulary) for _ in range(2))
     whole = texts(generate(model, together, prompts, mask, keys.flatten(), 20))
     parts = [
         texts(generate(model, apart, prompts[p : p + 1, cut:], mask[p : p + 1, cut:], keys[p, s : s + 1], 20))[0]
         for p in range(6)
         for cut in [int(mask[p].long().argmax())]  # no padding here, some there
-        for s in range(10)
+        for s in range(4)
     ]
     compared = 0
     for row, (a, b) in enumerate(zip(whole, parts, strict=True)):
@@ -205,7 +214,7 @@ def test_in_float32_only_a_uniform_beside_a_cdf_edge_can_change_a_token(make_mod
             if a[time] != b[time]:
                 assert (together.seen[u] - u).abs().min() < 1e-5
                 break  # from here on the texts are not the same
-    assert compared > 500
+    assert compared > 200
 
 
 @pytest.mark.parametrize("below", [0.0, 0.75, 2.0])
@@ -229,7 +238,9 @@ def test_finished_rows_leave_without_changing_the_others(exact, batch, monkeypat
         assert all(left <= width and left > 0.75 * width - 1e-9 for width, left in zip(widths, unfinished, strict=True))
 
 
-def test_every_strategy_records_the_same_whatever_leaves_when(make_strategy, strategy_name, exact, vocabulary, make_rollouts, monkeypatch):
+def test_every_strategy_records_the_same_whatever_leaves_when(
+    make_strategy, strategy_name, exact, vocabulary, make_rollouts, monkeypatch
+):
     strategy = make_strategy(strategy_name, exact, vocabulary)
     monkeypatch.setattr(engine, "COMPACT_BELOW", 0.0)
     whole = make_rollouts(exact, strategy, prompts=6, new_tokens=20)
@@ -262,11 +273,15 @@ def test_the_record_is_what_was_fed(make_strategy, strategy_name, exact, vocabul
     torch.testing.assert_close(rebuilt[:, :-1][consumed], fed[consumed], rtol=0, atol=1e-12)
 
 
-def test_every_row_ends_with_a_stop_or_at_the_limit(make_strategy, strategy_name, make_model, make_vocabulary, make_rollouts):
+def test_every_row_ends_with_a_stop_or_at_the_limit(
+    make_strategy, strategy_name, make_model, make_vocabulary, make_rollouts
+):
     ends = set()
     for seed in range(2):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
-        rollouts = make_rollouts(model, make_strategy(strategy_name, model, vocabulary), prompts=6, group=6, new_tokens=20)
+        rollouts = make_rollouts(
+            model, make_strategy(strategy_name, model, vocabulary), prompts=6, group=6, new_tokens=20
+        )
         for text in texts(rollouts):
             assert not set(text[:-1]) & set(vocabulary.stops)
             assert text[-1] in vocabulary.stops or len(text) == 20
@@ -347,4 +362,6 @@ def test_rows_keep_their_prompts_and_keys(exact, batch):
     strategy, prompts, mask, keys, _ = batch
     made = generate(exact, strategy, prompts, mask, keys.flatten(), 4)
     assert made.group_size == 5 and torch.equal(made.keys, keys.flatten())
-    assert torch.equal(made.prompts, prompts.repeat_interleave(5, 0)) and torch.equal(made.prompt_mask, mask.repeat_interleave(5, 0))
+    assert torch.equal(made.prompts, prompts.repeat_interleave(5, 0)) and torch.equal(
+        made.prompt_mask, mask.repeat_interleave(5, 0)
+    )

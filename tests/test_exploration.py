@@ -67,7 +67,9 @@ def test_tokens_are_the_inverse_cdf_in_id_order():
     for row in range(300):
         weights = np.exp(scores[row].double().numpy() - scores[row].max().item())
         cdf = np.cumsum(weights) / weights.sum()
-        assert draw_token(scores[row : row + 1], uniform[row : row + 1]).item() == np.searchsorted(cdf, uniform[row].item(), "right")
+        assert draw_token(scores[row : row + 1], uniform[row : row + 1]).item() == np.searchsorted(
+            cdf, uniform[row].item(), "right"
+        )
 
 
 def test_tokens_come_as_often_as_their_probability():
@@ -308,7 +310,9 @@ def test_the_share_of_explored_steps_is_the_rate_while_thinking_and_nothing_afte
     rows, state = 500, strategy.start(500, torch.device("cpu"))
     explored = []
     for time in range(40):
-        logits = towards(torch.full((rows,), {20: 10, 21: 11}[time])) if time in (20, 21) else ordinary_logits(rows, time)
+        logits = (
+            towards(torch.full((rows,), {20: 10, 21: 11}[time])) if time in (20, 21) else ordinary_logits(rows, time)
+        )
         step, state = strategy.sample(logits, state, draws_of(rows, time), table)
         explored.append(step.explored)
     explored = torch.stack(explored, dim=1)
@@ -387,7 +391,12 @@ def loss_and_gradient(model, strategy, rollouts):
 
 @pytest.mark.parametrize(
     "strategy",
-    [NeighborMix(0.0, 3), NeighborMix(0.0, 3, realisation="sampled", loss_on_mixed_steps="mask"), GaussianNoise(0.0, 0.5), GaussianNoise(0.7, 0.0)],
+    [
+        NeighborMix(0.0, 3),
+        NeighborMix(0.0, 3, realisation="sampled", loss_on_mixed_steps="mask"),
+        GaussianNoise(0.0, 0.5),
+        GaussianNoise(0.7, 0.0),
+    ],
     ids=["mix", "mix sampled", "noise", "noise of size 0"],
 )
 def test_exploring_nowhere_is_token_sampling_to_the_last_bit(setting, ready, make_rollouts, strategy):
@@ -402,7 +411,9 @@ def test_exploring_nowhere_is_token_sampling_to_the_last_bit(setting, ready, mak
     assert all(torch.equal(a, b) for a, b in zip(gradient, expected_gradient, strict=True))
 
 
-def test_mixing_everywhere_with_one_candidate_is_greedy_until_the_answer(make_model, make_vocabulary, ready, make_rollouts):
+def test_mixing_everywhere_with_one_candidate_is_greedy_until_the_answer(
+    make_model, make_vocabulary, ready, make_rollouts
+):
     compared = 0
     for seed in range(4):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
@@ -414,7 +425,9 @@ def test_mixing_everywhere_with_one_candidate_is_greedy_until_the_answer(make_mo
     assert compared > 100
 
 
-def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a_group(make_model, make_vocabulary, ready, make_rollouts):
+def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a_group(
+    make_model, make_vocabulary, ready, make_rollouts
+):
     ended = differ = 0
     for seed in range(6):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
@@ -433,7 +446,8 @@ def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a
 def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting, ready, make_rollouts, realisation):
     model, vocabulary = setting
     keep, mask = (
-        ready(NeighborMix(0.5, 3, realisation=realisation, loss_on_mixed_steps=mode), model, vocabulary) for mode in ("keep", "mask")
+        ready(NeighborMix(0.5, 3, realisation=realisation, loss_on_mixed_steps=mode), model, vocabulary)
+        for mode in ("keep", "mask")
     )
     kept, masked = (make_rollouts(model, part) for part in (keep, mask))
     assert texts(kept) == texts(masked) and torch.equal(kept.loss_mask, kept.mask)
@@ -470,7 +484,10 @@ def test_noise_has_the_size_of_its_name_in_every_coordinate(table, scale):
 
 def test_noise_does_not_change_the_tokens_of_its_own_step(table):
     logits = random(100, V, scale=2)
-    assert torch.equal(one_step(bound(GaussianNoise(0.5, 1.0), table), logits, table).tokens, one_step(TokenSampling(), logits, table).tokens)
+    assert torch.equal(
+        one_step(bound(GaussianNoise(0.5, 1.0), table), logits, table).tokens,
+        one_step(TokenSampling(), logits, table).tokens,
+    )
 
 
 def test_reserved_stop_padded_and_delimiter_tokens_are_fed_without_noise(table):
@@ -501,7 +518,9 @@ def test_the_density_is_that_of_a_multivariate_normal():
     value, mean = random(7, D, seed=1).double(), random(7, D, seed=2).double()
     sigma = torch.rand(7, generator=torch.Generator().manual_seed(3)).double() + 0.1
     made = gaussian_log_density(value, mean, sigma)
-    expected = [stats.multivariate_normal(mean[i].numpy(), sigma[i].item() ** 2).logpdf(value[i].numpy()) for i in range(7)]
+    expected = [
+        stats.multivariate_normal(mean[i].numpy(), sigma[i].item() ** 2).logpdf(value[i].numpy()) for i in range(7)
+    ]
     np.testing.assert_allclose(made.numpy(), expected, rtol=1e-12)
     peer = torch.distributions.Independent(torch.distributions.Normal(mean, sigma[:, None].expand(7, D)), 1)
     torch.testing.assert_close(made, peer.log_prob(value), rtol=1e-12, atol=0)
@@ -543,7 +562,9 @@ def test_the_density_reaches_logits_and_table_through_its_mean(table):
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
 
 
-def test_soft_tokens_without_noise_and_temperature_are_the_greedy_text(make_model, make_vocabulary, ready, make_rollouts):
+def test_soft_tokens_without_noise_and_temperature_are_the_greedy_text(
+    make_model, make_vocabulary, ready, make_rollouts
+):
     compared = 0
     for seed in range(4):
         model, vocabulary = make_model(seed=seed, dtype=torch.float64), make_vocabulary(seed=seed)
@@ -608,7 +629,9 @@ def test_think_limit_over_whole_texts(setting, ready, make_rollouts):
     strategy = ready(SoftTokens(0.5, 0.33, think_limit=4), model, vocabulary)
     rollouts = make_rollouts(model, strategy)
     inserted = [*vocabulary.answer_start, *vocabulary.answer_prefix]
-    full = [row for row, text in enumerate(texts(rollouts)) if thinking_part(text, vocabulary) == [*text[:4], *inserted[:2]]]
+    full = [
+        row for row, text in enumerate(texts(rollouts)) if thinking_part(text, vocabulary) == [*text[:4], *inserted[:2]]
+    ]
     assert len(full) > 4
     for row in full:
         assert texts(rollouts)[row][4:8] == inserted

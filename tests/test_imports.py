@@ -20,7 +20,9 @@ def module_name(path: Path) -> str:
 
 FILES = {
     module_name(path): path
-    for path in sorted([*REPOSITORY.glob("*.py"), *(file for room in ROOMS for file in (REPOSITORY / room).rglob("*.py"))])
+    for path in sorted(
+        [*REPOSITORY.glob("*.py"), *(file for room in ROOMS for file in (REPOSITORY / room).rglob("*.py"))]
+    )
 }
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in FILES.items()}
 OURS = [name for name in FILES if name.split(".")[0] == "ngrpo"]
@@ -51,7 +53,19 @@ def imports(name: str) -> set[str]:
 
 
 def test_the_files_are_there():
-    rooms = "keys rollouts engine replay advantages losses policy reference evaluate passk records".split()
+    rooms = [
+        "keys",
+        "rollouts",
+        "engine",
+        "replay",
+        "advantages",
+        "losses",
+        "policy",
+        "reference",
+        "evaluate",
+        "passk",
+        "records",
+    ]
     assert {f"ngrpo.{room}" for room in rooms} <= set(FILES)
     assert "ngrpo.exploration.base" in imports("ngrpo.engine") and "torch" in imports("ngrpo.engine")
 
@@ -65,7 +79,14 @@ def our_imports(name: str) -> set[str]:
 
 
 # Each may import those further right only: entry points -> policy -> evaluate -> engine, replay -> exploration -> rollouts.
-CHAIN = (("ngrpo.policy",), ("ngrpo.evaluate",), ("ngrpo.engine", "ngrpo.replay"), ("ngrpo.exploration",), ("ngrpo.rollouts",), ("ngrpo.keys",))
+CHAIN = (
+    ("ngrpo.policy",),
+    ("ngrpo.evaluate",),
+    ("ngrpo.engine", "ngrpo.replay"),
+    ("ngrpo.exploration",),
+    ("ngrpo.rollouts",),
+    ("ngrpo.keys",),
+)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -106,7 +127,7 @@ ONLY = {
     "ngrpo.advantages": (),
     "ngrpo.losses": (),
     "ngrpo.passk": (),
-    "ngrpo.records": ("ngrpo",),
+    "ngrpo.records": ("ngrpo", "ngrpo.files", "ngrpo.lock", "ngrpo.provenance"),
     "ngrpo.grading": ("ngrpo.grading",),
     "ngrpo.tasks": ("ngrpo.tasks", "ngrpo.grading"),
     "ngrpo.models": ("ngrpo.models", "ngrpo.exploration.base", "ngrpo.tasks"),
@@ -121,11 +142,16 @@ def test_a_room_knows_what_it_may_know(room):
         if inside(name, room):
             allowed = ONLY[room]
             found = {f for f in imports(name) if f.split(".")[0] in (*ROOMS, *ENTRY_POINTS)}
-            wrong = {f for f in found if f not in allowed and not any(inside(f, part) for part in allowed if part != "ngrpo")}
+            wrong = {
+                f for f in found if f not in allowed and not any(inside(f, part) for part in allowed if part != "ngrpo")
+            }
             assert not wrong, name
 
 
-STRATEGIES = {name for name in FILES if inside(name, "ngrpo.exploration")} - {"ngrpo.exploration", "ngrpo.exploration.base"}
+STRATEGIES = {name for name in FILES if inside(name, "ngrpo.exploration")} - {
+    "ngrpo.exploration",
+    "ngrpo.exploration.base",
+}
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if not inside(name, "ngrpo.exploration")])
@@ -179,7 +205,12 @@ def dangers(tree: ast.AST) -> Iterator[str]:
             yield f"{node.lineno}: {called}"
         for keyword in node.keywords:
             value = keyword.value.value if isinstance(keyword.value, ast.Constant) else None
-            if (keyword.arg, value) in (("weights_only", False), ("trust_remote_code", True), ("allow_pickle", True), ("shell", True)):
+            if (keyword.arg, value) in (
+                ("weights_only", False),
+                ("trust_remote_code", True),
+                ("allow_pickle", True),
+                ("shell", True),
+            ):
                 yield f"{node.lineno}: {keyword.arg}={value}"
 
 
@@ -195,8 +226,32 @@ def test_the_check_for_dangers_sees_them():
 
 @pytest.mark.parametrize("name", FILES)
 def test_only_known_libraries_are_imported(name):
-    known = set("torch numpy scipy transformers tokenizers safetensors lightning hydra omegaconf pyarrow pandas matplotlib".split())
-    known |= set("rich faiss optuna yaml psutil math_verify peft huggingface_hub jinja2 datasets".split())
+    known = {
+        "torch",
+        "numpy",
+        "scipy",
+        "transformers",
+        "tokenizers",
+        "safetensors",
+        "lightning",
+        "hydra",
+        "omegaconf",
+        "pyarrow",
+        "pandas",
+        "matplotlib",
+    }
+    known |= {
+        "rich",
+        "faiss",
+        "optuna",
+        "yaml",
+        "psutil",
+        "math_verify",
+        "peft",
+        "huggingface_hub",
+        "jinja2",
+        "datasets",
+    }
     found = {f.split(".")[0] for f in imports(name)} - set(sys.stdlib_module_names) - set(ROOMS) - set(ENTRY_POINTS)
     if not name.startswith(("benchmarks", "experiments")):
         assert found <= known

@@ -22,7 +22,9 @@ def words(text: str) -> list[int]:
 )
 def test_philox_gives_the_known_answers_of_its_authors(counter, key, expected):
     low, high = words(key)
-    packed = torch.tensor([int.from_bytes((high << 32 | low).to_bytes(8, "little"), "little", signed=False)], dtype=torch.uint64)
+    packed = torch.tensor(
+        [int.from_bytes((high << 32 | low).to_bytes(8, "little"), "little", signed=False)], dtype=torch.uint64
+    )
     made = philox(tuple(words(counter)), packed.view(torch.int64))
     assert [int(word) for word in made] == words(expected)
 
@@ -42,7 +44,9 @@ def test_philox_is_the_published_algorithm_for_any_key_and_counter():
     generator = np.random.default_rng(0)
     counters = generator.integers(0, 2**32, (200, 4))
     keys = generator.integers(0, 2**32, (200, 2))
-    packed = torch.from_numpy((keys[:, 1].astype(np.uint64) << np.uint64(32) | keys[:, 0].astype(np.uint64)).view(np.int64))
+    packed = torch.from_numpy(
+        (keys[:, 1].astype(np.uint64) << np.uint64(32) | keys[:, 0].astype(np.uint64)).view(np.int64)
+    )
     made = torch.stack(philox(tuple(torch.from_numpy(counters).unbind(1)), packed), dim=1).tolist()
     assert made == [plain_philox(list(map(int, c)), list(map(int, k))) for c, k in zip(counters, keys, strict=True)]
 
@@ -56,7 +60,14 @@ def test_a_draw_is_the_philox_word_of_its_row_and_step():
 
 
 def test_row_keys_are_distinct_signed_and_the_same_in_every_process():
-    grid = [(seed, step, draw, f"p{p}", i) for seed in range(3) for step in range(8) for draw in range(2) for p in range(40) for i in range(8)]
+    grid = [
+        (seed, step, draw, f"p{p}", i)
+        for seed in range(3)
+        for step in range(8)
+        for draw in range(2)
+        for p in range(40)
+        for i in range(8)
+    ]
     keys = row_keys(grid)
     assert keys.dtype == torch.int64 and len(keys.unique()) == len(grid)
     assert (keys < 0).any() and (keys > 0).any()
@@ -83,7 +94,7 @@ def block():
 def test_uniforms_are_uniform_over_rows_and_over_steps(block, stream):
     values = getattr(block, stream)
     assert values.dtype == torch.float64 and values.shape == (400, 100)
-    assert 0 <= values.min() and values.max() < 1
+    assert values.min() >= 0 and values.max() < 1
     for sample in (values.flatten(), values[:, 0], values[:, 99], values[0], values[399]):
         assert stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
     flat = values.flatten()

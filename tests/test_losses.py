@@ -26,7 +26,9 @@ def reference_surrogate(new, old, advantages, low, high, dual):
     return out
 
 
-@pytest.mark.parametrize(("low", "high", "dual"), [(0.2, 0.2, None), (0.2, 0.28, None), (0.16, 0.24, 3.0), (0.2, 0.2, 1.5)])
+@pytest.mark.parametrize(
+    ("low", "high", "dual"), [(0.2, 0.2, None), (0.2, 0.28, None), (0.16, 0.24, 3.0), (0.2, 0.2, 1.5)]
+)
 def test_surrogate_and_its_gradient_against_a_plain_float64_computation(low, high, dual):
     new, old, advantages, mask = random_inputs()
     expected = reference_surrogate(new, old, advantages, low, high, dual)
@@ -81,7 +83,9 @@ def test_at_ratio_one_the_loss_is_minus_the_advantage_and_the_gradient_that_of_r
 
 def test_a_ratio_beyond_all_bounds_stays_finite():
     new = torch.tensor([0.0, -500.0, 0.0], requires_grad=True)
-    made = clipped_surrogate(new, torch.tensor([-500.0, 0.0, -500.0]), torch.tensor([1.0, -1.0, -1.0]), torch.ones(3).bool())
+    made = clipped_surrogate(
+        new, torch.tensor([-500.0, 0.0, -500.0]), torch.tensor([1.0, -1.0, -1.0]), torch.ones(3).bool()
+    )
     made.loss.sum().backward()
     assert made.loss.isfinite().all() and new.grad.isfinite().all()
 
@@ -146,7 +150,12 @@ def test_hand_values_for_answers_of_one_and_three_tokens(name, alike, different)
 
 def test_aggregations_coincide_up_to_a_constant_for_answers_of_one_length():
     mask = torch.arange(7)[None].expand(5, 7) < 4
-    constants = {"token_mean": 1, "sequence_mean_token_mean": 1, "sequence_mean_token_sum": 4, "sequence_mean_token_sum_norm": 0.4}
+    constants = {
+        "token_mean": 1,
+        "sequence_mean_token_mean": 1,
+        "sequence_mean_token_sum": 4,
+        "sequence_mean_token_sum_norm": 0.4,
+    }
     assert set(constants) == set(AGGREGATIONS)
     for name, constant in constants.items():
         weights = AGGREGATIONS[name](mask, counts_of(mask, 10))

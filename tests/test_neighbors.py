@@ -23,7 +23,7 @@ def similarity(table: np.ndarray, anchor: int, metric: str) -> np.ndarray:
 
 
 def agrees(found: torch.Tensor, table: torch.Tensor, count: int, metric: str, ordinary: torch.Tensor) -> None:
-    """The rows found are as similar as the best ones, in order; up to float64 rounding equally similar rows stand by id."""
+    """The rows found are as similar as the best ones, in order; where the order is certain, they are the same rows."""
     points, allowed = table.double().numpy(), ordinary.numpy()
     for anchor, ids in enumerate(found.numpy()):
         if not allowed[anchor]:
@@ -229,7 +229,9 @@ def test_the_search_is_repeated_every_so_many_steps(monkeypatch):
     searched, table = counted(monkeypatch), made(every=3)
     for step in range(8):
         table.refresh(random_table(50, 8, seed=step), step)
-        assert torch.equal(table.ids[:, 1:], nearest(random_table(50, 8, seed=step - step % 3), 2, "cosine", table.ordinary))
+        assert torch.equal(
+            table.ids[:, 1:], nearest(random_table(50, 8, seed=step - step % 3), 2, "cosine", table.ordinary)
+        )
     assert len(searched) == 3
 
 

@@ -2,12 +2,12 @@
 
 import functools
 import math
-import multiprocessing
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 
 from ngrpo import advantages, losses
 from ngrpo.evaluate import Sampler
@@ -221,9 +221,8 @@ def gradient_of(processes: int, target: Path) -> None:
 
 
 def test_two_processes_have_the_gradient_of_one(tmp_path):
-    warm = multiprocessing.get_context("forkserver")
     for processes in (1, 2):
-        child = warm.Process(target=gradient_of, args=(processes, tmp_path / f"{processes}.pt"))
+        child = warm.server.Process(target=gradient_of, args=(processes, tmp_path / f"{processes}.pt"))
         child.start()
         child.join(timeout=120)
         assert child.exitcode == 0

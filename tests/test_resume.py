@@ -1,17 +1,15 @@
 """A run that is killed at any moment and started again by the same command ends as if nothing had happened."""
 
 import hashlib
-import multiprocessing
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 
 import pytest
+import warm
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 SMALL = [
     "exploration=neighbor_mix", "mix_rate=0.3", "trainer.threads=1", "steps=4", "prompts_per_step=2", "group_size=3",
     "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "evaluation.n=2", "evaluation.problems=4",
@@ -19,39 +17,13 @@ SMALL = [
 ]  # fmt: skip
 RESULTS = ("metrics.csv", "results.json", "hf/model.safetensors")
 
-# Children are forked from a process that has imported everything but has run nothing: a start takes no 8 seconds.
-warm = multiprocessing.get_context("forkserver")
-warm.set_forkserver_preload(
-    ["torch", "lightning.pytorch", "faiss", "pandas", "pyarrow.parquet", "ngrpo.policy", "ngrpo.command_line"]
-    + ["rich.progress", "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto"]
-)
+
+def start(directory: Path, *overrides: str):
+    return warm.start("train.py", directory.with_suffix(".log"), *SMALL, f"hydra.run.dir={directory}", *overrides)
 
 
-def command(directory: Path, overrides: list[str], log: Path) -> None:
-    """What `python train.py ...` does, in a child whose output goes to `log`."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    os.chdir(REPOSITORY)
-    sys.path.insert(0, str(REPOSITORY))
-    sys.argv = ["train.py", *SMALL, f"hydra.run.dir={directory}", *overrides]
-    import train
-    from ngrpo import command_line
-
-    command_line.prepare("config")
-    command_line.run(train.main)
-
-
-def start(directory: Path, *overrides: str) -> multiprocessing.context.ForkServerProcess:
-    process = warm.Process(target=command, args=(directory, list(overrides), directory.with_suffix(".log")))
-    process.start()
-    return process
-
-
-def finish(directory: Path, *overrides: str) -> None:
-    process = start(directory, *overrides)
-    process.join(timeout=120)
-    assert process.exitcode == 0, directory.with_suffix(".log").read_text()
+def finish(directory: Path, *overrides: str) -> str:
+    return warm.finish("train.py", directory.with_suffix(".log"), *SMALL, f"hydra.run.dir={directory}", *overrides)
 
 
 def traces(directory: Path) -> dict[str, str]:
@@ -134,16 +106,14 @@ def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number
 def test_a_finished_run_is_reported_and_left_alone(uninterrupted):
     directory, _ = uninterrupted
     before = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
-    finish(directory)
+    assert "already finished" in finish(directory)
     after = {path: path.stat().st_mtime_ns for path in directory.rglob("*") if path.is_file()}
     changed = {path for path in before | after if before.get(path) != after.get(path) and ".hydra" not in path.parts}
     assert not {path for path in changed if path.name != ".lock"}
-    assert "already finished" in directory.with_suffix(".log").read_text()
 
 
 def test_another_run_in_the_same_directory_is_refused(uninterrupted):
     directory, _ = uninterrupted
-    process = start(directory, "learning_rate=1e-4")
-    process.join(timeout=60)
-    text = directory.with_suffix(".log").read_text()
-    assert process.exitcode != 0 and "learning_rate" in text and "Traceback" not in text
+    log, place = directory.with_suffix(".log"), f"hydra.run.dir={directory}"
+    text = warm.finish("train.py", log, *SMALL[:-1], "learning_rate=1e-4", place, status=1)
+    assert "learning_rate=0.001 there, 0.0001 here" in text and "Traceback" not in text

@@ -49,11 +49,14 @@ BAD = {
     "prompt_mask": {"prompt_mask": torch.ones(B, S + 1, dtype=torch.bool)},
     "prompt_mask ": {"prompt_mask": torch.arange(S)[None] < torch.tensor([3, 3, 5, 5])[:, None]},
     "mask": {"mask": torch.ones(B + 1, T, dtype=torch.bool)},
-    "mask ": {"mask": torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()},
+    "mask ": {
+        "mask": torch.tensor([[1, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    },
     "log_probs": {"log_probs": torch.zeros(B, T - 1)},
     "log_probs ": {"log_probs": torch.full((B, T), float("nan"))},
     "log_probs  ": {"log_probs": torch.full((B, T), float("-inf"))},
     "entropy": {"entropy": torch.zeros(B + 2, T)},
+    "entropy ": {"entropy": torch.full((B, T), float("nan"))},
     "keys": {"keys": torch.zeros(B, 1, dtype=torch.int64)},
     "group_size": {"group_size": 3},
     "steps.tokens": {"steps": make_steps(tokens=torch.zeros(B, T + 1, dtype=torch.int64))},
@@ -136,7 +139,13 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
 def test_a_field_that_no_step_has_stays_absent():
     bare = [Step(column.tokens, column.role, column.explored) for column in columns(make_steps())]
     stacked = stack_steps(bare)
-    assert {f.name for f in fields(Step) if getattr(stacked, f.name) is None} == {"mix_ids", "mix_weights", "scores", "scale", "offset"}
+    assert {f.name for f in fields(Step) if getattr(stacked, f.name) is None} == {
+        "mix_ids",
+        "mix_weights",
+        "scores",
+        "scale",
+        "offset",
+    }
 
 
 def test_parts_are_trimmed_to_their_own_longest_prompt_and_answer():

@@ -7,7 +7,7 @@ import pickle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import settings as rules_of
 from ngrpo.command_line import arguments
@@ -98,8 +98,14 @@ def test_values_as_overrides():
     assert as_override({"a": [1, None, "b"], "c": False}) == "{a: [1,null,b],c: false}"
 
 
+def config(text: str) -> DictConfig:
+    made = OmegaConf.create(text)
+    assert isinstance(made, DictConfig)
+    return made
+
+
 def problems(text: str, **arguments) -> list[str]:
-    return rules_of.problems(OmegaConf.create(text), **arguments)
+    return rules_of.problems(config(text), **arguments)
 
 
 def test_a_job_is_checked_without_a_reference():
@@ -110,7 +116,7 @@ def test_a_job_is_checked_without_a_reference():
         "a.b: is missing; a.b=null",
     ] or problems(f"steps: 0\na: {{c: 1}}\n{limits}")[1].startswith("a.b: is missing")
     with pytest.raises(SettingsError) as caught:
-        rules_of.check(OmegaConf.create(f"steps: 0\na: {{b: x}}\n{limits}"))
+        rules_of.check(config(f"steps: 0\na: {{b: x}}\n{limits}"))
     assert len(caught.value.lines) == 2
     assert pickle.loads(pickle.dumps(caught.value)).lines == caught.value.lines
 

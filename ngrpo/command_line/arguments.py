@@ -93,9 +93,8 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
         elif name in WITH_VALUE and not value and not rest:
             problems.append(f"{token}: needs a value; {token} <value>")
         else:
-            follows = (name in WITH_VALUE and not value) or (
-                name in ("--info", "-i") and rest[:1] and rest[0] in OF_INFO
-            )
+            of_info = name in ("--info", "-i") and bool(rest) and rest[0] in OF_INFO
+            follows = of_info or (name in WITH_VALUE and not value)
             value = rest.pop(0) if follows else value
             if name in ("--config-dir", "-cd"):
                 # Appended to the search path: own files add to ours and cannot stand in for them.

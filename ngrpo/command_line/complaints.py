@@ -1,4 +1,4 @@
-"""What is wrong with one override as such: its choice, its key, its sign. One line each, with the override that is right.
+"""What is wrong with one override as such, its choice, its key or its sign: a line that ends in the right override.
 
 It does not know the other overrides, nor what a value means.
 """

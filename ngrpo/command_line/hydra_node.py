@@ -26,7 +26,7 @@ def callables(config: DictConfig) -> Iterator[str]:
     tree = OmegaConf.to_container(config.hydra, resolve=False)
     for path, name, value in _names_of_callables(tree, "hydra"):
         if not isinstance(value, str) or not OF_HYDRA.fullmatch(value):
-            yield f"{path}.{name}={value}: only launchers, sweepers, callbacks and loggers may be built here; leave it out"
+            yield f"{path}.{name}={value}: only launchers, sweepers, callbacks and loggers belong here; leave it out"
 
 
 def _names_of_callables(node: Any, path: str) -> Iterator[tuple[str, str, Any]]:

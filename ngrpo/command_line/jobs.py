@@ -95,7 +95,7 @@ class Job:
 
 
 def jobs_of(schema: Schema, overrides: list[Override], several: bool) -> list[Job]:
-    """Jobs that between them show every listed value: one changes at a time, where its key is known, the rest is first."""
+    """Jobs that between them show every listed value: one changes at a time, where its key is known."""
     values = [listed(override) for override in overrides]
     jobs = [Job(schema, [members[0] for members in values], several)]
     groups = [place for place, override in enumerate(overrides) if schema.is_group(override.key_or_group)]

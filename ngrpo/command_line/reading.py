@@ -31,7 +31,7 @@ def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
     try:
         make = hydra.utils.instantiate({**content, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
-        raise error.__cause__ or error
+        raise error.__cause__ or error from None
     return functools.partial(make, **kwargs) if content.get("_partial_") else make(**kwargs)
 
 
@@ -65,7 +65,7 @@ def register_resolvers() -> None:
 
 
 def _run_directory(*, _root_: DictConfig) -> str:
-    """The resolver `${run_directory:}`. Only what is outside the hydra node is resolved: the node asks for this name."""
+    """The resolver `${run_directory:}`. The hydra node stays unresolved: it is the one that asks."""
     choices = {group: choice for group, choice in _root_.hydra.runtime.choices.items() if "/" not in str(group)}
     own = {str(name): node for name, node in _root_.items_ex(resolve=False) if name != "hydra"}
     config = plain(OmegaConf.create(own))

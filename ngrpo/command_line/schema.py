@@ -1,4 +1,4 @@
-"""What the YAML files define: groups, their choices, the keys of each, and the name that a misspelt one was meant to be.
+"""What the YAML files define: groups, their choices, the keys of each; and which one a misspelt name was meant for.
 
 It does not know what was typed.
 """

@@ -26,6 +26,7 @@ class GaussianNoise(TokenSampling):
     noise; the noise comes back from the row's key.
     """
 
+    ordinary: Tensor
     rms: Tensor
 
     def __init__(self, rate: float, scale: float, temperature: float = 1.0, top_p: float = 1.0):
@@ -36,7 +37,7 @@ class GaussianNoise(TokenSampling):
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
         self.answer = SuffixMatch(vocabulary.answer_start)
-        self.ordinary = vocabulary.ordinary(len(table), table.device)
+        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
 
     def prepare(self, table: Tensor, step: int) -> dict[str, float]:
         self.rms = root_mean_square(table)

@@ -66,11 +66,12 @@ class NeighborMix(TokenSampling):
             tokens = torch.where(chosen, anchors, tokens)
         ended, state = self.answer.push(state, tokens)
         state["thinking"] = state["thinking"] & ~ended
-        role = torch.where(chosen, self.mixed_role, TOKEN)
         mixed = chosen & ~ended & self.neighbors.ordinary[anchors] & self.neighbors.ordinary[tokens]
+        explored = chosen if self.realise_anchor else mixed
+        role = torch.where(explored, self.mixed_role, TOKEN)
         if not mixed.any():
-            return Step(tokens, role, chosen), state
-        return Step(tokens, role, chosen, *self._recipe(logits, anchors, tokens, mixed)), state
+            return Step(tokens, role, explored), state
+        return Step(tokens, role, explored, *self._recipe(logits, anchors, tokens, mixed)), state
 
     def _recipe(self, logits: Tensor, anchors: Tensor, tokens: Tensor, mixed: Tensor) -> tuple[Tensor, Tensor]:
         """Candidates and weights (B, K); one-hot on the realised token where nothing is mixed."""

@@ -69,10 +69,7 @@ def _search_torch(vectors: Tensor, wanted: int, metric: str) -> Tensor:
     points = F.normalize(vectors, dim=-1) if metric == "cosine" else vectors
     found = []
     for chunk in points.split(max(1, _CHUNK_BYTES // (4 * len(points)))):
-        if metric in ("l1", "l2"):
-            scores = -torch.cdist(chunk, points, p=int(metric[1]))
-        else:
-            scores = chunk @ points.T
+        scores = -torch.cdist(chunk, points, p=int(metric[1])) if metric in ("l1", "l2") else chunk @ points.T
         found.append(scores.topk(wanted, dim=-1).indices)
     return torch.cat(found)
 

@@ -36,6 +36,8 @@ class SoftTokens(Exploration):
     """
 
     rms: Tensor
+    stops: Tensor
+    inserted: Tensor
 
     def __init__(self, soft_temperature: float, scale: float, temperature: float = 1.0, think_limit: int | None = None):
         super().__init__()
@@ -48,8 +50,10 @@ class SoftTokens(Exploration):
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
         self.answer = SuffixMatch(vocabulary.answer_start)
-        self.stops = torch.tensor(vocabulary.stops, device=table.device)
-        self.inserted = torch.tensor([*vocabulary.answer_start, *vocabulary.answer_prefix], device=table.device)
+        inserted = (*vocabulary.answer_start, *vocabulary.answer_prefix)
+        for name, ids in (("stops", vocabulary.stops), ("inserted", inserted)):
+            ids = torch.tensor(ids, dtype=torch.int64, device=table.device)
+            self.register_buffer(name, ids, persistent=False)
 
     def prepare(self, table: Tensor, step: int) -> dict[str, float]:
         self.rms = root_mean_square(table)

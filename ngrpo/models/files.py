@@ -16,7 +16,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def directory(path: str) -> Path | None:
-    """A model's directory, looked for from the working directory and then from the repository; None where there is none."""
+    """A model's directory, looked for from the working directory, then from the repository; None if it is none."""
     for base in (Path.cwd(), REPOSITORY):
         place = base / Path(path).expanduser()
         if place.is_dir():
