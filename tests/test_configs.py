@@ -48,6 +48,7 @@ SCHEMAS: dict[tuple[str, ...], Schema] = {}
 @pytest.fixture(autouse=True)
 def any_machine(monkeypatch):
     monkeypatch.setattr(machine, "gpu_refusal", lambda devices: None)
+    monkeypatch.setattr(machine, "package_refusal", lambda target: None)
     monkeypatch.setattr(
         arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
     )

@@ -220,7 +220,8 @@ def test_nothing_runs_what_it_reads(name):
 
 
 def test_the_check_for_dangers_sees_them():
-    text = "eval(x)\npickle.load(f)\ntorch.load(f, weights_only=False)\nload(x, trust_remote_code=True)\nmodel.eval()\nre.compile('x')"
+    lines = ["eval(x)", "pickle.load(f)", "torch.load(f, weights_only=False)", "load(x, trust_remote_code=True)"]
+    text = "\n".join([*lines, "model.eval()", "re.compile('x')"])
     assert len(list(dangers(ast.parse(text)))) == 4
 
 

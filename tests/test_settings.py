@@ -265,6 +265,17 @@ def test_gpus_are_counted_without_torch(monkeypatch):
     assert "CPU only" in str(machine.gpu_refusal(1))
 
 
+def test_optional_packages_are_asked_for(monkeypatch):
+    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    assert examine("config", ["logger=wandb"]).problems == [
+        "logger=wandb: needs the package wandb, which is not installed; pip install wandb"
+    ]
+    monkeypatch.setattr(machine, "find_spec", lambda name: name == "tensorboardX" or None)
+    assert machine.package_refusal("lightning.pytorch.loggers.TensorBoardLogger") is None
+    assert examine("config", ["logger=null", "experiment=null"]).argv == ["~logger", "~experiment"]
+    assert examine("config", ["~logger"]).problems == []
+
+
 GOOD = [
     "exploration=neighbor_mix mix_rate=0.3 k=5 seed=7",
     "algorithm=rloo learning_rate=0 temperature=1",

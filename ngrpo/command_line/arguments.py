@@ -42,7 +42,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         search_path = [token for token in tokens if token.startswith("hydra.searchpath=")]
         schema = Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
-        tokens = [part for token in tokens for part in _own_model(token, schema)]
+        tokens = [part for token in tokens for part in _as_hydra_says(token, schema)]
         overrides, unread = parse(tokens, schema.loader)
         examined = Examined([*tokens, *options], problems + unread)
         several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in tokens
@@ -104,8 +104,11 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
     return options, tokens, problems
 
 
-def _own_model(token: str, schema: Schema) -> list[str]:
-    """`model=<directory or hub id>`, several of them too, means `model=hf model.path=<...>`."""
+def _as_hydra_says(token: str, schema: Schema) -> list[str]:
+    """Two things that Hydra has other words for: `model=<directory or hub id>`, and `logger=null`."""
+    group, _, value = token.partition("=")
+    if value == "null" and group in schema.defaults and schema.defaults[group] is None:
+        return [f"~{group}"]
     match = re.fullmatch(r"model=(['\"]?)(.+)\1", token)
     if not match or match[2].startswith(("[", "{", "$")):
         return [token]

@@ -26,7 +26,8 @@ def of_choice(override: Override, schema: Schema) -> tuple[str | None, str | Non
     if group not in schema.defaults and rest:
         return f"{text}: the group is {top}; {top}={rest}/{as_override(value)}", None
     if override.is_delete():
-        return f"{text}: {group} cannot be left out; {_usual(group, schema)}", None
+        needed = schema.defaults.get(group) is not None
+        return (f"{text}: {group} cannot be left out; {_usual(group, schema)}", None) if needed else (None, text)
     if not names or any(name not in schema.choices(group) for name in names):
         return _misspelt(override, schema, names)
     if isinstance(value, list) and not schema.takes_several(group):
@@ -79,6 +80,7 @@ def has(known: Known, key: str) -> bool:
 
 
 def is_limit(override: Override) -> bool:
+    """Whether the override would change what is allowed."""
     return override.key_or_group.partition(".")[0] == "limits"
 
 

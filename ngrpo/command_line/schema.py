@@ -60,6 +60,7 @@ class Schema:
         return {name: value for name, value in named if not name.startswith("override ")}
 
     def takes_several(self, group: str) -> bool:
+        """Whether a list of options is fine for the group, as for the benchmarks."""
         return isinstance(self.defaults.get(group), list)
 
     def groups(self) -> list[str]:
@@ -67,6 +68,7 @@ class Schema:
         return [name for name in self._options("", ObjectType.GROUP) if name in self.defaults]
 
     def is_group(self, name: str) -> bool:
+        """Whether `name`, with slashes for sub-groups, is a group at all."""
         parent, _, last = name.rpartition("/")
         return bool(last) and last in self._options(parent, ObjectType.GROUP)
 

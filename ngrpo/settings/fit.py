@@ -40,6 +40,14 @@ def run(seen: Composed) -> Iterator[str]:
         yield f"{seen.shown('run')}: a run brings its own model; leave model out, or run"
 
 
+def packages(seen: Composed) -> Iterator[str]:
+    """What is to be built has its optional packages."""
+    for path, node in targets.nodes(seen.tree):
+        refusal = machine.package_refusal(str(node["_target_"]))
+        if refusal:
+            yield f"{seen.shown(path if path in seen.given else f'{path}._target_')}: {refusal}"
+
+
 def parallel(seen: Composed) -> Iterator[str]:
     """There are as many devices as asked for, and groups stay whole on them."""
     if seen.values.get("trainer.accelerator") == "gpu" and seen.sound("trainer.accelerator", "trainer.devices"):

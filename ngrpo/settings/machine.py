@@ -1,4 +1,4 @@
-"""What this machine offers a run: GPUs, and a directory that can be written to. It asks the file system only.
+"""What this machine offers a run: GPUs, packages, a directory that can be written to. It asks the file system only.
 
 It does not know torch, which takes seconds to import.
 """
@@ -6,7 +6,15 @@ It does not know torch, which takes seconds to import.
 import os
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
+
+NEEDED = {
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "WandbLogger": ("wandb",),
+    "MLFlowLogger": ("mlflow",),
+    "CometLogger": ("comet_ml",),
+}
 
 
 def gpu_refusal(devices: int) -> str | None:
@@ -23,6 +31,14 @@ def gpu_refusal(devices: int) -> str | None:
         return "torch is not installed"
     count = len(hidden.split(",")) if hidden else len(nodes)
     return f"this machine shows {count} of the {devices} GPUs asked for" if 0 < count < devices else None
+
+
+def package_refusal(target: str) -> str | None:
+    """Why an optional logger cannot be built, as a phrase; None where it can, and for everything else."""
+    packages = NEEDED.get(target.rpartition(".")[2], ())
+    if not packages or any(find_spec(package) for package in packages):
+        return None
+    return f"needs the package {packages[0]}, which is not installed; pip install {packages[0]}"
 
 
 def directory_refusal(path: str) -> str | None:
