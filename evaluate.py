@@ -21,8 +21,6 @@ def main(config: DictConfig) -> dict[str, Any]:
     directory = command_line.run_path()
     trained = json.loads(Path(config.run, "run.json").read_text("utf-8")) if config.run else {}
     versions = command_line.data_versions(config)
-    if trained:
-        versions["run"] = trained["config_hash"]  # a run that was trained anew is another model
     plain = command_line.plain(config)
     digest = records.config_hash(plain, versions)
     info = {"threads": os.cpu_count(), "batch_plan": {key: config[key] for key in ("n", "rows_per_batch")}}

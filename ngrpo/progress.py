@@ -69,7 +69,9 @@ class Progress:
 def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> None:
     """The Pass@k table and the directory, whole also where the output is no terminal."""
     console = Console()
-    console.print(passk_table(results, directory), width=None if console.is_terminal else WIDTH, crop=False)
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(passk_table(results, directory))
     print(directory)
 
 

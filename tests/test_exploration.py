@@ -341,7 +341,21 @@ def test_a_delimiter_ends_mixing_even_where_it_straddles_a_mixed_step(table, rea
     assert (steps[1].tokens == 10).all() and (steps[2].tokens == 11).all()
     assert torch.equal(steps[1].explored, draws_of(rows, 1).explore < 0.5)
     assert torch.equal(strategy.embed(steps[2], table, draws_of(rows, 2)), table[11].expand(rows, D))
+    assert steps[2].mix_ids is None or (steps[2].mix_ids == 11).all()
     assert not any(step.explored.any() for step in steps[3:])
+
+
+def test_the_end_of_a_delimiter_is_fed_as_it_is_even_on_a_close_call(table):
+    strategy = bound(NeighborMix(1.0, 3, temperature=5.0), table)
+    state, fed = strategy.start(9, torch.device("cpu")), []
+    for time, token in enumerate((10, 11)):
+        logits = ordinary_logits(9, time, scale=0.5)
+        logits[:, token] = logits.amax(-1) + 0.5
+        step, state = strategy.sample(logits, state, draws_of(9, time), table)
+        assert (step.tokens == token).all() and step.explored.all()
+        fed.append(strategy.embed(step, table, draws_of(9, time)))
+    assert (fed[0] - table[10]).abs().amax(-1).min() > 0.1, "its beginning is mixed"
+    assert torch.equal(fed[1], table[11].expand(9, D))
 
 
 def test_half_a_delimiter_ends_nothing(table):

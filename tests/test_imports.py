@@ -78,7 +78,7 @@ def our_imports(name: str) -> set[str]:
     return {found for found in imports(name) if inside(found, "ngrpo")}
 
 
-# Each may import those further right only: entry points -> policy -> evaluate -> engine, replay -> exploration -> rollouts.
+# Each may import those after it only: entry points, policy, evaluate, engine and replay, exploration, rollouts.
 CHAIN = (
     ("ngrpo.policy",),
     ("ngrpo.evaluate",),

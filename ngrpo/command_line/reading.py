@@ -14,6 +14,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import records
+from ngrpo.models import files
 from ngrpo.settings import SettingsError, targets
 
 
@@ -53,10 +54,12 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def data_versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Name -> version of the task and the benchmarks, which are a part of what a run is."""
+    """Name -> version of the task, the benchmarks and the model, which are a part of what a run is."""
     tasks = [config["task"]] if "task" in config else []
     built = [build(node) for node in (*tasks, *(config.get("benchmark") or {}).values())]
-    return {task.name: task.version for task in built}
+    trained = config.get("run")  # of evaluate.py
+    weights = files.fingerprint(str(Path(trained, "hf")) if trained else str(config["model"]["path"]))
+    return {task.name: task.version for task in built} | ({"model": weights} if weights else {})
 
 
 def register_resolvers() -> None:

@@ -3,8 +3,6 @@
 It does not know what is fed through it or why.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,17 +19,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.utils import logging as transformers_logging
 
 from ngrpo.exploration.base import Vocabulary
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-
-
-def resolve(path: str) -> str:
-    """A model's directory, looked for from the working directory and then from the repository; else a hub id as it is."""
-    for base in (Path.cwd(), REPOSITORY):
-        if (base / path).is_dir():
-            return str(base / path)
-    return path
-
+from ngrpo.models import files
 
 def grouped_attention(
     module: nn.Module,
@@ -122,7 +110,7 @@ def load(path: str, dtype: str = "float32", attention: str = "grouped", precisio
     """
     transformers_logging.disable_progress_bar()
     model, report = AutoModelForCausalLM.from_pretrained(
-        resolve(path),
+        str(files.directory(path) or path),
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
         use_safetensors=True,
@@ -136,7 +124,7 @@ def load(path: str, dtype: str = "float32", attention: str = "grouped", precisio
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model."""
-    return AutoTokenizer.from_pretrained(resolve(path), trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=False)
 
 
 def vocabulary(
