@@ -19,7 +19,7 @@ from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import row_keys
-from ngrpo.models import causal
+from ngrpo.models import causal, files
 from ngrpo.tasks.story_math import StoryMath
 
 MODEL = "ngrpo/models/tiny_qwen2"
@@ -73,7 +73,7 @@ class Bench:
     def load(cls) -> "Bench":
         """Both copies, in float32."""
         model, tokenizer = causal.load(MODEL), causal.load_tokenizer(MODEL)
-        path = causal.resolve(MODEL)
+        path = str(files.directory(MODEL) or MODEL)
         peer = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=PEER_ATTENTION)
         peer.eval().generation_config.eos_token_id = None  # the workload says where rows end
         return cls(model, peer, tokenizer)

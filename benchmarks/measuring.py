@@ -44,7 +44,8 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], repeats: int) ->
 
     A machine that slows down slows both calls of a pair, so ratios of pairs hold still where seconds do not.
     """
-    first(), second()
+    first()
+    second()
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
