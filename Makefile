@@ -1,6 +1,7 @@
 # Run `make help` for the targets. Variables, on the command line:
 #   PYTHON=python3.12        the interpreter that .venv is made with (3.11 or newer)
 #   TORCH=torch==2.13.0      the torch to install; what constraints.txt names unless given
+#   WORKERS=2                test processes
 #   TORCH_INDEX=URL          where torch comes from; pip's own settings unless given
 # On Linux the torch on PyPI brings several gigabytes of CUDA libraries. Without a GPU, take the CPU build:
 #   make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
@@ -8,6 +9,7 @@
 PYTHON ?= python3
 TORCH ?= $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX ?=
+WORKERS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -37,10 +39,10 @@ demo: $(STAMP)  ## Train the bundled model with neighbour mixing and print Pass@
 	@$(BIN)/python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 
 test: $(STAMP)  ## Run the tests, all but the slow ones
-	@$(BIN)/python -m pytest -q -m 'not slow'
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow'
 
 test-all: $(STAMP)  ## Run every test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
 	@$(BIN)/python benchmarks/engine.py $(BENCH)

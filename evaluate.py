@@ -24,9 +24,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     plain = command_line.plain(config)
     digest = records.config_hash(plain, versions)
     info = {"threads": os.cpu_count(), "batch_plan": {key: config[key] for key in ("n", "rows_per_batch")}}
-    opened = records.RunDirectory.open(
-        directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions
-    )
+    opened = records.RunDirectory.open(directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions)
     with opened as run:
         if run.status == "finished":
             print("already evaluated; fresh=true starts anew")

@@ -25,9 +25,7 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     plan = {key: config.evaluation[key] for key in ("n", "rows_per_batch", "problems")}
     info = {"threads": config.trainer.threads or os.cpu_count(), "batch_plan": plan}
     digest = records.config_hash(plain, versions)
-    opened = records.RunDirectory.open(
-        directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions
-    )
+    opened = records.RunDirectory.open(directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions)
     with opened as run:
         if run.status == "finished":
             print(f"already finished at RL step {config.steps}; fresh=true starts anew")
@@ -97,9 +95,10 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         num_sanity_val_steps=0,
         default_root_dir=directory,
     )
+    steps = range(policy.done, config.steps + 1)
     progress.start(policy.done)
     try:
-        trainer.fit(policy, torch.utils.data.DataLoader(range(policy.done, config.steps + 1), batch_size=None))
+        trainer.fit(policy, torch.utils.data.DataLoader(steps, batch_size=None))  # pyright: ignore
     finally:
         progress.stop()
 

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.keys import Draws
 from ngrpo.models.causal import CausalModel
-from ngrpo.rollouts import Rollouts, Step, neutral, stack_steps
+from ngrpo.rollouts import FORCED, Rollouts, Step, neutral, stack_steps
 
 BUCKET = 32  # keys seen by a decode step: rounded up to a multiple, so that shapes repeat
 COMPACT_BELOW = 0.75  # finished rows leave once fewer than this share of the batch is unfinished
@@ -181,6 +181,7 @@ class _Batch:
         self.segments: list[tuple[Tensor, list[tuple[Step, Tensor, Tensor, Tensor]]]] = [(self.rows, [])]
 
     def record(self, step: Step, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
+        log_prob = log_prob.masked_fill(step.role == FORCED, 0)
         self.segments[-1][1].append((step, log_prob, entropies, ~self.finished))
         self.finished = self.finished | torch.isin(step.tokens, stops)
 

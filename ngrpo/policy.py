@@ -203,7 +203,7 @@ class Policy(lightning.LightningModule):
                 index = chosen.flatten()
                 totals.append(self._mini_batch(rollouts, index, advantages, old, reference))
         schedule = self.lr_schedulers()
-        rate = schedule.get_last_lr()[0]  # pyright: ignore
+        rate = float(schedule.get_last_lr()[0])  # pyright: ignore
         schedule.step()  # pyright: ignore
         return {name: sum(t[name] for t in totals) / len(totals) for name in totals[0]} | {"learning_rate": rate}
 
@@ -277,7 +277,7 @@ class Policy(lightning.LightningModule):
         sizes = torch.stack((mask.sum(), mask.any(dim=1).sum())).double()
         if self.world_size > 1:
             distributed.all_reduce(sizes)
-        return Counts(*sizes.float(), self.sampler.max_new_tokens)
+        return Counts(sizes[0].float(), sizes[1].float(), self.sampler.max_new_tokens)
 
     @contextmanager
     def _phase(self, name: str) -> Iterator[None]:

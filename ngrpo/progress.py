@@ -81,7 +81,9 @@ def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], director
     n = min(entry["n_samples"] for entry in entries)
     shown = [k for k in (1, 8, n) if k <= n and str(k) in entries[0]["pass@k"]]
     shown = [k for k in dict.fromkeys(shown) if k != 1 or n == 1]
-    table = Table(title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD
+    )
     for heading in ("benchmark", "step", f"mean@{n}", *(f"pass@{k}" for k in shown), f"change of mean@{n}"):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
     for name, steps in results.items():
@@ -111,6 +113,8 @@ def _solve_rates(directory: Path, benchmark: str, step: int) -> dict[str, float]
 
 
 def _interval(estimate: Mapping[str, float]) -> str:
+    if estimate["low"] is None:  # one problem has no interval
+        return f"{100 * estimate['value']:.1f}"
     value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
     return f"{value:.1f} [{low:.0f}, {high:.0f}]"
 

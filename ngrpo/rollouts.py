@@ -42,7 +42,7 @@ class Step:
     def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
         """The same record with `change` applied to every field that is there."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Step(**{name: None if value is None else change(value) for name, value in values.items()})
+        return Step(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
 
     def __getitem__(self, index) -> "Step":
         return self.map(lambda value: value[index])
@@ -80,7 +80,7 @@ class Rollouts:
     prompt_mask  (B, S) bool, true on the prompt's own tokens
     steps        Step of (B, T), right-padded
     mask         (B, T) bool, true through the end-of-text token
-    log_probs    (B, T) float32, of the rollout engine; 0 where mask is false
+    log_probs    (B, T) float32, of the rollout engine; 0 where the loss mask is false
     entropy      (B, T) float32, nats, of softmax(logits) before temperature and filters; 0 where mask is false
     keys         (B,) int64, the rows' random keys
     group_size   G; rows of one prompt stand together
@@ -101,11 +101,15 @@ class Rollouts:
         expected = {"prompt_mask": (rows, width), "mask": (rows, length), "log_probs": (rows, length), "keys": (rows,)}
         expected |= {"entropy": (rows, length)}
         for name, shape in expected.items():
-            _require(tuple(getattr(self, name).shape) == shape, name, f"shape {tuple(getattr(self, name).shape)}", shape)
+            _require(
+                tuple(getattr(self, name).shape) == shape, name, f"shape {tuple(getattr(self, name).shape)}", shape
+            )
         for f in fields(Step):
             value = getattr(self.steps, f.name)
             if value is not None:
-                _require(tuple(value.shape[:2]) == (rows, length), f"steps.{f.name}", tuple(value.shape), (rows, length))
+                _require(
+                    tuple(value.shape[:2]) == (rows, length), f"steps.{f.name}", tuple(value.shape), (rows, length)
+                )
         _require(rows % self.group_size == 0, "group_size", self.group_size, f"a divisor of {rows} rows")
         _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
         _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")

@@ -13,7 +13,6 @@ from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
 from ngrpo.models.causal import CausalModel
-from ngrpo.replay import replay
 from ngrpo.rollouts import Rollouts
 
 SETTINGS = [
@@ -368,15 +367,8 @@ def test_rows_keep_their_prompts_and_keys(exact, batch):
     )
 
 
-@pytest.mark.xfail(reason="decoding looks at all keys where the model has a sliding window, replay only at its window")
-def test_a_model_with_a_sliding_window_is_refused_or_decoded_with_it(make_rollouts, vocabulary, ready):
+def test_a_model_with_a_sliding_window_is_refused():
     sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
     config = MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, initializer_range=0.4, **sizes)
-    torch.manual_seed(0)
-    try:
-        model = CausalModel(MistralForCausalLM(config).eval())
-    except ValueError:
-        return
-    strategy = ready(TokenSampling(), model, vocabulary)
-    rollouts = make_rollouts(model, strategy)
-    assert (replay(model, strategy, rollouts) - rollouts.log_probs).abs().max() < 1e-4
+    with pytest.raises(ValueError, match="only full attention can be replayed"):
+        CausalModel(MistralForCausalLM(config).eval())

@@ -85,7 +85,9 @@ def test_evaluating_a_run_again_gives_the_same_samples(runs, tmp_path):
 
 def test_a_named_strategy_is_used_for_inference(runs, tmp_path):
     settings = ["n=2", "benchmark=story_math_easy", "exploration=neighbor_mix", "mix_rate=0.5"]
-    warm.finish("evaluate.py", tmp_path / "log", f"model={runs['mix'] / 'hf'}", *settings, f"hydra.run.dir={tmp_path / 'e'}")
+    warm.finish(
+        "evaluate.py", tmp_path / "log", f"model={runs['mix'] / 'hf'}", *settings, f"hydra.run.dir={tmp_path / 'e'}"
+    )
     frame = samples(tmp_path / "e", "story_math_easy", 0)
     assert frame["explored_steps"].sum() > 0 and set(frame["exploration"]) == {"neighbor_mix"}
 

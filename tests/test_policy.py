@@ -186,7 +186,7 @@ def test_mini_batches_cover_every_row_once():
 def test_weights_that_are_not_finite_stop_the_run():
     model = causal.load(TINY)
     model.model.model.layers[0].mlp.up_proj.weight.data[0, 0] = math.nan
-    with pytest.raises(NotFinite, match="RL step 1.*finite"):
+    with pytest.raises(NotFinite, match=r"RL step 1.*finite"):
         fit(make(kind=Policy, model=model))
 
 

@@ -108,14 +108,14 @@ def test_other_settings_of_the_strategies_replay_too(exact, vocabulary, ready, m
         assert (rollouts.steps.explored & rollouts.mask).any()
 
 
-def test_bfloat16_stays_near(make_model, vocabulary, make_strategy, make_rollouts, strategy_name, record_property):
+def test_bfloat16_stays_near(make_model, vocabulary, make_strategy, make_rollouts, strategy_name):
     model = make_model(precision="bfloat16")
     strategy = make_strategy(strategy_name, model, vocabulary)
     rollouts = make_rollouts(model, strategy, prompts=6, new_tokens=20)
     assert rollouts.log_probs.dtype == torch.float32
     where = rollouts.loss_mask & (rollouts.steps.role != GAUSSIAN)
     mean = gap(model, strategy, rollouts)[where].mean().item() if where.any() else 0.0
-    record_property("bfloat16_gap", mean)
+    print(f"{strategy_name}: mean gap {mean:.1e}")
     assert mean <= 2e-2
 
 

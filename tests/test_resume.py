@@ -33,7 +33,9 @@ def traces(directory: Path) -> dict[str, str]:
     found = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in RESULTS}
     for path in sorted(directory.glob("samples/**/*.parquet")):
         frame = pandas.read_parquet(path).drop(columns=["run"], errors="ignore")
-        found[str(path.relative_to(directory))] = hashlib.sha256(frame.to_json(double_precision=15).encode()).hexdigest()
+        found[str(path.relative_to(directory))] = hashlib.sha256(
+            frame.to_json(double_precision=15).encode()
+        ).hexdigest()
     return found
 
 

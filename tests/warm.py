@@ -10,9 +10,11 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
-    ["torch", "lightning.pytorch", "faiss", "pandas", "pyarrow.parquet", "ngrpo.policy", "ngrpo.command_line"]
-    + ["rich.progress", "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto"]
-)
+    [
+        "torch", "lightning.pytorch", "faiss", "pandas", "pyarrow.parquet", "rich.progress", "ngrpo.policy",
+        "ngrpo.command_line", "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto",
+    ]
+)  # fmt: skip
 
 
 def command(script: str, overrides: list[str], log: Path) -> None:

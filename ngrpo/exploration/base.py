@@ -115,7 +115,9 @@ def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
     cdf = scores.double().softmax(dim=-1).cumsum(dim=-1)
     target = uniform.double()[:, None] * cdf[:, -1:]
     token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(-1)  # rounding must not reach a token of probability 0
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(
+        -1
+    )  # rounding must not reach a token of probability 0
     return torch.minimum(token, last).clamp(max=scores.shape[-1] - 1)  # NaN sorts past the end
 
 

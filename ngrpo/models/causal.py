@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.models import files
 
+
 def grouped_attention(
     module: nn.Module,
     query: Tensor,
@@ -58,6 +59,7 @@ class CausalModel(nn.Module):
     def __init__(self, model: PreTrainedModel, precision: str = "float32"):
         super().__init__()
         self.model, self.precision = model, precision
+        self._refuse_windows()
         self._check_path()
 
     def autocast(self) -> torch.autocast:
@@ -67,7 +69,7 @@ class CausalModel(nn.Module):
     @property
     def table(self) -> Tensor:
         """The input-embedding table (V, D)."""
-        return self.model.get_input_embeddings().weight
+        return self.model.get_input_embeddings().weight  # pyright: ignore
 
     def hidden(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
@@ -89,8 +91,18 @@ class CausalModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in float32 at least, from final hidden states (..., D)."""
-        logits = self.model.get_output_embeddings()(hidden)
+        logits = self.model.get_output_embeddings()(hidden)  # pyright: ignore
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def _refuse_windows(self) -> None:
+        """The engine lets every token see all before it; a sliding window would differ between rollout and replay."""
+        config = self.model.config
+        kinds = getattr(config, "layer_types", None) or [
+            "sliding" if getattr(config, "sliding_window", None) else "full"
+        ]
+        if any(not kind.startswith("full") for kind in kinds):
+            name = type(self.model).__name__
+            raise ValueError(f"{name}: layers of kind {sorted(set(kinds))}, only full attention can be replayed")
 
     @torch.no_grad()
     def _check_path(self) -> None:
@@ -109,7 +121,7 @@ def load(path: str, dtype: str = "float32", attention: str = "grouped", precisio
     Raises ValueError where the checkpoint lacks weights that the architecture needs.
     """
     transformers_logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(
+    model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
         str(files.directory(path) or path),
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
@@ -134,7 +146,7 @@ def vocabulary(
     added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     configured = model.model.generation_config.eos_token_id
     stops = configured if isinstance(configured, list) else [configured]
-    stops = {token for token in (*stops, tokenizer.eos_token_id) if token is not None}
+    stops = {token for token in (*stops, tokenizer.eos_token_id) if isinstance(token, int)}
     if not stops:
         raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token")
     return Vocabulary(

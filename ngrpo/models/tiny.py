@@ -47,7 +47,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
-    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in (THINK, ANSWER_START)])
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in (THINK, ANSWER_START)])  # pyright: ignore
     # AutoTokenizer takes its own byte-pair class for every qwen2 model, whatever tokenizer_class says, unless there is
     # an auto_map; the class named here is never loaded (that would need trust_remote_code).
     tokenizer.init_kwargs["auto_map"] = {"AutoTokenizer": [None, "tokenization_words.WordTokenizer"]}
@@ -69,7 +69,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
-        attn_implementation="eager",  # on a CPU the fused kernel's backward is slower in bfloat16
+        attn_implementation="eager",  # pyright: ignore  # on a CPU the fused kernel's backward is slower in bfloat16
     )
     return Qwen2ForCausalLM(config)
 
@@ -124,7 +124,7 @@ def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: S
     """Share of right samples (mean@n) and of problems with any right sample (pass@n), at temperature 0.6, top-p 0.95."""
     encoded = tokenizer([problem.prompt for problem in task.problems], padding=True, return_tensors="pt")
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
-    output = model.generate(
+    output = model.generate(  # pyright: ignore
         input_ids=encoded["input_ids"],
         attention_mask=encoded["attention_mask"],
         max_new_tokens=96,

@@ -50,7 +50,7 @@ def draw_authors(count: int, careful: int) -> list[Author]:
         slip = 0.3 if index < careful else rng.uniform(0.5, 0.75)
         words = [rng.choice(choices) for choices in (OPENERS, ("", *LINKS), PLUS, MINUS, EQUALS)]
         order = ("forward", "gains_first", "grouped", "forward")[index % 4]
-        authors.append(Author(*words, order, slip))
+        authors.append(Author(*words, order, slip))  # pyright: ignore
     return authors
 
 

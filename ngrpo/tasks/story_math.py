@@ -113,7 +113,7 @@ class StoryMath:
         return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
 
     def _score_one(self, problem: Problem, completion: str) -> Score:
-        thinking = completion.partition(self.answer_start)[0]
+        thinking = completion.partition(ANSWER_START)[0]
         path = ";".join(read_equations(thinking))
         extracted = extract_boxed(completion, self.answer_start)
         if extracted is None or parse_integer(extracted) is None:
