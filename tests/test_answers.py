@@ -93,9 +93,9 @@ def test_digits_and_words_of_a_number_are_the_same_integer(number):
 @pytest.mark.parametrize(
     "text",
     [
-        "", "-", "+-3", "--3", "3.0", "1,00", "1,0000", ",100", "0x10", "1e3", "1_000", "٣", "²", "four ty", "forty-eleven",
-        "twenty zero", "forty two apples", "hundred", "zero hundred", "one thousand zero", "minus", "two and", "five five",
-        "thousand", "-five", "\ud800", "9" * 200,
+        "", "-", "+-3", "--3", "3.0", "1,00", "1,0000", ",100", "0x10", "1e3", "1_000", "٣", "²", "four ty",
+        "forty-eleven", "twenty zero", "forty two apples", "hundred", "zero hundred", "one thousand zero", "minus",
+        "two and", "five five", "thousand", "-five", "\ud800", "9" * 200,
     ],
 )  # fmt: skip
 def test_what_is_not_one_integer_is_none(text):

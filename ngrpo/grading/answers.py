@@ -1,4 +1,4 @@
-"""Read a final answer out of a text and compare integers exactly. It does not know which model or task wrote the text."""
+"""Read a final answer out of a text and compare integers exactly. It does not know which model or task wrote it."""
 
 UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),

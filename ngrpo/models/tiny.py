@@ -75,7 +75,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def batches(rng: Random, tokenizer: PreTrainedTokenizerFast) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Endless (ids, weights), both (B, T) and padded right; the stories of a batch have one level, so little is lost."""
+    """Endless (ids, weights), both (B, T) and padded right; a batch has stories of one level, so little is lost."""
     vocab, eos, pad = tokenizer.get_vocab(), tokenizer.eos_token_id, tokenizer.pad_token_id
     while True:
         level = rng.choices(LEVELS, LEVEL_WEIGHTS)[0]
@@ -121,7 +121,7 @@ def train(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, steps: in
 
 @torch.inference_mode()
 def measure(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, task: StoryMath, samples: int) -> dict:
-    """Share of right samples (mean@n) and of problems with any right sample (pass@n), at temperature 0.6, top-p 0.95."""
+    """Share of right samples (mean@n) and of problems with any (pass@n), at temperature 0.6, top-p 0.95."""
     encoded = tokenizer([problem.prompt for problem in task.problems], padding=True, return_tensors="pt")
     sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 0}
     output = model.generate(  # pyright: ignore

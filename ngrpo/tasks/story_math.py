@@ -1,4 +1,4 @@
-"""Arithmetic stories told in words, with a verifiable answer: problems drawn by rule, so there are as many as asked for.
+"""Arithmetic stories told in words, with a verifiable answer: problems drawn by rule, as many as asked for.
 
 It does not know who solves them. A problem depends only on version, split, wording, level and index.
 """
