@@ -1,4 +1,4 @@
-"""The policy and its training step, a straight line: collect, advantage, old log-probs, update, log.
+"""The policy and its training step, a straight line: collect, old log-probs, advantage, update, log.
 
 It does not know the names of strategies and algorithms. All counting is in RL steps.
 """
@@ -45,9 +45,10 @@ class Algorithm:
     mini_batches: int = 1
 
     @property
-    def updates(self) -> int:
-        """Optimiser steps per RL step."""
-        return self.inner_epochs * self.mini_batches
+    def needs_old_log_probs(self) -> bool:
+        """Whether log-probs from before the first update are used: by a second update, or by a KL in the reward."""
+        penalised = self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
+        return penalised or self.inner_epochs * self.mini_batches > 1
 
 
 @dataclass(frozen=True)
@@ -139,11 +140,11 @@ class Policy(lightning.LightningModule):
         rollouts, rows = answers.rollouts, self.training_plan.micro_batch_rows
         with self._phase("reference"):
             reference = self.reference and self.reference.log_probs(self.strategy, rollouts, rows)
-        advantages = self._advantages(answers, reference)
         old = None
-        if self.algorithm.updates > 1:
+        if self.algorithm.needs_old_log_probs:
             with self._phase("old_log_probs"):
                 old = replay_in_parts(self.model, self.strategy, rollouts, rows)
+        advantages = self._advantages(answers, old, reference)
         with self._phase("update"):
             figures = self._update(rollouts, advantages, old, reference)
         with self._phase("measure"):
@@ -182,12 +183,12 @@ class Policy(lightning.LightningModule):
         except ValueError as error:
             raise NotFinite(f"RL step {step}: {error}") if "finite" in str(error) else error from error
 
-    def _advantages(self, answers: Answers, reference: Tensor | None) -> Tensor:
+    def _advantages(self, answers: Answers, old: Tensor | None, reference: Tensor | None) -> Tensor:
         """(B, T) float32, every token of a completion alike."""
         rollouts, kl = answers.rollouts, self.algorithm.kl
         rewards = torch.tensor([s.reward for s in answers.scores], dtype=torch.float64, device=rollouts.mask.device)
-        if reference is not None and kl["placement"] == "reward":
-            penalty = KL_ESTIMATORS[kl["estimator"]](rollouts.log_probs, reference) * rollouts.loss_mask
+        if old is not None and reference is not None and kl["placement"] == "reward":
+            penalty = KL_ESTIMATORS[kl["estimator"]](old, reference) * rollouts.loss_mask
             rewards = rewards - kl["coefficient"] * penalty.double().sum(dim=1)
         advantages = self.algorithm.advantage(rewards.view(-1, rollouts.group_size))
         return advantages.float().view(-1, 1).expand(rollouts.mask.shape)

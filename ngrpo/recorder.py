@@ -142,6 +142,8 @@ class Recorder:
 
     def _evaluate(self, policy: "Policy", step: int) -> None:
         table = policy.model.table.detach()
+        # Bound anew, on the model's device: what an evaluation sees must not depend on which evaluations came before.
+        self.evaluator.strategy.bind(self.evaluator.strategy.vocabulary, table)
         self.evaluator.strategy.prepare(table, step)
         ranks = (policy.global_rank, policy.world_size)
 

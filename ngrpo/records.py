@@ -19,6 +19,7 @@ from ngrpo import __version__
 from ngrpo.files import clean, finite_or_none, plain, read_csv, write_atomically, write_csv, write_json
 from ngrpo.lock import acquire, holds, release, unwritable
 from ngrpo.provenance import git_commit, hardware, package_versions
+from ngrpo.tasks.base import OUTCOMES
 
 SAMPLE_TYPES = {
     "run": "string", "benchmark": "string", "problem_id": "string", "sample_index": "int64", "prompt": "string",
@@ -28,7 +29,6 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 SAMPLE_COLUMNS = tuple(SAMPLE_TYPES)
-OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
 
 NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths"}
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy"}

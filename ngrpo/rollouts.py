@@ -13,7 +13,6 @@ from torch import Tensor
 from ngrpo.keys import Draws
 
 TOKEN, GAUSSIAN, GUMBEL, DIRICHLET, FORCED = range(5)  # roles: which log-probability applies to a step
-ROLES = ("token", "gaussian", "gumbel", "dirichlet", "forced")
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,13 @@ def test_the_kl_to_an_equal_reference_is_zero(name):
 def test_kl_in_the_reward_moves_the_advantages():
     kl = {"coefficient": 0.5, "estimator": "k1", "placement": "reward"}
     policy = make(kl=kl, advantage=advantages.group_centred)
-    rollouts_policy = fit(policy)
-    answers = rollouts_policy.recorder.outcomes[0].answers
-    reference = answers.rollouts.log_probs - 0.1 * answers.rollouts.loss_mask
+    answers = fit(policy).recorder.outcomes[0].answers
+    old = answers.rollouts.log_probs
+    reference = old - 0.1 * answers.rollouts.loss_mask
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64)
     rewards = (rewards - 0.5 * 0.1 * answers.rollouts.loss_mask.sum(dim=1)).view(4, 4)
     expected = (rewards - rewards.mean(dim=1, keepdim=True)).flatten()
-    torch.testing.assert_close(policy._advantages(answers, reference)[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(policy._advantages(answers, old, reference)[:, 0].double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_later_updates_see_ratios_and_clip():
