@@ -121,7 +121,7 @@ def generate(
     """Rollouts of B = len(keys) rows for P prompts (P, S), left-padded; rows of one prompt stand together.
 
     Every row ends with a stop token of the strategy's vocabulary or at max_new_tokens. The model should be in eval mode.
-    Raises ValueError, naming Rollouts.log_probs, where logits were not finite.
+    Raises rollouts.NotFinite where logits were not finite.
     """
     with model.autocast():
         logits, cache = prefill(model, prompts, prompt_mask, max_new_tokens)

@@ -23,12 +23,8 @@ from ngrpo.measures import rollout_measures
 from ngrpo.recorder import Recorder
 from ngrpo.reference import Reference
 from ngrpo.replay import parts, replay, replay_in_parts
-from ngrpo.rollouts import Rollouts
+from ngrpo.rollouts import NotFinite, Rollouts
 from ngrpo.tasks.base import Problem, Task
-
-
-class NotFinite(ArithmeticError):
-    """Logits, a loss or a gradient became NaN or infinite; the last checkpoint is untouched."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +176,8 @@ class Policy(lightning.LightningModule):
         identities = [(plan.seed, step, draw, p.id, i) for p in problems for i in range(plan.group_size)]
         try:
             return answer(self.sampler, self.task, problems, identities)
-        except ValueError as error:
-            raise NotFinite(f"RL step {step}: {error}") if "finite" in str(error) else error from error
+        except NotFinite as error:
+            raise NotFinite(f"RL step {step}: {error}") from error
 
     def _advantages(self, answers: Answers, old: Tensor | None, reference: Tensor | None) -> Tensor:
         """(B, T) float32, every token of a completion alike."""

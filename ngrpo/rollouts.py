@@ -15,6 +15,10 @@ from ngrpo.keys import Draws
 TOKEN, GAUSSIAN, GUMBEL, DIRICHLET, FORCED = range(5)  # roles: which log-probability applies to a step
 
 
+class NotFinite(ValueError):
+    """Logits, a loss or a gradient became NaN or infinite; what was saved before is untouched."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What was fed and what was realised, for one decode step (leading shape (B,)) or many ((B, T), or (N,) flattened).
@@ -113,7 +117,8 @@ class Rollouts:
         _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
         _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")
         for name in ("log_probs", "entropy"):  # a filter can hide a logit that is not finite, entropy sees them all
-            _require(bool(getattr(self, name).isfinite().all()), name, "a value that is not finite", "finite values")
+            if not getattr(self, name).isfinite().all():
+                raise NotFinite(f"Rollouts.{name}: got a value that is not finite, expected finite log-probabilities")
 
     @property
     def loss_mask(self) -> Tensor:

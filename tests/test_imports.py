@@ -127,7 +127,7 @@ ONLY = {
     "ngrpo.advantages": (),
     "ngrpo.losses": (),
     "ngrpo.passk": (),
-    "ngrpo.records": ("ngrpo", "ngrpo.files", "ngrpo.lock", "ngrpo.provenance"),
+    "ngrpo.records": ("ngrpo", "ngrpo.files", "ngrpo.lock", "ngrpo.provenance", "ngrpo.tasks.base"),
     "ngrpo.grading": ("ngrpo.grading",),
     "ngrpo.tasks": ("ngrpo.tasks", "ngrpo.grading"),
     "ngrpo.models": ("ngrpo.models", "ngrpo.exploration.base", "ngrpo.tasks"),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ngrpo.keys import Draws
-from ngrpo.rollouts import FORCED, GAUSSIAN, ROLES, TOKEN, Rollouts, Step, stack_steps
+from ngrpo.rollouts import FORCED, Rollouts, Step, stack_steps
 
 B, S, T, K, D = 4, 5, 6, 3, 8
 
@@ -39,10 +39,6 @@ def make_rollouts(**changes) -> Rollouts:
         "group_size": 2,
     }
     return Rollouts(**{**whole, **changes})
-
-
-def test_roles_have_names_in_their_order():
-    assert [ROLES[role] for role in (TOKEN, GAUSSIAN, FORCED)] == ["token", "gaussian", "forced"] and len(ROLES) == 5
 
 
 BAD = {

@@ -4,6 +4,7 @@ The verbs are those of torch.distributions on a record that can be replayed: `sa
 what was fed, `log_prob` gives the term that the objective uses. A strategy does not know prompts, caches or rewards.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -41,7 +42,7 @@ class Vocabulary:
         return allowed
 
 
-class Exploration(nn.Module):
+class Exploration(nn.Module, ABC):
     """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ."""
 
     vocabulary: Vocabulary
@@ -58,9 +59,9 @@ class Exploration(nn.Module):
         """Per-row state at the first decode step."""
         return {}
 
+    @abstractmethod
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         """One step from logits (B, V) float32, the state, this step's draws (B,) and the table (V, D)."""
-        raise NotImplementedError
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         """The fed vectors (..., D), differentiable in the table: E[token], or the recipe where exploration acted."""
@@ -69,9 +70,9 @@ class Exploration(nn.Module):
             return fed
         return overwrite(fed, steps.explored, mixture(steps[steps.explored], table))
 
+    @abstractmethod
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         """The objective's log-probability (...,) float32 of recorded steps under logits (..., V)."""
-        raise NotImplementedError
 
 
 def mixture(steps: Step, table: Tensor) -> Tensor:
