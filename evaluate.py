@@ -38,11 +38,12 @@ def main(config: DictConfig) -> dict[str, Any]:
 def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any]) -> None:
     """Draw every benchmark batch that is not there yet and write results.json."""
     import torch
+    from safetensors.torch import load_file
 
     from ngrpo.evaluate import Evaluation, Sampler
     from ngrpo.models import causal
     from ngrpo.progress import Progress
-    from ngrpo.recorder import Interrupted, Interrupts
+    from ngrpo.recorder import STRATEGY_FILE, Interrupted, Interrupts
 
     interrupts = Interrupts()
     path = str(Path(config.run, "hf")) if config.run else config.model.path
@@ -53,7 +54,10 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
     strategy.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
     step = trained.get("config", {}).get("steps", 0)
-    strategy.prepare(model.table.detach(), step)
+    strategy.prepare(model.table.detach(), step, model.head.detach())
+    learned = Path(path, STRATEGY_FILE)
+    if learned.is_file():
+        strategy.load_state_dict(load_file(learned), strict=False)
     evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch)
     labels = {"run": run.path.name, "seed": config.seed, "step": step, "algorithm": "none"}
     labels |= command_line.choices("exploration")

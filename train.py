@@ -13,6 +13,8 @@ from omegaconf import DictConfig
 
 from ngrpo import command_line, records
 
+SIZES = ("n", "rows_per_batch", "problems")  # of an evaluation: the batch plan
+
 
 def main(config: DictConfig) -> dict[str, Any] | None:
     """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
@@ -22,7 +24,7 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     plain, versions = command_line.plain(config), command_line.data_versions(config)
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
         return train(config, directory, None)
-    plan = {key: config.evaluation[key] for key in ("n", "rows_per_batch", "problems")}
+    plan = {key: config.evaluation[key] for key in SIZES}
     info = {"threads": config.trainer.threads or os.cpu_count(), "batch_plan": plan}
     digest = records.config_hash(plain, versions)
     opened = records.RunDirectory.open(directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions)
@@ -41,11 +43,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     import torch
     from lightning.pytorch import Trainer, seed_everything
 
-    from ngrpo.evaluate import Evaluation
-    from ngrpo.policy import Policy, Training
-    from ngrpo.progress import Progress
-    from ngrpo.recorder import Interrupts, Recorder
-    from ngrpo.reference import Reference
+    from ngrpo.recorder import Interrupts
 
     quiet_lightning()
     interrupts = Interrupts()
@@ -53,35 +51,8 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     seed_everything(config.seed, verbose=False)
     task = command_line.build(config.task)
     sampler = build_sampler(config, config.exploration, task)
-    evaluator = build_sampler(config, config.evaluation.exploration, task, sampler)
-    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
-    sizes = {key: config.evaluation[key] for key in ("n", "rows_per_batch", "problems")}
-    labels = {"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")}
-    progress = Progress(config.steps, quiet=run is None)
-    recorder = Recorder(
-        run=run,
-        directory=directory,
-        labels=labels,
-        evaluation=Evaluation(benchmarks, **sizes),
-        evaluator=evaluator,
-        steps=config.steps,
-        eval_every=config.eval_every,
-        checkpoint_every=config.checkpoint_every,
-        progress=progress,
-        interrupts=interrupts,
-    )
-    algorithm = command_line.build(config.algorithm)
-    training = Training(
-        steps=config.steps,
-        prompts_per_step=config.prompts_per_step,
-        group_size=config.group_size,
-        learning_rate=config.learning_rate,
-        seed=config.seed,
-        micro_batch_rows=config.trainer.micro_batch_rows,
-        **command_line.plain(config.optimizer),
-    )
-    reference = Reference(load_model(config)) if algorithm.kl["coefficient"] > 0 else None
-    policy = Policy(sampler, task, algorithm, training, recorder, reference)
+    recorder = build_recorder(config, directory, run, sampler, task, interrupts)
+    policy = build_policy(config, sampler, task, recorder)
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
         devices=config.trainer.devices,
@@ -96,11 +67,11 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         default_root_dir=directory,
     )
     steps = range(policy.done, config.steps + 1)
-    progress.start(policy.done)
+    recorder.progress.start(policy.done)
     try:
         trainer.fit(policy, torch.utils.data.DataLoader(steps, batch_size=None))  # pyright: ignore
     finally:
-        progress.stop()
+        recorder.progress.stop()
 
 
 def quiet_lightning() -> None:
@@ -110,6 +81,51 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> Any:
+    """The policy with its algorithm, and the reference and critic where that wants them."""
+    from ngrpo.critic import Critic
+    from ngrpo.policy import Policy, Training
+    from ngrpo.reference import Reference
+
+    algorithm = command_line.build(config.algorithm)
+    training = Training(
+        steps=config.steps,
+        prompts_per_step=config.prompts_per_step,
+        group_size=config.group_size,
+        learning_rate=config.learning_rate,
+        seed=config.seed,
+        micro_batch_rows=config.trainer.micro_batch_rows,
+        **command_line.plain(config.optimizer),
+    )
+    reference = Reference(load_model(config)) if algorithm.kl["coefficient"] > 0 else None
+    critic = Critic(load_model(config)) if algorithm.critic else None
+    return Policy(sampler, task, algorithm, training, recorder, reference, critic)
+
+
+def build_recorder(
+    config: DictConfig, directory: Path, run: records.RunDirectory | None, sampler: Any, task: Any, interrupts: Any
+) -> Any:
+    """What keeps the run directory, with the benchmarks and the strategy that they are sampled with."""
+    from ngrpo.evaluate import Evaluation
+    from ngrpo.progress import Progress
+    from ngrpo.recorder import Recorder
+
+    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    return Recorder(
+        run=run,
+        directory=directory,
+        labels={"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")},
+        evaluation=Evaluation(benchmarks, **{key: config.evaluation[key] for key in SIZES}),
+        evaluator=build_sampler(config, config.evaluation.exploration, task, sampler),
+        steps=config.steps,
+        eval_every=config.eval_every,
+        evaluate_before=config.evaluation.before,
+        checkpoint_every=config.checkpoint_every,
+        progress=Progress(config.steps, quiet=run is None),
+        interrupts=interrupts,
+    )
 
 
 def load_model(config: DictConfig) -> Any:

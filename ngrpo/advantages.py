@@ -1,8 +1,12 @@
-"""Advantages from the rewards of a group: pure functions, one per published formula.
+"""Advantages: pure functions, one per published formula.
 
-Rewards come as (P, G) float64, advantages leave as (P, G) float64. Nothing here knows models or configuration.
+Most take the rewards of groups (P, G) float64 and give (P, G) float64; `generalised` and `entropy_shaped` work on tokens
+(B, T). Nothing here knows models or configuration.
 """
 
+from math import comb, sqrt
+
+import torch
 from torch import Tensor
 
 TIE = 1e-9  # rewards of a group closer than this, relative to their size, count as equal: float error is no signal
@@ -39,6 +43,123 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     _require_groups(rewards)
     size = rewards.shape[1]
     return group_centred(rewards) * size / (size - 1)
+
+
+def with_virtual_samples(
+    rewards: Tensor, *, virtual: int = 1, maximum: float = 1.0, ddof: int = 1, eps: float = 1e-6
+) -> Tensor:
+    """(r - mean) / (std + eps) with the statistics of the group plus `virtual` samples that earned `maximum`.
+
+    The virtual samples have no tokens, so a group in which every answer is wrong gets the same negative advantage
+    everywhere instead of none; virtual 0 is GRPO. Source: NGRPO, arXiv 2509.18851, equation 6, where ddof 0 is
+    printed and the released code and the paper's numbers use 1. Raises ValueError for groups of one and for a maximum
+    below a reward, which would turn the sign of a right answer.
+    """
+    _require_groups(rewards)
+    if virtual and rewards.numel() and float(rewards.max()) > maximum + TIE:
+        raise ValueError(
+            f"algorithm.advantage.maximum={maximum}: a reward is {float(rewards.max()):g}; a virtual sample must earn at "
+            f"least that; algorithm.advantage.maximum={float(rewards.max()):g}"
+        )
+    whole = torch.cat((rewards, rewards.new_full((len(rewards), virtual), maximum)), dim=1)
+    mean, deviation = whole.mean(dim=1, keepdim=True), whole.std(dim=1, keepdim=True, correction=ddof)
+    return ((rewards - mean) / (deviation + eps)).masked_fill(homogeneous(whole)[:, None], 0)
+
+
+def signed(rewards: Tensor, *, correct: float = 1.0, wrong: float = -1.0) -> Tensor:
+    """`correct` for an answer that earned something, `wrong` for the others; no group statistics.
+
+    Sources: REINFORCE with +-1; W-REINFORCE, arXiv 2506.01347 (correct 0.1); with a row filter PSR and NSR of the same
+    paper. Raises ValueError for rewards that are not 0 or 1.
+    """
+    _require_binary(rewards)
+    return torch.where(rewards > 0, correct, wrong).to(rewards.dtype)
+
+
+def pass_at_k(rewards: Tensor, *, pass_k: int, eps: float = 1e-6) -> Tensor:
+    """The analytic advantage of pass@k training from the c correct answers of a group of N.
+
+    rho = 1 - C(N-c, k) / C(N, k) and sd = sqrt(rho (1 - rho)) are mean and deviation of the reward of k random answers;
+    right answers get (1 - rho) / (sd + eps), wrong ones (1 - rho - C(N-c-1, k-1) / C(N-1, k-1)) / (sd + eps). k = 1 is
+    GRPO with the population deviation. Source: arXiv 2508.10751. Raises ValueError for rewards that are not
+    0 or 1 and for pass_k outside 1..N.
+    """
+    _require_groups(rewards)
+    _require_binary(rewards)
+    size = rewards.shape[1]
+    _require_pass_k(pass_k, 1, size)
+    table = torch.zeros(size + 1, 2, dtype=rewards.dtype, device=rewards.device)  # by c: (wrong, right)
+    for c in range(1, size + 1):
+        rho = 1 - comb(size - c, pass_k) / comb(size, pass_k)
+        if rho < 1:
+            deviation = sqrt(rho * (1 - rho)) + eps
+            missed = comb(size - c - 1, pass_k - 1) / comb(size - 1, pass_k - 1)
+            table[c] = torch.tensor([(1 - rho - missed) / deviation, (1 - rho) / deviation])
+    correct = (rewards > 0).long()
+    return table[correct.sum(dim=1, keepdim=True).expand_as(correct), correct]
+
+
+def policy_at_k(rewards: Tensor, *, pass_k: int) -> Tensor:
+    """G times the weights s_i - b_i of an unbiased gradient of the best reward among k answers ("loo - 1" baseline).
+
+    s_i - b_i = 1 / C(N, k) sum over subsets I of size k with i of (max g(I) - max g(I without i)); the factor G makes a
+    mean over answers of the paper's sum. Rewards need not be binary. Source: PKPO, arXiv 2505.15201, equation 33. Raises
+    ValueError for pass_k outside 2..N.
+    """
+    size = rewards.shape[1]
+    _require_pass_k(pass_k, 2, size)
+    ordered, order = rewards.sort(dim=1)  # ascending
+    best = torch.zeros(size, size, dtype=rewards.dtype, device=rewards.device)  # [i, j]: subsets with i, best at rank j
+    rest = torch.zeros_like(best)  # [i, j]: the same subsets without i
+    for i in range(size):
+        best[i, i] = comb(i, pass_k - 1)
+        for j in range(size):
+            if j > i:
+                best[i, j] = comb(j - 1, pass_k - 2)
+            if j != i:
+                rest[i, j] = comb(j if j < i else j - 1, pass_k - 2)
+    weights = ordered @ (best - rest).T * (size / comb(size, pass_k))
+    return torch.zeros_like(rewards).scatter(1, order, weights)
+
+
+def generalised(
+    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Advantages and returns, both (B, T), from token rewards, values and mask (B, T); 0 where the mask is false.
+
+    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, return = A + V; the value after the last token
+    is 0, and tokens that do not count are stepped over. Source: GAE, arXiv 1506.02438, equations 11 to 16.
+    """
+    advantages = torch.zeros_like(values)
+    next_value, running = values.new_zeros(len(values)), values.new_zeros(len(values))
+    for t in reversed(range(values.shape[1])):
+        here = mask[:, t]
+        delta = rewards[:, t] + gamma * next_value - values[:, t]
+        running = torch.where(here, delta + gamma * lam * running, running)
+        next_value = torch.where(here, values[:, t], next_value)
+        advantages[:, t] = running * here
+    return advantages, (advantages + values) * mask
+
+
+def entropy_shaped(advantages: Tensor, entropy: Tensor, *, strength: float = 0.4, bound: float = 2.0) -> Tensor:
+    """A + min(strength * H, |A| / bound), all (B, T), H in nats and detached: the sign of A never changes for bound > 1.
+
+    Source: "Reasoning with Exploration", arXiv 2506.14758.
+    """
+    return advantages + torch.minimum(strength * entropy.detach(), advantages.abs() / bound)
+
+
+def _require_binary(rewards: Tensor) -> None:
+    if not ((rewards == 0) | (rewards == 1)).all():
+        strange = rewards[(rewards != 0) & (rewards != 1)][0].item()
+        raise ValueError(f"a reward is {strange:g}: this advantage is defined for rewards of 0 and 1; algorithm=grpo")
+
+
+def _require_pass_k(pass_k: int, least: int, size: int) -> None:
+    if not least <= pass_k <= size:
+        raise ValueError(
+            f"algorithm.pass_k={pass_k}: must be from {least} to group_size={size}; algorithm.pass_k={size}"
+        )
 
 
 def _require_groups(rewards: Tensor) -> None:

@@ -4,21 +4,23 @@ It does not know how a model is trained.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo import files, passk, records
 from ngrpo.engine import generate
 from ngrpo.exploration.base import Exploration
+from ngrpo.groups import Groups
 from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel, encode
-from ngrpo.rollouts import Rollouts
+from ngrpo.rollouts import Rollouts, join_rollouts
 from ngrpo.tasks.base import OUTCOMES, Problem, Score, Task
 
 
@@ -62,6 +64,38 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     completions = sampler.tokenizer.batch_decode(ids, skip_special_tokens=True)
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
     return Answers(problems, rollouts, completions, task.score(every, completions))
+
+
+def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
+    """The groups numbered `groups` of several draws, counted through, as one batch."""
+    rollouts = join_rollouts([draw.rollouts for draw in draws])
+    size = rollouts.group_size
+    rows = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
+    problems = [problem for draw in draws for problem in draw.problems]
+    texts = [text for draw in draws for text in draw.completions]
+    scores = [score for draw in draws for score in draw.scores]
+    return Answers(
+        [problems[i] for i in groups.tolist()],
+        replace(rollouts.rows(rows), group_size=size),
+        [texts[i] for i in rows.tolist()],
+        [scores[i] for i in rows.tolist()],
+    )
+
+
+def groups_of(answers: Answers, sampler: Sampler) -> Groups:
+    """What algorithms may know of the answers of a batch."""
+    rollouts, size = answers.rollouts, answers.rollouts.group_size
+    device = rollouts.mask.device
+    stops = torch.tensor(sampler.strategy.vocabulary.stops, device=device)
+    last = rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
+    return Groups(
+        rewards=torch.tensor([s.reward for s in answers.scores], dtype=torch.float64, device=device).view(-1, size),
+        correct=torch.tensor([s.outcome == "correct" for s in answers.scores], device=device).view(-1, size),
+        lengths=rollouts.lengths.view(-1, size),
+        truncated=~torch.isin(last, stops).view(-1, size),
+        log_probs=rollouts.log_probs.double().sum(dim=1).view(-1, size),
+        limit=sampler.max_new_tokens,
+    )
 
 
 def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_UNIFORMS, _NORMALS = 0, 1  # third counter word: which family of draws
+_UNIFORMS, _NORMALS, _WIDE = 0, 1, 2  # third counter word: which family of draws
 
 
 def row_key(*identity: str | int) -> int:
@@ -83,6 +83,13 @@ class Draws:
         angle = 2.0 * torch.pi * _unit(words[2], words[3])
         pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
         return pairs.flatten(-2)[..., :width].float()
+
+    def uniforms(self, width: int) -> Tensor:
+        """Uniforms in [0, 1), float64, of shape (*steps, width), on a stream of their own."""
+        blocks = torch.arange((width + 1) // 2, device=self.rows.device)
+        words = philox((self.steps[..., None], blocks, _WIDE, 0), self.rows[..., None])
+        pairs = torch.stack((_unit(words[0], words[1]), _unit(words[2], words[3])), dim=-1)
+        return pairs.flatten(-2)[..., :width]
 
     def made(self) -> "Draws":
         """Itself, with both uniforms computed, so that parts of it are mere look-ups."""

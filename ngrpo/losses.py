@@ -46,7 +46,189 @@ def clipped_surrogate(
     2503.14476, equation 10; dual_clip caps the loss of a negative advantage at -dual_clip * A (arXiv 1912.09729,
     equation 5; verl's default 3, absent from the GRPO papers).
     """
-    ratio = (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+    return _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, dual_clip)
+
+
+def sequence_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
+) -> TokenLoss:
+    """The clipped surrogate of one ratio per answer, s = exp(mean over its tokens of log pi - log pi_old).
+
+    Every token carries the loss of its answer: sequence_mean_token_mean makes a mean over answers of it.
+    Source: GSPO, arXiv 2507.18071, equations 5 to 7.
+    """
+    ratio = _row_mean(_log_ratio(log_probs, old_log_probs), mask).exp().expand_as(log_probs)
+    return _surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
+
+
+def sequence_token_surrogate(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 3e-4,
+    clip_high: float = 4e-4,
+    dual_clip: float | None = None,
+) -> TokenLoss:
+    """The same with s_t = sg[s] pi_t / sg[pi_t]: the value of the answer's ratio, the gradient of the token's.
+
+    Equal advantages within an answer give the gradient of `sequence_surrogate`. Source: GSPO-token, arXiv 2507.18071,
+    equations 13 and 14.
+    """
+    value = _row_mean(_log_ratio(log_probs, old_log_probs), mask).detach()
+    ratio = (value + log_probs - log_probs.detach()).exp()
+    return _surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
+
+
+def geometric_surrogate(
+    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float = 0.4
+) -> TokenLoss:
+    """-A times the geometric mean over the answer's ratios, each clipped in log space on the side that A rewards.
+
+    log r is capped at clip where A > 0 and floored at -clip where A < 0; A is the answer's mean advantage. Every token
+    carries the loss of its answer. Source: GMPO, arXiv 2507.20673.
+    """
+    value = _row_mean(advantages, mask)
+    log_ratio = _log_ratio(log_probs, old_log_probs)
+    bounded = torch.where(value > 0, log_ratio.clamp(max=clip), log_ratio.clamp(min=-clip))
+    loss = (-value * _row_mean(bounded, mask).exp()).expand_as(log_probs)
+    return TokenLoss(loss, (bounded != log_ratio) & (value != 0) & mask)
+
+
+def clipped_weight(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    clip_low: float = 1.0,
+    clip_high: float = 4.0,
+) -> TokenLoss:
+    """-sg[clip(r, 1 - clip_low, 1 + clip_high)] A log pi: the ratio is a bounded weight, so every token keeps its gradient.
+
+    Source: CISPO, arXiv 2506.13585, equation 4; ScaleRL, arXiv 2510.13786, bounds r by 5 and not from below. `clipped`
+    tells where the weight was bounded.
+    """
+    ratio = _log_ratio(log_probs, old_log_probs).exp().detach()
+    weight = ratio.clamp(1 - clip_low, 1 + clip_high)
+    return TokenLoss(-weight * advantages * log_probs, (weight != ratio) & mask)
+
+
+def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+    """-A log pi: the score-function estimator, no ratio and no clip (Williams, 1992). One update per rollout."""
+    return TokenLoss(-advantages * log_probs, torch.zeros_like(mask))
+
+
+def selected_only(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    selected: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> TokenLoss:
+    """The clipped surrogate on the selected tokens (B, T), 0 on the others, which still count in denominators.
+
+    Source: "Beyond the 80/20 Rule", arXiv 2506.01939, with the tokens of highest entropy.
+    """
+    whole = _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, None)
+    return TokenLoss(whole.loss * selected, whole.clipped & selected)
+
+
+def selected_clipped(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    selected: Tensor,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> TokenLoss:
+    """The clipped surrogate without gradient on the selected tokens. Source: Clip-Cov, arXiv 2505.22617."""
+    whole = _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, None)
+    return TokenLoss(whole.loss * ~selected, whole.clipped | (selected & mask))
+
+
+def selected_penalised(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    selected: Tensor,
+    coefficient: float = 1.0,
+) -> TokenLoss:
+    """-r A, plus coefficient |log r| on the selected tokens; no clip. Source: KL-Cov, arXiv 2505.22617.
+
+    At the first update |log r| is 0 and has no gradient there (torch takes 0), so the penalty acts from the second on.
+    """
+    log_ratio = _log_ratio(log_probs, old_log_probs)
+    loss = -log_ratio.exp() * advantages + coefficient * log_ratio.abs() * selected
+    return TokenLoss(loss, torch.zeros_like(mask))
+
+
+def top_smoothed(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    selected: Tensor,
+    top_log_probs: Tensor,
+    greedy: Tensor,
+    smoothing: float = 0.01,
+    penalty: float = 1.1,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+) -> TokenLoss:
+    """The clipped surrogate that spreads the gradient of right answers over the K likeliest tokens, on selected tokens.
+
+    A > 0: r becomes (1 - a) r + a/K sum_k r~_k, where r~_k has the value of r and the gradient of the k-th likeliest
+    token's log-probability (top_log_probs (B, T, K)). A < 0: A is multiplied by `penalty` where the realised token is the
+    likeliest (`greedy` (B, T)). Source: SimKO, arXiv 2510.14807.
+    """
+    ratio = _log_ratio(log_probs, old_log_probs).exp()
+    spread = ratio.detach() * (top_log_probs - top_log_probs.detach()).exp().mean(dim=-1)
+    ratio = torch.where(selected & (advantages > 0), (1 - smoothing) * ratio + smoothing * spread, ratio)
+    advantages = torch.where(selected & greedy & (advantages < 0), penalty * advantages, advantages)
+    return _surrogate(ratio, advantages, mask, clip_low, clip_high, None)
+
+
+def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
+    """0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2), (B, T); clip None: 0.5 (V - R)^2.
+
+    Source: the PPO implementation as described in arXiv 2005.12729, section 3 (value function clipping).
+    """
+    plain = (values - returns).square()
+    if clip is None:
+        return 0.5 * plain
+    bounded = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum(plain, (bounded - returns).square())
+
+
+def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
+    return (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+
+
+def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """(B, 1): mean over the tokens of each answer that count."""
+    return (values * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _surrogate(
+    ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+) -> TokenLoss:
     plain = -ratio * advantages
     bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     loss = torch.maximum(plain, bounded)
@@ -56,11 +238,6 @@ def clipped_surrogate(
         capped = (advantages < 0) & (loss > ceiling)
         loss, clipped = torch.where(capped, ceiling, loss), clipped | capped
     return TokenLoss(loss, clipped & mask)
-
-
-def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
-    """-A log pi: the score-function estimator, no ratio and no clip (Williams, 1992). One update per rollout."""
-    return TokenLoss(-advantages * log_probs, torch.zeros_like(mask))
 
 
 def kl_k1(log_probs: Tensor, reference: Tensor) -> Tensor:

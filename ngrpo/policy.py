@@ -4,9 +4,9 @@ It does not know the names of strategies and algorithms. All counting is in RL s
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from time import perf_counter
 from typing import Any
 
@@ -15,36 +15,22 @@ import torch
 from torch import Tensor, distributed
 from transformers import get_scheduler
 
+from ngrpo.algorithm import Algorithm
 from ngrpo.checkpoints import rng_state, set_rng_state
-from ngrpo.evaluate import Answers, Sampler, answer
+from ngrpo.critic import Critic
+from ngrpo.evaluate import Answers, Sampler, answer, groups_of, join
 from ngrpo.keys import row_key
-from ngrpo.losses import AGGREGATIONS, KL_ESTIMATORS, Counts, TokenLoss
+from ngrpo.losses import KL_ESTIMATORS, Counts, clipped_value_loss, token_mean
 from ngrpo.measures import rollout_measures
 from ngrpo.recorder import Recorder
 from ngrpo.reference import Reference
-from ngrpo.replay import parts, replay, replay_in_parts
+from ngrpo.replay import parts, replay_in_parts, replay_more
 from ngrpo.rollouts import NotFinite, Rollouts
+from ngrpo.selections import Tokens
 from ngrpo.tasks.base import Problem, Task
 
 
-@dataclass(frozen=True)
-class Algorithm:
-    """advantage: rewards (P, G) -> (P, G); loss: (log_probs, old, advantages, mask), all (B, T) -> TokenLoss;
-    aggregation: a name in losses.AGGREGATIONS; kl: coefficient, estimator (k1, k2, k3) and placement (loss, reward).
-    """
-
-    advantage: Callable[[Tensor], Tensor]
-    loss: Callable[[Tensor, Tensor, Tensor, Tensor], TokenLoss]
-    aggregation: str
-    kl: Mapping[str, Any]
-    inner_epochs: int = 1
-    mini_batches: int = 1
-
-    @property
-    def needs_old_log_probs(self) -> bool:
-        """Whether log-probs from before the first update are used: by a second update, or by a KL in the reward."""
-        penalised = self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
-        return penalised or self.inner_epochs * self.mini_batches > 1
+WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
 
 
 @dataclass(frozen=True)
@@ -64,19 +50,45 @@ class Training:
     warmup_steps: int
 
 
-def problems_of(task: Task, training: Training, step: int) -> list[Problem]:
+def problems_of(task: Task, training: Training, step: int, draw: int = 0) -> list[Problem]:
     """The prompts of RL step `step` (from 1): the task in an order shuffled anew for every pass through it.
 
-    A function of the seed and the step alone, so the data position needs no state of its own.
+    A function of seed, step and draw alone, so the data position needs no state of its own. Draws after the first, which
+    replace groups that were not kept, walk through the task in orders of their own.
     """
     size, wanted = len(task.problems), training.prompts_per_step
     if size < wanted:
         raise ValueError(f"prompts_per_step={wanted}: {task.name} has {size} problems only")
     per_pass = size // wanted
     epoch, position = divmod(step - 1, per_pass)
-    generator = torch.Generator().manual_seed(row_key("order", training.seed, epoch) % 2**63)
+    identity = ("order", training.seed, epoch, *([draw] if draw else []))
+    generator = torch.Generator().manual_seed(row_key(*identity) % 2**63)
     order = torch.randperm(size, generator=generator)[position * wanted : (position + 1) * wanted]
     return [task.problems[i] for i in order.tolist()]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the updates of one RL step work on: rollouts, the mask of tokens that count, and more (B, T) or None.
+
+    `old` and `values` are from before the first update, `returns` and `values` are the critic's.
+    """
+
+    rollouts: Rollouts
+    mask: Tensor
+    advantages: Tensor
+    old: Tensor | None = None
+    reference: Tensor | None = None
+    selected: Tensor | None = None
+    values: Tensor | None = None
+    returns: Tensor | None = None
+
+    def rows(self, index: Tensor) -> "Batch":
+        """Some rows, trimmed to their own longest prompt and answer."""
+        rollouts = self.rollouts.rows(index)
+        width = rollouts.mask.shape[1]
+        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
+        return Batch(rollouts, **{name: None if v is None else v[index, :width] for name, v in given.items()})  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -100,19 +112,24 @@ class Policy(lightning.LightningModule):
         training: Training,
         recorder: Recorder,
         reference: Reference | None = None,
+        critic: Critic | None = None,
     ):
         super().__init__()
         self.automatic_optimization = False
         self.model, self.strategy = sampler.model, sampler.strategy
         self.sampler, self.task, self.algorithm, self.training_plan = sampler, task, algorithm, training
-        self.recorder, self.reference = recorder, reference
+        self.recorder, self.reference, self.critic = recorder, reference, critic
         self.done, self.resumed = recorder.restore()
         self.seconds: dict[str, float] = {}
 
     def configure_optimizers(self) -> dict[str, Any]:
         plan = self.training_plan
-        learners = [p for p in (*self.model.parameters(), *self.strategy.parameters()) if p.requires_grad]
-        optimizer = torch.optim.AdamW(learners, plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
+        groups = [{"params": list(self.model.parameters()), "lr": plan.learning_rate}]
+        groups += self.strategy.parameter_groups(plan.learning_rate)
+        if self.critic is not None and self.algorithm.critic is not None:
+            groups.append({"params": list(self.critic.parameters()), "lr": self.algorithm.critic["learning_rate"]})
+        groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        optimizer = torch.optim.AdamW(groups, plan.learning_rate, betas=plan.betas, weight_decay=plan.weight_decay)
         schedule = get_scheduler(plan.schedule, optimizer, plan.warmup_steps, plan.steps)
         return {"optimizer": optimizer, "lr_scheduler": schedule}
 
@@ -130,22 +147,15 @@ class Policy(lightning.LightningModule):
         """One step of reinforcement learning, from prompts to new weights."""
         self.seconds = {}
         with self._phase("prepare"):
-            drift = self.strategy.prepare(self.model.table.detach(), step - 1)
+            drift = self.strategy.prepare(self.model.table.detach(), step - 1, self.model.head.detach())
         with self._phase("rollout"):
-            answers = self._collect(step)
-        rollouts, rows = answers.rollouts, self.training_plan.micro_batch_rows
-        with self._phase("reference"):
-            reference = self.reference and self.reference.log_probs(self.strategy, rollouts, rows)
-        old = None
-        if self.algorithm.needs_old_log_probs:
-            with self._phase("old_log_probs"):
-                old = replay_in_parts(self.model, self.strategy, rollouts, rows)
-        advantages = self._advantages(answers, old, reference)
+            answers, counted, drawn = self._collect(step)
+        batch = self._batch(answers, counted)
         with self._phase("update"):
-            figures = self._update(rollouts, advantages, old, reference)
+            figures = self._update(batch, counted)
         with self._phase("measure"):
             measured = rollout_measures(answers, self.strategy, self.model.table.detach())
-        return Outcome(step, answers, {**measured, **figures, **drift}, dict(self.seconds))
+        return Outcome(step, answers, {**measured, **drawn, **figures, **drift}, dict(self.seconds))
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs, as plain containers; the data position is the RL step itself."""
@@ -154,6 +164,7 @@ class Policy(lightning.LightningModule):
         return {
             "model": self.model.state_dict(),
             "strategy": self.strategy.state_dict(),
+            **({} if self.critic is None else {"critic": self.critic.state_dict()}),
             "optimizer": optimizer.state_dict(),  # pyright: ignore
             "schedule": schedule.state_dict(),  # pyright: ignore
             "rng": rng_state(),
@@ -163,117 +174,188 @@ class Policy(lightning.LightningModule):
         """Put everything back to `state`."""
         self.model.load_state_dict(state["model"])
         self.strategy.load_state_dict(state["strategy"])
+        if self.critic is not None:
+            self.critic.load_state_dict(state["critic"])
         self.optimizers(use_pl_optimizer=False).load_state_dict(state["optimizer"])  # pyright: ignore
         self.lr_schedulers().load_state_dict(state["schedule"])  # pyright: ignore
         set_rng_state(state["rng"])
 
-    def _collect(self, step: int) -> Answers:
-        """This rank's share of the step's groups; whole groups stay together."""
-        problems = problems_of(self.task, self.training_plan, step)
+    def _collect(self, step: int) -> tuple[Answers, Tensor, dict[str, float]]:
+        """This rank's share of the step's groups, which rows enter the loss (B,) bool, and figures of the group filter.
+
+        Groups that the filter refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where
+        that does not suffice, refused groups fill the batch and enter no loss.
+        """
+        share = self.training_plan.prompts_per_step // self.world_size
+        draws: list[Answers] = []
+        kept: list[Tensor] = []
+        while not draws or (len(draws) <= self.algorithm.max_resamples and int(torch.cat(kept).sum()) < share):
+            draws.append(self._draw(step, len(draws)))
+            kept.append(self.algorithm.keeps(groups_of(draws[-1], self.sampler)))
+        keeps = torch.cat(kept)
+        answers = draws[0]
+        if len(draws) > 1:
+            order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))[:share]
+            answers = join(draws, order.sort().values)
+        counted = self.algorithm.counts(groups_of(answers, self.sampler)).flatten()
+        if self.algorithm.group_filter is None:
+            return answers, counted, {}
+        return answers, counted, {"draws": float(len(draws)), "kept": keeps.double().mean().item()}
+
+    def _draw(self, step: int, draw: int) -> Answers:
+        """Answers to this rank's share of the prompts; whole groups stay together."""
+        plan = self.training_plan
+        problems = problems_of(self.task, plan, step, draw)
         share = len(problems) // self.world_size
         problems = problems[self.global_rank * share : (self.global_rank + 1) * share]
-        plan, draw = self.training_plan, 0
         identities = [(plan.seed, step, draw, p.id, i) for p in problems for i in range(plan.group_size)]
         try:
             return answer(self.sampler, self.task, problems, identities)
         except NotFinite as error:
             raise NotFinite(f"RL step {step}: {error}") from error
 
-    def _advantages(self, answers: Answers, old: Tensor | None, reference: Tensor | None) -> Tensor:
-        """(B, T) float32, every token of a completion alike."""
-        rollouts, kl = answers.rollouts, self.algorithm.kl
-        rewards = torch.tensor([s.reward for s in answers.scores], dtype=torch.float64, device=rollouts.mask.device)
-        if old is not None and reference is not None and kl["placement"] == "reward":
-            penalty = KL_ESTIMATORS[kl["estimator"]](old, reference) * rollouts.loss_mask
-            rewards = rewards - kl["coefficient"] * penalty.double().sum(dim=1)
-        advantages = self.algorithm.advantage(rewards.view(-1, rollouts.group_size))
+    def _batch(self, answers: Answers, counted: Tensor) -> Batch:
+        """Everything that is computed once, before the first update."""
+        rollouts, rows = answers.rollouts, self.training_plan.micro_batch_rows
+        mask = rollouts.loss_mask & counted[:, None]
+        old = reference = values = None
+        if self.reference is not None:
+            with self._phase("reference"):
+                reference = self.reference.log_probs(self.strategy, rollouts, rows)
+        if self.algorithm.needs_old_log_probs:
+            with self._phase("old_log_probs"):
+                old = replay_in_parts(self.model, self.strategy, rollouts, rows)
+        if self.critic is not None:
+            with self._phase("values"):
+                values = self.critic.values(self.strategy, rollouts, rows)
+        penalty = torch.zeros_like(rollouts.log_probs)
+        if old is not None and reference is not None and self.algorithm.penalises_reward:
+            penalty = self.algorithm.kl["coefficient"] * KL_ESTIMATORS[self.algorithm.kl["estimator"]](old, reference)
+        rewards = self.algorithm.shaped(groups_of(answers, self.sampler))
+        if values is None:
+            advantages, returns = self._group_advantages(rollouts, rewards, penalty), None
+        else:
+            advantages, returns = self._critic_advantages(mask, rewards, penalty, values)
+        if self.algorithm.token_advantage is not None:
+            advantages = self.algorithm.token_advantage(advantages, rollouts.entropy)
+        selected = None
+        if self.algorithm.select is not None and old is not None:
+            uniform = replace(
+                rollouts.draws, rows=rollouts.keys[:, None] ^ 1
+            ).token  # no strategy draws from these keys
+            selected = self.algorithm.select(Tokens(old, advantages, rollouts.entropy, uniform, mask))
+        return Batch(rollouts, mask, advantages, old, reference, selected, values, returns)
+
+    def _group_advantages(self, rollouts: Rollouts, rewards: Tensor, penalty: Tensor) -> Tensor:
+        """(B, T) float32, every token of an answer alike; a penalty (B, T) of tokens counts against their answer."""
+        rewards = rewards - (penalty * rollouts.loss_mask).double().sum(dim=1).view(rewards.shape)
+        advantages = self.algorithm.advantage(rewards)
         return advantages.float().view(-1, 1).expand(rollouts.mask.shape)
 
-    def _update(
-        self, rollouts: Rollouts, advantages: Tensor, old: Tensor | None, reference: Tensor | None
-    ) -> dict[str, float]:
+    def _critic_advantages(
+        self, mask: Tensor, rewards: Tensor, penalty: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages, whitened over all tokens that count, and returns, both (B, T) float32.
+
+        The reward stands at the last token of an answer that counts, penalties at their own.
+        """
+        last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
+        tokens = last * rewards.view(-1, 1).to(values.dtype) - penalty * mask
+        advantages, returns = self.algorithm.advantage(tokens, values, mask)
+        seen = advantages[mask].double()
+        count, total, square = self._all_sum(torch.stack((mask.sum().double(), seen.sum(), seen.square().sum())))
+        mean = total / count.clamp(min=1)
+        variance = (square - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+        return ((advantages - mean) / (variance + WHITENING).sqrt() * mask).float(), returns.float()
+
+    def _update(self, batch: Batch, counted: Tensor) -> dict[str, float]:
         """Every inner epoch and mini-batch; returns the figures of the loss, averaged over the updates."""
-        groups = torch.arange(len(rollouts.mask), device=rollouts.mask.device).view(-1, rollouts.group_size)
+        groups = torch.arange(len(batch.mask), device=batch.mask.device).view(-1, self.training_plan.group_size)
         totals: list[dict[str, float]] = []
         for _ in range(self.algorithm.inner_epochs):
             for chosen in groups.tensor_split(self.algorithm.mini_batches):
                 index = chosen.flatten()
-                totals.append(self._mini_batch(rollouts, index, advantages, old, reference))
+                index = index[counted[index]] if counted[index].any() else index[:1]  # one row still runs backward
+                totals.append(self._mini_batch(batch.rows(index)))
         schedule = self.lr_schedulers()
         rate = float(schedule.get_last_lr()[0])  # pyright: ignore
         schedule.step()  # pyright: ignore
         return {name: sum(t[name] for t in totals) / len(totals) for name in totals[0]} | {"learning_rate": rate}
 
-    def _mini_batch(
-        self, rollouts: Rollouts, index: Tensor, advantages: Tensor, old: Tensor | None, reference: Tensor | None
-    ) -> dict[str, float]:
-        """One optimiser step on the rows `index`; the loss is a sum of weighted tokens, so micro-batches just add up."""
-        mask = rollouts.loss_mask
-        counts = self._counts(mask[index])
+    def _mini_batch(self, batch: Batch) -> dict[str, float]:
+        """One optimiser step on `batch`; the loss is a sum of weighted tokens, so micro-batches just add up.
+
+        Without a token that counts on any rank, no step is taken and the loss is 0.
+        """
+        counts = self._counts(batch.mask)
         optimizer = self.optimizers()
         optimizer.zero_grad()  # pyright: ignore
-        batch = rollouts.rows(index)
-        figures: dict[str, float] = dict.fromkeys(("loss", "kl", "clip_fraction", "engine_gap"), 0.0)
-        for part in parts(batch, self.training_plan.micro_batch_rows):
-            rows = index[part]
-            micro = rollouts.rows(rows)
-            wide = slice(0, micro.mask.shape[1])
-            given = [None if value is None else value[rows, wide] for value in (advantages, old, reference)]
-            loss, seen = self._loss(micro, counts, *given)  # pyright: ignore
+        figures: dict[str, float] = {}
+        for index in parts(batch.rollouts, self.training_plan.micro_batch_rows):
+            loss, seen = self._loss(batch.rows(index), counts)
             self.manual_backward(loss * self.world_size)  # DDP averages over ranks; the counts are already global
-            for name, value in seen.items():
-                figures[name] += value
-        figures = self._sum_over_ranks(figures) | {"grad_norm": self._step(optimizer)}
+            figures = {name: figures.get(name, 0.0) + value for name, value in seen.items()}
+        figures = self._sum_over_ranks(figures)
+        figures["grad_norm"] = self._step(optimizer) if counts.tokens else 0.0
         if self.reference is None:
             figures["kl"] = math.nan
         return figures
 
-    def _loss(
-        self, rollouts: Rollouts, counts: Counts, advantages: Tensor, old: Tensor | None, reference: Tensor | None
-    ) -> tuple[Tensor, dict[str, float]]:
+    def _loss(self, batch: Batch, counts: Counts) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of one micro-batch and its share of the logged figures."""
-        mask, kl = rollouts.loss_mask, self.algorithm.kl
-        log_probs = replay(self.model, self.strategy, rollouts)
-        before = log_probs.detach() if old is None else old
-        tokens = self.algorithm.loss(log_probs, before, advantages, mask)
-        divergence = torch.zeros_like(log_probs)
-        if reference is not None:
-            divergence = KL_ESTIMATORS[kl["estimator"]](log_probs, reference)
-        penalised = tokens.loss
-        if kl["placement"] == "loss":
-            penalised = penalised + kl["coefficient"] * divergence
-        loss = (penalised * AGGREGATIONS[self.algorithm.aggregation](mask, counts)).sum()
-        share = mask / counts.tokens.clamp(min=1)
-        gap = (log_probs.detach() - rollouts.log_probs).abs()
-        seen = {"kl": divergence.detach(), "clip_fraction": tokens.clipped, "engine_gap": gap}
-        return loss, {"loss": loss.item()} | {name: (value * share).sum().item() for name, value in seen.items()}
+        algorithm, mask = self.algorithm, batch.mask
+        bonus = algorithm.entropy_bonus != 0
+        new = replay_more(self.model, self.strategy, batch.rollouts, entropy=bonus, top_k=algorithm.top_k)
+        before = new.log_probs.detach() if batch.old is None else batch.old
+        extras = {"selected": batch.selected, "top_log_probs": new.top_log_probs, "greedy": new.greedy}
+        tokens, divergence = algorithm.token_loss(
+            new.log_probs, before, batch.advantages, mask, batch.reference, new.entropy, **extras
+        )
+        loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
+        gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
+        seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
+        if batch.selected is not None:
+            seen["selected"] = batch.selected
+        share = token_mean(mask, counts)
+        figures = {"loss": loss.item()} | {name: (value * share).sum().item() for name, value in seen.items()}
+        if self.critic is None or batch.values is None or batch.returns is None or algorithm.critic is None:
+            return loss, figures
+        values = self.critic(self.strategy, batch.rollouts)
+        value_losses = clipped_value_loss(values, batch.values, batch.returns, clip=algorithm.critic["clip"])
+        value_loss = (value_losses * share).sum()
+        return loss + value_loss, figures | {"value_loss": value_loss.item()}
 
     def _step(self, optimizer: Any) -> float:
-        """Clip, check and step; returns the gradient's norm before clipping."""
+        """Clip, check and step; returns the norm of the policy's gradient before clipping. The critic has its own."""
+        critic = set() if self.critic is None else set(self.critic.parameters())
         learners = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(learners, self.training_plan.max_grad_norm)
-        if not torch.isfinite(norm):
-            raise NotFinite(f"the gradient's norm is {norm.item()}: lower learning_rate or check the reward")
+        norms = [
+            torch.nn.utils.clip_grad_norm_(part, self.training_plan.max_grad_norm)
+            for part in ([p for p in learners if p not in critic], [p for p in learners if p in critic])
+        ]
+        for norm in norms:
+            if not torch.isfinite(norm):
+                raise NotFinite(f"the gradient's norm is {norm.item()}: lower learning_rate or check the reward")
         optimizer.step()
-        return norm.item()
+        return norms[0].item()
 
     @property
     def world_size(self) -> int:
         """Processes that train together."""
         return distributed.get_world_size() if distributed.is_initialized() else 1
 
+    def _all_sum(self, values: Tensor) -> Tensor:
+        if self.world_size > 1:
+            distributed.all_reduce(values)
+        return values
+
     def _sum_over_ranks(self, figures: dict[str, float]) -> dict[str, float]:
-        if self.world_size == 1:
-            return figures
         values = torch.tensor(list(figures.values()), dtype=torch.float64, device=self.model.table.device)
-        distributed.all_reduce(values)
-        return dict(zip(figures, values.tolist(), strict=True))
+        return dict(zip(figures, self._all_sum(values).tolist(), strict=True))
 
     def _counts(self, mask: Tensor) -> Counts:
         """Tokens and sequences of the whole mini-batch, over all ranks."""
-        sizes = torch.stack((mask.sum(), mask.any(dim=1).sum())).double()
-        if self.world_size > 1:
-            distributed.all_reduce(sizes)
+        sizes = self._all_sum(torch.stack((mask.sum(), mask.any(dim=1).sum())).double())
         return Counts(sizes[0].float(), sizes[1].float(), self.sampler.max_new_tokens)
 
     @contextmanager

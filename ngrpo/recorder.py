@@ -14,17 +14,20 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import distributed
 from torch.nn import functional as F
 
 from ngrpo import checkpoints, files, records
 from ngrpo.evaluate import Evaluation, Sampler, sample_rows
+from ngrpo.exploration.base import Exploration
 from ngrpo.measures import anchors, consumed, displacement
 from ngrpo.progress import Progress
 
 if TYPE_CHECKING:
     from ngrpo.policy import Outcome, Policy
 
+STRATEGY_FILE = "exploration.safetensors"  # beside the model, where the strategy has parameters of its own
 STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
 
 
@@ -70,6 +73,7 @@ class Recorder:
     evaluator: Sampler
     steps: int
     eval_every: int
+    evaluate_before: bool
     checkpoint_every: int
     progress: Progress
     interrupts: Interrupts
@@ -79,7 +83,7 @@ class Recorder:
         if outcome is not None:
             self._record(policy, outcome)
         last = step == self.steps
-        evaluates = step == 0 or last or (self.eval_every > 0 and step % self.eval_every == 0)
+        evaluates = last or (self.evaluate_before if step == 0 else self.eval_every > 0 and step % self.eval_every == 0)
         stopped = self.interrupts.agreed()
         due = last or evaluates or stopped or step % self.checkpoint_every == 0
         if self.run and outcome is not None and due:
@@ -143,8 +147,11 @@ class Recorder:
     def _evaluate(self, policy: "Policy", step: int) -> None:
         table = policy.model.table.detach()
         # Bound anew, on the model's device: what an evaluation sees must not depend on which evaluations came before.
-        self.evaluator.strategy.bind(self.evaluator.strategy.vocabulary, table)
-        self.evaluator.strategy.prepare(table, step)
+        strategy = self.evaluator.strategy
+        strategy.bind(strategy.vocabulary, table)
+        strategy.prepare(table, step, policy.model.head.detach())
+        if type(strategy) is type(policy.strategy):
+            strategy.load_state_dict(trained_parameters(policy.strategy), strict=False)
         ranks = (policy.global_rank, policy.world_size)
 
         def advance(benchmark: str, tokens: int) -> None:
@@ -196,12 +203,19 @@ def step_rows(policy: "Policy", outcome: "Outcome") -> list[dict[str, Any]]:
     ]
 
 
+def trained_parameters(strategy: Exploration) -> dict[str, torch.Tensor]:
+    """What the strategy itself has learned, by name; most have nothing to learn."""
+    return {name: value.detach().cpu().contiguous() for name, value in strategy.named_parameters()}
+
+
 def write_hub_folder(policy: "Policy", target: Path) -> None:
     """The model and its tokenizer as a directory for from_pretrained; it appears whole or not at all."""
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     policy.model.model.save_pretrained(partial)
     policy.sampler.tokenizer.save_pretrained(partial)
+    if learned := trained_parameters(policy.strategy):
+        save_file(learned, partial / STRATEGY_FILE)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(partial, target)
 

@@ -4,6 +4,8 @@ It does not know where the records came from. Rows are laid out without left pad
 they need; only real tokens reach the head, in chunks that are recomputed in the backward pass.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -16,35 +18,78 @@ from ngrpo.rollouts import Rollouts
 HEAD_ELEMENTS = 2**24  # logits of one chunk: tokens x vocabulary
 
 
+class Replayed(NamedTuple):
+    """What a replay gives, 0 where the loss mask is false; fields that were not asked for are None.
+
+    log_probs      (B, T) of the recorded steps
+    entropy        (B, T) nats of softmax(logits), before temperature and filters
+    top_log_probs  (B, T, K) log softmax(logits) of the K likeliest tokens
+    greedy         (B, T) bool, the realised token is the likeliest
+    """
+
+    log_probs: Tensor
+    entropy: Tensor | None = None
+    top_log_probs: Tensor | None = None
+    greedy: Tensor | None = None
+
+
 def replay(model: CausalModel, strategy: Exploration, rollouts: Rollouts) -> Tensor:
-    """(B, T) float32 log-probabilities of the rollouts' steps; 0 where the loss mask is false.
+    """(B, T) log-probabilities, float32 at least, of the rollouts' steps; 0 where the loss mask is false."""
+    return replay_more(model, strategy, rollouts).log_probs
+
+
+def replay_more(
+    model: CausalModel, strategy: Exploration, rollouts: Rollouts, *, entropy: bool = False, top_k: int = 0
+) -> Replayed:
+    """Log-probabilities of the rollouts' steps, and what else is asked for.
 
     The fed vectors are rebuilt with this model's own embedding table. Gradients flow into the model and the strategy.
     """
     with model.autocast():
-        return _replay(model, strategy, rollouts)
+        row, time, before = states(model, strategy, rollouts)
+        steps = rollouts.steps[row, time]
+        chunk = max(1, HEAD_ELEMENTS // len(model.table))
+
+        def head(part: Tensor, start: int) -> tuple[Tensor, ...]:
+            logits = model.logits(part)
+            here = steps[start : start + chunk]
+            found = (strategy.log_prob(here, logits, model.table),)
+            if not (entropy or top_k):
+                return found
+            every = logits.log_softmax(dim=-1)
+            top = every.topk(max(top_k, 1), dim=-1)
+            spread = -(every.exp() * every.nan_to_num(neginf=0.0)).sum(dim=-1)
+            return (*found, spread, top.values, top.indices[:, 0] == here.tokens)
+
+        pieces = []
+        for start in range(
+            0, max(len(row), 1), chunk
+        ):  # an empty batch still runs once: every parameter gets a gradient
+            part = before[start : start + chunk]
+            recompute = torch.is_grad_enabled() and len(row) > chunk
+            pieces.append(checkpoint(head, part, start, use_reentrant=False) if recompute else head(part, start))
+    flat = [torch.cat(column) for column in zip(*pieces, strict=True)]
+    whole = [v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat]
+    if len(whole) == 1:
+        return Replayed(whole[0])
+    log_probs, spread, top, greedy = whole
+    return Replayed(log_probs, spread if entropy else None, *((top, greedy) if top_k else ()))
 
 
-def _replay(model: CausalModel, strategy: Exploration, rollouts: Rollouts) -> Tensor:
+def states(
+    model: CausalModel, strategy: Exploration, rollouts: Rollouts, *, learn_fed: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows and times (N,) of the steps that count, and the hidden states (N, D) that they were drawn from.
+
+    learn_fed=False keeps gradients out of the embedding table and the strategy.
+    """
     starts = rollouts.prompt_mask.sum(dim=1)
-    embeddings = _fed(model, strategy, rollouts, starts)
+    with torch.set_grad_enabled(learn_fed and torch.is_grad_enabled()):
+        embeddings = _fed(model, strategy, rollouts, starts)
     positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(embeddings.shape[:2])
     hidden = model.hidden(embeddings, positions)
     row, time = rollouts.loss_mask.nonzero(as_tuple=True)
-    steps = rollouts.steps[row, time]
-    before = hidden[row, starts[row] + time - 1]  # the state that a step was drawn from: one column earlier
-    chunk = max(1, HEAD_ELEMENTS // len(model.table))
-
-    def log_prob(states: Tensor, start: int) -> Tensor:
-        return strategy.log_prob(steps[start : start + chunk], model.logits(states), model.table)
-
-    parts = []
-    for start in range(0, max(len(row), 1), chunk):  # an empty batch still runs once: every parameter gets a gradient
-        states = before[start : start + chunk]
-        recompute = torch.is_grad_enabled() and len(row) > chunk
-        parts.append(checkpoint(log_prob, states, start, use_reentrant=False) if recompute else log_prob(states, start))
-    flat = torch.cat(parts)
-    return flat.new_zeros(rollouts.mask.shape).index_put((row, time), flat)
+    return row, time, hidden[row, starts[row] + time - 1]  # one column earlier: the state before the step
 
 
 def _fed(model: CausalModel, strategy: Exploration, rollouts: Rollouts, starts: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def make_strategy():
         node = {**_exploration(name, temperature), **changes}
         strategy = build({**node, "rate": 0.5} if "rate" in node and "rate" not in changes else node)
         strategy.bind(vocabulary, model.table.detach())
-        strategy.prepare(model.table.detach(), 0)
+        strategy.prepare(model.table.detach(), 0, model.head.detach())
         return strategy
 
     return make
@@ -173,7 +173,7 @@ def ready():
 
     def make(strategy, model: CausalModel, vocabulary: Vocabulary):
         strategy.bind(vocabulary, model.table.detach())
-        strategy.prepare(model.table.detach(), 0)
+        strategy.prepare(model.table.detach(), 0, model.head.detach())
         return strategy
 
     return make

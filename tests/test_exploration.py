@@ -10,11 +10,11 @@ from torch.nn import functional as F
 
 from ngrpo import engine
 from ngrpo.engine import generate
-from ngrpo.exploration import base
-from ngrpo.exploration.base import SuffixMatch, Vocabulary, draw_token, filtered, nucleus
+from ngrpo.exploration.base import SuffixMatch, Vocabulary
 from ngrpo.exploration.gaussian_noise import GaussianNoise, root_mean_square
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.neighbors import nearest
+from ngrpo.exploration.scores import draw_token, filtered, nucleus, tempered
 from ngrpo.exploration.stht import SoftTokens, gaussian_log_density
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
@@ -669,5 +669,5 @@ def test_a_chosen_step_that_is_not_mixed_is_recorded_as_it_was_fed(setting, read
 
 
 def test_scores_are_at_least_float32():
-    assert base.tempered(torch.ones(2, dtype=torch.bfloat16), 0.5).dtype == torch.float32
-    assert base.tempered(torch.ones(2, dtype=torch.float64), 0.5).dtype == torch.float64
+    assert tempered(torch.ones(2, dtype=torch.bfloat16), 0.5).dtype == torch.float32
+    assert tempered(torch.ones(2, dtype=torch.float64), 0.5).dtype == torch.float64

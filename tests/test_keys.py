@@ -158,3 +158,33 @@ def test_indexing_keeps_values_whether_they_were_made_before_or_not(block):
             assert torch.equal(part.token, block.token[index])
             assert torch.equal(part.explore, block.explore[index])
             assert torch.equal(part.normal(4), block.normal(4)[index])
+
+
+def test_wide_uniforms_are_uniform_and_on_a_stream_of_their_own(block):
+    values = block[:100].uniforms(33)
+    assert values.dtype == torch.float64 and values.shape == (100, 100, 33)
+    assert values.min() >= 0 and values.max() < 1 and len(values.unique()) == values.numel()
+    for sample in (values.flatten(), values[..., 0].flatten(), values[..., 32].flatten(), values[3, 5:].flatten()):
+        assert stats.kstest(sample.numpy(), "uniform").pvalue > 1e-3
+    others = {"token": block.token, "explore": block.explore, "normal": block.normal(3)[..., 0]}
+    for name, other in others.items():
+        for column in (0, 1):
+            wide = block.uniforms(2)[..., column]
+            assert abs(np.corrcoef(wide.flatten().numpy(), other.flatten().numpy())[0, 1]) < 0.0225, name
+    pair = block.uniforms(3).flatten(0, 1).numpy()
+    assert np.abs(np.corrcoef(pair.T) - np.eye(3)).max() < 0.0225
+
+
+def test_a_wide_uniform_is_the_philox_word_of_its_row_step_and_place():
+    key, step = row_key("some", "row"), 17
+    made = Draws(torch.tensor([key]), torch.tensor([step])).uniforms(6)[0].tolist()
+    for block_index in range(3):
+        a, b, c, d = plain_philox([step, block_index, 2, 0], [key & 0xFFFFFFFF, (key >> 32) & 0xFFFFFFFF])
+        expected = [((high >> 5) * 2**26 + (low >> 6)) / 2**53 for high, low in ((a, b), (c, d))]
+        assert made[2 * block_index : 2 * block_index + 2] == expected
+
+
+def test_wide_uniforms_do_not_depend_on_width_or_batch(block):
+    part = block[:3, :4]
+    assert torch.equal(part.uniforms(7), part.uniforms(64)[..., :7])
+    assert torch.equal(Draws(block.rows[7, 0], torch.tensor(41)).uniforms(9), block.uniforms(9)[7, 41])

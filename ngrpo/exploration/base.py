@@ -7,6 +7,7 @@ what was fed, `log_prob` gives the term that the objective uses. A strategy does
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +52,15 @@ class Exploration(nn.Module, ABC):
         """Called once, before anything else, with the policy's vocabulary and input-embedding table (V, D)."""
         self.vocabulary = vocabulary
 
-    def prepare(self, table: Tensor, step: int) -> Mapping[str, float]:
-        """Called before every RL step with the current table (V, D); returns figures worth logging."""
+    def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
+        """Called before every RL step with the current table (V, D) and the output-embedding table, which is `table`
+        itself for tied models; returns figures worth logging."""
         return {}
+
+    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the strategy's own parameters; the policy's rate is theirs unless a strategy says more."""
+        learners = list(self.parameters())
+        return [{"params": learners, "lr": learning_rate}] if learners else []
 
     def start(self, rows: int, device: torch.device) -> State:
         """Per-row state at the first decode step."""
@@ -86,47 +93,6 @@ def overwrite(fed: Tensor, where: Tensor, values: Tensor) -> Tensor:
     return fed.masked_scatter(where[..., None], values.to(fed.dtype))
 
 
-def tempered(logits: Tensor, temperature: float) -> Tensor:
-    """Logits over the temperature, in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
-
-
-def nucleus(scores: Tensor, top_p: float) -> Tensor:
-    """(..., V) bool: the smallest set of tokens, likeliest first and ties by lowest id, whose probability reaches top_p.
-
-    Source: Holtzman et al., 2020 (arXiv 1904.09751). The likeliest token is always in.
-    """
-    ordered, order = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-    before = ordered.cumsum(dim=-1) - ordered
-    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < top_p)
-
-
-def filtered(scores: Tensor, top_p: float, keep: Tensor | None = None) -> Tensor:
-    """Scores (..., V) with -inf outside the nucleus; `keep` (...,) names one token that stays in whatever happens."""
-    if top_p >= 1:
-        return scores
-    inside = nucleus(scores, top_p)
-    if keep is not None:
-        inside = inside.scatter(-1, keep[..., None], True)
-    return scores.masked_fill(~inside, -torch.inf)
-
-
-def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64."""
-    cdf = scores.double().softmax(dim=-1).cumsum(dim=-1)
-    target = uniform.double()[:, None] * cdf[:, -1:]
-    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(
-        -1
-    )  # rounding must not reach a token of probability 0
-    return torch.minimum(token, last).clamp(max=scores.shape[-1] - 1)  # NaN sorts past the end
-
-
-def token_log_prob(scores: Tensor, tokens: Tensor) -> Tensor:
-    """(...,) log softmax(scores) at `tokens`."""
-    return scores.gather(-1, tokens[..., None]).squeeze(-1) - scores.logsumexp(dim=-1)
-
-
 class SuffixMatch:
     """Whether each row's realised text has just ended with `suffix`; kept as a state entry of recent tokens (B, L)."""
 
@@ -139,7 +105,22 @@ class SuffixMatch:
     def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
         """(B,) bool and the new state after `tokens` (B,) were realised. An empty suffix never matches."""
         recent = torch.cat((state[self.name][:, 1:], tokens[:, None]), dim=1)
-        if not self.suffix:
-            return torch.zeros_like(tokens, dtype=torch.bool), {**state, self.name: recent}
-        target = torch.tensor(self.suffix, device=tokens.device)
-        return (recent == target).all(dim=1), {**state, self.name: recent}
+        matched = torch.full_like(tokens, bool(self.suffix), dtype=torch.bool)
+        for column, token in enumerate(self.suffix):  # one token at a time, so that nothing is copied to a device
+            matched = matched & (recent[:, column] == token)
+        return matched, {**state, self.name: recent}
+
+
+class Thinking:
+    """Which rows still think: every row, until its realised text ends with `answer_start`; a state entry (B,) bool."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.answer = SuffixMatch(vocabulary.answer_start)
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
+
+    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
+        """(B,) bool, whether `tokens` (B,) end the delimiter, and the new state; such a token is no thought any more."""
+        ended, state = self.answer.push(state, tokens)
+        return ended, {**state, "thinking": state["thinking"] & ~ended}

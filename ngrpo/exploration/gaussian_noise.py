@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, SuffixMatch, Vocabulary, overwrite
+from ngrpo.exploration.base import State, Thinking, Vocabulary, overwrite
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import Step
@@ -36,21 +36,20 @@ class GaussianNoise(TokenSampling):
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
-        self.answer = SuffixMatch(vocabulary.answer_start)
+        self.thinking = Thinking(vocabulary)
         self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
 
-    def prepare(self, table: Tensor, step: int) -> dict[str, float]:
+    def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> dict[str, float]:
         self.rms = root_mean_square(table)
         return {"noise_scale": self.relative_scale * self.rms.item()}
 
     def start(self, rows: int, device: torch.device) -> State:
-        return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
+        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         step, state = super().sample(logits, state, draws, table)
-        ended, state = self.answer.push(state, step.tokens)
-        noisy = state["thinking"] & ~ended & (draws.explore < self.rate) & self.ordinary[step.tokens]
-        state["thinking"] = state["thinking"] & ~ended
+        _, state = self.thinking.push(state, step.tokens)
+        noisy = state["thinking"] & (draws.explore < self.rate) & self.ordinary[step.tokens]
         scale = noisy * self.relative_scale * self.rms
         return Step(step.tokens, step.role, noisy, scale=scale), state
 

@@ -10,17 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import (
-    Exploration,
-    State,
-    SuffixMatch,
-    Vocabulary,
-    draw_token,
-    overwrite,
-    tempered,
-    token_log_prob,
-)
+from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary, overwrite
 from ngrpo.exploration.gaussian_noise import root_mean_square
+from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
 from ngrpo.keys import Draws
 from ngrpo.rollouts import FORCED, GAUSSIAN, TOKEN, Step
 
@@ -55,7 +47,7 @@ class SoftTokens(Exploration):
             ids = torch.tensor(ids, dtype=torch.int64, device=table.device)
             self.register_buffer(name, ids, persistent=False)
 
-    def prepare(self, table: Tensor, step: int) -> dict[str, float]:
+    def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> dict[str, float]:
         self.rms = root_mean_square(table)
         return {"noise_scale": self.relative_scale * self.rms.item()}
 

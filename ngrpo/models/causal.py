@@ -71,6 +71,11 @@ class CausalModel(nn.Module):
         """The input-embedding table (V, D)."""
         return self.model.get_input_embeddings().weight  # pyright: ignore
 
+    @property
+    def head(self) -> Tensor:
+        """The output-embedding table (V, D); `table` itself where the two are tied."""
+        return self.model.get_output_embeddings().weight  # pyright: ignore
+
     def hidden(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
     ) -> Tensor:

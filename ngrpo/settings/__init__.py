@@ -13,7 +13,7 @@ from ngrpo.settings import fit, values
 from ngrpo.settings.composed import Composed
 
 ONE_BY_ONE = (values.unresolved, values.limits, values.kinds, values.targets_allowed, fit.model, fit.run, fit.packages)
-TOGETHER = (fit.parallel, fit.neighbours, fit.tasks)  # these compare values that are fine one by one
+TOGETHER = (fit.parallel, fit.sizes, fit.neighbours, fit.tasks)  # these compare values that are fine one by one
 
 
 class SettingsError(ValueError):

@@ -67,6 +67,13 @@ def parallel(seen: Composed) -> Iterator[str]:
         yield f"{seen.shown('algorithm.mini_batches')}: must be at most {most}, {reason}; {fix}"
 
 
+def sizes(seen: Composed) -> Iterator[str]:
+    """The algorithm's sizes fit the group and the longest answer."""
+    for key, most in (("algorithm.pass_k", "group_size"), ("algorithm.reward.overlong.buffer", "max_new_tokens")):
+        if seen.sound(key, most) and seen.values[key] > seen.values[most]:
+            yield f"{seen.shown(key)}: must be at most {seen.shown(most)}; {key}={seen.values[most]}"
+
+
 def neighbours(seen: Composed) -> Iterator[str]:
     """The vocabulary has as many ordinary tokens as a mixture has candidates."""
     place = _model_directory(seen)

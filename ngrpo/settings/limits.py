@@ -10,6 +10,8 @@ A rule is a mapping of
     length    the value is a list of so many, and the rest of the rule is about its members
     optional  null is fine, and so is a key that is not there
     because   the reason, told to whoever breaks the rule
+    about     the choice that sets this value, named in its place where it was typed
+    fix       the override that mends it, where no other value of this key would
 """
 
 import difflib
@@ -19,7 +21,7 @@ from typing import Any
 
 Rule = Mapping[str, Any]
 
-FIELDS = {"type", "low", "high", "above", "below", "choices", "length", "optional", "because"}
+FIELDS = {"type", "low", "high", "above", "below", "choices", "length", "optional", "because", "about", "fix"}
 TYPES = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}
 NAMES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 LARGEST = 2**63 - 1

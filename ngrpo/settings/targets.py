@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
-ROOMS = ("exploration", "tasks", "advantages", "losses", "policy")  # no room that writes or deletes files
+ROOMS = (
+    "exploration",
+    "tasks",
+    "algorithm",
+    "groups",
+    "advantages",
+    "selections",
+    "losses",
+)  # no room that writes or deletes files
 LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
     for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")

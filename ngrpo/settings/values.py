@@ -39,13 +39,16 @@ def limits(seen: Composed) -> Iterator[str]:
     for key, rule in seen.rules.items():
         if key in seen.broken:
             continue
-        if key not in seen.values:
+        if "about" in rule and key in seen.given:
+            seen.broken.add(key)
+            yield f"{seen.shown(key)}: is what the file of a choice says of it; leave it out"
+        elif key not in seen.values:
             if not rule.get("optional") and _belongs(seen, key):
                 seen.broken.add(key)
                 yield f"{key}: is missing; {key}={as_override(example(None, rule))}"
         elif not obeys(seen.values[key], rule) or _underflows(seen, key):
             seen.broken.add(key)
-            yield f"{seen.shown(key)}: must be {_why(seen, key, rule)}; {key}={_fix(seen, key, rule)}"
+            yield _broken(seen, key, rule)
 
 
 def kinds(seen: Composed) -> Iterator[str]:
@@ -91,6 +94,13 @@ def _arguments(seen: Composed, path: str, node: Any) -> Iterator[str]:
         yield f"{seen.shown(f'{path}.{extra}')}: {name} takes {', '.join(signature.takes or ())}; ~{path}.{extra}"
     for lacking in [] if node.get("_partial_") else [need for need in signature.needs if need not in given]:
         yield f"{path}.{lacking}: is missing, {name} needs it; +{path}.{lacking}=<value>"
+
+
+def _broken(seen: Composed, key: str, rule: Rule) -> str:
+    about = rule.get("about", key)
+    if about != key and about in seen.given:
+        return f"{seen.shown(about)}: is refused here, because {rule['because']}; {rule['fix']}"
+    return f"{seen.shown(key)}: must be {_why(seen, key, rule)}; {rule.get('fix') or f'{key}={_fix(seen, key, rule)}'}"
 
 
 def _belongs(seen: Composed, key: str) -> bool:

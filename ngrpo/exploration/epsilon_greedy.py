@@ -1,0 +1,50 @@
+"""Token sampling with a share of uniformly random tokens: the oldest exploration there is.
+
+It does not know which random tokens make sense.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ngrpo.exploration.base import State, Vocabulary
+from ngrpo.exploration.scores import tempered, token_log_prob
+from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.keys import Draws
+from ngrpo.rollouts import TOKEN, Step
+
+
+class EpsilonGreedy(TokenSampling):
+    """o ~ p' = (1 - epsilon) softmax(z / temperature) + epsilon u, u uniform over ordinary tokens and stops.
+
+    log_prob = log p', whichever of the two a token came from: it is the behaviour density. A random token may be the
+    likeliest one too, so `explored` marks where the uniform part was drawn from.
+    """
+
+    allowed: Tensor
+    ids: Tensor
+
+    def __init__(self, epsilon: float, temperature: float = 1.0):
+        if not 0 < epsilon < 1:
+            raise ValueError(f"epsilon={epsilon}: a mixture of two distributions needs 0 < epsilon < 1")
+        super().__init__(temperature)
+        self.epsilon = epsilon
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        allowed = vocabulary.ordinary(len(table), table.device)
+        allowed[torch.tensor(vocabulary.stops, dtype=torch.int64, device=table.device)] = True
+        self.register_buffer("allowed", allowed, persistent=False)
+        self.register_buffer("ids", allowed.nonzero().squeeze(-1), persistent=False)
+
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        anything = self.ids[(draws.token * len(self.ids)).long()]
+        random = draws.explore < self.epsilon
+        tokens = torch.where(random, anything, self.draw(logits, draws))
+        return Step(tokens, torch.full_like(tokens, TOKEN), random), state
+
+    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+        own = token_log_prob(tempered(logits, self.temperature), steps.tokens) + math.log1p(-self.epsilon)
+        uniform = torch.full_like(own, math.log(self.epsilon / len(self.ids)))
+        return torch.where(self.allowed[steps.tokens], torch.logaddexp(own, uniform), own)

@@ -1,0 +1,55 @@
+"""Noise in the directions in which the other likely tokens differ from the argmax: only in N-GRPO's code, not its paper.
+
+It does not know what the noise is good for. The released training pass forgets the noise; here it is replayed.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.exploration.base import overwrite
+from ngrpo.exploration.mixing import AnchoredMix
+from ngrpo.exploration.scores import candidates, tempered
+from ngrpo.keys import Draws
+from ngrpo.rollouts import Step
+
+
+class OrthogonalNoise(AnchoredMix):
+    """fed = e_1 + sum_j w_j u_j xi_j, u_j = e_j - (e_j . e_1 / e_1 . e_1) e_1, over the k - 1 likeliest ordinary tokens
+    j besides the argmax 1, w = softmax of their z / temperature. k counts the argmax, which is what the text gains.
+
+    noise  "scalar": xi_j is one standard normal, so fed - e_1 is orthogonal to e_1; "elementwise": xi_j ~ N(0, I) of
+           (D,), as released, which is orthogonal to nothing
+    A record keeps the ids, the weights (1 for the argmax) and no noise: xi comes back from the row's key, and the
+    vectors from the current table. Source: ZJUSCL/N-GRPO at d9c94fe.
+    """
+
+    def __init__(
+        self,
+        rate: float | None,
+        k: int,
+        noise: str = "scalar",
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+    ):
+        super().__init__(rate, temperature=temperature, top_p=top_p)
+        self.k, self.noise = k, noise
+
+    def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
+        others = logits.masked_fill(~self.ordinary, -torch.inf).scatter(-1, anchors[:, None], -torch.inf)
+        ids = candidates(others, self.k - 1)
+        weights = tempered(logits.gather(-1, ids), self.temperature).softmax(dim=-1)
+        return torch.cat((anchors[:, None], ids), dim=-1), F.pad(weights, (1, 0), value=1.0)
+
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        fed = F.embedding(steps.tokens, table)
+        if steps.mix_ids is None or steps.mix_weights is None:
+            return fed
+        where = steps.explored
+        vectors = F.embedding(steps.mix_ids[where], table)
+        first, others = vectors[:, :1], vectors[:, 1:]
+        along = (others * first).sum(dim=-1, keepdim=True) / first.square().sum(dim=-1, keepdim=True).clamp(min=1e-12)
+        width = {"scalar": 1, "elementwise": table.shape[-1]}[self.noise]
+        xi = draws[where].normal(others.shape[1] * width).view(*others.shape[:2], width).to(table.dtype)
+        weights = steps.mix_weights[where][:, 1:, None].to(table.dtype)
+        return overwrite(fed, where, first[:, 0] + (weights * (others - along * first) * xi).sum(dim=1))

@@ -1,0 +1,94 @@
+"""From logits to a distribution over tokens and to one token of it: temperature, filters, candidates, inverse CDF.
+
+It does not know what a token is fed as.
+"""
+
+import torch
+from torch import Tensor
+
+
+def tempered(logits: Tensor, temperature: float) -> Tensor:
+    """Logits over the temperature, in float32 at least."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+
+
+def nucleus(scores: Tensor, top_p: float) -> Tensor:
+    """(..., V) bool: the smallest set of tokens, likeliest first and ties by lowest id, whose probability reaches top_p.
+
+    Source: Holtzman et al., 2020 (arXiv 1904.09751). The likeliest token is always in.
+    """
+    ordered, order = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
+    before = ordered.cumsum(dim=-1) - ordered
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < top_p)
+
+
+def largest(scores: Tensor, count: int) -> Tensor:
+    """(..., V) bool: the `count` largest scores, ties by lowest id. Source: top-k, Fan et al., 2018 (arXiv 1805.04833)."""
+    if count >= scores.shape[-1]:
+        return torch.ones_like(scores, dtype=torch.bool)
+    last = scores.topk(count, dim=-1).values[..., -1:]
+    above, level = scores > last, scores == last
+    return above | (level & (level.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
+
+
+def near_best(scores: Tensor, min_p: float) -> Tensor:
+    """(..., V) bool: p >= min_p * max p. Source: min-p, Nguyen et al., 2024 (arXiv 2407.01082)."""
+    p = scores.softmax(dim=-1)
+    return p >= min_p * p.amax(dim=-1, keepdim=True)
+
+
+def filtered(
+    scores: Tensor, top_p: float, keep: Tensor | None = None, top_k: int | None = None, min_p: float = 0.0
+) -> Tensor:
+    """Scores (..., V) with -inf where a filter cuts; `keep` (...,) names one token that stays in whatever happens.
+
+    The order is that of transformers: top-k, then top-p over what top-k left, renormalised, then min-p over what is
+    left of that. The likeliest token always stays.
+    """
+    left = scores.detach()
+    if top_k is not None:
+        left = left.masked_fill(~largest(left, top_k), -torch.inf)
+    if top_p < 1:
+        left = left.masked_fill(~nucleus(left, top_p), -torch.inf)
+    if min_p > 0:
+        left = left.masked_fill(~near_best(left, min_p), -torch.inf)
+    if top_k is None and top_p >= 1 and min_p <= 0:
+        return scores
+    inside = left != -torch.inf
+    if keep is not None:
+        inside = inside.scatter(-1, keep[..., None], True)
+    return scores.masked_fill(~inside, -torch.inf)
+
+
+def candidates(scores: Tensor, count: int) -> Tensor:
+    """(..., count) ids of the largest scores (..., V), largest first, ties by lowest id."""
+    ids = largest(scores, count).float().topk(count, dim=-1).indices.sort(dim=-1).values
+    order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, order)
+
+
+def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
+    """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64."""
+    cdf = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    target = uniform.double()[:, None] * cdf[:, -1:]
+    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(
+        -1
+    )  # rounding must not reach a token of probability 0
+    return torch.minimum(token, last).clamp(max=scores.shape[-1] - 1)  # NaN sorts past the end
+
+
+def token_log_prob(scores: Tensor, tokens: Tensor) -> Tensor:
+    """(...,) log softmax(scores) at `tokens`."""
+    return scores.gather(-1, tokens[..., None]).squeeze(-1) - scores.logsumexp(dim=-1)
+
+
+def entropy(scores: Tensor) -> Tensor:
+    """(...,) nats of softmax(scores (..., V))."""
+    log_p = scores.log_softmax(dim=-1)
+    return -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(dim=-1)
+
+
+def gumbel(uniforms: Tensor) -> Tensor:
+    """Standard Gumbel noise from uniforms in [0, 1), finite for each of them."""
+    return -torch.log(-torch.log(uniforms.clamp(min=2.0**-54)))

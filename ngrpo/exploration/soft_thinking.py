@@ -1,0 +1,93 @@
+"""Soft Thinking (arXiv 2505.15778): thinking in expected embeddings, without training and without chance.
+
+It does not know how to be trained: the thinking part has no distribution to take a log-probability of.
+"""
+
+import torch
+from torch import Tensor
+
+from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary
+from ngrpo.exploration.mixing import one_hot_elsewhere
+from ngrpo.exploration.scores import candidates, draw_token, entropy, filtered, tempered, token_log_prob
+from ngrpo.keys import Draws
+from ngrpo.rollouts import FORCED, TOKEN, Step
+
+
+class SoftThinking(Exploration):
+    """Thinking: fed = sum of p(v) E[v] over the `max_topk` likeliest tokens of the filtered softmax(z / temperature),
+    renormalised; the text gains the likeliest. The answer is sampled with a temperature and filters of its own.
+
+    Cold stop: after `low_steps` consecutive thinking steps whose softmax(z / temperature) has less than
+    `entropy_threshold` nats, the last of them is replaced by `answer_start`, which is inserted token by token and fed
+    as it is; the count begins anew at every step that is not low. Threshold 0 or an empty `answer_start`: never.
+    The released code also aborts a text whose count fills up in the answer; the paper has no such rule, nor is it here.
+    Reserved tokens, stops and the delimiter are fed as they are where the text gains them. log_prob is that of the
+    unfiltered tempered softmax at the token, a figure to look at: a thought is no sample.
+    """
+
+    inserted: Tensor
+    ordinary: Tensor
+
+    def __init__(
+        self,
+        max_topk: int = 10,
+        temperature: float = 0.6,
+        top_p: float = 0.95,
+        top_k: int | None = 30,
+        min_p: float = 0.001,
+        entropy_threshold: float = 0.01,
+        low_steps: int = 256,
+        answer_temperature: float = 0.6,
+        answer_top_p: float = 0.95,
+        answer_top_k: int | None = 30,
+    ):
+        super().__init__()
+        self.max_topk, self.temperature = max_topk, temperature
+        self.top_p, self.top_k, self.min_p = top_p, top_k, min_p
+        self.entropy_threshold, self.low_steps = entropy_threshold, low_steps
+        self.answer_temperature, self.answer_top_p, self.answer_top_k = answer_temperature, answer_top_p, answer_top_k
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        self.answer = SuffixMatch(vocabulary.answer_start)
+        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
+        ids = torch.tensor(vocabulary.answer_start, dtype=torch.int64, device=table.device)
+        self.register_buffer("inserted", ids, persistent=False)
+
+    def start(self, rows: int, device: torch.device) -> State:
+        """`low`: consecutive steps of low entropy; `insert`: position in the inserted text, -1 while thinking."""
+        counts = torch.zeros(rows, dtype=torch.int64, device=device)
+        return {"low": counts, "insert": counts - 1, **self.answer.start(rows, device)}
+
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        scores = tempered(logits, self.temperature)
+        state = self._stop_cold(scores, state)
+        thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
+        words = scores[:, : self.vocabulary.size]  # a row of padding is no candidate
+        ids = candidates(words, min(self.max_topk, words.shape[-1]))
+        tokens = torch.where(thinking, ids[:, 0], self._answer(logits, draws))
+        if len(self.inserted):
+            tokens = torch.where(inserting, self.inserted[state["insert"].clamp(0, len(self.inserted) - 1)], tokens)
+        ended, state = self.answer.push(state, tokens)
+        mixed = thinking & ~ended & self.ordinary[tokens]
+        kept = filtered(words, self.top_p, top_k=self.top_k, min_p=self.min_p)
+        weights = kept.gather(-1, ids).softmax(dim=-1)
+        insert = torch.where(thinking, state["insert"], state["insert"] + 1)
+        state = {**state, "insert": insert.masked_fill(thinking & ended, len(self.inserted))}
+        role = torch.where(inserting, FORCED, TOKEN)
+        tau = torch.where(thinking, self.temperature, self.answer_temperature).to(scores.dtype)
+        return Step(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights), scale=tau), state
+
+    def _stop_cold(self, scores: Tensor, state: State) -> State:
+        thinking = state["insert"] < 0
+        low = (state["low"] + 1) * (thinking & (entropy(scores) < self.entropy_threshold))
+        full = (low >= self.low_steps) & bool(self.vocabulary.answer_start)
+        return {**state, "low": low.masked_fill(full, 0), "insert": state["insert"].masked_fill(full, 0)}
+
+    def _answer(self, logits: Tensor, draws: Draws) -> Tensor:
+        scores = tempered(logits, self.answer_temperature)
+        return draw_token(filtered(scores, self.answer_top_p, top_k=self.answer_top_k), draws.token)
+
+    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+        assert steps.scale is not None
+        return token_log_prob(tempered(logits, 1.0) / steps.scale[..., None], steps.tokens)
