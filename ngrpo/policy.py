@@ -29,7 +29,6 @@ from ngrpo.rollouts import NotFinite, Rollouts
 from ngrpo.selections import Tokens
 from ngrpo.tasks.base import Problem, Task
 
-
 WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
 
 

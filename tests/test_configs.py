@@ -24,7 +24,7 @@ from ngrpo.settings.limits import FIELDS
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
 COMMAND = re.compile(r"# python (train|evaluate)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
-TARGETS = sorted({match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: (\S+)", path.read_text())})
+TARGETS = sorted({match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())})
 
 
 def named(path: Path) -> str:
@@ -40,6 +40,11 @@ def choice(path: Path) -> tuple[str, str]:
 def heading(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
     return "\n".join(lines[: next(at for at, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def used_by(path: Path) -> str:
+    """The primary configuration of the first command in the file's heading."""
+    return {"train": "config", "evaluate": "evaluate"}[COMMAND.findall(heading(path))[0][0]]
 
 
 SCHEMAS: dict[tuple[str, ...], Schema] = {}
@@ -70,7 +75,7 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
 
 @pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
 def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path):
-    name, chosen = (path.stem, []) if path in PRIMARY else ("config", ["=".join(choice(path))])
+    name, chosen = (path.stem, []) if path in PRIMARY else (used_by(path), ["=".join(choice(path))])
     model = ["model.path=ngrpo/models/tiny_qwen2"] if path.stem == "hf" else []
     assert examine(name, [*chosen, *model]).problems == []
     config = SCHEMAS[name,].reference(chosen)

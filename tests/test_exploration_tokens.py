@@ -64,6 +64,15 @@ def test_ties_go_to_the_lowest_id():
     assert near_best(torch.zeros(1, 4), 1.0).all()
 
 
+@pytest.mark.parametrize("count", [1, 3, 17, 40])
+def test_candidates_among_many_equals_are_those_of_a_stable_sort(count):
+    scores = torch.randint(0, 4, (500, 40), generator=torch.Generator().manual_seed(0)).float()
+    scores[scores == 0] = -torch.inf
+    expected = scores.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+    assert torch.equal(candidates(scores, count), expected)
+    assert torch.equal(largest(scores, count), torch.zeros(500, 40).bool().scatter(1, expected, True))
+
+
 @pytest.mark.parametrize("min_p", [0.01, 0.1, 0.5, 1.0])
 def test_min_p_keeps_what_is_near_the_likeliest(min_p):
     scores = random(100, V, scale=2)

@@ -126,6 +126,10 @@ ONLY = {
     "ngrpo.replay": ("ngrpo.exploration.base", "ngrpo.models.causal", "ngrpo.rollouts", "ngrpo.keys"),
     "ngrpo.advantages": (),
     "ngrpo.losses": (),
+    "ngrpo.groups": (),
+    "ngrpo.selections": (),
+    "ngrpo.algorithm": ("ngrpo.groups", "ngrpo.losses", "ngrpo.selections"),
+    "ngrpo.critic": ("ngrpo.exploration.base", "ngrpo.models.causal", "ngrpo.replay", "ngrpo.rollouts"),
     "ngrpo.passk": (),
     "ngrpo.records": ("ngrpo", "ngrpo.files", "ngrpo.lock", "ngrpo.provenance", "ngrpo.tasks.base"),
     "ngrpo.grading": ("ngrpo.grading",),
@@ -162,7 +166,7 @@ def test_strategies_are_named_in_configs_only(name):
 
 LIBRARIES = {
     "hydra": (*ENTRY_POINTS, "ngrpo.command_line", "hydra_plugins"),
-    "lightning": (*ENTRY_POINTS, "ngrpo.policy", "ngrpo.reference"),
+    "lightning": (*ENTRY_POINTS, "ngrpo.policy", "ngrpo.reference", "ngrpo.critic"),
     "pytorch_lightning": (),
 }
 
@@ -184,6 +188,9 @@ FORBIDDEN = {
     "ngrpo.exploration": ("transformers", "omegaconf"),
     "ngrpo.advantages": ("transformers", "omegaconf"),
     "ngrpo.losses": ("transformers", "omegaconf"),
+    "ngrpo.groups": ("transformers", "omegaconf"),
+    "ngrpo.selections": ("transformers", "omegaconf"),
+    "ngrpo.algorithm": ("transformers", "omegaconf"),
 }
 
 

@@ -10,13 +10,15 @@ import torch
 import warm
 
 from ngrpo import advantages, losses
+from ngrpo.algorithm import Algorithm
 from ngrpo.evaluate import Sampler
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.losses import KL_ESTIMATORS
 from ngrpo.models import causal
-from ngrpo.policy import Algorithm, Policy, Training, problems_of
+from ngrpo.policy import Policy, Training, problems_of
 from ngrpo.reference import Reference
 from ngrpo.rollouts import NotFinite
 from ngrpo.tasks.base import Score
@@ -165,9 +167,10 @@ def test_kl_in_the_reward_moves_the_advantages():
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64)
     rewards = (rewards - 0.5 * 0.1 * answers.rollouts.loss_mask.sum(dim=1)).view(4, 4)
     expected = (rewards - rewards.mean(dim=1, keepdim=True)).flatten()
-    torch.testing.assert_close(
-        policy._advantages(answers, old, reference)[:, 0].double(), expected, rtol=1e-5, atol=1e-5
-    )
+    rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64).view(4, 4)
+    penalty = 0.5 * KL_ESTIMATORS["k1"](old, reference)
+    made = policy._group_advantages(answers.rollouts, rewards, penalty)[:, 0].double()
+    torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_later_updates_see_ratios_and_clip():

@@ -36,10 +36,10 @@ class OrthogonalNoise(AnchoredMix):
         self.k, self.noise = k, noise
 
     def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        others = logits.masked_fill(~self.ordinary, -torch.inf).scatter(-1, anchors[:, None], -torch.inf)
-        ids = candidates(others, self.k - 1)
-        weights = tempered(logits.gather(-1, ids), self.temperature).softmax(dim=-1)
-        return torch.cat((anchors[:, None], ids), dim=-1), F.pad(weights, (1, 0), value=1.0)
+        others = logits.masked_fill(~self.ordinary, -torch.inf)
+        ids = candidates(others.scatter(-1, anchors[:, None], torch.inf), self.k)
+        weights = tempered(logits.gather(-1, ids[:, 1:]), self.temperature).softmax(dim=-1)
+        return ids, F.pad(weights, (1, 0), value=1.0)
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)

@@ -22,13 +22,25 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before < top_p)
 
 
+def candidates(scores: Tensor, count: int) -> Tensor:
+    """(..., count) ids of the largest scores (..., V), largest first, ties by lowest id.
+
+    topk alone leaves open which of several equal scores it takes, so those level with the last one are chosen anew.
+    """
+    values, ids = scores.topk(count, dim=-1)
+    places = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
+    level = torch.where(scores == values[..., -1:], -places, -scores.shape[-1]).topk(count, dim=-1).indices
+    above = (values > values[..., -1:]).sum(dim=-1, keepdim=True)
+    slots = torch.arange(count, device=scores.device)
+    ids = torch.where(slots < above, ids, level.gather(-1, (slots - above).clamp(min=0))).sort(dim=-1).values
+    order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, order)
+
+
 def largest(scores: Tensor, count: int) -> Tensor:
     """(..., V) bool: the `count` largest scores, ties by lowest id. Source: top-k, Fan et al., 2018 (arXiv 1805.04833)."""
-    if count >= scores.shape[-1]:
-        return torch.ones_like(scores, dtype=torch.bool)
-    last = scores.topk(count, dim=-1).values[..., -1:]
-    above, level = scores > last, scores == last
-    return above | (level & (level.cumsum(dim=-1) <= count - above.sum(dim=-1, keepdim=True)))
+    ids = candidates(scores, min(count, scores.shape[-1]))
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, ids, True)
 
 
 def near_best(scores: Tensor, min_p: float) -> Tensor:
@@ -58,13 +70,6 @@ def filtered(
     if keep is not None:
         inside = inside.scatter(-1, keep[..., None], True)
     return scores.masked_fill(~inside, -torch.inf)
-
-
-def candidates(scores: Tensor, count: int) -> Tensor:
-    """(..., count) ids of the largest scores (..., V), largest first, ties by lowest id."""
-    ids = largest(scores, count).float().topk(count, dim=-1).indices.sort(dim=-1).values
-    order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, order)
 
 
 def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:

@@ -61,10 +61,10 @@ class SoftThinking(Exploration):
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = tempered(logits, self.temperature)
-        state = self._stop_cold(scores, state)
-        thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
         words = scores[:, : self.vocabulary.size]  # a row of padding is no candidate
         ids = candidates(words, min(self.max_topk, words.shape[-1]))
+        state = self._stop_cold(scores, state, ids[:, 0])
+        thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
         tokens = torch.where(thinking, ids[:, 0], self._answer(logits, draws))
         if len(self.inserted):
             tokens = torch.where(inserting, self.inserted[state["insert"].clamp(0, len(self.inserted) - 1)], tokens)
@@ -78,10 +78,12 @@ class SoftThinking(Exploration):
         tau = torch.where(thinking, self.temperature, self.answer_temperature).to(scores.dtype)
         return Step(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights), scale=tau), state
 
-    def _stop_cold(self, scores: Tensor, state: State) -> State:
+    def _stop_cold(self, scores: Tensor, state: State, tokens: Tensor) -> State:
+        """Begin to insert where the count is full, unless the token (B,) ends the thinking part by itself."""
         thinking = state["insert"] < 0
         low = (state["low"] + 1) * (thinking & (entropy(scores) < self.entropy_threshold))
-        full = (low >= self.low_steps) & bool(self.vocabulary.answer_start)
+        ends, _ = self.answer.push(state, tokens)
+        full = (low >= self.low_steps) & ~ends & bool(self.vocabulary.answer_start)
         return {**state, "low": low.masked_fill(full, 0), "insert": state["insert"].masked_fill(full, 0)}
 
     def _answer(self, logits: Tensor, draws: Draws) -> Tensor:
