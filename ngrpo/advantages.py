@@ -57,9 +57,10 @@ def with_virtual_samples(
     """
     _require_groups(rewards)
     if virtual and rewards.numel() and float(rewards.max()) > maximum + TIE:
+        most = float(rewards.max())
         raise ValueError(
-            f"algorithm.advantage.maximum={maximum}: a reward is {float(rewards.max()):g}; a virtual sample must earn at "
-            f"least that; algorithm.advantage.maximum={float(rewards.max()):g}"
+            f"algorithm.advantage.maximum={maximum}: a reward is {most}, and a virtual sample must earn at least that; "
+            f"algorithm.advantage.maximum={most}"
         )
     whole = torch.cat((rewards, rewards.new_full((len(rewards), virtual), maximum)), dim=1)
     mean, deviation = whole.mean(dim=1, keepdim=True), whole.std(dim=1, keepdim=True, correction=ddof)
@@ -73,7 +74,7 @@ def signed(rewards: Tensor, *, correct: float = 1.0, wrong: float = -1.0) -> Ten
     paper. Raises ValueError for rewards that are not 0 or 1.
     """
     _require_binary(rewards)
-    return torch.where(rewards > 0, correct, wrong).to(rewards.dtype)
+    return torch.where(rewards > 0, rewards.new_tensor(correct), rewards.new_tensor(wrong))
 
 
 def pass_at_k(rewards: Tensor, *, pass_k: int, eps: float = 1e-6) -> Tensor:
@@ -94,7 +95,7 @@ def pass_at_k(rewards: Tensor, *, pass_k: int, eps: float = 1e-6) -> Tensor:
         if rho < 1:
             deviation = sqrt(rho * (1 - rho)) + eps
             missed = comb(size - c - 1, pass_k - 1) / comb(size - 1, pass_k - 1)
-            table[c] = torch.tensor([(1 - rho - missed) / deviation, (1 - rho) / deviation])
+            table[c] = table.new_tensor([(1 - rho - missed) / deviation, (1 - rho) / deviation])
     correct = (rewards > 0).long()
     return table[correct.sum(dim=1, keepdim=True).expand_as(correct), correct]
 

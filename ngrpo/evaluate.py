@@ -183,12 +183,23 @@ def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
 
 
 def results_of(target: Path) -> dict[str, Any]:
-    """The entry of results.json for one file of benchmark samples."""
-    table = pyarrow.parquet.read_table(target, columns=["problem_id", "sample_index", "outcome"])
+    """The entry of results.json for one file of benchmark samples.
+
+    `same_thinking` is there where it is above 0: the share of problems all of whose samples explored the same tokens, so
+    that they are one thought and not n.
+    """
+    table = pyarrow.parquet.read_table(
+        target, columns=["problem_id", "sample_index", "outcome", "token_ids", "explored_steps"]
+    )
     outcomes = np.array(table["outcome"].to_pylist())
     n = int(max(table["sample_index"].to_pylist())) + 1
     counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
-    return passk.summarise((outcomes == "correct").reshape(-1, n).astype(int), outcomes=counts)
+    entry = passk.summarise((outcomes == "correct").reshape(-1, n).astype(int), outcomes=counts)
+    pairs = zip(table["token_ids"].to_pylist(), table["explored_steps"].to_pylist(), strict=True)
+    thoughts = [tuple(ids[:explored]) for ids, explored in pairs]
+    groups = [set(thoughts[start : start + n]) for start in range(0, len(thoughts), n)]
+    same = sum(len(group) == 1 and group != {()} for group in groups) / len(groups)
+    return entry | ({"same_thinking": same} if n > 1 and same else {})
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,10 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], direct
     if not console.is_terminal:
         console = Console(width=WIDTH)
     console.print(passk_table(results, directory))
+    for name, steps in results.items():
+        share = steps[max(steps, key=int)].get("same_thinking")
+        if share:
+            print(f"{name}: pass@k not meaningful for {share:.0%} of problems: all samples of one share a thinking trace")
     print(directory)
 
 

@@ -50,7 +50,7 @@ WRONG = {
     "optimizer={scheduel: cosine}": ["optimizer.scheduel=cosine|optimizer.schedule"],
     "steps={a: 1}": ["steps.a=1|steps"],
     # groups
-    "exploration=neighbour_mix": ["exploration=neighbour_mix|gaussian_noise, neighbor_mix|exploration=neighbor_mix"],
+    "exploration=neighbour_mix": ["exploration=neighbour_mix|gaussian_noise, gaussian_soft|exploration=neighbor_mix"],
     "exploration=neighbour_mix mix_rate=7": ["exploration=neighbour_mix|neighbor_mix", "mix_rate=7|from 0 to 1"],
     "exploration=": ["exploration=|is one of"],
     "exploration=null": ["exploration=null|is one of"],

@@ -10,9 +10,10 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from ngrpo.command_line.overrides import leaves, typed
-from ngrpo.command_line.schema import Schema, alike
+from ngrpo.command_line.schema import Schema, alike, closest
 from ngrpo.settings.limits import as_override
 
+MOST_CHOICES = 24  # of a group are listed; of larger ones those that are most like what was typed
 Known = Mapping[str, Any]  # the leaves of a composition, by dotted key
 
 
@@ -95,7 +96,8 @@ def of_composition(error: BaseException, overrides: list[Override]) -> str:
 def _misspelt(override: Override, schema: Schema, names: list[Any]) -> tuple[str, str | None]:
     group, choices = override.key_or_group, schema.choices(override.key_or_group)
     near = [name if name in choices else alike(str(name), choices) for name in names]
-    one_of = f"{group} is one of {', '.join(choices)}" if choices else f"{group} has no choices yet"
+    shown = choices if len(choices) <= MOST_CHOICES else [*closest(str(names[0]), choices), "..."]
+    one_of = f"{group} is one of {', '.join(shown)}" if choices else f"{group} has no choices yet"
     right = None
     if near and all(near):
         right = f"{group}={as_override(near if isinstance(override.value(), list) else near[0])}"

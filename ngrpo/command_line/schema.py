@@ -80,9 +80,9 @@ class Schema:
 
     @cached_property
     def owners(self) -> dict[str, list[str]]:
-        """Dotted key -> the choices, as `group=option`, whose file defines it."""
+        """Dotted key -> the choices, as `group=option`, whose file defines it; experiments only use what others define."""
         owners: dict[str, list[str]] = {}
-        for group in self.groups():
+        for group in (group for group in self.groups() if group != "experiment"):
             for option in self.choices(group):
                 for key in self._keys(group, option):
                     owners.setdefault(key, []).append(f"{group}={option}")
@@ -117,6 +117,11 @@ class Schema:
             package = found.header["package"] or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
             keys = flat(found.config) if isinstance(found.config, DictConfig) else {}
             yield from (key if package == "_global_" else f"{package}.{key}" for key in keys)
+
+
+def closest(name: str, names: Iterable[str]) -> list[str]:
+    """Up to eight names, those most like `name` first."""
+    return difflib.get_close_matches(name, list(names), n=8, cutoff=0.0)
 
 
 def alike(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
