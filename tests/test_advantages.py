@@ -178,7 +178,7 @@ def test_without_virtual_samples_nothing_changes(rewards, ddof):
 
 def test_a_virtual_sample_must_earn_the_most():
     with pytest.raises(
-        ValueError, match=r"algorithm\.advantage\.maximum=1\.0: a reward is 2\.5; .*maximum=2\.5$"
+        ValueError, match=r"algorithm\.advantage\.maximum=1\.0: a reward is 2\.5, .*maximum=2\.5$"
     ) as told:
         with_virtual_samples(tensor([0, 1], [2.5, 0]))
     assert "\n" not in str(told.value)
