@@ -85,8 +85,9 @@ def quiet_lightning() -> None:
 
 def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> Any:
     """The policy with its algorithm, and the reference and critic where that wants them."""
+    from ngrpo.collect import Training
     from ngrpo.critic import Critic
-    from ngrpo.policy import Policy, Training
+    from ngrpo.policy import Policy
     from ngrpo.reference import Reference
 
     algorithm = command_line.build(config.algorithm)

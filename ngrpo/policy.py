@@ -17,9 +17,9 @@ from transformers import get_scheduler
 
 from ngrpo.algorithm import Algorithm
 from ngrpo.checkpoints import rng_state, set_rng_state
+from ngrpo.collect import Training, collect
 from ngrpo.critic import Critic
-from ngrpo.evaluate import Answers, Sampler, answer, groups_of, join
-from ngrpo.keys import row_key
+from ngrpo.evaluate import Answers, Sampler, groups_of
 from ngrpo.losses import KL_ESTIMATORS, Counts, clipped_value_loss, token_mean
 from ngrpo.measures import rollout_measures
 from ngrpo.recorder import Recorder
@@ -27,43 +27,9 @@ from ngrpo.reference import Reference
 from ngrpo.replay import parts, replay_in_parts, replay_more
 from ngrpo.rollouts import NotFinite, Rollouts
 from ngrpo.selections import Tokens
-from ngrpo.tasks.base import Problem, Task
+from ngrpo.tasks.base import Task
 
 WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
-
-
-@dataclass(frozen=True)
-class Training:
-    """The sizes of a run: steps, prompts_per_step and group_size count RL steps, prompts and completions."""
-
-    steps: int
-    prompts_per_step: int
-    group_size: int
-    learning_rate: float
-    seed: int
-    micro_batch_rows: int
-    weight_decay: float
-    betas: tuple[float, float]
-    max_grad_norm: float
-    schedule: str
-    warmup_steps: int
-
-
-def problems_of(task: Task, training: Training, step: int, draw: int = 0) -> list[Problem]:
-    """The prompts of RL step `step` (from 1): the task in an order shuffled anew for every pass through it.
-
-    A function of seed, step and draw alone, so the data position needs no state of its own. Draws after the first, which
-    replace groups that were not kept, walk through the task in orders of their own.
-    """
-    size, wanted = len(task.problems), training.prompts_per_step
-    if size < wanted:
-        raise ValueError(f"prompts_per_step={wanted}: {task.name} has {size} problems only")
-    per_pass = size // wanted
-    epoch, position = divmod(step - 1, per_pass)
-    identity = ("order", training.seed, epoch, *([draw] if draw else []))
-    generator = torch.Generator().manual_seed(row_key(*identity) % 2**63)
-    order = torch.randperm(size, generator=generator)[position * wanted : (position + 1) * wanted]
-    return [task.problems[i] for i in order.tolist()]
 
 
 @dataclass(frozen=True)
@@ -148,7 +114,8 @@ class Policy(lightning.LightningModule):
         with self._phase("prepare"):
             drift = self.strategy.prepare(self.model.table.detach(), step - 1, self.model.head.detach())
         with self._phase("rollout"):
-            answers, counted, drawn = self._collect(step)
+            ranks = (self.global_rank, self.world_size)
+            answers, counted, drawn = collect(self.sampler, self.task, self.algorithm, self.training_plan, step, ranks)
         batch = self._batch(answers, counted)
         with self._phase("update"):
             figures = self._update(batch, counted)
@@ -178,40 +145,6 @@ class Policy(lightning.LightningModule):
         self.optimizers(use_pl_optimizer=False).load_state_dict(state["optimizer"])  # pyright: ignore
         self.lr_schedulers().load_state_dict(state["schedule"])  # pyright: ignore
         set_rng_state(state["rng"])
-
-    def _collect(self, step: int) -> tuple[Answers, Tensor, dict[str, float]]:
-        """This rank's share of the step's groups, which rows enter the loss (B,) bool, and figures of the group filter.
-
-        Groups that the filter refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where
-        that does not suffice, refused groups fill the batch and enter no loss.
-        """
-        share = self.training_plan.prompts_per_step // self.world_size
-        draws: list[Answers] = []
-        kept: list[Tensor] = []
-        while not draws or (len(draws) <= self.algorithm.max_resamples and int(torch.cat(kept).sum()) < share):
-            draws.append(self._draw(step, len(draws)))
-            kept.append(self.algorithm.keeps(groups_of(draws[-1], self.sampler)))
-        keeps = torch.cat(kept)
-        answers = draws[0]
-        if len(draws) > 1:
-            order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))[:share]
-            answers = join(draws, order.sort().values)
-        counted = self.algorithm.counts(groups_of(answers, self.sampler)).flatten()
-        if self.algorithm.group_filter is None:
-            return answers, counted, {}
-        return answers, counted, {"draws": float(len(draws)), "kept": keeps.double().mean().item()}
-
-    def _draw(self, step: int, draw: int) -> Answers:
-        """Answers to this rank's share of the prompts; whole groups stay together."""
-        plan = self.training_plan
-        problems = problems_of(self.task, plan, step, draw)
-        share = len(problems) // self.world_size
-        problems = problems[self.global_rank * share : (self.global_rank + 1) * share]
-        identities = [(plan.seed, step, draw, p.id, i) for p in problems for i in range(plan.group_size)]
-        try:
-            return answer(self.sampler, self.task, problems, identities)
-        except NotFinite as error:
-            raise NotFinite(f"RL step {step}: {error}") from error
 
     def _batch(self, answers: Answers, counted: Tensor) -> Batch:
         """Everything that is computed once, before the first update."""

@@ -75,7 +75,9 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], direct
     for name, steps in results.items():
         share = steps[max(steps, key=int)].get("same_thinking")
         if share:
-            print(f"{name}: pass@k not meaningful for {share:.0%} of problems: all samples of one share a thinking trace")
+            print(
+                f"{name}: pass@k not meaningful for {share:.0%} of problems: all samples of one share a thinking trace"
+            )
     print(directory)
 
 

@@ -11,12 +11,13 @@ from test_policy import NO_KL, Still, fit, make
 from torch.nn import functional as F
 
 from ngrpo import advantages, groups, losses, selections
+from ngrpo.collect import problems_of
 from ngrpo.critic import Critic
 from ngrpo.evaluate import groups_of, join
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models import causal
-from ngrpo.policy import Policy, problems_of
+from ngrpo.policy import Policy
 from ngrpo.replay import replay, replay_more
 from ngrpo.rollouts import join_rollouts
 from ngrpo.tasks.base import Score
@@ -248,7 +249,7 @@ def test_a_selection_sees_old_log_probs_and_the_loss_gets_it():
     policy = fit(make(kind=Policy, select=select, loss=losses.selected_only, micro_batch_rows=5))
     tokens, rollouts = seen[0], policy.recorder.outcomes[0].answers.rollouts
     torch.testing.assert_close(tokens.log_probs, rollouts.log_probs.to(tokens.log_probs), rtol=0, atol=1e-5)
-    assert 0.5 <= policy.recorder.outcomes[0].metrics["selected"] < 0.6
+    assert 0.499 < policy.recorder.outcomes[0].metrics["selected"] < 0.6
     assert ((tokens.uniform >= 0) & (tokens.uniform < 1)).all() and len(
         tokens.uniform.unique()
     ) == tokens.uniform.numel()

@@ -24,7 +24,9 @@ from ngrpo.settings.limits import FIELDS
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
 COMMAND = re.compile(r"# python (train|evaluate)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
-TARGETS = sorted({match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())})
+TARGETS = sorted(
+    {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
+)
 
 
 def named(path: Path) -> str:

@@ -81,6 +81,7 @@ def our_imports(name: str) -> set[str]:
 # Each may import those after it only: entry points, policy, evaluate, engine and replay, exploration, rollouts.
 CHAIN = (
     ("ngrpo.policy",),
+    ("ngrpo.collect",),
     ("ngrpo.evaluate",),
     ("ngrpo.engine", "ngrpo.replay"),
     ("ngrpo.exploration",),

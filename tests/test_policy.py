@@ -11,6 +11,7 @@ import warm
 
 from ngrpo import advantages, losses
 from ngrpo.algorithm import Algorithm
+from ngrpo.collect import Training, problems_of
 from ngrpo.evaluate import Sampler
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
@@ -18,7 +19,7 @@ from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.losses import KL_ESTIMATORS
 from ngrpo.models import causal
-from ngrpo.policy import Policy, Training, problems_of
+from ngrpo.policy import Policy
 from ngrpo.reference import Reference
 from ngrpo.rollouts import NotFinite
 from ngrpo.tasks.base import Score
