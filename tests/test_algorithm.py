@@ -1,13 +1,10 @@
 """What an algorithm adds to the training step: filters and resampling, critic, selections, entropy."""
 
 import functools
-import sys
-from pathlib import Path
 
 import pytest
 import torch
-import warm
-from test_policy import NO_KL, Still, fit, make
+from test_policy import NO_KL, Still, difference_of_two_processes, fit, make
 from torch.nn import functional as F
 
 from ngrpo import advantages, groups, losses, selections
@@ -187,27 +184,12 @@ def test_a_critic_lowers_its_loss_on_rewards_that_the_prompt_tells():
     assert found[-1] < 0.2 * found[0]
 
 
-def ppo_gradient_of(processes: int, target: Path) -> None:
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
-
-    class Written(Still):
-        def on_train_end(self):
-            if self.global_rank == 0:
-                torch.save(self.gradients, target)
-
-    fit(ppo(kind=Written, micro_batch_rows=5), use_distributed_sampler=False, **options)
+def shared_ppo(kind: type[Policy]) -> Policy:
+    return ppo(kind=kind, micro_batch_rows=5)
 
 
 def test_two_processes_have_the_gradients_of_one_with_a_critic(tmp_path):
-    for processes in (1, 2):
-        child = warm.server.Process(target=ppo_gradient_of, args=(processes, tmp_path / f"{processes}.pt"))
-        child.start()
-        child.join(timeout=120)
-        assert child.exitcode == 0
-    one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=True)[0] for processes in (1, 2))
-    assert (one - two).norm() / one.norm() < 1e-5
+    assert difference_of_two_processes(tmp_path, shared_ppo) < 1e-5
 
 
 # --- entropy, likeliest tokens, selections ------------------------------------------------------------------------------

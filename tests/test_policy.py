@@ -3,6 +3,7 @@
 import functools
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -212,29 +213,42 @@ def test_every_pass_shows_every_problem_once():
     assert passes[0] != passes[1]
 
 
-def gradient_of(processes: int, target: Path) -> None:
-    """Runs in a child of its own: one RL step on `processes` ranks, rank 0 writes the gradient."""
-    torch.set_num_threads(1)
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-    options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+def written_gradient(target: Path) -> type[Still]:
+    """A policy whose first rank leaves its gradients in a file."""
 
     class Written(Still):
         def on_train_end(self):
             if self.global_rank == 0:
                 torch.save(self.gradients, target)
 
-    policy = make(NeighborMix(rate=0.3, k=3), Written, micro_batch_rows=5, aggregation="sequence_mean_token_mean")
-    fit(policy, use_distributed_sampler=False, **options)
+    return Written
 
 
-def test_two_processes_have_the_gradient_of_one(tmp_path):
+def mixed(kind: type[Policy]) -> Policy:
+    return make(NeighborMix(rate=0.3, k=3), kind, micro_batch_rows=5, aggregation="sequence_mean_token_mean")
+
+
+def gradient_of(processes: int, target: Path, build: Callable[[type[Policy]], Policy]) -> None:
+    """Runs in a child of its own: one RL step on `processes` ranks."""
+    torch.set_num_threads(1)
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    options = {"devices": processes, "strategy": "ddp_fork"} if processes > 1 else {}
+    fit(build(written_gradient(target)), use_distributed_sampler=False, **options)
+
+
+def difference_of_two_processes(folder: Path, build: Callable[[type[Policy]], Policy]) -> float:
+    """Relative, of the gradient of two processes to that of one."""
     for processes in (1, 2):
-        child = warm.server.Process(target=gradient_of, args=(processes, tmp_path / f"{processes}.pt"))
+        child = warm.server.Process(target=gradient_of, args=(processes, folder / f"{processes}.pt", build))
         child.start()
         child.join(timeout=120)
         assert child.exitcode == 0
-    one, two = (torch.load(tmp_path / f"{processes}.pt", weights_only=True)[0] for processes in (1, 2))
-    assert (one - two).norm() / one.norm() < 1e-5
+    one, two = (torch.load(folder / f"{processes}.pt", weights_only=True)[0] for processes in (1, 2))
+    return float((one - two).norm() / one.norm())
+
+
+def test_two_processes_have_the_gradient_of_one(tmp_path):
+    assert difference_of_two_processes(tmp_path, mixed) < 1e-5
 
 
 def test_a_checkpoint_holds_plain_containers_and_brings_everything_back(tmp_path):

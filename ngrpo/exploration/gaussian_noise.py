@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, Thinking, Vocabulary, overwrite
-from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.exploration.base import State, overwrite
+from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import Step
 
@@ -18,7 +18,7 @@ def root_mean_square(table: Tensor) -> Tensor:
     return table.detach().float().square().mean().sqrt()
 
 
-class GaussianNoise(TokenSampling):
+class GaussianNoise(ThinkingSampling):
     """fed = E[o] + scale * RMS(E) * N(0, I) with probability `rate` per thinking step, o ~ softmax(z / temperature).
 
     `scale` is a standard deviation per coordinate in units of the table's root mean square. Reserved tokens, the
@@ -26,7 +26,6 @@ class GaussianNoise(TokenSampling):
     noise; the noise comes back from the row's key.
     """
 
-    ordinary: Tensor
     rms: Tensor
 
     def __init__(self, rate: float, scale: float, temperature: float = 1.0, top_p: float = 1.0):
@@ -34,17 +33,9 @@ class GaussianNoise(TokenSampling):
         self.rate, self.relative_scale = rate, scale
         self.register_buffer("rms", torch.ones(()))
 
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
-
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> dict[str, float]:
         self.rms = root_mean_square(table)
         return {"noise_scale": self.relative_scale * self.rms.item()}
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         step, state = super().sample(logits, state, draws, table)

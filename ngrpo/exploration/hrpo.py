@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, Thinking, Vocabulary
+from ngrpo.exploration.base import State, Vocabulary
 from ngrpo.exploration.scores import draw_token
-from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.keys import Draws, row_key
 from ngrpo.rollouts import TOKEN, Step
 
 C = 8.0  # sharpness of the gate
 
 
-class HybridReasoning(TokenSampling):
+class HybridReasoning(ThinkingSampling):
     """Thinking: fed = a x + sqrt(1 - a^2 + 1e-8) (i h), x = E[o] of the sampled token o, h = p E / ||p||_2 with p what o
     is drawn from, r = sigmoid(W_r x + b_r), i = sigmoid(W_i x + b_i), a = exp(-c softplus(-Lambda) r), c = 8.
 
@@ -27,8 +27,6 @@ class HybridReasoning(TokenSampling):
     the gates are computed anew with it. Reserved tokens, stops and the delimiter that ends the thinking part are fed as
     they are, and so is all that follows. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
     """
-
-    ordinary: Tensor
 
     def __init__(
         self,
@@ -49,8 +47,6 @@ class HybridReasoning(TokenSampling):
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         """Makes the gates where there are none yet, so that gates that were trained or loaded stay."""
         super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
         if not list(self.parameters()):
             self._make_gates(table)
 
@@ -70,9 +66,6 @@ class HybridReasoning(TokenSampling):
             {"params": gates, "lr": self.gate_learning_rate},
             {"params": [self.Lambda], "lr": self.lambda_learning_rate},
         ]
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = self.scores(logits)

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State, Thinking, Vocabulary
+from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token, entropy, tempered
-from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import FORCED, TOKEN, Step
 
@@ -22,7 +22,7 @@ ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-class AnchoredMix(TokenSampling):
+class AnchoredMix(ThinkingSampling):
     """With probability `rate` per thinking step (null: always) the step is chosen: a mixture around an anchor is fed.
 
     anchor               "argmax" (ties: lowest id) or "sampled", the sampled token
@@ -33,8 +33,6 @@ class AnchoredMix(TokenSampling):
     Mixing ends for good where the realised text ends with `answer_start`; that delimiter, reserved tokens and stops are
     fed as they are, though a chosen step still realises the anchor.
     """
-
-    ordinary: Tensor
 
     def __init__(
         self,
@@ -53,14 +51,6 @@ class AnchoredMix(TokenSampling):
         self.replaces = self.realise_anchor and anchor == "argmax"
         self.mixed_role = TOKEN if loss_on_mixed_steps == "keep" else FORCED
         self.entropy_threshold = entropy_threshold
-
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)
 
     @abstractmethod
     def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, Thinking, Vocabulary, mixture, overwrite
+from ngrpo.exploration.base import State, mixture, overwrite
 from ngrpo.exploration.scores import candidates, draw_token, tempered, token_log_prob
-from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import TOKEN, Step
 
 CUT = -1e30  # score of a candidate outside the nucleus: finite, because records are multiplied by masks
 
 
-class PerturbedThinking(TokenSampling):
+class PerturbedThinking(ThinkingSampling):
     """Thinking: candidates = the `thinking_top_k` likeliest tokens, less those outside the nucleus `thinking_top_p` of
     what these renormalise to; their log-probabilities l (temperature included), renormalised again, are perturbed to
     scores y, y is turned into weights, and the weighted sum of their embeddings is fed, detached from the table. The
@@ -31,21 +31,12 @@ class PerturbedThinking(TokenSampling):
     """
 
     soft_role: int
-    ordinary: Tensor
 
     def __init__(
         self, thinking_top_k: int = 5, thinking_top_p: float = 0.95, temperature: float = 1.0, top_p: float = 1.0
     ):
         super().__init__(temperature, top_p)
         self.thinking_top_k, self.thinking_top_p = thinking_top_k, thinking_top_p
-
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)
 
     @abstractmethod
     def perturb(self, log_p: Tensor, draws: Draws) -> Tensor:

@@ -6,7 +6,7 @@ It knows no embedding but that of the sampled token.
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import Exploration, State
+from ngrpo.exploration.base import Exploration, State, Thinking, Vocabulary
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
 from ngrpo.keys import Draws
 from ngrpo.rollouts import TOKEN, Step
@@ -37,3 +37,17 @@ class TokenSampling(Exploration):
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         return token_log_prob(self.scores(logits, keep=steps.tokens), steps.tokens)
+
+
+class ThinkingSampling(TokenSampling):
+    """Token sampling that knows which rows still think and which ids are ordinary (V,) bool: the base of what acts then."""
+
+    ordinary: Tensor
+
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        self.thinking = Thinking(vocabulary)
+        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return self.thinking.start(rows, device)

@@ -7,15 +7,15 @@ an embedding's neighbours.
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State, Thinking, Vocabulary
+from ngrpo.exploration.base import State
 from ngrpo.exploration.mixing import one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, gumbel
-from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import TOKEN, Step
 
 
-class TopkGumbelSelect(TokenSampling):
+class TopkGumbelSelect(ThinkingSampling):
     """With probability `rate` per thinking step (null: always): candidates = the k ordinary tokens of largest z /
     temperature + Gumbel noise, weights = softmax of their z / temperature without noise, fed = sum of weight * E[c].
 
@@ -26,22 +26,12 @@ class TopkGumbelSelect(TokenSampling):
     d9c94fe, without its second softmax.
     """
 
-    ordinary: Tensor
-
     def __init__(
         self, rate: float | None, k: int, realisation: str = "anchor", temperature: float = 1.0, top_p: float = 1.0
     ):
         super().__init__(temperature, top_p)
         self.rate = 1.0 if rate is None else rate
         self.k, self.realise_anchor = k, realisation == "anchor"
-
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = self.scores(logits)
