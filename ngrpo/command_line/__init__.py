@@ -61,7 +61,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
                 settings.check(config)
             return job(config)
         except Exception as error:
-            failures.append(error)
+            if not (several and isinstance(error, SettingsError)):  # a cell of a grid without a meaning is no failure
+                failures.append(error)
             _tell(error, f"{HydraConfig.get().job.override_dirname}: " if several else "")
             if several:  # its sweeper has to know; alone, Hydra would only repeat the overrides
                 raise

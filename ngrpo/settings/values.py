@@ -98,8 +98,9 @@ def _arguments(seen: Composed, path: str, node: Any) -> Iterator[str]:
 
 def _broken(seen: Composed, key: str, rule: Rule) -> str:
     about = rule.get("about", key)
-    if about != key and about in seen.given:
-        return f"{seen.shown(about)}: is refused here, because {rule['because']}; {rule['fix']}"
+    if about != key:
+        choice = seen.shown(about) if about in seen.given else f"this {about}"
+        return f"{choice}: is refused here, because {rule['because']}; {rule['fix']}"
     return f"{seen.shown(key)}: must be {_why(seen, key, rule)}; {rule.get('fix') or f'{key}={_fix(seen, key, rule)}'}"
 
 

@@ -1,0 +1,188 @@
+"""The sweeper of this project: a grid of jobs that the same command repeats, resumes and extends.
+
+It knows Hydra and the status in a run directory's run.json; it does not know what a job does.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+
+@dataclass
+class GridSweeperConf:
+    _target_: str = "hydra_plugins.ngrpo_sweeper.sweeper.GridSweeper"
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=GridSweeperConf, provider="ngrpo")
+
+
+@dataclass
+class Job:
+    """One cell of the grid: its overrides, its directory, and what became of it."""
+
+    overrides: list[str]
+    directory: Path
+    status: str = "waiting"  # finished before | finished | refused | failed
+    error: str | None = None
+
+
+class SweepFailed(RuntimeError):
+    """Some runs of a sweep failed; each has told its reason."""
+
+    one_line = True  # told without a traceback
+
+
+class GridSweeper(Sweeper):
+    """Every combination of the listed values, once for each run directory.
+
+    A knob that the choices of a job lack is left out of it, jobs that come to the same directory are one job, finished
+    runs are skipped and unfinished ones resume by themselves. A failing run is recorded and does not stop the others.
+    """
+
+    config: DictConfig
+    launcher: Launcher
+    hydra_context: HydraContext
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context, self.config = hydra_context, config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[JobReturn]:
+        """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
+        jobs = self.jobs(arguments)
+        record = jobs[0].directory.parent / "sweeps" / f"{_digest(arguments)}.json"
+        waiting = [job for job in jobs if job.status == "waiting"]
+        returns: list[JobReturn] = []
+        print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
+        for batch in self._batches(waiting):
+            for job in batch:
+                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
+            found = self.launcher.launch([job.overrides for job in batch], initial_job_idx=jobs.index(batch[0]))
+            for job, result in zip(batch, found, strict=True):
+                _judge(job, result)
+            returns += found
+            _write(record, arguments, jobs)
+        counts = {status: sum(job.status == status for job in jobs) for status in (*DONE, *NOT_DONE)}
+        print(", ".join(f"{count} {status}" for status, count in counts.items()))
+        if counts["failed"] or counts["refused"] == len(jobs):
+            raise SweepFailed(
+                f"{counts['failed']} of {len(jobs)} runs failed, {counts['refused']} were refused: {record}"
+            )
+        return returns
+
+    def jobs(self, arguments: list[str]) -> list[Job]:
+        """The cells of the grid in the order of its values, without duplicates."""
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        overrides = parser.parse_overrides(arguments)
+        for override in overrides:
+            if override.is_interval_sweep():
+                raise HydraException(
+                    f"{override.input_line}: a grid needs listed values, as in {override.key_or_group}=0.1,0.2"
+                )
+        cells = [parser.parse_overrides(cell) for cell in _cells(overrides)]
+        trees = [self._tree([o for o in cell if self._is_group(o)]) for cell in cells]
+        known_somewhere = {
+            override.key_or_group
+            for cell, tree in zip(cells, trees, strict=True)
+            for override in cell
+            if _has(tree, override)
+        }
+        found: dict[Path, Job] = {}
+        for cell, tree in zip(cells, trees, strict=True):
+            kept = [
+                str(override.input_line)
+                for override in cell
+                if self._is_group(override) or _has(tree, override) or override.key_or_group not in known_somewhere
+            ]
+            directory = self._directory(kept)
+            status = "finished before" if _status(directory) == "finished" else "waiting"
+            found.setdefault(directory, Job(kept, directory, status))
+        return list(found.values())
+
+    def _batches(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
+        """One job at a time where they run in this process anyway; else all of them, for the launcher to place."""
+        if type(self.launcher).__name__ == "BasicLauncher":
+            return [[job] for job in jobs]
+        return [jobs] if jobs else []
+
+    def _is_group(self, override: Override) -> bool:
+        loader = self.hydra_context.config_loader
+        return override.is_hydra_override() or bool(loader.get_group_options(override.key_or_group))
+
+    def _tree(self, choices: Sequence[Override]) -> Any:
+        composed = self._compose([str(override.input_line) for override in choices])
+        return OmegaConf.to_container(composed, resolve=False)
+
+    def _compose(self, overrides: list[str]) -> DictConfig:
+        return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
+
+    def _directory(self, overrides: list[str]) -> Path:
+        composed = self._compose(overrides)
+        return Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
+
+
+DONE, NOT_DONE = ("finished", "finished before"), ("refused", "failed")
+
+
+def _cells(overrides: list[Override]) -> list[list[str]]:
+    deleted = [str(override.input_line) for override in overrides if override.is_delete()]
+    rest = [override for override in overrides if not override.is_delete()]
+    return [[*cell, *deleted] for cell in BasicSweeper.split_arguments(rest, None)[0]]
+
+
+def _has(tree: Any, override: Override) -> bool:
+    if override.is_delete() or override.is_add() or override.is_force_add():
+        return True
+    for part in override.key_or_group.split("."):
+        if not isinstance(tree, Mapping) or part not in tree:
+            return False
+        tree = tree[part]
+    return True
+
+
+def _status(directory: Path) -> str | None:
+    try:
+        return json.loads((directory / "run.json").read_text("utf-8"))["status"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _judge(job: Job, result: JobReturn) -> None:
+    """Enters what became of a job; an interrupt goes up, so that it ends the sweep and not the run alone."""
+    if result.status == JobStatus.COMPLETED:
+        job.status = "finished"
+        return
+    error = result._return_value
+    if hasattr(error, "exit_code"):
+        raise error
+    job.status = "refused" if type(error).__name__ == "SettingsError" else "failed"
+    job.error = " ".join(str(error).split())
+
+
+def _digest(arguments: Sequence[str]) -> str:
+    return blake2b("\x1f".join(sorted(arguments)).encode(), digest_size=4).hexdigest()
+
+
+def _write(path: Path, arguments: Sequence[str], jobs: Sequence[Job]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{**asdict(job), "directory": str(job.directory)} for job in jobs]
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"arguments": list(arguments), "runs": rows}, indent=1), "utf-8")
+    partial.replace(path)
