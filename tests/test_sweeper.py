@@ -89,3 +89,10 @@ def test_what_is_no_grid_is_told_in_one_line(tmp_path, wrong):
     done, jobs = sweep(tmp_path, "exploration=neighbor_mix", wrong)
     assert not jobs and done.returncode == 2 and len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("outputs/*/sweeps"))
+
+
+def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
+    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate")
+    assert [rate for _, _, rate in jobs] == ["0", "0.05", "0.1", "0.15", "0.2", "0.4", "1"]
+    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate", "mix_rate=0.3", "seed=1")
+    assert jobs == [["neighbor_mix", "1", "0.3"]]

@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 @dataclass
 class GridSweeperConf:
     _target_: str = "hydra_plugins.ngrpo_sweeper.sweeper.GridSweeper"
+    params: dict[str, str] | None = None  # key -> listed values, for presets; what is typed prevails
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=GridSweeperConf, provider="ngrpo")
@@ -58,6 +59,9 @@ class GridSweeper(Sweeper):
     launcher: Launcher
     hydra_context: HydraContext
 
+    def __init__(self, params: Mapping[str, str] | None = None):
+        self.params = dict(params or {})
+
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -66,6 +70,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
+        typed = {argument.partition("=")[0] for argument in arguments}
+        arguments = [*(f"{key}={values}" for key, values in self.params.items() if key not in typed), *arguments]
         jobs = self.jobs(arguments)
         record = jobs[0].directory.parent / "sweeps" / f"{_digest(arguments)}.json"
         waiting = [job for job in jobs if job.status == "waiting"]
