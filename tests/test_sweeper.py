@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,160 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
     assert [rate for _, _, rate in jobs] == ["0", "0.05", "0.1", "0.15", "0.2", "0.4", "1"]
     _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate", "mix_rate=0.3", "seed=1")
     assert jobs == [["neighbor_mix", "1", "0.3"]]
+
+
+# --- searches: a job that takes no time and has an optimum ----------------------------------------------------------------
+
+SEARCHED = """
+import json, math, os, sys, time
+from ngrpo import command_line
+class Broken(RuntimeError):
+    one_line = True
+def main(config):
+    path = command_line.run_path()
+    rate, k = config.get("mix_rate") or 0.0, config.get("k") or 1
+    with open("ran.txt", "a") as file:
+        file.write(f"{path.name}\\n")
+    time.sleep(float(os.environ.get("NAP", "0")))
+    if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
+    value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
+    estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}
+    (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
+    (path / "timings.csv").write_text("step,tokens_per_second\\n1,10\\n2,30\\n")
+command_line.prepare("config")
+command_line.run(main)
+"""
+SPACE = ["sweep=optuna", "exploration=neighbor_mix", "mix_rate=interval(0.02,0.4)", "k=choice(1,2,3,4)"]
+
+
+def start_search(folder, *arguments, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", SEARCHED, "-m", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
+    )
+
+
+def search(folder, *arguments, **environment):
+    process = start_search(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def study(folder):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    (path,) = folder.glob("outputs/*/sweeps/*/journal.log")
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=path.parent.name, storage=storage), path
+
+
+def states(folder) -> list[str]:
+    return sorted(trial.state.name for trial in study(folder)[0].trials)
+
+
+def test_a_search_reaches_its_total_and_the_same_command_adds_nothing(tmp_path):
+    status, _, err = search(tmp_path, *SPACE, "sweep.n_trials=6")
+    assert status == 0 and states(tmp_path) == ["COMPLETE"] * 6, err
+    before = [(trial.number, trial.params, trial.values) for trial in study(tmp_path)[0].trials]
+    assert search(tmp_path, *SPACE, "sweep.n_trials=6")[0] == 0
+    assert search(tmp_path, *SPACE, "sweep.n_trials=8")[0] == 0
+    after = [(trial.number, trial.params, trial.values) for trial in study(tmp_path)[0].trials]
+    assert after[:6] == before and len(after) == 8
+    folder = study(tmp_path)[1].parent
+    assert {"sweep_summary.md", "trials.csv", "history.png", "surface.png", "importances.png"} <= {
+        p.name for p in folder.iterdir()
+    }
+    best = max(value[0] for *_, value in after)
+    assert (
+        f"{best:.4g}" in (folder / "sweep_summary.md").read_text()
+        and "8 trials complete, 0 failed" in search(tmp_path, *SPACE, "sweep.n_trials=8")[1]
+    )
+
+
+def test_a_knob_is_suggested_only_where_a_choice_has_it_and_seeds_are_averaged(tmp_path):
+    space = ["sweep=optuna", "exploration=token_sampling,neighbor_mix", "mix_rate=tag(log,interval(0.02,0.4))"]
+    status, _, err = search(
+        tmp_path, *space, "sweep.n_trials=8", "sweep.seeds=[0,1]", "sweep.sampler=random",
+        "sweep.objectives=[story_math_val/pass@8,timings/tokens_per_second]", "sweep.directions=[maximize,maximize]",
+    )  # fmt: skip
+    trials = study(tmp_path)[0].trials
+    assert status == 0 and len(trials) == 8, err
+    for trial in trials:
+        assert ("mix_rate" in trial.params) == (trial.params["exploration"] == "neighbor_mix")
+        first, second = trial.user_attrs["seeds"]
+        assert trial.values == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+        assert trial.user_attrs["spread"] == pytest.approx([0.0005, 0.0]) and trial.values[1] == 20
+    assert {trial.params["exploration"] for trial in trials} == {"token_sampling", "neighbor_mix"}
+
+
+def test_failing_trials_are_recorded_with_their_reason_and_count(tmp_path):
+    status, out, _ = search(tmp_path, *SPACE, "sweep.n_trials=8", "sweep.sampler=random", BREAKS="0.2", NAN="1")
+    trials = study(tmp_path)[0].trials
+    reasons = [trial.user_attrs["reason"] for trial in trials if trial.state.name == "FAIL"]
+    assert status == 1 and len(trials) == 8 and reasons
+    assert set(reasons) <= {"the run broke", "story_math_val/pass@8 is nan"}
+    assert f"{8 - len(reasons)} trials complete, {len(reasons)} failed" in out
+
+
+@pytest.mark.parametrize("moment", [0.5, 2.0])
+def test_after_a_killed_worker_the_study_reaches_exactly_its_total(tmp_path, moment):
+    command = [*SPACE, "sweep.n_trials=9", "sweep.sampler=random"]
+    workers = [start_search(tmp_path, *command, NAP="0.6") for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("ran.txt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(moment)
+    workers[0].kill()
+    for worker in workers:
+        worker.communicate(timeout=120)
+    status, _, err = search(tmp_path, *command)
+    found = study(tmp_path)[0].trials
+    assert status == 0 and [trial.state.name for trial in found].count("COMPLETE") == 9, err
+    assert not any(trial.state.name in ("RUNNING", "WAITING") for trial in found)
+    assert len({trial.number for trial in found}) == len(found)
+
+
+@pytest.mark.parametrize("kept", [1, 20, -1])
+def test_a_torn_journal_goes_on(tmp_path, kept):
+    assert search(tmp_path, *SPACE, "sweep.n_trials=3")[0] == 0
+    path = study(tmp_path)[1]
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    path.write_bytes(whole[: last + kept] if kept > 0 else whole[:kept])
+    status, out, err = search(tmp_path, *SPACE, "sweep.n_trials=4")
+    assert status == 0, err
+    assert "moved aside" in out and states(tmp_path).count("COMPLETE") == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["mix_rate=interval(0.4,0.02)"], ["mix_rate", "0.4"]),
+        (["sweep.sampler=best"], ["sweep.sampler=best", "tpe, random, grid"]),
+        (["sweep.objectives=[story_math/pass@8]"], ["story_math/pass@8", "story_math_val/mean@32"]),
+        (["sweep.sampler=grid"], ["mix_rate has no listed values"]),
+        (["sweep.storage=sqlite:////nowhere/at/all.db"], ["sweep.storage=sqlite:////nowhere/at/all.db"]),
+        (["seed=0,1"], ["sweep.seeds"]),
+        (["sweep.n_trials=0"], ["sweep.n_trials=0", "at least 1"]),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_told_in_one_line(tmp_path, wrong, words):
+    keys = {text.partition("=")[0] for text in wrong}
+    command = [text for text in SPACE if text.partition("=")[0] not in keys]
+    status, _, err = search(tmp_path, *command, *wrong)
+    assert status == 2 and len(err.strip().splitlines()) == 1 and all(word in err for word in words), err
+    assert not list(tmp_path.glob("outputs/*/sweeps/*/journal.log"))
+
+
+def test_a_database_serves_too_and_keeps_to_its_space(tmp_path):
+    url = f"sweep.storage=sqlite:///{tmp_path}/study.db"
+    workers = [start_search(tmp_path, *SPACE, "sweep.n_trials=5", url) for _ in range(3)]
+    assert [worker.communicate(timeout=120)[1] for worker in workers] == [""] * 3
+    import optuna
+
+    (name,) = optuna.get_all_study_names(url.partition("=")[2])
+    trials = optuna.load_study(study_name=name, storage=url.partition("=")[2]).trials
+    assert [trial.state.name for trial in trials].count("COMPLETE") == 5

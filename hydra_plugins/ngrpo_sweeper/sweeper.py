@@ -70,10 +70,9 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
-        typed = {argument.partition("=")[0] for argument in arguments}
-        arguments = [*(f"{key}={values}" for key, values in self.params.items() if key not in typed), *arguments]
+        arguments = self.with_presets(arguments)
         jobs = self.jobs(arguments)
-        record = jobs[0].directory.parent / "sweeps" / f"{_digest(arguments)}.json"
+        record = jobs[0].directory.parent / "sweeps" / f"{digest(arguments)}.json"
         waiting = [job for job in jobs if job.status == "waiting"]
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
@@ -93,6 +92,11 @@ class GridSweeper(Sweeper):
             )
         return returns
 
+    def with_presets(self, arguments: Sequence[str]) -> list[str]:
+        """What was typed, after the listed values of `params` that it leaves as they are."""
+        typed = {argument.partition("=")[0] for argument in arguments}
+        return [*(f"{key}={values}" for key, values in self.params.items() if key not in typed), *arguments]
+
     def jobs(self, arguments: list[str]) -> list[Job]:
         """The cells of the grid in the order of its values, without duplicates."""
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
@@ -103,21 +107,21 @@ class GridSweeper(Sweeper):
                     f"{override.input_line}: a grid needs listed values, as in {override.key_or_group}=0.1,0.2"
                 )
         cells = [parser.parse_overrides(cell) for cell in _cells(overrides)]
-        trees = [self._tree([o for o in cell if self._is_group(o)]) for cell in cells]
+        trees = [self.tree(cell) for cell in cells]
         known_somewhere = {
             override.key_or_group
             for cell, tree in zip(cells, trees, strict=True)
             for override in cell
-            if _has(tree, override)
+            if has(tree, override)
         }
         found: dict[Path, Job] = {}
         for cell, tree in zip(cells, trees, strict=True):
             kept = [
                 str(override.input_line)
                 for override in cell
-                if self._is_group(override) or _has(tree, override) or override.key_or_group not in known_somewhere
+                if self._is_group(override) or has(tree, override) or override.key_or_group not in known_somewhere
             ]
-            directory = self._directory(kept)
+            directory = self.directory(kept)
             status = "finished before" if _status(directory) == "finished" else "waiting"
             found.setdefault(directory, Job(kept, directory, status))
         return list(found.values())
@@ -129,18 +133,31 @@ class GridSweeper(Sweeper):
         return [jobs] if jobs else []
 
     def _is_group(self, override: Override) -> bool:
-        loader = self.hydra_context.config_loader
-        return override.is_hydra_override() or bool(loader.get_group_options(override.key_or_group))
+        return override.is_hydra_override() or self.is_group_name(override.key_or_group)
 
-    def _tree(self, choices: Sequence[Override]) -> Any:
-        composed = self._compose([str(override.input_line) for override in choices])
+    def is_group_name(self, key: str) -> bool:
+        """Whether `key` is a group of the configuration and not a value."""
+        return bool(self.hydra_context.config_loader.get_group_options(key))
+
+    def fitting(self, texts: Sequence[str]) -> list[str]:
+        """The overrides without those whose key the choices among them lack."""
+        overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
+        tree = self.tree(overrides)
+        return [str(o.input_line) for o in overrides if self._is_group(o) or has(tree, o)]
+
+    def tree(self, choices: Sequence[Override]) -> Any:
+        """What the choices among these overrides compose to, as plain containers."""
+        choices = [override for override in choices if self._is_group(override)]
+        composed = self.compose([str(override.input_line) for override in choices])
         return OmegaConf.to_container(composed, resolve=False)
 
-    def _compose(self, overrides: list[str]) -> DictConfig:
+    def compose(self, overrides: list[str]) -> DictConfig:
+        """The configuration of one job."""
         return self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
 
-    def _directory(self, overrides: list[str]) -> Path:
-        composed = self._compose(overrides)
+    def directory(self, overrides: list[str]) -> Path:
+        """The run directory of one job."""
+        composed = self.compose(overrides)
         return Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
 
 
@@ -153,7 +170,8 @@ def _cells(overrides: list[Override]) -> list[list[str]]:
     return [[*cell, *deleted] for cell in BasicSweeper.split_arguments(rest, None)[0]]
 
 
-def _has(tree: Any, override: Override) -> bool:
+def has(tree: Any, override: Override) -> bool:
+    """Whether the override's key is there, or is meant to be new."""
     if override.is_delete() or override.is_add() or override.is_force_add():
         return True
     for part in override.key_or_group.split("."):
@@ -182,7 +200,8 @@ def _judge(job: Job, result: JobReturn) -> None:
     job.error = " ".join(str(error).split())
 
 
-def _digest(arguments: Sequence[str]) -> str:
+def digest(arguments: Sequence[str]) -> str:
+    """Eight hex digits, the same whatever the order."""
     return blake2b("\x1f".join(sorted(arguments)).encode(), digest_size=4).hexdigest()
 
 

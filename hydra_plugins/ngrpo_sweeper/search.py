@@ -1,0 +1,199 @@
+"""A search with Optuna: trials are asked for, run through Hydra's launcher, and told what they reached.
+
+It reads the files of a run directory; it does not know what a job does.
+"""
+
+import csv
+import json
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import OmegaConf
+
+from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest, has
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+    from hydra_plugins.ngrpo_sweeper.study import Worker
+
+
+@dataclass
+class SearchSweeperConf:
+    _target_: str = "hydra_plugins.ngrpo_sweeper.search.SearchSweeper"
+    params: dict[str, str] | None = None
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo_search", node=SearchSweeperConf, provider="ngrpo")
+
+
+class SearchSweeper(GridSweeper):
+    """Searches the swept overrides; `sweep.n_trials` is the number of trials to reach, by however many calls or workers.
+
+    A knob is suggested only in trials whose choices have it. Every trial runs once for each of `sweep.seeds`; its value is
+    their mean, their spread is kept with it.
+    """
+
+    settings: dict[str, Any]
+    fixed: list[str]
+    spaces: dict[str, Any]
+
+    def sweep(self, arguments: list[str]) -> list[Any]:
+        """Works until the study has its trials; raises SweepFailed where every trial failed."""
+        from hydra_plugins.ngrpo_sweeper import study as studies
+
+        self._read(self.with_presets(arguments))
+        settings = self.settings
+        identity = {key: settings[key] for key in ("objectives", "directions", "seeds")}
+        identity |= {"fixed": sorted(self.fixed), "space": {key: repr(space) for key, space in self.spaces.items()}}
+        name = digest([json.dumps(identity, sort_keys=True)])
+        some = self.fitting([*self.fixed, *(f"{key}={_first(space)}" for key, space in self.spaces.items())])
+        self._check_objectives(some)
+        folder = self.directory(some).parent / "sweeps" / name
+        chooser = studies.sampler(settings["sampler"], settings["sampler_seed"], self.spaces)
+        storage = studies.open_storage(settings["storage"], folder)
+        study = studies.open_study(storage, name, identity, settings["directions"], chooser)
+        worker = studies.Worker(study, settings["n_trials"], settings["grace_seconds"])
+        print(f"study {name}: {len(study.trials)} trials so far, {settings['n_trials']} to reach; {folder}", flush=True)
+        try:
+            self._work(worker)
+        finally:
+            worker.close()
+        return self._close(study, folder)
+
+    def _read(self, arguments: Sequence[str]) -> None:
+        """Settings, fixed overrides and search spaces. Raises StudyError where there is nothing to search."""
+        from hydra_plugins.ngrpo_sweeper.study import StudyError, distribution
+
+        settings = OmegaConf.to_container(self.config.sweep, resolve=True)
+        assert isinstance(settings, dict)
+        self.settings = {str(key): value for key, value in settings.items()}
+        overrides = [o for o in self._parsed(arguments) if not o.key_or_group.startswith("sweep.")]
+        self.fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
+        self.spaces = {o.key_or_group: distribution(o) for o in overrides if o.is_sweep_override()}
+        if not self.spaces:
+            raise StudyError("sweep=optuna: nothing to search is listed; 'mix_rate=interval(0.02,0.4)'")
+        if "seed" in self.spaces:
+            raise StudyError("seed: is not searched but averaged over; sweep.seeds=[0,1,2]")
+
+    def _work(self, worker: "Worker") -> None:
+        while True:
+            worker.reclaim()
+            claimed = (worker.claim() for _ in range(self.settings["trials_at_once"]))
+            batch = [trial for trial in claimed if trial is not None]
+            if batch:
+                self._run(worker, batch)
+            elif worker.nameless():
+                time.sleep(1)
+            else:
+                return
+
+    def _run(self, worker: "Worker", batch: Sequence["Trial"]) -> None:
+        """One launch: every trial of the batch under every seed."""
+        seeds = self.settings["seeds"]
+        chosen = [self._suggested(trial) for trial in batch]
+        jobs = [[*overrides, f"seed={seed}"] for overrides in chosen for seed in seeds]
+        results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+        for place, trial in enumerate(batch):
+            part = slice(place * len(seeds), (place + 1) * len(seeds))
+            values, reason = self._values(trial, jobs[part], results[part])
+            worker.finish(trial, values, reason)
+            pairs = zip(self.settings["objectives"], values or (), strict=False)
+            told = f"failed: {reason}" if reason else ", ".join(f"{name} {value:.4g}" for name, value in pairs)
+            print(f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: {told}", flush=True)
+
+    def _values(
+        self, trial: "Trial", jobs: Sequence[list[str]], results: Sequence[JobReturn]
+    ) -> tuple[list[float] | None, str | None]:
+        """The means over seeds, or the reason why there are none."""
+        reached: list[list[float]] = []
+        for job, result in zip(jobs, results, strict=True):
+            if result.status != JobStatus.COMPLETED:
+                error = result._return_value
+                if hasattr(error, "exit_code"):
+                    raise error
+                return None, " ".join(str(error).split()) or type(error).__name__
+            try:
+                reached.append([objective(self.directory(job), name) for name in self.settings["objectives"]])
+            except (ValueError, LookupError, OSError) as error:
+                return None, " ".join(str(error).split())
+        columns = list(zip(*reached, strict=True))
+        trial.set_user_attr("seeds", reached)
+        trial.set_user_attr("spread", [statistics.pstdev(column) for column in columns])
+        return [statistics.fmean(column) for column in columns], None
+
+    def _suggested(self, trial: "Trial") -> list[str]:
+        """Overrides of a trial: its choices first, then the knobs that these choices have."""
+        from hydra_plugins.ngrpo_sweeper.study import suggest
+
+        groups = [key for key in self.spaces if self.is_group_name(key)]
+        chosen = [*self.fixed, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in groups)]
+        tree = self.tree(self._parsed(chosen))
+        knobs = [key for key in self.spaces if key not in groups and has(tree, self._parsed([f"{key}=0"])[0])]
+        return self.fitting([*chosen, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in knobs)])
+
+    def _parsed(self, texts: Sequence[str]) -> list[Override]:
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
+
+    def _check_objectives(self, overrides: list[str]) -> None:
+        """Objectives name a benchmark that the runs have, or a table. Raises StudyError with those that there are."""
+        from hydra_plugins.ngrpo_sweeper.study import StudyError
+
+        composed = self.compose(overrides)
+        n = composed.evaluation.n
+        estimates = [f"mean@{n}", *(f"pass@{2**i}" for i in range(n.bit_length()) if 2**i < n), f"pass@{n}"]
+        known = [f"{benchmark}/{estimate}" for benchmark in composed.benchmark for estimate in estimates]
+        for name in self.settings["objectives"]:
+            if name not in known and name.partition("/")[0] not in TABLES:
+                there = ", ".join([*known, "metrics/<column>", "timings/<column>"])
+                raise StudyError(f"sweep.objectives=[{name}]: the runs log {there}; sweep.objectives=[{known[0]}]")
+
+    def _close(self, study: Any, folder: Path) -> list[Any]:
+        from hydra_plugins.ngrpo_sweeper.summary import write
+
+        trials = study.get_trials(deepcopy=False)
+        states = [trial.state.name for trial in trials]
+        failed = sum("reason" in trial.user_attrs for trial in trials)
+        done = states.count("COMPLETE")
+        if done:
+            write(study, folder, self.settings)
+        print(f"{done} trials complete, {failed} failed, {states.count('RUNNING')} running elsewhere: {folder}")
+        if not done and failed:
+            raise SweepFailed(f"all {failed} trials failed: {folder}")
+        return []
+
+
+TABLES = ("metrics", "timings")
+
+
+def objective(directory: Path, name: str) -> float:
+    """One figure of a finished run: `<benchmark>/mean@n`, `<benchmark>/pass@k` after the last RL step, or the mean of a
+    column of metrics.csv or timings.csv over the RL steps. Raises ValueError where it is not there or not finite."""
+    group, _, rest = name.partition("/")
+    if group in TABLES:
+        with (directory / f"{group}.csv").open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        if not rows or rest not in rows[0]:
+            raise ValueError(f"{name} is not logged; {group}.csv has {', '.join(rows[0] if rows else ())}")
+        value = statistics.fmean(float(row[rest]) for row in rows if row[rest])
+    else:
+        entries = json.loads((directory / "results.json").read_text("utf-8"))[group]
+        entry = entries[max(entries, key=int)]
+        kind, _, k = rest.partition("@")
+        value = float((entry["mean@n"] if kind == "mean" else entry["pass@k"][k])["value"])
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}")
+    return value
+
+
+def _first(space: Any) -> Any:
+    return space.choices[0] if hasattr(space, "choices") else space.low

@@ -1,0 +1,249 @@
+"""A study that outlives its workers: storage, claims, dead workers, search spaces.
+
+Several processes may work on one study. It does not know what a trial runs.
+"""
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import optuna
+from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+HOST = socket.gethostname()
+NAMELESS = 10.0  # seconds after which a running trial that names no worker counts as dead: names follow within one
+
+
+class StudyError(ValueError):
+    """A study that cannot be worked on as asked."""
+
+    one_line, exit_code = True, 2  # told without a traceback, as a mistake of the command
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What a swept override may be: Hydra's own sweep syntax as a distribution of Optuna."""
+    value, text = override.value(), str(override.input_line)
+    try:
+        if isinstance(value, IntervalSweep):
+            log = "log" in value.tags
+            if isinstance(value.start, int) and isinstance(value.end, int):
+                return IntDistribution(value.start, value.end, log=log)
+            assert value.start is not None and value.end is not None
+            return FloatDistribution(float(value.start), float(value.end), log=log)
+        if isinstance(value, RangeSweep) and all(
+            isinstance(part, int) for part in (value.start, value.stop, value.step)
+        ):
+            members = list(range(int(value.start or 0), int(value.stop or 0), int(value.step)))
+            return IntDistribution(members[0], members[-1], step=int(value.step))
+    except (ValueError, IndexError) as error:
+        raise StudyError(f"{text}: {error}; {override.key_or_group}=interval(<low>,<high>)") from error
+    assert isinstance(value, (ChoiceSweep, RangeSweep)) or override.is_sweep_override()
+    members = list(override.sweep_string_iterator())
+    if not members:
+        raise StudyError(f"{text}: lists no value; {override.key_or_group}=choice(<value>,<value>)")
+    return CategoricalDistribution(members)
+
+
+def suggest(trial: Trial, key: str, space: BaseDistribution) -> str:
+    """The value of one key in a trial, as one would type it."""
+    if isinstance(space, FloatDistribution):
+        return repr(trial.suggest_float(key, space.low, space.high, log=space.log))
+    if isinstance(space, IntDistribution):
+        return str(trial.suggest_int(key, space.low, space.high, step=space.step, log=space.log))
+    assert isinstance(space, CategoricalDistribution)
+    return str(trial.suggest_categorical(key, space.choices))
+
+
+def sampler(name: str, seed: int, spaces: Mapping[str, BaseDistribution]) -> optuna.samplers.BaseSampler:
+    """The sampler of that name. Raises StudyError for `grid` over a range without steps."""
+    if name == "grid":
+        open_ended = [key for key, space in spaces.items() if isinstance(space, FloatDistribution)]
+        if open_ended:
+            raise StudyError(f"sweep.sampler=grid: {open_ended[0]} has no listed values; sweep.sampler=tpe")
+        return optuna.samplers.GridSampler({key: _members(space) for key, space in spaces.items()}, seed)
+    makers = {
+        "tpe": optuna.samplers.TPESampler,
+        "random": optuna.samplers.RandomSampler,
+        "qmc": optuna.samplers.QMCSampler,
+        "gp": optuna.samplers.GPSampler,
+        "cmaes": optuna.samplers.CmaEsSampler,
+        "nsga2": optuna.samplers.NSGAIISampler,
+    }
+    return makers[name](seed=seed)
+
+
+def _members(space: BaseDistribution) -> list[Any]:
+    if isinstance(space, CategoricalDistribution):
+        return list(space.choices)
+    assert isinstance(space, IntDistribution)
+    return list(range(space.low, space.high + 1, space.step))
+
+
+def open_storage(url: str | None, folder: Path) -> BaseStorage:
+    """The database at `url`, or the journal in `folder`, whose end is mended where a write was cut off."""
+    if url:
+        return _patiently(lambda: RDBStorage(url), url)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "journal.log"
+    lock = JournalFileSymlinkLock(str(path))
+    if path.exists():
+        _mend(path, lock)
+    return JournalStorage(JournalFileBackend(str(path), lock))
+
+
+def _patiently(make: Any, what: str) -> Any:
+    """Workers that start together may all find a database without tables: all but one have to try again."""
+    for attempt in range(5):
+        try:
+            return make()
+        except Exception as error:
+            if attempt == 4:
+                words = " ".join(str(error).split())
+                raise StudyError(
+                    f"sweep.storage={what}: {words[:200]}; sweep.storage=null keeps a journal file"
+                ) from error
+            time.sleep(0.2 * 2**attempt)
+    raise AssertionError
+
+
+def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
+    """Moves a torn last line aside: Optuna reads the rest but could never add to it."""
+    lock.acquire()
+    try:
+        whole = path.read_bytes()
+        kept = whole[: whole.rfind(b"\n") + 1]
+        while kept and not _is_json(kept[kept.rstrip(b"\n").rfind(b"\n") + 1 :]):
+            kept = kept[: kept.rstrip(b"\n").rfind(b"\n") + 1]
+        if kept != whole:
+            path.with_suffix(f".torn-{int(time.time())}").write_bytes(whole[len(kept) :])
+            path.write_bytes(kept)
+            print(f"{path}: a record that was cut off was moved aside ({len(whole) - len(kept)} bytes)")
+    finally:
+        lock.release()
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except ValueError:
+        return False
+
+
+def open_study(
+    storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str], chooser: Any
+) -> optuna.Study:
+    """The study of that name, new or continued. Raises StudyError where it was begun with another identity."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    options = {"sampler": chooser, "directions": list(directions), "load_if_exists": True}
+    study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), "study")
+    text = json.dumps(identity, sort_keys=True)
+    before = study.user_attrs.get("identity")
+    if before is None:
+        study.set_user_attr("identity", text)
+    elif before != text:
+        old = json.loads(before)
+        key = next(key for key in {**old, **identity} if old.get(key) != identity.get(key))
+        raise StudyError(
+            f"the study {name} was begun with {key}: {old.get(key)}, asked for is {identity.get(key)}; "
+            "another sweep.storage or another hydra.sweep.dir begins a new one"
+        )
+    return study
+
+
+class Worker:
+    """One process at work on a study: it claims trials, shows that it lives, and takes over from the dead."""
+
+    def __init__(self, study: optuna.Study, n_trials: int, grace_seconds: float):
+        self.study, self.n_trials, self.grace = study, n_trials, grace_seconds
+        self.own: set[int] = set()  # ids of the trials that are running here
+        self._stop = threading.Event()
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def close(self) -> None:
+        self._stop.set()
+
+    def reclaim(self) -> int:
+        """Fails running trials whose worker is dead and queues their parameters again; returns how many."""
+        stale = [
+            trial
+            for trial in self._trials(TrialState.RUNNING)
+            if trial._trial_id not in self.own and self._is_dead(trial)
+        ]
+        for trial in stale:
+            try:
+                self.study.tell(trial.number, state=TrialState.FAIL)
+            except (ValueError, RuntimeError):  # another worker was faster
+                continue
+            self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+        return len(stale)
+
+    def claim(self) -> Trial | None:
+        """The next trial, None once there are enough. Two that ask at once cannot both get the last one."""
+        if len(self._trials(*COUNTED)) + self._failures() >= self.n_trials:
+            return None
+        trial = self.study.ask()
+        for key, value in {"host": HOST, "pid": os.getpid(), "born": _born(os.getpid()), "beat": time.time()}.items():
+            trial.set_user_attr(key, value)
+        earlier = [other for other in self._trials(*COUNTED) if other.number < trial.number]
+        if len(earlier) + self._failures() >= self.n_trials:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return None
+        self.own.add(trial._trial_id)
+        return trial
+
+    def nameless(self) -> bool:
+        """Whether a trial runs of which it is not known yet whose it is."""
+        return any("beat" not in trial.user_attrs for trial in self._trials(TrialState.RUNNING))
+
+    def finish(self, trial: Trial, values: Sequence[float] | None, reason: str | None = None) -> None:
+        """Tells the values of a trial, or the reason for which it has none; such a trial counts too."""
+        if reason is not None:
+            trial.set_user_attr("reason", reason)
+        self.study.tell(trial, values, state=TrialState.COMPLETE if values is not None else TrialState.FAIL)
+        self.own.discard(trial._trial_id)
+
+    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states)
+
+    def _failures(self) -> int:
+        return sum("reason" in trial.user_attrs for trial in self._trials(TrialState.FAIL))
+
+    def _is_dead(self, trial: FrozenTrial) -> bool:
+        seen = trial.user_attrs
+        if "beat" not in seen:
+            started = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
+            return time.time() - started > NAMELESS
+        if seen["host"] == HOST:
+            return _born(int(seen["pid"])) != seen["born"]
+        return time.time() - float(seen["beat"]) > self.grace
+
+    def _beat(self) -> None:
+        while not self._stop.wait(self.grace / 4):
+            for trial_id in list(self.own):
+                self.study._storage.set_trial_user_attr(trial_id, "beat", time.time())
+
+
+def _born(pid: int) -> str | None:
+    """When the process with this id was started, so that an id in use again is not taken for the old process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
+    except OSError:
+        return _is_running(pid)
+
+
+def _is_running(pid: int) -> str | None:
+    try:
+        os.kill(pid, 0)
+    except OSError:
+        return None
+    return "running"
