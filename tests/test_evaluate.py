@@ -133,3 +133,42 @@ def test_merging_twice_is_harmless(tmp_path):
     merge(target, [(0, 1), (1, 2)])
     assert pd.read_parquet(target)["problem_id"].tolist() == ["0", "1"]
     assert not list(tmp_path.rglob("partial"))
+
+
+def test_one_thought_for_all_samples_is_flagged(tmp_path):
+    log = tmp_path / "log"
+    small = [
+        "n=2",
+        "rows_per_batch=32",
+        "benchmark=story_math_easy",
+        "max_new_tokens=40",
+        f"hydra.run.dir={tmp_path / 'run'}",
+    ]
+    warm.finish("evaluate.py", log, "exploration=soft_thinking", *small)
+    entry = json.loads((tmp_path / "run" / "results.json").read_text())["story_math_easy"]["0"]
+    assert entry["same_thinking"] == 1.0 and "pass@k not meaningful for 100% of problems" in log.read_text()
+    frame = samples(tmp_path / "run", "story_math_easy", 0)
+    assert (frame.groupby("problem_id")["explored_steps"].nunique() == 1).all() and (frame["explored_steps"] > 0).all()
+
+
+def test_what_a_strategy_learned_goes_with_the_model(tmp_path):
+    from safetensors.torch import load_file
+
+    run = tmp_path / "run"
+    warm.finish("train.py", tmp_path / "log", *TINY, "exploration=hrpo", "learning_rate=1e-3", f"hydra.run.dir={run}")
+    learned = load_file(run / "hf" / "exploration.safetensors")
+    state = checkpoints.newest(run / "checkpoints")
+    assert state is not None and {"Lambda", "reset.weight", "input.bias"} <= set(learned)
+    assert all(torch.equal(value, state[1]["strategy"][name]) for name, value in learned.items())
+    assert AutoModelForCausalLM.from_pretrained(run / "hf").num_parameters() > 0
+    found = {}
+    for name in ("learned", "forgotten"):
+        if name == "forgotten":
+            (run / "hf" / "exploration.safetensors").unlink()
+        place = tmp_path / name
+        warm.finish(
+            "evaluate.py", tmp_path / f"{name}.log", f"run={run}", "exploration=hrpo", "n=2", "rows_per_batch=96",
+            "benchmark=story_math_easy", "max_new_tokens=40", f"hydra.run.dir={place}",
+        )  # fmt: skip
+        found[name] = samples(place, "story_math_easy", 1)["logprob_sum"]
+    assert not np.allclose(found["learned"], found["forgotten"], atol=1e-9)

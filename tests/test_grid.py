@@ -154,6 +154,15 @@ def test_micro_batches_change_no_algorithm(algorithm, model_path):
     torch.testing.assert_close(split, whole, rtol=1e-6, atol=1e-7 * float(whole.abs().max()))
 
 
+@pytest.mark.parametrize("exploration", STRATEGIES)
+def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, model_path):
+    config = OmegaConf.merge(composed(exploration, "grpo", model_path), {"algorithm": {"kl": {"coefficient": 0.1}}})
+    if settings.problems(config):
+        return
+    _, metrics = one_step(config, model_path)
+    assert abs(metrics["kl"]) < 1e-9 and metrics["grad_norm"] > 0
+
+
 def test_most_pairs_are_not_refused(model_path):
     """One algorithm stands for each kind of rule; a rule that spreads too far would hide behind its refusals."""
     refused = {
