@@ -19,6 +19,7 @@ SIZES = ("n", "rows_per_batch", "problems")  # of an evaluation: the batch plan
 def main(config: DictConfig) -> dict[str, Any] | None:
     """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
     from ngrpo.progress import print_results
+    from ngrpo.pruning import Pruned
 
     directory = command_line.run_path()
     plain, versions = command_line.plain(config), command_line.data_versions(config)
@@ -32,7 +33,11 @@ def main(config: DictConfig) -> dict[str, Any] | None:
         if run.status == "finished":
             print(f"already finished at RL step {config.steps}; fresh=true starts anew")
         else:
-            train(config, directory, run)
+            try:
+                train(config, directory, run)
+            except Pruned as stop:
+                print(stop)
+                return {"pruned": str(stop)}
             run.finish()
         print_results(run.read_results(), run.path)
         return run.read_results()
@@ -111,9 +116,11 @@ def build_recorder(
     """What keeps the run directory, with the benchmarks and the strategy that they are sampled with."""
     from ngrpo.evaluate import Evaluation
     from ngrpo.progress import Progress
+    from ngrpo.pruning import Judge
     from ngrpo.recorder import Recorder
 
     benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    trial = config.get("sweep", {}).get("trial")
     return Recorder(
         run=run,
         directory=directory,
@@ -126,6 +133,7 @@ def build_recorder(
         checkpoint_every=config.checkpoint_every,
         progress=Progress(config.steps, quiet=run is None),
         interrupts=interrupts,
+        judge=Judge(trial) if trial else None,
     )
 
 

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -77,6 +77,7 @@ class Recorder:
     checkpoint_every: int
     progress: Progress
     interrupts: Interrupts
+    judge: Callable[[int, dict[str, dict[str, Any]]], None] | None = None  # of a search: may end the run
 
     def at(self, policy: "Policy", step: int, outcome: "Outcome | None") -> None:
         """Called once the policy stands at RL step `step`; `outcome` is that step's, None if it was not just taken."""
@@ -167,6 +168,8 @@ class Recorder:
         if self.run:
             for name, entry in results.items():
                 self.run.record_result(name, step, entry)
+        if self.judge is not None and 0 < step < self.steps and policy.world_size == 1:
+            self.judge(step, results)
 
 
 def step_rows(policy: "Policy", outcome: "Outcome") -> list[dict[str, Any]]:

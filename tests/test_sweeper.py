@@ -113,6 +113,14 @@ def main(config):
         file.write(f"{path.name}\\n")
     time.sleep(float(os.environ.get("NAP", "0")))
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
+    if os.environ.get("REPORTS"):
+        from ngrpo.pruning import Judge, Pruned
+        judge = Judge(config.sweep.trial)
+        try:
+            for step in (10, 20):
+                judge(step, {"story_math_val": {"mean@n": {"value": rate}, "pass@k": {"8": {"value": rate}}}})
+        except Pruned as stop:
+            return {"pruned": str(stop)}
     value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
     estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}
     (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
@@ -166,7 +174,7 @@ def test_a_search_reaches_its_total_and_the_same_command_adds_nothing(tmp_path):
     best = max(value[0] for *_, value in after)
     assert (
         f"{best:.4g}" in (folder / "sweep_summary.md").read_text()
-        and "8 trials complete, 0 failed" in search(tmp_path, *SPACE, "sweep.n_trials=8")[1]
+        and "8 trials complete, 0 pruned, 0 failed" in search(tmp_path, *SPACE, "sweep.n_trials=8")[1]
     )
 
 
@@ -192,7 +200,18 @@ def test_failing_trials_are_recorded_with_their_reason_and_count(tmp_path):
     reasons = [trial.user_attrs["reason"] for trial in trials if trial.state.name == "FAIL"]
     assert status == 1 and len(trials) == 8 and reasons
     assert set(reasons) <= {"the run broke", "story_math_val/pass@8 is nan"}
-    assert f"{8 - len(reasons)} trials complete, {len(reasons)} failed" in out
+    assert f"{8 - len(reasons)} trials complete, 0 pruned, {len(reasons)} failed" in out
+
+
+def test_poor_trials_stop_early_and_count(tmp_path):
+    settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]"]
+    status, out, err = search(tmp_path, *SPACE, *settings, REPORTS="1")
+    trials = study(tmp_path)[0].trials
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert status == 0 and len(trials) == 12 and 1 <= len(pruned) <= 7, err
+    best = max((trial for trial in trials if trial not in pruned), key=lambda trial: trial.params["mix_rate"])
+    assert all(trial.params["mix_rate"] < best.params["mix_rate"] for trial in pruned)
+    assert f"{12 - len(pruned)} trials complete, {len(pruned)} pruned, 0 failed" in out
 
 
 @pytest.mark.parametrize("moment", [0.5, 2.0])
@@ -254,3 +273,21 @@ def test_a_database_serves_too_and_keeps_to_its_space(tmp_path):
     (name,) = optuna.get_all_study_names(url.partition("=")[2])
     trials = optuna.load_study(study_name=name, storage=url.partition("=")[2]).trials
     assert [trial.state.name for trial in trials].count("COMPLETE") == 5
+
+
+def test_a_search_over_real_runs(tmp_path):
+    import warm
+
+    small = ["prompts_per_step=2", "group_size=2", "max_new_tokens=40", "evaluation.n=8", "evaluation.problems=3"]
+    budget = ["steps=2", "eval_every=1", "evaluation.before=false", "trainer.threads=1", "sweep.n_trials=6"]
+    log = tmp_path / "log"
+    text = warm.finish("train.py", log, "-m", *SPACE, *small, *budget, f"hydra.sweep.dir={tmp_path}")
+    trials = study(tmp_path)[0].trials
+    assert len(trials) == 6 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, text
+    assert all(list(trial.intermediate_values) == [1] for trial in trials)
+    complete = [trial for trial in trials if trial.values]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/run.json")]
+    assert len(complete) == sum(run["status"] == "finished" for run in runs) >= 3
+    for trial in complete:
+        (run,) = [r for r in runs if r["config"]["mix_rate"] == trial.params["mix_rate"]]
+        assert str(run["config"]["k"]) == trial.params["k"] and list(run["config"]["benchmark"]) == ["story_math_val"]

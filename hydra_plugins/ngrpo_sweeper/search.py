@@ -8,7 +8,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,7 @@ class SearchSweeper(GridSweeper):
     settings: dict[str, Any]
     fixed: list[str]
     spaces: dict[str, Any]
+    place: str  # of the study's storage
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Works until the study has its trials; raises SweepFailed where every trial failed."""
@@ -61,6 +62,7 @@ class SearchSweeper(GridSweeper):
         folder = self.directory(some).parent / "sweeps" / name
         chooser = studies.sampler(settings["sampler"], settings["sampler_seed"], self.spaces)
         storage = studies.open_storage(settings["storage"], folder)
+        self.place = settings["storage"] or str((folder / studies.JOURNAL).absolute())
         study = studies.open_study(storage, name, identity, settings["directions"], chooser)
         worker = studies.Worker(study, settings["n_trials"], settings["grace_seconds"])
         print(f"study {name}: {len(study.trials)} trials so far, {settings['n_trials']} to reach; {folder}", flush=True)
@@ -101,15 +103,35 @@ class SearchSweeper(GridSweeper):
         """One launch: every trial of the batch under every seed."""
         seeds = self.settings["seeds"]
         chosen = [self._suggested(trial) for trial in batch]
-        jobs = [[*overrides, f"seed={seed}"] for overrides in chosen for seed in seeds]
+        jobs = [
+            [*overrides, f"seed={seed}", *self._as_trial(trial, place)]
+            for trial, overrides in zip(batch, chosen, strict=True)
+            for place, seed in enumerate(seeds)
+        ]
         results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
         for place, trial in enumerate(batch):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
+            if any(_is_pruned(result) for result in results[part]):
+                worker.prune(trial)
+                print(
+                    f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: pruned",
+                    flush=True,
+                )
+                continue
             values, reason = self._values(trial, jobs[part], results[part])
             worker.finish(trial, values, reason)
             pairs = zip(self.settings["objectives"], values or (), strict=False)
             told = f"failed: {reason}" if reason else ", ".join(f"{name} {value:.4g}" for name, value in pairs)
             print(f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: {told}", flush=True)
+
+    def _as_trial(self, trial: "Trial", place: int) -> list[str]:
+        """The override that lets the run of the seed at `place` report to its trial, where a pruner may stop it."""
+        objectives = self.settings["objectives"]
+        if self.settings["pruner"] == "none" or len(objectives) > 1 or objectives[0].partition("/")[0] in TABLES:
+            return []
+        told = {"storage": self.place, "study": trial.study.study_name, "trial": trial._trial_id}
+        told |= {"objective": objectives[0], "pruner": self.settings["pruner"], "first": place * FURTHEST}
+        return [f"sweep.trial='{json.dumps(told)}'"]
 
     def _values(
         self, trial: "Trial", jobs: Sequence[list[str]], results: Sequence[JobReturn]
@@ -163,16 +185,19 @@ class SearchSweeper(GridSweeper):
         trials = study.get_trials(deepcopy=False)
         states = [trial.state.name for trial in trials]
         failed = sum("reason" in trial.user_attrs for trial in trials)
-        done = states.count("COMPLETE")
+        done, pruned = states.count("COMPLETE"), states.count("PRUNED")
         if done:
             write(study, folder, self.settings)
-        print(f"{done} trials complete, {failed} failed, {states.count('RUNNING')} running elsewhere: {folder}")
+        print(
+            f"{done} trials complete, {pruned} pruned, {failed} failed, {states.count('RUNNING')} running elsewhere: {folder}"
+        )
         if not done and failed:
             raise SweepFailed(f"all {failed} trials failed: {folder}")
         return []
 
 
 TABLES = ("metrics", "timings")
+FURTHEST = 1_000_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
 
 def objective(directory: Path, name: str) -> float:
@@ -193,6 +218,11 @@ def objective(directory: Path, name: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{name} is {value}")
     return value
+
+
+def _is_pruned(result: JobReturn) -> bool:
+    reached = result._return_value
+    return result.status == JobStatus.COMPLETED and isinstance(reached, Mapping) and "pruned" in reached
 
 
 def _first(space: Any) -> Any:

@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 HOST = socket.gethostname()
+JOURNAL = "journal.log"
 NAMELESS = 10.0  # seconds after which a running trial that names no worker counts as dead: names follow within one
 
 
@@ -94,7 +95,7 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     if url:
         return _patiently(lambda: RDBStorage(url), url)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "journal.log"
+    path = folder / JOURNAL
     lock = JournalFileSymlinkLock(str(path))
     if path.exists():
         _mend(path, lock)
@@ -210,6 +211,11 @@ class Worker:
         if reason is not None:
             trial.set_user_attr("reason", reason)
         self.study.tell(trial, values, state=TrialState.COMPLETE if values is not None else TrialState.FAIL)
+        self.own.discard(trial._trial_id)
+
+    def prune(self, trial: Trial) -> None:
+        """Tells that a trial was stopped early; its last report counts for the sampler."""
+        self.study.tell(trial, state=TrialState.PRUNED)
         self.own.discard(trial._trial_id)
 
     def _trials(self, *states: TrialState) -> list[FrozenTrial]:
