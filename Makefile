@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all bench check clean
+.PHONY: help .venv demo test test-all services bench check clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -43,6 +43,9 @@ test: $(STAMP)  ## Run the tests, all but the slow ones
 
 test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+
+services:  ## Install the database server that one test of the sweeps starts (Debian, Ubuntu; needs root)
+	apt-get install -y -q postgresql
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
 	@$(BIN)/python benchmarks/engine.py $(BENCH)

@@ -2,8 +2,11 @@
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -73,7 +76,7 @@ def test_the_same_command_runs_only_what_is_missing(tmp_path):
 
 
 def test_a_cell_without_a_meaning_is_refused_and_is_no_failure(tmp_path):
-    done, jobs = sweep(tmp_path, "exploration=token_sampling,stht", "algorithm=grpo,gspo")
+    done, jobs = sweep(tmp_path, "exploration=stht,token_sampling", "algorithm=gspo,grpo")
     assert len(jobs) == 3 and done.returncode == 0
     assert "this exploration: is refused here, because one ratio per answer" in done.stderr
     assert done.stdout.splitlines()[-1] == "3 finished, 0 finished before, 1 refused, 0 failed"
@@ -264,15 +267,61 @@ def test_a_search_that_cannot_be_is_told_in_one_line(tmp_path, wrong, words):
     assert not list(tmp_path.glob("outputs/*/sweeps/*/journal.log"))
 
 
-def test_a_database_serves_too_and_keeps_to_its_space(tmp_path):
-    url = f"sweep.storage=sqlite:///{tmp_path}/study.db"
-    workers = [start_search(tmp_path, *SPACE, "sweep.n_trials=5", url) for _ in range(3)]
+def check_database(folder, url):
+    workers = [start_search(folder, *SPACE, "sweep.n_trials=5", f"sweep.storage={url}") for _ in range(3)]
     assert [worker.communicate(timeout=120)[1] for worker in workers] == [""] * 3
     import optuna
 
-    (name,) = optuna.get_all_study_names(url.partition("=")[2])
-    trials = optuna.load_study(study_name=name, storage=url.partition("=")[2]).trials
-    assert [trial.state.name for trial in trials].count("COMPLETE") == 5
+    (name,) = optuna.get_all_study_names(url)
+    states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=url).trials]
+    assert states.count("COMPLETE") == 5 and not {"RUNNING", "WAITING"} & set(states)
+
+
+def test_a_database_serves_workers_that_start_together(tmp_path):
+    check_database(tmp_path, f"sqlite:///{tmp_path}/study.db")
+
+
+@pytest.fixture
+def postgres():
+    """The URL of a server of one's own, run by an unprivileged user; `make services` installs the programs."""
+    pytest.importorskip("psycopg2")
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not places:
+        pytest.skip("PostgreSQL is not installed: make services")
+    programs, folder = places[-1].parent, Path(tempfile.mkdtemp(prefix="ngrpo-postgres-"))
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    if as_nobody:
+        os.chown(folder, 65534, 65534)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def run(program, *arguments):
+        command = [*as_nobody, str(programs / program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
+
+    run("initdb", "-U", "ngrpo", "--auth=trust")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
+    yield f"postgresql+psycopg2://ngrpo@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-w", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+def test_a_server_serves_too(tmp_path, postgres):
+    check_database(tmp_path, postgres)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package"), [("joblib", "joblib_launcher"), ("submitit_local", "submitit_launcher")]
+)
+def test_other_launchers_place_the_runs(tmp_path, launcher, package):
+    pytest.importorskip(f"hydra_plugins.hydra_{package}")
+    settings = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    done, _ = sweep(tmp_path, "seed=0,7,1", *settings)
+    assert done.stdout.splitlines()[-1] == "2 finished, 0 finished before, 0 refused, 1 failed", done.stderr
+    assert done.returncode == 1 and "error: 1 of 3 runs failed" in done.stderr
+    assert [row["error"] is None for row in record(tmp_path)["runs"]] == [True, False, True]
 
 
 def test_a_search_over_real_runs(tmp_path):

@@ -16,6 +16,7 @@ from ngrpo.command_line.overrides import parse
 from ngrpo.command_line.reading import register_resolvers
 from ngrpo.command_line.schema import Schema, alike
 from ngrpo.settings.composed import printable
+from ngrpo.settings.values import REFUSED
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VERSION_BASE = "1.3"
@@ -67,6 +68,8 @@ def _examine_jobs(examined: Examined, jobs: list[Job], values: bool) -> None:
             examined.problems += jobs[0].unknown_problem(override)
     for job in jobs:
         found, notes = job.check() if values else ([], [])
+        if len(jobs) > 1:  # a grid may have such cells: each tells its own when its turn comes
+            found = [line for line in found if REFUSED not in line]
         examined.problems += [*job.problems, *found]
         examined.notes += [note for note in notes if note not in examined.notes]
 

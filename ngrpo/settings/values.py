@@ -20,6 +20,9 @@ ROOMS = {  # where the class of a node must come from; a task is even built befo
 }
 
 
+REFUSED = "is refused here, because"  # a choice that is fine by itself and has no meaning beside another one
+
+
 def unresolved(seen: Composed) -> Iterator[str]:
     """Interpolations that lead nowhere, and values that one has to give."""
     for key, value in seen.values.items():
@@ -100,7 +103,7 @@ def _broken(seen: Composed, key: str, rule: Rule) -> str:
     about = rule.get("about", key)
     if about != key:
         choice = seen.shown(about) if about in seen.given else f"this {about}"
-        return f"{choice}: is refused here, because {rule['because']}; {rule['fix']}"
+        return f"{choice}: {REFUSED} {rule['because']}; {rule['fix']}"
     return f"{seen.shown(key)}: must be {_why(seen, key, rule)}; {rule.get('fix') or f'{key}={_fix(seen, key, rule)}'}"
 
 
