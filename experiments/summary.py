@@ -125,6 +125,7 @@ def main() -> None:
     parser.add_argument(
         "--base", type=Path, nargs="+", required=True, help="evaluations of the base model, one per seed"
     )
+    parser.add_argument("--baseline", help="the method that the others are compared with; the first one unless given")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     runs = [run for root in options.roots for run in load(root)]
@@ -138,13 +139,13 @@ def main() -> None:
         arms.setdefault(" + ".join(run[name] for name in ("exploration", "algorithm") if name in varied), []).append(
             run
         )
-    benchmarks = list(runs[0]["solved"])
+    benchmarks = sorted(runs[0]["solved"])
     text = table(arms, base, benchmarks)
-    first = next(iter(arms))
+    first = options.baseline or next(iter(arms))
     if all(len(part) > 1 for part in arms.values()):
         text += f"\n| minus `{first}`, Welch on seed means | " + " | ".join(benchmarks) + " |\n"
         text += "|---" * (1 + len(benchmarks)) + "|\n"
-        for name in list(arms)[1:]:
+        for name in (name for name in arms if name != first):
             text += f"| `{name}` | " + " | ".join(welch(arms[name], arms[first], b) for b in benchmarks) + " |\n"
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "table.md").write_text(text, "utf-8")
