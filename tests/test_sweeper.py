@@ -273,7 +273,9 @@ def check_database(folder, url):
     import optuna
 
     (name,) = optuna.get_all_study_names(url)
-    states = [trial.state.name for trial in optuna.load_study(study_name=name, storage=url).trials]
+    trials = optuna.load_study(study_name=name, storage=url).trials
+    states = [trial.state.name for trial in trials]
+    assert len({str(trial.params) for trial in trials if trial.params}) == 5, "workers draw different numbers"
     assert states.count("COMPLETE") == 5 and not {"RUNNING", "WAITING"} & set(states)
 
 

@@ -60,11 +60,13 @@ class SearchSweeper(GridSweeper):
         some = self.fitting([*self.fixed, *(f"{key}={_first(space)}" for key, space in self.spaces.items())])
         self._check_objectives(some)
         folder = self.directory(some).parent / "sweeps" / name
-        chooser = studies.sampler(settings["sampler"], settings["sampler_seed"], self.spaces)
+        drawing = (settings["sampler"], settings["sampler_seed"], self.spaces)
+        studies.sampler(*drawing)  # a wrong one is told before anything is written
         storage = studies.open_storage(settings["storage"], folder)
         self.place = settings["storage"] or str((folder / studies.JOURNAL).absolute())
-        study = studies.open_study(storage, name, identity, settings["directions"], chooser)
+        study = studies.open_study(storage, name, identity, settings["directions"])
         worker = studies.Worker(study, settings["n_trials"], settings["grace_seconds"])
+        study.sampler = studies.sampler(*drawing, worker.place)
         print(f"study {name}: {len(study.trials)} trials so far, {settings['n_trials']} to reach; {folder}", flush=True)
         try:
             self._work(worker)

@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +66,13 @@ def suggest(trial: Trial, key: str, space: BaseDistribution) -> str:
     return str(trial.suggest_categorical(key, space.choices))
 
 
-def sampler(name: str, seed: int, spaces: Mapping[str, BaseDistribution]) -> optuna.samplers.BaseSampler:
-    """The sampler of that name. Raises StudyError for `grid` over a range without steps."""
+def sampler(
+    name: str, seed: int, spaces: Mapping[str, BaseDistribution], place: str = ""
+) -> optuna.samplers.BaseSampler:
+    """The sampler of that name; workers in different places draw different numbers from one seed.
+
+    Raises StudyError for `grid` over a range without steps.
+    """
     if name == "grid":
         open_ended = [key for key, space in spaces.items() if isinstance(space, FloatDistribution)]
         if open_ended:
@@ -80,7 +86,8 @@ def sampler(name: str, seed: int, spaces: Mapping[str, BaseDistribution]) -> opt
         "cmaes": optuna.samplers.CmaEsSampler,
         "nsga2": optuna.samplers.NSGAIISampler,
     }
-    return makers[name](seed=seed)
+    own = int.from_bytes(blake2b(f"{seed} {place}".encode(), digest_size=4).digest(), "little")
+    return makers[name](seed=own)
 
 
 def _members(space: BaseDistribution) -> list[Any]:
@@ -140,12 +147,10 @@ def _is_json(line: bytes) -> bool:
         return False
 
 
-def open_study(
-    storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str], chooser: Any
-) -> optuna.Study:
+def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str]) -> optuna.Study:
     """The study of that name, new or continued. Raises StudyError where it was begun with another identity."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    options = {"sampler": chooser, "directions": list(directions), "load_if_exists": True}
+    options = {"directions": list(directions), "load_if_exists": True}
     study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), "study")
     text = json.dumps(identity, sort_keys=True)
     before = study.user_attrs.get("identity")
@@ -167,8 +172,19 @@ class Worker:
     def __init__(self, study: optuna.Study, n_trials: int, grace_seconds: float):
         self.study, self.n_trials, self.grace = study, n_trials, grace_seconds
         self.own: set[int] = set()  # ids of the trials that are running here
+        self.place = self._register()
         self._stop = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
+
+    def _register(self) -> str:
+        """What tells this worker from all others of the study, and is the same for the first one of every new study.
+
+        Whoever registers later sees more workers; those that see equally many see the same ones, and differ in rank.
+        """
+        name = f"worker {HOST} {os.getpid()} {_born(os.getpid())}"
+        self.study.set_user_attr(name, True)
+        seen = sorted(key for key in self.study.user_attrs if key.startswith("worker "))
+        return f"{len(seen)} {seen.index(name) if len(seen) > 1 else 0}"
 
     def close(self) -> None:
         self._stop.set()
