@@ -109,11 +109,17 @@ import json, math, os, sys, time
 from ngrpo import command_line
 class Broken(RuntimeError):
     one_line = True
+class RunLocked(Broken): pass
 def main(config):
     path = command_line.run_path()
     rate, k = config.get("mix_rate") or 0.0, config.get("k") or 1
     with open("ran.txt", "a") as file:
         file.write(f"{path.name}\\n")
+    if os.environ.get("LOCKS"):
+        try:
+            os.mkdir(path / "held")
+        except FileExistsError:
+            raise RunLocked("in use") from None
     time.sleep(float(os.environ.get("NAP", "0")))
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
     if os.environ.get("REPORTS"):
@@ -127,6 +133,7 @@ def main(config):
     value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
     estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}
     (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
+    if os.environ.get("LOCKS"): os.rmdir(path / "held")
     (path / "timings.csv").write_text("step,tokens_per_second\\n1,10\\n2,30\\n")
 command_line.prepare("config")
 command_line.run(main)
@@ -206,6 +213,14 @@ def test_failing_trials_are_recorded_with_their_reason_and_count(tmp_path):
     assert f"{8 - len(reasons)} trials complete, 0 pruned, {len(reasons)} failed" in out
 
 
+def test_two_workers_with_the_same_values_share_a_run(tmp_path):
+    command = ["sweep=optuna", "exploration=neighbor_mix", "k=choice(1,2)", "sweep.n_trials=6", "sweep.sampler=random"]
+    workers = [start_search(tmp_path, *command, NAP="0.5", LOCKS="1") for _ in range(2)]
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert states(tmp_path) == ["COMPLETE"] * 6
+
+
 def test_poor_trials_stop_early_and_count(tmp_path):
     settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]"]
     status, out, err = search(tmp_path, *SPACE, *settings, REPORTS="1")
@@ -230,7 +245,8 @@ def test_after_a_killed_worker_the_study_reaches_exactly_its_total(tmp_path, mom
         worker.communicate(timeout=120)
     status, _, err = search(tmp_path, *command)
     found = study(tmp_path)[0].trials
-    assert status == 0 and [trial.state.name for trial in found].count("COMPLETE") == 9, err
+    reasons = [trial.user_attrs["reason"] for trial in found if "reason" in trial.user_attrs]
+    assert status == 0 and not reasons and [trial.state.name for trial in found].count("COMPLETE") == 9, err
     assert not any(trial.state.name in ("RUNNING", "WAITING") for trial in found)
     assert len({trial.number for trial in found}) == len(found)
 

@@ -110,7 +110,7 @@ class SearchSweeper(GridSweeper):
             for trial, overrides in zip(batch, chosen, strict=True)
             for place, seed in enumerate(seeds)
         ]
-        results = self.launcher.launch(jobs, initial_job_idx=batch[0].number)
+        results = self._launched(jobs, batch[0].number)
         for place, trial in enumerate(batch):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
             if any(_is_pruned(result) for result in results[part]):
@@ -125,6 +125,17 @@ class SearchSweeper(GridSweeper):
             pairs = zip(self.settings["objectives"], values or (), strict=False)
             told = f"failed: {reason}" if reason else ", ".join(f"{name} {value:.4g}" for name, value in pairs)
             print(f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: {told}", flush=True)
+
+    def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
+        """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
+        results = list(self.launcher.launch(jobs, initial_job_idx=number))
+        while held := [
+            place for place, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"
+        ]:
+            time.sleep(WAIT)
+            for place, result in zip(held, self.launcher.launch([jobs[at] for at in held], number), strict=True):
+                results[place] = result
+        return results
 
     def _as_trial(self, trial: "Trial", place: int) -> list[str]:
         """The override that lets the run of the seed at `place` report to its trial, where a pruner may stop it."""
@@ -199,6 +210,7 @@ class SearchSweeper(GridSweeper):
 
 
 TABLES = ("metrics", "timings")
+WAIT = 5.0  # seconds between two looks at a run that another worker holds
 FURTHEST = 1_000_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
 
