@@ -17,7 +17,7 @@ from ngrpo import passk
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-IDENTITY = ["exploration", "algorithm", "seed"]
+IDENTITY = ["name", "exploration", "algorithm", "seed"]
 CURVES = ["step", "reward", "all_correct", "all_wrong", "entropy", "distinct", "length", "loss", "grad_norm"]
 ENDS = 5  # RL steps that are averaged at the beginning and at the end of a curve
 
@@ -121,14 +121,15 @@ def figure(arms: dict[str, list[dict]], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("roots", type=Path, nargs="+")
+    parser.add_argument("roots", nargs="+", help="directories with runs; <name>=<directory> names what is in it")
     parser.add_argument(
         "--base", type=Path, nargs="+", required=True, help="evaluations of the base model, one per seed"
     )
     parser.add_argument("--baseline", help="the method that the others are compared with; the first one unless given")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    runs = [run for root in options.roots for run in load(root)]
+    named = [root.rpartition("=")[::2] for root in options.roots]
+    runs = [{**run, "name": name} for name, root in named for run in load(Path(root))]
     base = {}
     for place in options.base:
         seed = json.loads((place / "run.json").read_text("utf-8"))["seed"]
@@ -136,9 +137,8 @@ def main() -> None:
     varied = {name for name in ("exploration", "algorithm") if len({run[name] for run in runs}) > 1}
     arms: dict[str, list[dict]] = {}
     for run in runs:
-        arms.setdefault(" + ".join(run[name] for name in ("exploration", "algorithm") if name in varied), []).append(
-            run
-        )
+        parts = [run[name] for name in ("exploration", "algorithm") if name in varied]
+        arms.setdefault(run["name"] or " + ".join(parts), []).append(run)
     benchmarks = sorted(runs[0]["solved"])
     text = table(arms, base, benchmarks)
     first = options.baseline or next(iter(arms))
