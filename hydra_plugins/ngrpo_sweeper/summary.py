@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 SHOWN = 10  # best trials in the summary
 
@@ -19,7 +19,7 @@ def write(study: optuna.Study, folder: Path, settings: Mapping[str, Any]) -> Non
     """All files of the summary; pictures for a single objective only."""
     names = list(settings["objectives"])
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
-    complete = [trial for trial in trials if trial.values is not None]
+    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     keys = sorted({key for trial in trials for key in trial.params})
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "trials.csv").open("w", newline="", encoding="utf-8") as file:
@@ -61,7 +61,8 @@ def _markdown(
     importances: Mapping[str, float],
 ) -> str:
     best = study.best_trials if len(names) > 1 else _ordered(study, complete)
-    lines = [f"# {len(complete)} trials", "", f"Objectives: {', '.join(names)}.", ""]
+    pruned = sum(trial.state == TrialState.PRUNED for trial in study.get_trials(deepcopy=False))
+    lines = [f"# {len(complete)} trials complete, {pruned} pruned", "", f"Objectives: {', '.join(names)}.", ""]
     lines += [
         "| trial | " + " | ".join([*keys, *names]) + " | spread over seeds |",
         "|" + "---|" * (len(keys) + len(names) + 2),
