@@ -84,7 +84,7 @@ def welch(runs: list[dict], other: list[dict], benchmark: str) -> str:
     test = stats.ttest_ind(seed_means(runs, benchmark), seed_means(other, benchmark), equal_var=False)
     low, high = test.confidence_interval(0.95)
     gap = seed_means(runs, benchmark).mean() - seed_means(other, benchmark).mean()
-    return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}], df {test.df:.1f}, p {test.pvalue:.2f}"
+    return f"{gap:+.1f} [{low:+.1f}, {high:+.1f}], df {test.df:.1f}, p {test.pvalue:.2g}"
 
 
 def table(arms: dict[str, list[dict]], base: dict[int, dict], benchmarks: list[str]) -> str:
