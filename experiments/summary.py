@@ -101,9 +101,9 @@ def table(arms: dict[str, list[dict]], base: dict[int, dict], benchmarks: list[s
 
 def figure(arms: dict[str, list[dict]], path: Path) -> None:
     """Reward per RL step, a mean over three steps; several seeds as a mean with its range."""
-    columns = 4
+    columns = min(4, len(arms))
     lines = -(-len(arms) // columns)
-    size = {"figsize": (3 * columns, 2 * lines), "sharex": True, "sharey": True, "squeeze": False}
+    size = {"figsize": (3 * columns, 1.2 + 2 * lines), "sharex": True, "sharey": True, "squeeze": False}
     drawing, axes = plt.subplots(lines, columns, **size)
     for axis in axes.flat[len(arms) :]:
         axis.axis("off")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from ngrpo.exploration.base import Exploration, State
+from ngrpo.exploration.scores import entropy
 from ngrpo.keys import Draws
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollouts import FORCED, Rollouts, Step, neutral, stack_steps
@@ -163,12 +164,6 @@ def draws_from(keys: Tensor, position: int) -> Draws:
     """The random numbers (B, DRAW_BLOCK) of every row from one decode position on, uniforms made in one go."""
     steps = torch.arange(position, position + DRAW_BLOCK, device=keys.device)
     return Draws(keys[:, None], steps[None]).made()
-
-
-def entropy(logits: Tensor) -> Tensor:
-    """(...,) nats of softmax(logits (..., V)), before any temperature or filter."""
-    log_p = logits.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(dim=-1)
 
 
 class _Batch:

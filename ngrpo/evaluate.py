@@ -82,17 +82,21 @@ def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
     )
 
 
+def truncated(rollouts: Rollouts, strategy: Exploration) -> Tensor:
+    """(B,) bool: answers that do not end with a stop."""
+    stops = torch.tensor(strategy.vocabulary.stops, device=rollouts.mask.device)
+    return ~torch.isin(rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1), stops)
+
+
 def groups_of(answers: Answers, sampler: Sampler) -> Groups:
     """What algorithms may know of the answers of a batch."""
     rollouts, size = answers.rollouts, answers.rollouts.group_size
     device = rollouts.mask.device
-    stops = torch.tensor(sampler.strategy.vocabulary.stops, device=device)
-    last = rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
     return Groups(
         rewards=torch.tensor([s.reward for s in answers.scores], dtype=torch.float64, device=device).view(-1, size),
         correct=torch.tensor([s.outcome == "correct" for s in answers.scores], device=device).view(-1, size),
         lengths=rollouts.lengths.view(-1, size),
-        truncated=~torch.isin(last, stops).view(-1, size),
+        truncated=truncated(rollouts, sampler.strategy).view(-1, size),
         log_probs=rollouts.log_probs.double().sum(dim=1).view(-1, size),
         limit=sampler.max_new_tokens,
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.advantages import homogeneous
-from ngrpo.evaluate import Answers
+from ngrpo.evaluate import Answers, truncated
 from ngrpo.exploration.base import Exploration
 from ngrpo.rollouts import Rollouts, Step
 from ngrpo.tasks.base import OUTCOMES
@@ -33,7 +33,7 @@ def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> 
         **{name: float((outcomes == name).mean()) for name in OUTCOMES[2:]},
         "distinct": float(np.mean([len(set(row)) / group for row in texts])),
         "length": lengths.mean().item(),
-        "truncated": (~torch.isin(_last(rollouts), _stops(strategy, mask))).double().mean().item(),
+        "truncated": truncated(rollouts, strategy).double().mean().item(),
         "entropy": (rollouts.entropy.double().sum() / mask.sum()).item(),
         **_exploration(rollouts, strategy, table),
     }
@@ -67,11 +67,3 @@ def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> di
     with torch.no_grad():
         fed = strategy.embed(steps, table, rollouts.draws[row, time])
     return {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
-
-
-def _last(rollouts: Rollouts) -> Tensor:
-    return rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
-
-
-def _stops(strategy: Exploration, like: Tensor) -> Tensor:
-    return torch.tensor(strategy.vocabulary.stops, device=like.device)

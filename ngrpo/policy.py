@@ -172,9 +172,8 @@ class Policy(lightning.LightningModule):
             advantages = self.algorithm.token_advantage(advantages, rollouts.entropy)
         selected = None
         if self.algorithm.select is not None and old is not None:
-            uniform = replace(
-                rollouts.draws, rows=rollouts.keys[:, None] ^ 1
-            ).token  # no strategy draws from these keys
+            others = rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
+            uniform = replace(rollouts.draws, rows=others).token
             selected = self.algorithm.select(Tokens(old, advantages, rollouts.entropy, uniform, mask))
         return Batch(rollouts, mask, advantages, old, reference, selected, values, returns)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollouts import Rollouts
@@ -53,27 +54,23 @@ def replay_more(
         def head(part: Tensor, start: int) -> tuple[Tensor, ...]:
             logits = model.logits(part)
             here = steps[start : start + chunk]
-            found = (strategy.log_prob(here, logits, model.table),)
-            if not (entropy or top_k):
-                return found
-            every = logits.log_softmax(dim=-1)
-            top = every.topk(max(top_k, 1), dim=-1)
-            spread = -(every.exp() * every.nan_to_num(neginf=0.0)).sum(dim=-1)
-            return (*found, spread, top.values, top.indices[:, 0] == here.tokens)
+            found = [strategy.log_prob(here, logits, model.table)]
+            if entropy:
+                found.append(scores.entropy(logits))
+            if top_k:
+                top = logits.log_softmax(dim=-1).topk(top_k, dim=-1)
+                found += [top.values, top.indices[:, 0] == here.tokens]
+            return tuple(found)
 
         pieces = []
-        for start in range(
-            0, max(len(row), 1), chunk
-        ):  # an empty batch still runs once: every parameter gets a gradient
+        # An empty batch still runs once, so that every parameter gets a gradient.
+        for start in range(0, max(len(row), 1), chunk):
             part = before[start : start + chunk]
             recompute = torch.is_grad_enabled() and len(row) > chunk
             pieces.append(checkpoint(head, part, start, use_reentrant=False) if recompute else head(part, start))
     flat = [torch.cat(column) for column in zip(*pieces, strict=True)]
-    whole = [v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat]
-    if len(whole) == 1:
-        return Replayed(whole[0])
-    log_probs, spread, top, greedy = whole
-    return Replayed(log_probs, spread if entropy else None, *((top, greedy) if top_k else ()))
+    log_probs, *rest = (v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat)
+    return Replayed(log_probs, rest.pop(0) if entropy else None, *rest)
 
 
 def states(
