@@ -44,8 +44,8 @@ test: $(STAMP)  ## Run the tests, all but the slow ones
 test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
-services:  ## Install the database server that one test of the sweeps starts (Debian, Ubuntu; needs root)
-	apt-get install -y -q postgresql
+services:  ## Install the database server and the browser that some tests start (Debian, Ubuntu; needs root)
+	apt-get install -y -q postgresql chromium chromium-driver
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
 	@$(BIN)/python benchmarks/engine.py $(BENCH)
