@@ -186,19 +186,23 @@ def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
         parts[0].parent.rmdir()
 
 
+def solved(target: Path) -> np.ndarray:
+    """(P, n) bool, whether each sample of a file of benchmark samples is correct."""
+    table = pyarrow.parquet.read_table(target, columns=["sample_index", "outcome"])
+    n = int(max(table["sample_index"].to_pylist())) + 1
+    return (np.array(table["outcome"].to_pylist()) == "correct").reshape(-1, n)
+
+
 def results_of(target: Path) -> dict[str, Any]:
     """The entry of results.json for one file of benchmark samples.
 
     `same_thinking` is there where it is above 0: the share of problems all of whose samples explored the same tokens, so
     that they are one thought and not n.
     """
-    table = pyarrow.parquet.read_table(
-        target, columns=["problem_id", "sample_index", "outcome", "token_ids", "explored_steps"]
-    )
-    outcomes = np.array(table["outcome"].to_pylist())
-    n = int(max(table["sample_index"].to_pylist())) + 1
-    counts = {name: int((outcomes == name).sum()) for name in OUTCOMES}
-    entry = passk.summarise((outcomes == "correct").reshape(-1, n).astype(int), outcomes=counts)
+    table = pyarrow.parquet.read_table(target, columns=["outcome", "token_ids", "explored_steps"])
+    correct = solved(target)
+    n, outcomes = correct.shape[1], table["outcome"].to_pylist()
+    entry = passk.summarise(correct.astype(int), outcomes={name: outcomes.count(name) for name in OUTCOMES})
     pairs = zip(table["token_ids"].to_pylist(), table["explored_steps"].to_pylist(), strict=True)
     thoughts = [tuple(ids[:explored]) for ids, explored in pairs]
     groups = [set(thoughts[start : start + n]) for start in range(0, len(thoughts), n)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet
-from rich import box
+from rich import box, get_console
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
@@ -24,7 +24,7 @@ class Progress:
     """A bar for the RL steps and one for each evaluation; plain lines where there is no terminal."""
 
     def __init__(self, steps: int, quiet: bool = False):
-        self.console = Console(quiet=quiet)
+        self.console = Console(quiet=True) if quiet else get_console()  # shared: a sweep shows its trials around ours
         self.steps, self.every = steps, max(1, steps // LINES)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
         times = (TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -68,7 +68,7 @@ class Progress:
 
 def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> None:
     """The Pass@k table and the directory, whole also where the output is no terminal."""
-    console = Console()
+    console = get_console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
     console.print(passk_table(results, directory))

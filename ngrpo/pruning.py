@@ -4,8 +4,11 @@ It does not know how trials are chosen.
 """
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+
+from ngrpo.passk import Array, pass_at_k
+
+Solved = Callable[[str], tuple[int, Array]]  # benchmark -> samples per problem, correct ones of each problem (P,)
 
 
 class Pruned(Exception):
@@ -32,18 +35,28 @@ class Judge:
             "median": lambda: optuna.pruners.MedianPruner(),
             "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(),
             "hyperband": lambda: optuna.pruners.HyperbandPruner(),
+            "wilcoxon": lambda: optuna.pruners.WilcoxonPruner(),
         }
         study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruners[given["pruner"]]())
         self.trial = optuna.trial.Trial(study, given["trial"])
         self.objective, self.first = given["objective"], given["first"]
+        self.by_problem = given["pruner"] == "wilcoxon"
 
-    def __call__(self, step: int, results: Mapping[str, Mapping[str, Any]]) -> None:
-        """Raises Pruned where the trial should stop; `results` maps benchmarks to entries of results.json."""
+    def __call__(self, step: int, solved: Solved) -> None:
+        """Raises Pruned where the trial should stop after the evaluation at RL step `step`."""
         benchmark, _, estimate = self.objective.partition("/")
         kind, _, k = estimate.partition("@")
-        entry = results[benchmark]
-        self.trial.report(
-            float((entry["mean@n"] if kind == "mean" else entry["pass@k"][k])["value"]), self.first + step
-        )
-        if self.trial.should_prune():
+        n, correct = solved(benchmark)
+        values = correct / n if kind == "mean" else pass_at_k(n, correct, int(k))
+        place, mean = self.first + step, float(values.mean())
+        if not self.by_problem:
+            self.trial.report(mean, place)
+            poor = self.trial.should_prune()
+        else:  # trials are compared problem by problem, each at a place of its own; samplers read the last one, the mean
+            first = place * (len(values) + 1)
+            for problem, value in enumerate(values):
+                self.trial.report(float(value), first + problem)
+            poor = self.trial.should_prune()
+            self.trial.report(mean, first + len(values))
+        if poor:
             raise Pruned(f"pruned after RL step {step}")

@@ -19,7 +19,7 @@ from torch import distributed
 from torch.nn import functional as F
 
 from ngrpo import checkpoints, files, records
-from ngrpo.evaluate import Evaluation, Sampler, sample_rows
+from ngrpo.evaluate import Evaluation, Sampler, sample_rows, solved
 from ngrpo.exploration.base import Exploration
 from ngrpo.measures import anchors, consumed, displacement
 from ngrpo.progress import Progress
@@ -77,7 +77,7 @@ class Recorder:
     checkpoint_every: int
     progress: Progress
     interrupts: Interrupts
-    judge: Callable[[int, dict[str, dict[str, Any]]], None] | None = None  # of a search: may end the run
+    judge: Callable[[int, Callable], None] | None = None  # of a search: may end the run
 
     def at(self, policy: "Policy", step: int, outcome: "Outcome | None") -> None:
         """Called once the policy stands at RL step `step`; `outcome` is that step's, None if it was not just taken."""
@@ -169,7 +169,11 @@ class Recorder:
             for name, entry in results.items():
                 self.run.record_result(name, step, entry)
         if self.judge is not None and 0 < step < self.steps and policy.world_size == 1:
-            self.judge(step, results)
+            self.judge(step, lambda benchmark: self._solved(benchmark, step))
+
+    def _solved(self, benchmark: str, step: int) -> tuple[int, Any]:
+        correct = solved(records.eval_samples(self.directory, benchmark, step))
+        return correct.shape[1], correct.sum(axis=1)
 
 
 def step_rows(policy: "Policy", outcome: "Outcome") -> list[dict[str, Any]]:

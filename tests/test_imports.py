@@ -169,6 +169,7 @@ def test_a_room_knows_what_it_may_know(room):
 STRATEGIES = {name for name in FILES if inside(name, "ngrpo.exploration")} - {
     "ngrpo.exploration",
     "ngrpo.exploration.base",
+    "ngrpo.exploration.scores",
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -106,6 +107,7 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
 
 SEARCHED = """
 import json, math, os, sys, time
+import numpy as np
 from ngrpo import command_line
 class Broken(RuntimeError):
     one_line = True
@@ -127,7 +129,7 @@ def main(config):
         judge = Judge(config.sweep.trial)
         try:
             for step in (10, 20):
-                judge(step, {"story_math_val": {"mean@n": {"value": rate}, "pass@k": {"8": {"value": rate}}}})
+                judge(step, lambda _: (32, np.round(32 * rate * np.arange(1, 9) / 4)))
         except Pruned as stop:
             return {"pruned": str(stop)}
     value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
@@ -221,8 +223,10 @@ def test_two_workers_with_the_same_values_share_a_run(tmp_path):
     assert states(tmp_path) == ["COMPLETE"] * 6
 
 
-def test_poor_trials_stop_early_and_count(tmp_path):
-    settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]"]
+@pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
+def test_poor_trials_stop_early_and_count(tmp_path, pruner):
+    settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]", f"sweep.pruner={pruner}"]
+    settings.append("sweep.objectives=[story_math_val/mean@32]")
     status, out, err = search(tmp_path, *SPACE, *settings, REPORTS="1")
     trials = study(tmp_path)[0].trials
     pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
@@ -358,3 +362,25 @@ def test_a_search_over_real_runs(tmp_path):
     for trial in complete:
         (run,) = [r for r in runs if r["config"]["mix_rate"] == trial.params["mix_rate"]]
         assert str(run["config"]["k"]) == trial.params["k"] and list(run["config"]["benchmark"]) == ["story_math_val"]
+
+
+def test_the_trials_are_shown_on_a_terminal_while_they_run(tmp_path):
+    import pty
+
+    control, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
+    command = [sys.executable, "-c", SEARCHED, "-m", *SPACE, "sweep.n_trials=3"]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, env=environment)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(control, 65536)
+        except OSError:  # the last one to write has gone
+            break
+    os.close(control)
+    assert process.wait(timeout=60) == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    last = text[text.rindex("3 complete") :]
+    assert "1 running" in text and "3 to reach" in last and "story_math_val/pass@8" in last
+    assert all(f"{trial.values[0]:.4g}" in last for trial in study(tmp_path)[0].trials)

@@ -24,6 +24,7 @@ from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest
 if TYPE_CHECKING:
     from optuna.trial import Trial
 
+    from hydra_plugins.ngrpo_sweeper.live import Trials
     from hydra_plugins.ngrpo_sweeper.study import Worker
 
 
@@ -47,10 +48,12 @@ class SearchSweeper(GridSweeper):
     fixed: list[str]
     spaces: dict[str, Any]
     place: str  # of the study's storage
+    shown: "Trials"
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Works until the study has its trials; raises SweepFailed where every trial failed."""
         from hydra_plugins.ngrpo_sweeper import study as studies
+        from hydra_plugins.ngrpo_sweeper.live import Trials
 
         self._read(self.with_presets(arguments))
         settings = self.settings
@@ -69,7 +72,8 @@ class SearchSweeper(GridSweeper):
         study.sampler = studies.sampler(*drawing, worker.place)
         print(f"study {name}: {len(study.trials)} trials so far, {settings['n_trials']} to reach; {folder}", flush=True)
         try:
-            self._work(worker)
+            with Trials(study, settings["objectives"], settings["n_trials"]) as self.shown:
+                self._work(worker)
         finally:
             worker.close()
         return self._close(study, folder)
@@ -115,16 +119,13 @@ class SearchSweeper(GridSweeper):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
             if any(_is_pruned(result) for result in results[part]):
                 worker.prune(trial)
-                print(
-                    f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: pruned",
-                    flush=True,
-                )
+                self.shown.tell(trial, "pruned")
                 continue
             values, reason = self._values(trial, jobs[part], results[part])
             worker.finish(trial, values, reason)
             pairs = zip(self.settings["objectives"], values or (), strict=False)
             told = f"failed: {reason}" if reason else ", ".join(f"{name} {value:.4g}" for name, value in pairs)
-            print(f"trial {trial.number}: {', '.join(f'{k}={v}' for k, v in trial.params.items())}: {told}", flush=True)
+            self.shown.tell(trial, told)
 
     def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
         """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
@@ -163,7 +164,8 @@ class SearchSweeper(GridSweeper):
                 return None, " ".join(str(error).split())
         columns = list(zip(*reached, strict=True))
         trial.set_user_attr("seeds", reached)
-        trial.set_user_attr("spread", [statistics.pstdev(column) for column in columns])
+        if len(reached) > 1:
+            trial.set_user_attr("spread", [statistics.pstdev(column) for column in columns])
         return [statistics.fmean(column) for column in columns], None
 
     def _suggested(self, trial: "Trial") -> list[str]:
@@ -211,7 +213,7 @@ class SearchSweeper(GridSweeper):
 
 TABLES = ("metrics", "timings")
 WAIT = 5.0  # seconds between two looks at a run that another worker holds
-FURTHEST = 1_000_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
+FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
 
 def objective(directory: Path, name: str) -> float:

@@ -108,7 +108,7 @@ def _pictures(
     ]
     if len(numeric) >= 2:
         drawing, axis = plt.subplots(figsize=(5.5, 4))
-        x, y = ([_number(trial.params[key]) for trial in complete] for key in numeric[:2])
+        x, y = ([float(trial.params[key]) for trial in complete] for key in numeric[:2])
         points = axis.scatter(x, y, c=values, cmap="viridis", s=60, edgecolor="white")
         axis.set(xlabel=numeric[0], ylabel=numeric[1])
         drawing.colorbar(points, label=name)
