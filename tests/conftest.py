@@ -167,6 +167,12 @@ def make_strategy():
     return make
 
 
+@pytest.fixture(scope="module")
+def setting(make_model, make_vocabulary):
+    """A small model and a vocabulary for it."""
+    return make_model(), make_vocabulary()
+
+
 @pytest.fixture(scope="session")
 def ready():
     """`ready(strategy, model, vocabulary)`: the strategy, bound and prepared."""

@@ -5,8 +5,17 @@ import math
 import numpy as np
 import pytest
 import torch
+from decode_step import (
+    TRAPS,
+    VOCABULARY,
+    D,
+    V,
+    bound,
+    one_step,
+    ordinary_logits,
+    random,
+)
 from scipy import stats
-from test_exploration_tokens import VOCABULARY, D, V, bound, one_step, random
 from torch.nn import functional as F
 
 from ngrpo.exploration.mixing import AnchoredMix
@@ -22,20 +31,12 @@ from ngrpo.keys import Draws
 from ngrpo.replay import replay
 from ngrpo.rollouts import FORCED, TOKEN, Step
 
-TRAPS = [0, 1, 2, 3, 60, 61, 62, 63]
-
 
 @pytest.fixture
 def table() -> torch.Tensor:
     rows = random(V, D, seed=5)
     rows[TRAPS] = rows[20:28].clone()
     return rows
-
-
-def ordinary_logits(rows: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
-    logits = random(rows, V, seed=seed, scale=scale)
-    logits[:, [*TRAPS, 10, 11]] -= 40
-    return logits
 
 
 def fed_by(strategy, step, table, time: int = 0) -> torch.Tensor:

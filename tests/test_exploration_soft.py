@@ -5,8 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from decode_step import (
+    TRAPS,
+    VOCABULARY,
+    D,
+    V,
+    bound,
+    draws_of,
+    one_step,
+    ordinary_logits,
+    random,
+    towards,
+)
 from scipy import stats
-from test_exploration_tokens import VOCABULARY, D, V, bound, one_step, random
 from torch.nn import functional as F
 
 from ngrpo.exploration.base import Vocabulary
@@ -18,11 +29,8 @@ from ngrpo.exploration.perturbed import CUT
 from ngrpo.exploration.scores import gumbel
 from ngrpo.exploration.soft_thinking import SoftThinking
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.keys import Draws
 from ngrpo.replay import replay
 from ngrpo.rollouts import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Step
-
-TRAPS = [0, 1, 2, 3, 60, 61, 62, 63]
 
 
 @pytest.fixture
@@ -30,21 +38,7 @@ def table() -> torch.Tensor:
     return random(V, D, seed=5)
 
 
-def ordinary_logits(rows: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:
-    logits = random(rows, V, seed=seed, scale=scale)
-    logits[:, [*TRAPS, 10, 11]] -= 40
-    return logits
-
-
-def towards(tokens: list[int]) -> torch.Tensor:
-    return F.one_hot(torch.tensor(tokens), V) * 200.0 + random(len(tokens), V)
-
-
-def draws_of(rows: int, time: int = 0) -> Draws:
-    return Draws(torch.arange(rows), torch.full((rows,), time))
-
-
-def texts(strategy, table, logits: list[torch.Tensor]) -> list[Step]:
+def steps_under(strategy, table, logits: list[torch.Tensor]) -> list[Step]:
     """The steps under logits (B, V) of one time after another."""
     state, steps = strategy.start(len(logits[0]), torch.device("cpu")), []
     for time, now in enumerate(logits):
@@ -105,7 +99,7 @@ def test_a_cold_thought_is_closed_once_it_was_cold_for_long(table):
     low, high = towards([20, 20]), ordinary_logits(2, scale=0.1)
     mixed = torch.stack((low[0], high[1]))  # the second row is interrupted by a step of high entropy
     strategy = bound(SoftThinking(entropy_threshold=0.5, low_steps=3), table)
-    steps = texts(strategy, table, [low, low, mixed, low, low, low, low, low])
+    steps = steps_under(strategy, table, [low, low, mixed, low, low, low, low, low])
     rows = [[step.tokens[row].item() for step in steps] for row in (0, 1)]
     roles = [[step.role[row].item() for step in steps] for row in (0, 1)]
     assert rows[0][:4] == [20, 20, 10, 11] and roles[0][:5] == [TOKEN, TOKEN, FORCED, FORCED, TOKEN]
@@ -120,14 +114,14 @@ def test_a_cold_thought_is_closed_once_it_was_cold_for_long(table):
 def test_without_threshold_or_delimiter_nothing_is_closed(table, threshold, vocabulary):
     strategy = SoftThinking(entropy_threshold=threshold, low_steps=1)
     strategy.bind(vocabulary, table)
-    for step in texts(strategy, table, [towards([20, 21])] * 5):
+    for step in steps_under(strategy, table, [towards([20, 21])] * 5):
         assert step.tokens.tolist() == [20, 21] and (step.role == TOKEN).all()
 
 
 def test_the_answer_is_sampled_with_its_own_filters_and_never_aborted(table):
     strategy = bound(SoftThinking(temperature=0.3, answer_temperature=1.2, answer_top_p=0.9, answer_top_k=8), table)
     logits = [towards([10] * 30), towards([11] * 30), *(ordinary_logits(30, time) for time in range(2, 6))]
-    steps, plain = texts(strategy, table, logits), TokenSampling(1.2, 0.9, 8)
+    steps, plain = steps_under(strategy, table, logits), TokenSampling(1.2, 0.9, 8)
     for time in range(2, 6):
         assert torch.equal(steps[time].tokens, one_step(plain, logits[time], table, time).tokens)
         assert not steps[time].explored.any()
@@ -135,7 +129,7 @@ def test_the_answer_is_sampled_with_its_own_filters_and_never_aborted(table):
         made = strategy.log_prob(steps[time], logits[time], table).double()
         torch.testing.assert_close(made, tempered, rtol=0, atol=1e-5)
     cold = bound(SoftThinking(entropy_threshold=0.5, low_steps=2), table)
-    later = texts(cold, table, [towards([10]), towards([11]), *[towards([20])] * 6])
+    later = steps_under(cold, table, [towards([10]), towards([11]), *[towards([20])] * 6])
     assert [step.tokens.item() for step in later] == [10, 11] + [20] * 6, "it ended by itself, though it was cold"
 
 
@@ -176,7 +170,7 @@ def test_a_mixture_sends_no_gradient_to_the_table(table, kind):
 def test_reserved_stops_and_delimiters_are_fed_alone_and_keep_their_density(table, kind):
     strategy = bound(kind[0](thinking_top_p=1.0), table)
     logits = [towards([1, 2, 10, 20]), towards([20, 20, 11, 20]), towards([20] * 4), ordinary_logits(4, 9)]
-    steps = texts(strategy, table, logits)
+    steps = steps_under(strategy, table, logits)
     fed = [strategy.embed(step, table, draws_of(4, time)) for time, step in enumerate(steps)]
     assert steps[0].explored.tolist() == [False, False, True, True] and (steps[0].role == kind[1]).all()
     assert torch.equal(fed[0][:2], table[torch.tensor([1, 2])])
@@ -392,7 +386,7 @@ def test_parameters_stay_in_the_graph_where_nothing_is_soft(table):
 
 
 def test_hybrid_steps_end_with_the_thinking_part(table):
-    steps = texts(bound(HybridReasoning(0), table), table, [towards([t, 20]) for t in (20, 10, 11, 21, 22)])
+    steps = steps_under(bound(HybridReasoning(0), table), table, [towards([t, 20]) for t in (20, 10, 11, 21, 22)])
     assert [step.explored[0].item() for step in steps] == [True, True, False, False, False]
     assert all(step.explored[1] for step in steps)
 

@@ -5,39 +5,30 @@ import math
 import numpy as np
 import pytest
 import torch
+from decode_step import (
+    VOCABULARY,
+    D,
+    V,
+    bound,
+    one_step,
+    random,
+)
 from scipy import stats
 
 from ngrpo.exploration.annealed_temperature import AnnealedTemperature
-from ngrpo.exploration.base import SuffixMatch, Thinking, Vocabulary
+from ngrpo.exploration.base import SuffixMatch, Thinking
 from ngrpo.exploration.epsilon_greedy import EpsilonGreedy
 from ngrpo.exploration.scores import candidates, entropy, filtered, gumbel, largest, near_best, nucleus
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import TOKEN, Step
 
-V, D = 64, 16
-VOCABULARY = Vocabulary(60, (0, 1, 2), (1, 3), (10, 11), (12, 13))
 FORBIDDEN = [0, 2, 60, 61, 62, 63]  # reserved ids that end no text, and padding
-
-
-def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
-    return scale * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture
 def table() -> torch.Tensor:
     return random(V, D, seed=5)
-
-
-def bound(strategy, table):
-    strategy.bind(VOCABULARY, table)
-    strategy.prepare(table, 0)
-    return strategy
-
-
-def one_step(strategy, logits, table, time: int = 0) -> Step:
-    draws = Draws(torch.arange(len(logits)), torch.full((len(logits),), time))
-    return strategy.sample(logits, strategy.start(len(logits), logits.device), draws, table)[0]
 
 
 def every_log_prob(strategy, logits, table, **fields) -> torch.Tensor:
