@@ -1,0 +1,242 @@
+"""Run directories as tidy frames: what was run, how often each problem was solved, what it cost.
+
+It reads the columns that it needs and no others; what the numbers mean, it does not know.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+UNTRAINED = "untrained"  # the arm of the model before its first RL step
+# Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
+SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
+          "eval_every", "checkpoint_every")  # fmt: skip
+OF_STRATEGY = ("exploration", "roles", "trains")
+NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads")
+COUNTED = ("problem_id", "sample_index", "outcome", "n_tokens")
+Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
+
+
+class LoadError(ValueError):
+    """Runs or samples that cannot be compared; told in one line."""
+
+    one_line, exit_code = True, 2
+
+
+@dataclass(frozen=True)
+class Study:
+    """Everything that a report is made of.
+
+    Attributes:
+        runs: a row per run: run, path, arm, exploration, algorithm, seed, config (dict of dotted keys), tokens
+            (generated in training), seconds (of the RL steps), wall_seconds.
+        counts: a row per arm, seed, run, benchmark, step and problem_id: n samples, c correct ones, their tokens.
+        metrics, timings: the runs' csv files, with arm, seed and run.
+        left_out: path and reason of what was found and not read.
+    """
+
+    runs: pd.DataFrame
+    counts: pd.DataFrame
+    metrics: pd.DataFrame
+    timings: pd.DataFrame
+    left_out: pd.DataFrame
+
+    @property
+    def arms(self) -> list[str]:
+        """In the order in which they were found, the untrained model first."""
+        return list(dict.fromkeys(self.runs["arm"]))
+
+    @property
+    def benchmarks(self) -> list[str]:
+        return list(dict.fromkeys(self.counts["benchmark"]))
+
+    def samples(self, arm: str, benchmark: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Evaluation samples of an arm, all seeds; `columns` as in the sample files, `seed` is added."""
+        parts = []
+        for run in self.runs[self.runs["arm"] == arm].itertuples():
+            kept = run.files.get(benchmark)
+            if kept is not None:
+                wanted = [column for column in columns if column != "seed"]
+                frame = (
+                    kept[wanted] if isinstance(kept, pd.DataFrame) else pq.read_table(kept, columns=wanted).to_pandas()
+                )
+                parts.append(frame.assign(seed=run.seed))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "seed"])
+
+
+def load(roots: Iterable[str | Path]) -> Study:
+    """All finished runs below the given directories; a directory that is a run counts as itself.
+
+    Raises:
+        LoadError: a root that is not there, no run that can be read, or sample rows that are there twice.
+    """
+    found: dict[Path, None] = {}
+    for root in map(Path, roots):
+        if not root.is_dir():
+            raise LoadError(f"runs={root}: is no directory")
+        found |= {path.parent: None for path in sorted(root.rglob("run.json"))}
+    runs, left_out = [], []
+    for place in found:
+        try:
+            runs += _read_run(place)
+        except (OSError, ValueError, LookupError) as error:
+            if isinstance(error, LoadError):
+                raise
+            left_out.append({"path": str(place), "reason": " ".join(str(error).split()) or type(error).__name__})
+    if not runs:
+        shown = "; ".join(f"{row['path']}: {row['reason']}" for row in left_out[:3])
+        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({shown})' if shown else ''}")
+    return study_of(_named(_once(runs)), left_out)
+
+
+def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Dotted keys of a configuration."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        inner = isinstance(value, Mapping) and value
+        leaves |= flat(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
+    return leaves
+
+
+def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
+    """Dotted keys in which two runs differ beyond their strategy and seed: what makes a comparison unfair."""
+    keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
+    knobs = {key for key in keys if "." not in key and key not in SHARED and not key.startswith("data:")}
+    return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
+
+
+def count(path: Path, columns: Sequence[str] = COUNTED) -> pd.DataFrame:
+    """problem_id, n, c, tokens of one sample file: problem, sample, outcome and token columns are read, no text.
+
+    Raises LoadError for rows that are there twice or a column that is not there.
+    """
+    there = pq.read_schema(path).names
+    if missing := [column for column in columns if column not in there]:
+        raise LoadError(f"{path}: has no column {missing[0]}; it has {', '.join(there)}")
+    table = pq.read_table(path, columns=list(columns), read_dictionary=["problem_id", "outcome"])
+    pairs = table.group_by(["problem_id", "sample_index"]).aggregate([([], "count_all")])
+    if pairs.num_rows < table.num_rows:
+        row = pairs.filter(pc.greater(pairs["count_all"], 1)).slice(0, 1).to_pylist()[0]
+        raise LoadError(
+            f"{path}: column problem_id={row['problem_id']}, sample_index={row['sample_index']} is there {row['count_all']} times"
+        )
+    correct = pc.cast(pc.equal(pc.cast(table["outcome"], pa.string()), "correct"), pa.int64())
+    grouped = pa.table(
+        {"problem_id": pc.cast(table["problem_id"], pa.string()), "c": correct, "tokens": table["n_tokens"]}
+    ).group_by("problem_id", use_threads=False)
+    frame = grouped.aggregate([("c", "sum"), ("c", "count"), ("tokens", "sum")]).to_pandas()
+    return frame.rename(columns={"c_sum": "c", "c_count": "n", "tokens_sum": "tokens"})
+
+
+def _counted(frame: pd.DataFrame) -> pd.DataFrame:
+    grouped = frame.assign(c=frame["outcome"] == "correct").groupby("problem_id", sort=False)
+    return grouped.agg(c=("c", "sum"), n=("c", "size"), tokens=("n_tokens", "sum")).reset_index()
+
+
+def _read_run(place: Path) -> list[dict[str, Any]]:
+    """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
+    record = json.loads((place / "run.json").read_text("utf-8"))
+    if record.get("status") != "finished":
+        raise ValueError(f"is {record.get('status', 'damaged')}, not finished")
+    files: dict[int, dict[str, Path]] = {}
+    for path in sorted(place.glob("samples/eval/*.parquet")):
+        benchmark, _, step = path.stem.rpartition("-")
+        files.setdefault(int(step), {})[benchmark] = path
+    if not files:
+        raise ValueError("has no samples/eval/*.parquet")
+    labels = _labels(next(iter(files[max(files)].values())))
+    config = flat(record["config"]) | {f"data:{name}": version for name, version in record.get("data", {}).items()}
+    run = {"run": place.name, "path": str(place), "seed": int(record["seed"]), "config": config, **labels}
+    run |= {"wall_seconds": record.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
+    if labels["algorithm"] == "none" and max(files) == 0:
+        return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
+    tables = {name: _csv(place / f"{name}.csv") for name in ("metrics", "timings")}
+    rows = [{**run, "arm": None, **tables}]
+    if 0 in files and max(files) > 0:
+        rows.insert(0, {**run, "arm": UNTRAINED, "step": 0, "files": files[0], "metrics": None, "timings": None})
+    return rows
+
+
+def _labels(path: Path) -> dict[str, str]:
+    first = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"])).to_pylist()[0]
+    return {name: str(value) for name, value in first.items()}
+
+
+def _csv(path: Path) -> pd.DataFrame | None:
+    return pd.read_csv(path) if path.exists() else None
+
+
+def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The untrained model once for each seed: every run of a seed evaluated the same one, with the same random numbers."""
+    seen: set[tuple] = set()
+    kept = []
+    for run in sorted(runs, key=lambda run: run["arm"] != UNTRAINED):
+        key = (run["seed"], *sorted(run["files"])) if run["arm"] == UNTRAINED else (run["path"],)
+        if key not in seen:
+            seen.add(key)
+            kept.append(run)
+    return kept
+
+
+def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Names arms after what varies: strategy, algorithm, then the keys in which arms of one name differ."""
+    several = len({run["algorithm"] for run in runs if run["arm"] is None}) > 1
+    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for run in runs:
+        if run["arm"] is None:
+            name = f"{run['exploration']} + {run['algorithm']}" if several else run["exploration"]
+            rest = {key: value for key, value in run["config"].items() if key not in NOT_COMPARED}
+            groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
+    for name, variants in groups.items():
+        configs = [members[0]["config"] for members in variants.values()]
+        keys = [key for key in configs[0] if len({json.dumps(c.get(key)) for c in configs}) > 1]
+        keys = [key for key in keys if key not in NOT_COMPARED]
+        keys = [key for key in keys if not key.startswith("exploration.")] or keys
+        for members in variants.values():
+            label = " ".join([name, *(f"{key}={members[0]['config'].get(key)}" for key in keys)])
+            for run in members:
+                run["arm"] = label
+    for run in runs:
+        twins = [o for o in runs if (o["arm"], o["seed"]) == (run["arm"], run["seed"]) and o["path"] != run["path"]]
+        if twins and run["arm"] != UNTRAINED:
+            raise LoadError(f"{run['path']} and {twins[0]['path']} are both {run['arm']} with seed {run['seed']}")
+    return runs
+
+
+def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Study:
+    """Runs with their arms as a study; `files` of a run maps benchmarks to sample files or to frames of samples."""
+    counts, tables = [], {"metrics": [], "timings": []}
+    for run in runs:
+        labels = {name: run[name] for name in ("arm", "seed", "run")}
+        for benchmark, kept in run["files"].items():
+            counted = _counted(kept) if isinstance(kept, pd.DataFrame) else count(kept)
+            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"]))
+        for name, frames in tables.items():
+            if run[name] is not None:
+                frames.append(run[name].assign(**labels))
+        timings = run["timings"]
+        run["tokens"] = None if timings is None else float(timings["tokens"].sum())
+        run["seconds"] = None if timings is None else float(timings["seconds"].sum())
+    listed = [{key: value for key, value in run.items() if key not in tables} for run in runs]
+    frames = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
+    missing = pd.DataFrame(left_out, columns=["path", "reason"])
+    return Study(pd.DataFrame(listed), _checked(pd.concat(counts, ignore_index=True)), **frames, left_out=missing)
+
+
+def _checked(counts: pd.DataFrame) -> pd.DataFrame:
+    """The counts, if every problem of a benchmark has as many samples as the others."""
+    for (arm, seed, benchmark), part in counts.groupby(["arm", "seed", "benchmark"], sort=False):
+        if part["n"].nunique() > 1:
+            odd = part[part["n"] != part["n"].mode()[0]].iloc[0]
+            raise LoadError(
+                f"{arm}, seed {seed}, {benchmark}: column problem_id={odd['problem_id']} has {odd['n']} samples, others "
+                f"{part['n'].mode()[0]}; estimators need as many for each problem"
+            )
+    return counts

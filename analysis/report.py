@@ -1,0 +1,61 @@
+"""Writes a report: Markdown, CSV, LaTeX, figures and one HTML page, of runs or of other tools' samples.
+
+It puts the rooms of the analysis together; it computes nothing itself.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import diversity, page, plots, published, tables
+from analysis.comparison import Comparison, compare
+from analysis.load import Study
+from analysis.tables import Table
+
+WHY_SEEDS = (
+    "The headline test takes the training seed as its unit. Resampling problems alone treats one lucky training run as the "
+    "method: in simulations with no difference at all it rejects in a third to a half of comparisons once seeds differ by 0.2 "
+    "logits (tests/test_analysis_statistics.py), where Welch's test on seed means stays below 7 % at level 5 %."
+)
+
+
+def write(study: Study, baseline: str, out: Path, ks: Sequence[int] | None, papers: Sequence[str]) -> list[str]:
+    """All files of a report in `out`; returns the lines for the terminal.
+
+    Raises:
+        LoadError: where the arms cannot be compared, before anything is written.
+    """
+    comparison = compare(study, baseline, ks)
+    known = published.tables(papers, study.benchmarks)
+    made = tables.of_comparison(comparison)
+    made[1:1] = diversity.tables(study)
+    made += known
+    out.mkdir(parents=True, exist_ok=True)
+    figures = plots.draw(study, comparison, out)
+    for table in made:
+        (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
+        tables.write_csv(table, out / f"{table.name}.csv")
+    comparison.estimates.to_csv(out / "results.csv", index=False)
+    _put(out / "report.md", _markdown(study, comparison, made, figures))
+    page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
+    lines = ["", *comparison.verdict, *_left_out(study), "", str(out / "report.html")]
+    return [tables.terminal(made[0]), *lines]
+
+
+def _markdown(study: Study, comparison: Comparison, made: Sequence[Table], figures: Sequence[tuple[Path, str]]) -> str:
+    parts = [f"# Comparison against {comparison.baseline}", "", *(f"- {line}" for line in comparison.verdict), ""]
+    parts += [f"{WHY_SEEDS}", ""]
+    parts += [line for table in made for line in (tables.markdown(table), "")]
+    parts += [f"![{caption}]({path.name})\n\n*{caption}*\n" for path, caption in figures]
+    parts += _left_out(study)
+    return "\n".join(parts) + "\n"
+
+
+def _left_out(study: Study) -> list[str]:
+    return [f"left out: {row.path}: {row.reason}" for row in study.left_out.itertuples()]
+
+
+def _put(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.part")
+    partial.write_text(text, "utf-8")
+    os.replace(partial, path)

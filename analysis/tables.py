@@ -1,0 +1,258 @@
+"""Tables as people read them: terminal, Markdown, CSV, LaTeX, HTML. It lays cells out and computes nothing but ranks."""
+
+import csv
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tabulate import tabulate
+
+from analysis.comparison import Comparison
+
+LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+                       "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for a formula
+
+
+@dataclass(frozen=True)
+class Cell:
+    """`text` as shown, `value` to sort by, `place` 1 for the best of its column and 2 for the second."""
+
+    text: str
+    value: float | str | None = None
+    place: int = 0
+
+
+@dataclass(frozen=True)
+class Table:
+    """A named table; `note` says what its numbers are."""
+
+    name: str
+    title: str
+    columns: list[str]
+    rows: list[list[Cell]]
+    note: str = ""
+    groups: list[tuple[str, int]] = field(default_factory=list)  # headings over so many columns each
+
+
+def of_comparison(comparison: Comparison) -> list[Table]:
+    """Every table of a report, the one with the answers first."""
+    made = [
+        _estimates(comparison, comparison.estimates, "passk", "Mean and Pass@k", PASSK),
+        _tests(comparison),
+        _pairs(comparison),
+        _noise(comparison),
+        _costs(comparison),
+        _estimates(comparison, comparison.boot_best, "boot_best", "best@k by bootstrap", BOOT),
+    ]
+    return [table for table in made if table.rows]
+
+
+PASSK = ("in %, unbiased pass@k; brackets: 95 % interval, problems and seeds drawn anew; best bold, second best underlined "
+         "among arms that may be ranked")  # fmt: skip
+BOOT = ("in %, the bootstrap with replacement that verl prints and many papers publish; it lies below pass@k and is not to be "
+        "compared with it")  # fmt: skip
+
+
+def _estimates(comparison: Comparison, frame: pd.DataFrame, name: str, title: str, note: str) -> Table:
+    """A row per arm, a column per benchmark and metric, and the averages over benchmarks where every arm has all."""
+    if frame.empty:
+        return Table(name, title, [], [])
+    values = {(r.arm, r.benchmark, r.metric): r for r in frame.itertuples()}
+    heads = list(dict.fromkeys((r.benchmark, r.metric) for r in frame.itertuples()))
+    arms = list(dict.fromkeys(frame["arm"]))
+    ranked = {comparison.baseline, *comparison.fairness.ranked}
+    columns = [[values.get((arm, *head)) for arm in arms] for head in heads]
+    cells = [_column(arms, column, ranked) for column in columns]
+    groups = [(b, sum(head[0] == b for head in heads)) for b in dict.fromkeys(head[0] for head in heads)]
+    names = [metric for _, metric in heads]
+    for metric in dict.fromkeys(names):
+        places = [i for i, head in enumerate(heads) if head[1] == metric]
+        if len(places) > 1:
+            means = [_mean([columns[i][at] for i in places]) for at in range(len(arms))]
+            cells.append(_ranked(arms, means, [f"{m:.1f}" if m is not None else "-" for m in means], ranked))
+            names.append(metric)
+    if len(names) > len(heads):
+        groups.append(("average", len(names) - len(heads)))
+    seeds = frame.groupby("arm", sort=False)["seeds"].max()
+    rows = [
+        [Cell(arm, arm), Cell(str(seeds[arm]), float(seeds[arm])), *(column[i] for column in cells)]
+        for i, arm in enumerate(arms)
+    ]
+    sizes = "; ".join(
+        f"{r.benchmark}: {r.problems} problems x {r.n}" for r in frame.drop_duplicates("benchmark").itertuples()
+    )
+    return Table(name, title, ["method", "seeds", *names], rows, f"{note}; {sizes}", [("", 2), *groups])
+
+
+def _column(arms: Sequence[str], column: Sequence[Any], ranked: set[str]) -> list[Cell]:
+    texts = [f"{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]" if r else "-" for r in column]
+    return _ranked(arms, [r.value if r else None for r in column], texts, ranked)
+
+
+def _ranked(arms: Sequence[str], values: Sequence[float | None], texts: Sequence[str], ranked: set[str]) -> list[Cell]:
+    """Best and second among the arms that may be ranked; equal values, as they are shown, share a place."""
+    shown = {round(v, 1) for a, v in zip(arms, values, strict=True) if v is not None and a in ranked}
+    order = sorted(shown, reverse=True)[:2] if len(ranked) > 1 else []
+    places = [order.index(round(v, 1)) + 1 if a in ranked and v is not None and round(v, 1) in order else 0
+              for a, v in zip(arms, values, strict=True)]  # fmt: skip
+    return [Cell(text, value, place) for text, value, place in zip(texts, values, places, strict=True)]
+
+
+def _mean(rows: Sequence[Any]) -> float | None:
+    return float(np.mean([r.value for r in rows])) if all(rows) else None
+
+
+def _tests(comparison: Comparison) -> Table:
+    columns = ["method", "against", "benchmark", "metric", "difference", "95 % (Welch)", "df", "p", "p (BH)", "95 % (problems and seeds)",
+               "detectable", "result"]  # fmt: skip
+    rows = [
+        [Cell(r.arm), Cell(r.against), Cell(r.benchmark), Cell(r.metric), _signed(r.gap), Cell(_range(r.low, r.high), r.low),
+         _number(r.df, 1), _p(r.p), _p(r.adjusted), Cell(_range(r.two_low, r.two_high), r.two_low), _number(r.detectable, 1),
+         Cell(r.words)]
+        for r in comparison.tests.itertuples()
+    ]  # fmt: skip
+    note = ("points of 100; the unit is the training seed: Welch's t on seed means, df its degrees of freedom; BH: "
+            "Benjamini-Hochberg over all rows; detectable: true difference that this test would find with 80 % power")  # fmt: skip
+    return Table("tests", "Differences, training seed as the unit", columns, rows, note)
+
+
+def _pairs(comparison: Comparison) -> Table:
+    columns = ["method", "against", "benchmark", "difference", "95 % (BCa)", "p (permutation)", "wins", "ties", "losses", "solved by both",
+               "by it only", "by the other only", "by neither", "p (only)"]  # fmt: skip
+    rows = [
+        [Cell(r.arm), Cell(r.against), Cell(r.benchmark), _signed(r.gap), Cell(_range(r.low, r.high), r.low), _p(r.p),
+         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_arm, r.only_other, r.neither)), _p(r.p_only)]
+        for r in comparison.pairs.itertuples()
+    ]  # fmt: skip
+    note = ("mean@n per problem, seeds averaged. It takes the trained checkpoints as given, so a small p says nothing about training again "
+            "with another seed: where seeds differ at all, such a test rejects true nulls far more often than it says")  # fmt: skip
+    return Table("pairs", "Problem by problem: these checkpoints only", columns, rows, note)
+
+
+def _noise(comparison: Comparison) -> Table:
+    rows = []
+    for (arm, benchmark), part in comparison.noise.groupby(["arm", "benchmark"], sort=False):
+        rejected = int((part["p"] < 0.05).sum())
+        largest = part["gap"].abs().max()
+        rows.append([Cell(str(arm)), Cell(str(benchmark)), Cell(f"{largest:.1f}", largest),
+                     Cell(f"{rejected} of {len(part)}", rejected / len(part))])  # fmt: skip
+    columns = ["method", "benchmark", "largest difference", "pairs of seeds with p < 0.05"]
+    note = ("two training seeds of one method, tested problem by problem as if they were two methods: there is nothing to find, "
+            "so every rejection is a false alarm of such tests")  # fmt: skip
+    return Table("noise", "A/A check: the same method against itself", columns, rows, note)
+
+
+def _costs(comparison: Comparison) -> Table:
+    columns = ["method", "benchmark", "gain", "training tokens", "seconds", "tokens/s", "gain per million tokens", "gain per hour",
+               "tokens per answer"]  # fmt: skip
+    rows = [
+        [Cell(r.arm), Cell(r.benchmark), _signed(r.gain), Cell(f"{r.tokens:,.0f}", r.tokens), _number(r.seconds, 0),
+         Cell(f"{r.tokens_per_second:,.0f}", r.tokens_per_second), _number(r.per_million_tokens, 1), _number(r.per_hour, 0),
+         _number(r.answer_tokens, 1)]
+        for r in comparison.costs.itertuples()
+    ]  # fmt: skip
+    note = "gain: points of mean@n over the untrained model; seconds of the RL steps, evaluations not counted; means over seeds"
+    return Table("costs", "Cost", columns, rows, note)
+
+
+def markdown(table: Table) -> str:
+    """A pipe table with its title and note."""
+    rows = [
+        [_marked(cell, "**", "**", "<u>", "</u>", cell.text.replace("|", "\\|")) for cell in row] for row in table.rows
+    ]
+    body = tabulate(rows, _headings(table), tablefmt="pipe", disable_numparse=True)
+    return f"### {table.title}\n\n{body}\n\n*{table.note}.*\n"
+
+
+def terminal(table: Table) -> str:
+    """Plain text; the best of a column has a star."""
+    rows = [[cell.text + "*" * (cell.place == 1) for cell in row] for row in table.rows]
+    return (
+        f"{table.title}\n{tabulate(rows, _headings(table), tablefmt='simple', disable_numparse=True)}\n{table.note}\n"
+    )
+
+
+def latex(table: Table) -> str:
+    """A booktabs tabular, without a float around it."""
+    lines = [rf"% {table.title}: {table.note}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule"]
+    if table.groups:
+        lines.append(
+            " & ".join(
+                rf"\multicolumn{{{n}}}{{c}}{{{g.translate(LATEX)}}}" if g else "& " * (n - 1) for g, n in table.groups
+            )
+            + r" \\"
+        )
+    lines += [" & ".join(name.translate(LATEX) for name in table.columns) + r" \\", r"\midrule"]
+    for row in table.rows:
+        cells = [_marked(cell, r"\textbf{", "}", r"\underline{", "}", cell.text.translate(LATEX)) for cell in row]
+        lines.append(" & ".join(cells).replace("-", "--") + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def html_table(table: Table) -> str:
+    """A sortable table: its cells carry the values to sort by, its text is escaped."""
+    heads = "".join(
+        f'<th scope="col" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
+        for name in table.columns
+    )
+    groups = "".join(f'<th colspan="{n}" scope="colgroup">{html.escape(g)}</th>' for g, n in table.groups)
+    body = "".join(f"<tr>{''.join(_td(cell, at) for at, cell in enumerate(row))}</tr>" for row in table.rows)
+    over = f"<tr>{groups}</tr>" if groups else ""
+    caption = f"<caption>{html.escape(table.note)}.</caption>"
+    return f'<div class="wide"><table class="sortable" id="{table.name}">{caption}<thead>{over}<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def write_csv(table: Table, path: Path) -> None:
+    """Cells as shown; text that a spreadsheet would run as a formula gets a quote in front."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(_headings(table))
+        for row in table.rows:
+            writer.writerow([_harmless(cell) for cell in row])
+
+
+def _headings(table: Table) -> list[str]:
+    over = [group for group, n in table.groups for _ in range(n)] or [""] * len(table.columns)
+    return [f"{group} {name}".strip() for group, name in zip(over, table.columns, strict=True)]
+
+
+def _marked(cell: Cell, best: str, end_best: str, second: str, end_second: str, text: str) -> str:
+    if cell.place == 1:
+        return f"{best}{text}{end_best}"
+    return f"{second}{text}{end_second}" if cell.place == 2 else text
+
+
+def _td(cell: Cell, at: int) -> str:
+    value = cell.text if cell.value is None else cell.value
+    tag = 'th scope="row"' if at == 0 else "td"
+    text = _marked(cell, "<strong>", "</strong>", "<u>", "</u>", html.escape(cell.text))
+    return f'<{tag} data-value="{html.escape(str(value))}">{text}</{tag.split()[0]}>'
+
+
+def _harmless(cell: Cell) -> str:
+    is_number = cell.text[:1] in "+-" and cell.text[1:].replace(".", "", 1).isdigit()
+    return f"'{cell.text}" if cell.text.startswith(FORMULA) and not is_number else cell.text
+
+
+def _signed(value: float) -> Cell:
+    return Cell("0.0" if abs(value) < 0.05 else f"{value:+.1f}", value)
+
+
+def _number(value: float | None, digits: int) -> Cell:
+    missing = value is None or np.isnan(value)
+    return Cell("-" if missing else f"{value:,.{digits}f}", None if missing else value)
+
+
+def _p(value: float) -> Cell:
+    if np.isnan(value):
+        return Cell("-")
+    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
+
+
+def _range(low: float, high: float) -> str:
+    return "-" if np.isnan(low) or np.isnan(high) else f"{low:+.1f} to {high:+.1f}"

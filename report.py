@@ -1,0 +1,34 @@
+"""Turn runs, or sample files of other tools, into a comparison: tables, statistics, figures, one HTML page.
+
+python report.py runs=outputs/story_math baseline=token_sampling
+"""
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ngrpo import command_line
+
+
+def main(config: DictConfig) -> None:
+    """Compose, load, compare, write."""
+    from analysis import foreign, load, report
+
+    plain = command_line.plain(config)
+    roots, files = _listed(plain["runs"]), _listed(plain["samples"])
+    if bool(roots) == bool(files):
+        raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")
+    study = load.load(roots) if roots else foreign.load(files)
+    out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
+    papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
+    print("\n".join(report.write(study, plain["baseline"], out, ks, papers)))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+if __name__ == "__main__":
+    command_line.prepare("report")
+    command_line.run(main, "report")
