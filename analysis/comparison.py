@@ -262,8 +262,8 @@ def _sentence(arm: str, other: str, rows: pd.DataFrame, kind: str = "") -> str:
     shown = rows[rows["words"] != "no difference shown"]
     if shown.empty:
         means = rows[rows["metric"].str.startswith("mean@")]["detectable"]
-        size = (
-            f" (in mean@n, {means.min():.1f} to {means.max():.1f} points could have been found)" * bool(means.notna().any())
+        size = f" (in mean@n, {means.min():.1f} to {means.max():.1f} points could have been found)" * bool(
+            means.notna().any()
         )
         return f"{arm} against {kind}{other}: no difference shown{size}."
     parts = [f"{r.gap:+.1f} {r.metric} on {r.benchmark}" for r in shown.itertuples()]

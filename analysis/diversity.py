@@ -114,8 +114,8 @@ def _answers(study: Study) -> Table:
                 figures = [np.nan] * 3
             rows.append([*told, *(_cell(value, 3) for value in figures), _cell(entropy, 3), _cell(share, 3),
                          _cell(frame["n_tokens"].mean(), 1)])  # fmt: skip
-    note = (f"per problem and seed over its samples; distinct-2, normalised token edit distance and self-BLEU over {GROUPS} groups and "
-            f"{PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip
+    note = (f"per problem and seed over its samples; distinct-2, normalised token edit distance and self-BLEU over {GROUPS} "
+            f"groups and {PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip
     return Table("diversity", "Diversity of the evaluated answers", heads, rows, note)
 
 
@@ -139,7 +139,7 @@ def _training(study: Study) -> Table:
         early, late = part[part["step"] <= max(1, last // 10)], part[part["step"] > last - max(1, last // 10)]
         cells = [Cell(f"{early[n].mean():.2f} → {late[n].mean():.2f}", late[n].mean()) for n in names]
         rows.append([Cell(str(arm)), *cells])
-    note = "of the training rollouts, first and last tenth of the RL steps, mean over seeds; informative: share of groups with unequal rewards"
+    note = "of the training rollouts, first and last tenth of the RL steps; informative: groups of unequal rewards"
     return Table("training", "Over training", ["method", *names], rows, note)
 
 
@@ -167,8 +167,8 @@ def _drift(study: Study) -> Table:
         "displacement",
         "nearest token changed",
     ]
-    note = ("explored steps that samples/steps.parquet keeps: cosine of the fed vector to its anchor (N-GRPO, appendix E), its distance in units "
-            "of the anchor's length, and how often the nearest token is no longer the anchor")  # fmt: skip
+    note = ("explored steps that samples/steps.parquet keeps: cosine of the fed vector to its anchor (N-GRPO, appendix E), its "
+            "distance in units of the anchor's length, and how often the nearest token is no longer the anchor")  # fmt: skip
     return Table("drift", "What exploration fed", heads, rows, note)
 
 

@@ -61,8 +61,8 @@ def _read(path: Path) -> pd.DataFrame:
     readers = {
         ".parquet": pd.read_parquet,
         ".csv": lambda p: pd.read_csv(p, dtype=str, keep_default_na=False),  # "007" and "None" are answers
-        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False, convert_dates=False),
-        ".json": lambda p: pd.read_json(p, dtype=False, convert_dates=False),
+        ".jsonl": lambda p: pd.read_json(p, lines=True, dtype=False),
+        ".json": lambda p: pd.read_json(p, dtype=False),
     }
     if path.suffix not in readers:
         raise LoadError(f"samples: {path} must end in {', '.join(readers)}")
@@ -90,9 +90,8 @@ def _normal(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
     words = frame[verdict].map(_word)
     odd = words[~words.isin(RIGHT | WRONG)]
     if len(odd):
-        raise LoadError(
-            f"samples: {path}, column {verdict}, row {odd.index[0] + 1}: {str(frame[verdict].iloc[odd.index[0]])[:60]!r} is neither right (1) nor wrong (0)"
-        )
+        row, found = odd.index[0] + 1, str(frame[verdict].iloc[odd.index[0]])[:60]
+        raise LoadError(f"samples: {path}, column {verdict}, row {row}: {found!r} is neither right (1) nor wrong (0)")
     texts = frame[name].astype(str) if (name := first(TEXT)) else pd.Series("", index=frame.index)
     tokens = texts.str.split()
     known: dict[str, int] = {}

@@ -50,7 +50,7 @@ class Study:
 
     @property
     def arms(self) -> list[str]:
-        """In the order in which they were found, the untrained model first."""
+        """The untrained model first, the others by name; those of sample files in the order given."""
         return list(dict.fromkeys(self.runs["arm"]))
 
     @property
@@ -117,16 +117,13 @@ def count(path: Path, columns: Sequence[str] = COUNTED) -> pd.DataFrame:
 
     Raises LoadError for rows that are there twice or a column that is not there.
     """
-    there = pq.read_schema(path).names
-    if missing := [column for column in columns if column not in there]:
-        raise LoadError(f"{path}: has no column {missing[0]}; it has {', '.join(there)}")
+    _need(path, columns)
     table = pq.read_table(path, columns=list(columns), read_dictionary=["problem_id", "outcome"])
     pairs = table.group_by(["problem_id", "sample_index"]).aggregate([([], "count_all")])
     if pairs.num_rows < table.num_rows:
         row = pairs.filter(pc.greater(pairs["count_all"], 1)).slice(0, 1).to_pylist()[0]
-        raise LoadError(
-            f"{path}: column problem_id={row['problem_id']}, sample_index={row['sample_index']} is there {row['count_all']} times"
-        )
+        place = f"column problem_id={row['problem_id']}, sample_index={row['sample_index']}"
+        raise LoadError(f"{path}: {place} is there {row['count_all']} times")
     correct = pc.cast(pc.equal(pc.cast(table["outcome"], pa.string()), "correct"), pa.int64())
     grouped = pa.table(
         {"problem_id": pc.cast(table["problem_id"], pa.string()), "c": correct, "tokens": table["n_tokens"]}
@@ -165,8 +162,15 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
 
 
 def _labels(path: Path) -> dict[str, str]:
+    _need(path, ("exploration", "algorithm"))
     first = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"])).to_pylist()[0]
     return {name: str(value) for name, value in first.items()}
+
+
+def _need(path: Path, columns: Sequence[str]) -> None:
+    there = pq.read_schema(path).names
+    if missing := [column for column in columns if column not in there]:
+        raise LoadError(f"{path}: has no column {missing[0]}; it has {', '.join(there)}")
 
 
 def _csv(path: Path) -> pd.DataFrame | None:
@@ -207,7 +211,7 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         twins = [o for o in runs if (o["arm"], o["seed"]) == (run["arm"], run["seed"]) and o["path"] != run["path"]]
         if twins and run["arm"] != UNTRAINED:
             raise LoadError(f"{run['path']} and {twins[0]['path']} are both {run['arm']} with seed {run['seed']}")
-    return runs
+    return sorted(runs, key=lambda run: (run["arm"] != UNTRAINED, run["arm"], run["seed"]))
 
 
 def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Study:

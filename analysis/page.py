@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup  # comes with jinja2
 
 from analysis.comparison import Comparison
 from analysis.load import UNTRAINED, Study
@@ -37,17 +37,18 @@ def write(
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    seeds = study.runs.groupby("arm")["seed"].nunique()
+    seeds = "-".join(map(str, sorted(set(study.runs.groupby("arm")["seed"].nunique()))))
     text = environment.get_template("page.html.j2").render(
         nonce=secrets.token_urlsafe(12),
         baseline=visible(comparison.baseline),
-        summary=f"{len(study.arms)} methods, {seeds.min()} to {seeds.max()} training seeds, {', '.join(study.benchmarks)}",
+        summary=f"{len(study.arms)} methods, {seeds} training seeds, {', '.join(study.benchmarks)}",
         verdict=comparison.verdict,
         why=why,
         tables=[{"name": t.name, "title": t.title, "html": Markup(visible(html_table(t)))} for t in tables],
         figures=[{"data": base64.b64encode(p.read_bytes()).decode(), "caption": caption} for p, caption in figures],
         problems=_problems(study, comparison),
-        shown=f"The {PROBLEMS} problems of each benchmark whose solve rates differ most, {SAMPLES} completions a method; all are in the runs' parquet files.",
+        shown=f"The {PROBLEMS} problems of each benchmark whose solve rates differ most, {SAMPLES} completions a method; "
+        "all are in the runs' parquet files.",
         left_out=[visible(f"{row.path}: {row.reason}") for row in study.left_out.itertuples()],
     )
     partial = path.with_name(f".{path.name}.part")

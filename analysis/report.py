@@ -28,8 +28,7 @@ def write(study: Study, baseline: str, out: Path, ks: Sequence[int] | None, pape
     comparison = compare(study, baseline, ks)
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
-    made[1:1] = diversity.tables(study)
-    made += known
+    made += [*diversity.tables(study), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)
     for table in made:

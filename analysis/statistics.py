@@ -1,4 +1,4 @@
-"""Tests and intervals: the training seed as the unit of the headline, problems as the unit of what one pair of checkpoints shows.
+"""Tests and intervals: training seeds as the unit of the headline, problems as that of what given checkpoints show.
 
 It takes arrays of solve rates; what an arm, a benchmark or a file is, it does not know.
 
@@ -14,7 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
-DRAWS = 9_999
+DRAWS = 9_999  # of tests and BCa intervals
+RESAMPLED = 2_000  # of intervals that draw problems and seeds anew
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
 
 
 def two_level(
-    first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+    first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = RESAMPLED, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of mean(second) - mean(first) over problems and seeds, both drawn with replacement.
 

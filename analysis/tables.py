@@ -13,8 +13,10 @@ from tabulate import tabulate
 
 from analysis.comparison import Comparison
 
-LATEX = str.maketrans({"_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-                       "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"})  # fmt: skip
+LATEX = str.maketrans(
+    {sign: f"\\{sign}" for sign in "_%&#${}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for a formula
 
 
@@ -47,7 +49,7 @@ def of_comparison(comparison: Comparison) -> list[Table]:
         _pairs(comparison),
         _noise(comparison),
         _costs(comparison),
-        _estimates(comparison, comparison.boot_best, "boot_best", "best@k by bootstrap", BOOT),
+        _estimates(comparison, comparison.boot_best, "boot_best", "best@k by bootstrap, as verl prints it", BOOT),
     ]
     return [table for table in made if table.rows]
 
@@ -96,8 +98,10 @@ def _column(arms: Sequence[str], column: Sequence[Any], ranked: set[str]) -> lis
 
 def _ranked(arms: Sequence[str], values: Sequence[float | None], texts: Sequence[str], ranked: set[str]) -> list[Cell]:
     """Best and second among the arms that may be ranked; equal values, as they are shown, share a place."""
-    shown = {round(v, 1) for a, v in zip(arms, values, strict=True) if v is not None and a in ranked}
+    shown = [round(v, 1) for a, v in zip(arms, values, strict=True) if v is not None and a in ranked]
     order = sorted(shown, reverse=True)[:2] if len(ranked) > 1 else []
+    if len(set(order)) == 1:  # a shared first place leaves no second
+        order = order[:1]
     places = [order.index(round(v, 1)) + 1 if a in ranked and v is not None and round(v, 1) in order else 0
               for a, v in zip(arms, values, strict=True)]  # fmt: skip
     return [Cell(text, value, place) for text, value, place in zip(texts, values, places, strict=True)]
@@ -108,8 +112,8 @@ def _mean(rows: Sequence[Any]) -> float | None:
 
 
 def _tests(comparison: Comparison) -> Table:
-    columns = ["method", "against", "benchmark", "metric", "difference", "95 % (Welch)", "df", "p", "p (BH)", "95 % (problems and seeds)",
-               "detectable", "result"]  # fmt: skip
+    columns = ["method", "against", "benchmark", "metric", "difference", "95 % (Welch)", "df", "p", "p (BH)",
+               "95 % (problems and seeds)", "detectable", "result"]  # fmt: skip
     rows = [
         [Cell(r.arm), Cell(r.against), Cell(r.benchmark), Cell(r.metric), _signed(r.gap), Cell(_range(r.low, r.high), r.low),
          _number(r.df, 1), _p(r.p), _p(r.adjusted), Cell(_range(r.two_low, r.two_high), r.two_low), _number(r.detectable, 1),
@@ -117,20 +121,21 @@ def _tests(comparison: Comparison) -> Table:
         for r in comparison.tests.itertuples()
     ]  # fmt: skip
     note = ("points of 100; the unit is the training seed: Welch's t on seed means, df its degrees of freedom; BH: "
-            "Benjamini-Hochberg over all rows; detectable: true difference that this test would find with 80 % power")  # fmt: skip
+            "Benjamini-Hochberg over all rows; detectable: true difference found with 80 % power")  # fmt: skip
     return Table("tests", "Differences, training seed as the unit", columns, rows, note)
 
 
 def _pairs(comparison: Comparison) -> Table:
-    columns = ["method", "against", "benchmark", "difference", "95 % (BCa)", "p (permutation)", "wins", "ties", "losses", "solved by both",
-               "by it only", "by the other only", "by neither", "p (only)"]  # fmt: skip
+    columns = ["method", "against", "benchmark", "difference", "95 % (BCa)", "p (permutation)", "wins", "ties", "losses",
+               "solved by both", "by it only", "by the other only", "by neither", "p (only)"]  # fmt: skip
     rows = [
         [Cell(r.arm), Cell(r.against), Cell(r.benchmark), _signed(r.gap), Cell(_range(r.low, r.high), r.low), _p(r.p),
-         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_arm, r.only_other, r.neither)), _p(r.p_only)]
+         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_arm, r.only_other, r.neither)),
+         _p(r.p_only)]
         for r in comparison.pairs.itertuples()
     ]  # fmt: skip
-    note = ("mean@n per problem, seeds averaged. It takes the trained checkpoints as given, so a small p says nothing about training again "
-            "with another seed: where seeds differ at all, such a test rejects true nulls far more often than it says")  # fmt: skip
+    note = ("mean@n per problem, seeds averaged. It takes the trained checkpoints as given, so a small p says nothing about "
+            "training again: where seeds differ at all, such a test rejects true nulls far too often")  # fmt: skip
     return Table("pairs", "Problem by problem: these checkpoints only", columns, rows, note)
 
 
@@ -142,14 +147,14 @@ def _noise(comparison: Comparison) -> Table:
         rows.append([Cell(str(arm)), Cell(str(benchmark)), Cell(f"{largest:.1f}", largest),
                      Cell(f"{rejected} of {len(part)}", rejected / len(part))])  # fmt: skip
     columns = ["method", "benchmark", "largest difference", "pairs of seeds with p < 0.05"]
-    note = ("two training seeds of one method, tested problem by problem as if they were two methods: there is nothing to find, "
-            "so every rejection is a false alarm of such tests")  # fmt: skip
+    note = ("two training seeds of one method, tested problem by problem as if they were two methods: there is nothing to "
+            "find, so every rejection is a false alarm of such tests")  # fmt: skip
     return Table("noise", "A/A check: the same method against itself", columns, rows, note)
 
 
 def _costs(comparison: Comparison) -> Table:
-    columns = ["method", "benchmark", "gain", "training tokens", "seconds", "tokens/s", "gain per million tokens", "gain per hour",
-               "tokens per answer"]  # fmt: skip
+    columns = ["method", "benchmark", "gain", "training tokens", "seconds", "tokens/s", "gain per million tokens",
+               "gain per hour", "tokens per answer"]  # fmt: skip
     rows = [
         [Cell(r.arm), Cell(r.benchmark), _signed(r.gain), Cell(f"{r.tokens:,.0f}", r.tokens), _number(r.seconds, 0),
          Cell(f"{r.tokens_per_second:,.0f}", r.tokens_per_second), _number(r.per_million_tokens, 1), _number(r.per_hour, 0),
@@ -203,8 +208,10 @@ def html_table(table: Table) -> str:
     groups = "".join(f'<th colspan="{n}" scope="colgroup">{html.escape(g)}</th>' for g, n in table.groups)
     body = "".join(f"<tr>{''.join(_td(cell, at) for at, cell in enumerate(row))}</tr>" for row in table.rows)
     over = f"<tr>{groups}</tr>" if groups else ""
-    caption = f"<caption>{html.escape(table.note)}.</caption>"
-    return f'<div class="wide"><table class="sortable" id="{table.name}">{caption}<thead>{over}<tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
+    note = f'<p class="sub">{html.escape(table.note)}.</p>'
+    head = f"<thead>{over}<tr>{heads}</tr></thead>"
+    whole = f'<table class="sortable" id="{html.escape(table.name)}">{head}<tbody>{body}</tbody></table>'
+    return f'<div class="wide">{whole}</div>{note}'
 
 
 def write_csv(table: Table, path: Path) -> None:

@@ -265,6 +265,9 @@ def test_only_known_libraries_are_imported(name):
     }
     known |= {
         "rich",
+        "jinja2",
+        "markupsafe",
+        "tabulate",
         "faiss",
         "optuna",
         "yaml",

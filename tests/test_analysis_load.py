@@ -1,0 +1,169 @@
+"""From run directories and foreign samples to one study: what is read, named, left out and refused."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from study import make_run, sample_row
+
+from analysis import foreign
+from analysis.comparison import compare
+from analysis.load import SHARED, UNTRAINED, LoadError, differing, load
+from ngrpo import records
+from ngrpo.command_line.arguments import CONF
+
+SOLVED, BEFORE = np.array([8, 4, 0, 2]), np.array([1, 0, 0, 2])
+
+
+def test_counts_are_those_of_the_files_and_the_untrained_model_is_there_once_per_seed(tmp_path):
+    for seed in (0, 1):
+        make_run(tmp_path, "token_sampling", seed, SOLVED, BEFORE)
+        make_run(tmp_path, "gaussian_noise", seed, SOLVED[::-1], BEFORE)
+    study = load([tmp_path])
+    assert study.arms == [UNTRAINED, "gaussian_noise", "token_sampling"]
+    assert study.runs["arm"].value_counts().to_dict() == {UNTRAINED: 2, "gaussian_noise": 2, "token_sampling": 2}
+    part = study.counts[(study.counts["arm"] == "token_sampling") & (study.counts["seed"] == 1)]
+    assert part["c"].tolist() == SOLVED.tolist() and (part["n"] == 8).all() and (part["tokens"] == 24).all()
+    assert study.counts[study.counts["arm"] == UNTRAINED]["c"].tolist() == BEFORE.tolist() * 2
+    trained = study.runs[study.runs["arm"] != UNTRAINED]
+    assert (trained["tokens"] == 400).all() and (trained["seconds"] == 8).all()
+
+
+def test_runs_that_cannot_be_read_are_listed_with_the_reason(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+    make_run(tmp_path, "token_sampling", 1, SOLVED, status="running")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "run.json").write_text(json.dumps({"status": "finished", "config": {}, "seed": 0}))
+    study = load([tmp_path])
+    reasons = {path.rpartition("/")[2][:6]: reason for path, reason in study.left_out.itertuples(index=False)}
+    assert (
+        len(study.runs) == 1
+        and reasons["token_"] == "is running, not finished"
+        and reasons["empty"].startswith("has no samples")
+    )
+    assert "broken" in reasons
+
+
+def test_arms_are_named_after_what_varies_and_never_pooled(tmp_path):
+    for rate in (0.1, 0.2):
+        knobs = {"mix_rate": rate, "exploration": {"_target_": "ngrpo.x.Mix", "rate": rate, "k": 3}}
+        make_run(tmp_path, "neighbor_mix", 0, SOLVED, **knobs)
+    assert load([tmp_path]).arms == ["neighbor_mix mix_rate=0.1", "neighbor_mix mix_rate=0.2"]
+    make_run(tmp_path / "other", "neighbor_mix", 0, SOLVED, samples={"algorithm": "dapo"})
+    assert "neighbor_mix + dapo" in load([tmp_path]).arms
+
+
+def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
+    make_run(tmp_path / "a", "token_sampling", 0, SOLVED)
+    make_run(tmp_path / "b", "token_sampling", 0, SOLVED)
+    with pytest.raises(LoadError, match=r"are both token_sampling with seed 0"):
+        load([tmp_path])
+
+
+def test_keys_outside_of_the_strategy_make_a_comparison_unfair():
+    one = {
+        "seed": 0,
+        "steps": 50,
+        "exploration.rate": 0.1,
+        "mix_rate": 0.1,
+        "learning_rate": 1e-5,
+        "trainer.threads": 1,
+    }
+    two = {**one, "seed": 1, "exploration.rate": 0.4, "mix_rate": 0.4, "trainer.threads": 2}
+    assert differing(one, two) == []
+    assert differing(one, {**two, "learning_rate": 2e-5, "algorithm.kl.coefficient": 0.1}) == [
+        "learning_rate", "algorithm.kl.coefficient",
+    ]  # fmt: skip
+
+
+def test_shared_values_are_the_scalars_of_the_composed_configuration():
+    config = yaml.safe_load((CONF / "config.yaml").read_text())
+    scalars = {
+        key for key, value in config.items() if isinstance(value, (int, float, str)) and key not in ("fresh", "trains")
+    }
+    assert scalars == set(SHARED)
+
+
+def test_rows_that_are_there_twice_and_unequal_n_are_refused_by_file_and_column(tmp_path):
+    place = make_run(tmp_path, "token_sampling", 0, SOLVED)
+    path = records.eval_samples(place, "bench", 4)
+    rows = [sample_row("p00", 0, "correct"), sample_row("p00", 0, "wrong")]
+    records.write_samples(rows, path)
+    with pytest.raises(LoadError, match=r"bench-4.parquet: column problem_id=p00, sample_index=0 is there 2 times"):
+        load([tmp_path])
+    records.write_samples(
+        [sample_row("p00", 0, "correct"), sample_row("p01", 0, "wrong"), sample_row("p01", 1, "wrong")], path
+    )
+    with pytest.raises(LoadError, match=r"samples, others \d; estimators need as many"):
+        load([tmp_path])
+    pd.DataFrame({"problem_id": ["a"]}).to_parquet(path)
+    with pytest.raises(LoadError, match="has no column exploration"):
+        load([tmp_path])
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_foreign_samples_of_every_kind_give_the_same_study(tmp_path, kind):
+    frame = pd.DataFrame(
+        {"question_id": ["007", "007", "b", "b"], "label": [1, 0, 0, 0], "output": ["x y", "x", "None", ""]}
+    )
+    path = tmp_path / f"samples.{kind}"
+    writers = {
+        "jsonl": lambda: frame.to_json(path, orient="records", lines=True),
+        "csv": lambda: frame.to_csv(path, index=False),
+        "parquet": lambda: frame.to_parquet(path),
+    }
+    writers[kind]()
+    study = foreign.load([f"ours={path}", f"ours/1={path}", f"theirs={path}"])
+    assert study.arms == ["ours", "theirs"] and study.counts["problem_id"].tolist() == ["007", "b"] * 3
+    assert study.counts["c"].tolist() == [1, 0] * 3 and (study.counts["n"] == 2).all()
+    assert study.runs["seed"].tolist() == [0, 1, 0]
+    assert study.samples("ours", "samples", ["completion"])["completion"].tolist()[:3] == ["x y", "x", "None"]
+
+
+def test_verl_and_lm_eval_columns_are_known(tmp_path):
+    verl, lm_eval = tmp_path / "1.jsonl", tmp_path / "samples_aime.jsonl"
+    verl.write_text(
+        "".join(
+            json.dumps({"input": q, "output": "a", "gts": "1", "score": s, "step": 1}) + "\n"
+            for q, s in (("q", 1.0), ("q", 0.0))
+        )
+    )
+    lm_eval.write_text(json.dumps({"doc_id": 3, "target": "5", "exact_match": 1.0}) + "\n")
+    study = foreign.load([f"a={verl}"])
+    assert study.counts[["problem_id", "n", "c"]].values.tolist() == [["q", 2, 1]]
+    assert foreign.load([f"a={lm_eval}"]).counts["c"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"id": 1}\n', "has no verdict column"),
+        ('{"correct": 1}\n', "has no problem column"),
+        ('{"id": 1, "correct": "maybe"}\n', "column correct, row 1: 'maybe'"),
+        ('{"id": 1, "correct": 1, "sample_index": 0}\n{"id": 1, "correct": 1, "sample_index": 0}\n', "more than once"),
+        ('{"id": 1, "correct": 1}\n{"id": 1, "correct": 1}\n{"id": 2, "correct": 1}\n', "estimators need as many"),
+        ("{", "cannot be read"),
+    ],
+)
+def test_foreign_samples_that_make_no_sense_are_told_by_file_and_column(tmp_path, content, words):
+    path = tmp_path / "s.jsonl"
+    path.write_text(content)
+    with pytest.raises(LoadError, match=words.replace("(", r"\(")):
+        foreign.load([f"a={path}"])
+
+
+def test_k_beyond_n_other_problems_and_unknown_baselines_are_refused(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+    study = load([tmp_path])
+    with pytest.raises(LoadError, match=r"pass_k=16: bench has n=8 samples per problem, so k must lie in 1\.\.8"):
+        compare(study, "token_sampling", [16])
+    with pytest.raises(LoadError, match=r"baseline=x: there is no such arm; there are token_sampling"):
+        compare(study, "x")
+    make_run(tmp_path, "gaussian_noise", 0, SOLVED[:3])
+    with pytest.raises(LoadError, match="has other problems"):
+        compare(load([tmp_path]), "token_sampling")
