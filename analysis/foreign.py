@@ -38,7 +38,7 @@ def load(files: Sequence[str]) -> Study:
     for text in files:
         name, separator, place = str(text).partition("=")
         if not separator or not name:
-            raise LoadError(f"samples={text}: must be <method>=<file>; samples='[ours={text}]'")
+            raise LoadError(f"samples={text}: must be <method>=<file>; samples='[\"ours={text}\"]'")
         arm, _, seed = name.partition("/")
         frame = _normal(_read(Path(place)), Path(place))
         if seed and not seed.isdigit():

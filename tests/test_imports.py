@@ -275,7 +275,6 @@ def test_only_known_libraries_are_imported(name):
         "math_verify",
         "peft",
         "huggingface_hub",
-        "jinja2",
         "datasets",
     }
     found = {f.split(".")[0] for f in imports(name)} - set(sys.stdlib_module_names) - set(ROOMS) - set(ENTRY_POINTS)
