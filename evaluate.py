@@ -49,8 +49,9 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     interrupts = Interrupts()
     path = str(Path(config.run, "hf")) if config.run else config.model.path
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = causal.load(path, config.model.dtype, config.model.attention).to(device)
-    tokenizer = causal.load_tokenizer(path)
+    trust = config.model.trust_remote_code
+    model = causal.load(path, config.model.dtype, config.model.attention, trust_remote_code=trust).to(device)
+    tokenizer = causal.load_tokenizer(path, trust)
     benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
     task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
     asked = trained.get("config", {}).get("model", {})  # a run's own model is asked as it was in training
