@@ -9,11 +9,18 @@ OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
 
 @dataclass(frozen=True)
 class Problem:
-    """One question. `id` is unique within its task and stable across versions of the same task."""
+    """One question. `id` is unique within its task and stable across versions of the same task.
+
+    prompt: what the model is asked. is_message: true where that is what a user says, so that the model's own prompt goes
+    around it; false where it is encoded as it stands. question: the bare problem without instruction, for comparing data
+    sets; empty where the prompt is it.
+    """
 
     id: str
     prompt: str
     gold: str
+    is_message: bool = False
+    question: str = ""
 
 
 @dataclass(frozen=True)
@@ -46,3 +53,24 @@ class Task(Protocol):
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per (problem, completion) pair, in order."""
         ...
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some problems of a task, which is otherwise what it was."""
+
+    task: Task
+    problems: Sequence[Problem]
+
+    def __post_init__(self):
+        for name in ("name", "version", "answer_start", "answer_prefix"):
+            object.__setattr__(self, name, getattr(self.task, name))
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """As the whole task does."""
+        return self.task.score(problems, completions)
+
+
+def answer_part(completion: str, answer_start: str | None) -> str:
+    """What follows the first `answer_start`, nothing where it never comes; all of the text where there is no such mark."""
+    return completion if answer_start is None else completion.partition(answer_start)[2]
