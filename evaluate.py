@@ -42,6 +42,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
 
     from ngrpo.evaluate import Evaluation, Sampler
     from ngrpo.models import causal
+    from ngrpo.models.prompting import Prompting
     from ngrpo.progress import Progress
     from ngrpo.recorder import STRATEGY_FILE, Interrupted, Interrupts
 
@@ -52,7 +53,10 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     tokenizer = causal.load_tokenizer(path)
     benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
     task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
-    strategy.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
+    asked = trained.get("config", {}).get("model", {})  # a run's own model is asked as it was in training
+    form, answer_start = (asked.get(key, config.model[key]) for key in ("prompt", "answer_start"))
+    prompting = Prompting(form, answer_start)
+    strategy.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())
     step = trained.get("config", {}).get("steps", 0)
     strategy.prepare(model.table.detach(), step, model.head.detach())
     learned = Path(path, STRATEGY_FILE)
@@ -71,7 +75,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     progress.bars.start()
     try:
         progress.evaluation(step, evaluation.batches())
-        sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens)
+        sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
         for name, entry in evaluation.run(sampler, run.path, labels, advance).items():
             run.record_result(name, step, entry)
     finally:

@@ -148,12 +148,14 @@ def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any
     """A sampler under `strategy`, with the model and tokenizer of `like` where one is given."""
     from ngrpo.evaluate import Sampler
     from ngrpo.models import causal
+    from ngrpo.models.prompting import Prompting
 
     tokenizer = like.tokenizer if like else causal.load_tokenizer(config.model.path)
     model = like.model if like else load_model(config)
     built = command_line.build(strategy)
-    built.bind(causal.vocabulary(tokenizer, model, task.answer_start, task.answer_prefix), model.table.detach())
-    return Sampler(model, tokenizer, built, config.max_new_tokens)
+    prompting = Prompting(config.model.prompt, config.model.answer_start)
+    built.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())
+    return Sampler(model, tokenizer, built, config.max_new_tokens, prompting)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.groups import Groups
 from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel, encode
+from ngrpo.models.prompting import Prompting
 from ngrpo.rollouts import Rollouts, join_rollouts
 from ngrpo.tasks.base import OUTCOMES, Problem, Score, Task
 
@@ -32,6 +33,7 @@ class Sampler:
     tokenizer: PreTrainedTokenizerBase
     strategy: Exploration
     max_new_tokens: int
+    prompting: Prompting = Prompting()
 
     @property
     def prompt_room(self) -> int:
@@ -55,7 +57,8 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     Raises ValueError where a prompt leaves no room for the answer or the model's logits are not finite.
     """
     device = sampler.model.table.device
-    prompts, mask = encode(sampler.tokenizer, [problem.prompt for problem in problems], sampler.prompt_room)
+    texts = [problem.prompt for problem in problems]
+    prompts, mask = encode(sampler.tokenizer, texts, sampler.prompt_room, sampler.prompting)
     keys = row_keys(identities, device)
     rollouts = generate(
         sampler.model, sampler.strategy, prompts.to(device), mask.to(device), keys, sampler.max_new_tokens

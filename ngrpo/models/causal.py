@@ -20,6 +20,9 @@ from transformers.utils import logging as transformers_logging
 
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.models import files
+from ngrpo.models.prompting import Prompting
+
+PLAIN = Prompting()
 
 
 def grouped_attention(
@@ -163,9 +166,11 @@ def vocabulary(
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int) -> tuple[Tensor, Tensor]:
+def encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int, prompting: Prompting = PLAIN
+) -> tuple[Tensor, Tensor]:
     """Prompts as ids and mask, both (P, S), left-padded. Raises ValueError where one exceeds `context` tokens."""
-    ids = [tokenizer.encode(text) for text in texts]
+    ids = [prompting.encode(tokenizer, text) for text in texts]
     width = max(len(row) for row in ids)
     if width > context or not all(ids):
         longest = max(range(len(ids)), key=lambda row: len(ids[row]))
