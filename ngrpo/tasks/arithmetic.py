@@ -13,7 +13,17 @@ Tree = int | tuple[str, Any, Any]
 
 LONGEST = 200  # characters and digits beyond these are no answer to a puzzle of a few small numbers
 TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))")
-SIGNS = {r"\times": "*", r"\cdot": "*", r"\div": "/", "×": "*", "·": "*", "÷": "/", "−": "-", r"\left": "", r"\right": ""}
+SIGNS = {
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    "×": "*",
+    "·": "*",
+    "÷": "/",
+    "−": "-",
+    r"\left": "",
+    r"\right": "",
+}
 
 
 def read_expression(text: str) -> Tree | None:

@@ -1,7 +1,7 @@
 """What a task is: problems, their prompt text, and the reward of a completion. It knows nothing of tokens."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
@@ -55,16 +55,25 @@ class Task(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subset:
     """Some problems of a task, which is otherwise what it was."""
 
     task: Task
     problems: Sequence[Problem]
+    name: str = field(init=False)
+    version: str = field(init=False)
+    answer_start: str | None = field(init=False)
+    answer_prefix: str = field(init=False)
 
     def __post_init__(self):
-        for name in ("name", "version", "answer_start", "answer_prefix"):
-            object.__setattr__(self, name, getattr(self.task, name))
+        self.name, self.version = self.task.name, self.task.version
+        self.answer_start, self.answer_prefix = self.task.answer_start, self.task.answer_prefix
+
+    @property
+    def left_out(self) -> int:
+        """Problems of the whole task that are not among these."""
+        return len(self.task.problems) - len(self.problems)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """As the whole task does."""

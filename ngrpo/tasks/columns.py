@@ -71,7 +71,9 @@ def _choose(source: Rows, cells: Row, columns: Mapping[str, str | None], gold: b
         if chosen[role] is None and needed:
             expected = named or " or ".join(candidates)
             found = f"it has {', '.join(cells)[:200]}"
-            raise ValueError(f"{source.source}: row 1 has no column {expected}; {found}; set task.columns.{role}=<column>")
+            raise ValueError(
+                f"{source.source}: row 1 has no column {expected}; {found}; set task.columns.{role}=<column>"
+            )
     if columns.get("answer"):  # whoever names the column means it
         chosen["solution"] = None
     return chosen
@@ -104,7 +106,9 @@ def _text(where: str, role: str, column: str, cells: Row) -> str:
         raise ValueError(f"{where}: the {role} (column {column}) {state}, expected a text; mend or drop the row")
     if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
         kind = type(cell).__name__
-        raise ValueError(f"{where}: the {role} (column {column}) is a {kind}, expected a text; task.columns.{role}=<column>")
+        raise ValueError(
+            f"{where}: the {role} (column {column}) is a {kind}, expected a text; task.columns.{role}=<column>"
+        )
     return str(cell).strip()
 
 
@@ -116,10 +120,14 @@ def _gold(where: str, chosen: Mapping[str, str | None], cells: Row) -> str:
     text = _text(where, "answer", chosen["answer"] or "answer", cells)
     boxed = extract_boxed(text)
     if boxed is None and chosen["answer"] in SOLUTION and "####" not in text:
-        raise ValueError(f"{where}: the solution has no \\boxed{{}} and there is no answer; set task.columns.answer=<column>")
+        raise ValueError(
+            f"{where}: the solution has no \\boxed{{}} and there is no answer; set task.columns.answer=<column>"
+        )
     answer = boxed if boxed is not None else text.rpartition("####")[2].strip()
     if not answer:
-        raise ValueError(f"{where}: the answer (column {chosen['answer']}) is empty, expected a text; mend or drop the row")
+        raise ValueError(
+            f"{where}: the answer (column {chosen['answer']}) is empty, expected a text; mend or drop the row"
+        )
     return answer
 
 

@@ -82,10 +82,14 @@ class MultipleChoice:
         for column in WRONG:
             option = item.cells.get(column)
             if not isinstance(option, str) or not option.strip():
-                raise ValueError(f"{source}: row {item.number} has no text in {column}, expected four options; mend the row")
+                raise ValueError(
+                    f"{source}: row {item.number} has no text in {column}, expected four options; mend the row"
+                )
             options.append(option.strip())
         if len(set(options)) < len(options):
-            raise ValueError(f"{source}: row {item.number} has an option twice, expected four different ones; mend the row")
+            raise ValueError(
+                f"{source}: row {item.number} has an option twice, expected four different ones; mend the row"
+            )
         order = list(range(len(options)))
         Random(blake2b(f"{self.seed} {item.id}".encode(), digest_size=16).digest()).shuffle(order)
         listed = "\n".join(f"{letter}) {options[at]}" for letter, at in zip(LETTERS, order, strict=True))

@@ -63,7 +63,9 @@ class ReasoningGym:
 
     def __post_init__(self):
         if self.puzzle not in ALLOWED:
-            raise ValueError(f"reasoning_gym: puzzle {self.puzzle!r}, expected one of {sorted(ALLOWED)}; set task.puzzle")
+            raise ValueError(
+                f"reasoning_gym: puzzle {self.puzzle!r}, expected one of {sorted(ALLOWED)}; set task.puzzle"
+            )
         if self.size < 1:
             raise ValueError(f"reasoning_gym: size {self.size}, expected at least 1; set task.size")
         try:
