@@ -21,6 +21,7 @@ ANSWER = (
 SOLUTION = ("solution", "extra_info.solution", "reward_model.solution", "reward_model.ground_truth.solution")
 ID = ("id", "unique_id", "problem_id", "record_id", "extra_info.index")
 LONGEST_ID = 200
+REFUSE, LEAVE_OUT = "refuse", "leave_out"  # what becomes of a row without an answer
 
 
 @dataclass(frozen=True)
@@ -34,21 +35,26 @@ class Item:
     cells: Mapping[str, Any]
 
 
-def read_items(name: str, source: Rows, columns: Mapping[str, str | None], gold: bool = True) -> list[Item]:
+def read_items(name: str, source: Rows, columns: Mapping[str, str | None], unanswered: str = REFUSE) -> list[Item]:
     """Every row as an item; without an id column the id is `<name>/<row>`, counted from 0.
 
-    columns: `problem`, `answer`, `id` -> a column's name, null for the rule. gold: false where the answer is read off
-    other columns. Raises ValueError with the row's number for a missing or empty cell or an id that is taken or unfit.
+    columns: `problem`, `answer`, `id` -> a column's name, null for the rule. unanswered: `leave_out` passes over rows whose
+    answer is empty. Raises ValueError with the row's number for a missing or empty cell or an id that is taken or unfit.
     """
     items: list[Item] = []
     taken: dict[str, int] = {}
     chosen: dict[str, str | None] | None = None
     for number, row in enumerate(source.rows, start=1):
         cells = dict(_flat(row, ""))
-        chosen = chosen or _choose(source, cells, columns, gold)
+        chosen = chosen or _choose(source, cells, columns)
         where = f"{source.source}: row {number}"
         problem = _text(where, "problem", str(chosen["problem"]), cells)
-        answer = _gold(where, chosen, cells) if gold else ""
+        answer = _gold(where, chosen, cells)
+        if not answer and unanswered == LEAVE_OUT:
+            continue
+        if not answer:
+            fix = f"mend the row or set task.unanswered={LEAVE_OUT}"
+            raise ValueError(f"{where}: the answer (column {chosen['answer']}) is empty, expected a text; {fix}")
         identity = str(cells.get(chosen["id"], "")) if chosen["id"] else f"{name}/{number - 1}"
         if refusal := _id_refusal(identity):
             raise ValueError(f"{where} has the id {identity[:40]!r}, {refusal}; set task.columns.id=<column>")
@@ -60,14 +66,14 @@ def read_items(name: str, source: Rows, columns: Mapping[str, str | None], gold:
     return items
 
 
-def _choose(source: Rows, cells: Row, columns: Mapping[str, str | None], gold: bool) -> dict[str, str | None]:
+def _choose(source: Rows, cells: Row, columns: Mapping[str, str | None]) -> dict[str, str | None]:
     chosen: dict[str, str | None] = {}
     wanted = {"problem": PROBLEM, "answer": ANSWER, "id": ID, "solution": SOLUTION}
     for role, names in wanted.items():
         named = columns.get(role)
         candidates = (_plain(named),) if named else names
         chosen[role] = next((candidate for candidate in candidates if candidate in cells), None)
-        needed = named or role == "problem" or (role == "answer" and gold and not chosen.get("solution"))
+        needed = named or role in ("problem", "answer")
         if chosen[role] is None and needed:
             expected = named or " or ".join(candidates)
             found = f"it has {', '.join(cells)[:200]}"
@@ -113,22 +119,19 @@ def _text(where: str, role: str, column: str, cells: Row) -> str:
 
 
 def _gold(where: str, chosen: Mapping[str, str | None], cells: Row) -> str:
-    solution = cells.get(chosen["solution"] or "")
+    """The gold answer; empty where the row has none."""
+    solution, column = cells.get(chosen["solution"] or ""), chosen["answer"] or ""
     boxed = extract_boxed(solution) if isinstance(solution, str) else None
     if boxed:
         return boxed
-    text = _text(where, "answer", chosen["answer"] or "answer", cells)
+    if cells.get(column) is None or not str(cells[column]).strip():
+        return ""
+    text = _text(where, "answer", column, cells)
     boxed = extract_boxed(text)
-    if boxed is None and chosen["answer"] in SOLUTION and "####" not in text:
-        raise ValueError(
-            f"{where}: the solution has no \\boxed{{}} and there is no answer; set task.columns.answer=<column>"
-        )
-    answer = boxed if boxed is not None else text.rpartition("####")[2].strip()
-    if not answer:
-        raise ValueError(
-            f"{where}: the answer (column {chosen['answer']}) is empty, expected a text; mend or drop the row"
-        )
-    return answer
+    if boxed is not None:
+        return boxed
+    worked = column in SOLUTION and "####" not in text
+    return "" if worked else text.rpartition("####")[2].strip()
 
 
 def _id_refusal(identity: str) -> str | None:

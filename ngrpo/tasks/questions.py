@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ngrpo.tasks.base import Problem, Score, answer_part
-from ngrpo.tasks.columns import read_items
+from ngrpo.tasks.columns import LEAVE_OUT, REFUSE, read_items
 from ngrpo.tasks.rows import read_rows
 from ngrpo.tasks.story_text import ANSWER_PREFIX
 
@@ -33,7 +33,8 @@ class Questions:
     r"""A task of questions with final answers in `\boxed{}`.
 
     name: of the task, and of its file in `directory`. path, directory, dataset with subset and split: where the rows come
-    from, the first that is given (tasks.rows). columns: tasks.columns. instruction: follows the problem in the user's
+    from, the first that is given (tasks.rows). columns: tasks.columns. unanswered: rows without an answer are an error
+    (`refuse`) or passed over (`leave_out`). instruction: follows the problem in the user's
     message, null for nothing. answer_start: ends the thinking part, after which alone an answer counts; null where the
     model has none. `version` is a digest of the rows. Raises ValueError for rows that cannot be used.
     """
@@ -46,6 +47,7 @@ class Questions:
     subset: str | None = None
     split: str | None = None
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    unanswered: str = REFUSE
     instruction: str | None = None
     answer_start: str | None = None
     version: str = field(default="", init=False)
@@ -53,11 +55,13 @@ class Questions:
     problems: Sequence[Problem] = field(default=(), init=False)
 
     def __post_init__(self):
+        if self.unanswered not in (REFUSE, LEAVE_OUT):
+            raise ValueError(f"unanswered {self.unanswered!r}, expected {REFUSE} or {LEAVE_OUT}; set task.unanswered")
         source = read_rows(self.name, self.path, self.directory, self.dataset, self.subset, self.split)
         self.version = source.digest
         self.problems = [
             Problem(item.id, with_instruction(item.problem, self.instruction), item.gold, True, item.problem)
-            for item in read_items(self.name, source, self.columns)
+            for item in read_items(self.name, source, self.columns, self.unanswered)
         ]
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:

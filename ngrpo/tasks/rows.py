@@ -96,13 +96,15 @@ def _parquet(place: Path) -> list[Row]:
 @lru_cache(maxsize=16)
 def _download(name: str, dataset: str, subset: str | None, split: str | None) -> Rows:
     import datasets
+    import huggingface_hub
 
+    huggingface_hub.logging.set_verbosity_error()  # or every retry is told
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(dataset, subset, split=split)
-    except Exception as error:  # noqa: BLE001 - the hub raises what its HTTP library of the day does
+    except Exception as error:  # the hub raises what its HTTP library of the day does
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
-        fix = f"give a file of your own: task.path=<file>, or paths.data=<directory with {name}.jsonl>"
+        fix = f"set task.path=<file> or paths.data=<directory with {name}.jsonl>"
         raise ValueError(f"{name}: the data set {dataset} cannot be loaded ({reason}); {fix}") from error
     if isinstance(loaded, dict):
         raise ValueError(f"{name}: {dataset} has the splits {sorted(map(str, loaded))}; set task.split")
