@@ -40,7 +40,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     import torch
     from safetensors.torch import load_file
 
-    from ngrpo.evaluate import Evaluation, Sampler
+    from ngrpo.evaluate import Evaluation, Sampler, fitting, note_left_out
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
     from ngrpo.progress import Progress
@@ -63,6 +63,9 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     learned = Path(path, STRATEGY_FILE)
     if learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
+    sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
+    benchmarks = {name: fitting(sampler, benchmark) for name, benchmark in benchmarks.items()}
+    note_left_out(run, benchmarks)
     evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch)
     labels = {"run": run.path.name, "seed": config.seed, "step": step, "algorithm": "none"}
     labels |= command_line.choices("exploration")
@@ -76,7 +79,6 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     progress.bars.start()
     try:
         progress.evaluation(step, evaluation.batches())
-        sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
         for name, entry in evaluation.run(sampler, run.path, labels, advance).items():
             run.record_result(name, step, entry)
     finally:

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
         return train(config, directory, None)
     plan = {key: config.evaluation[key] for key in SIZES}
-    info = {"threads": config.trainer.threads or os.cpu_count(), "batch_plan": plan}
+    info = {"threads": config.trainer.threads or os.cpu_count(), "batch_plan": plan, **shared_problems(config)}
     digest = records.config_hash(plain, versions)
     opened = records.RunDirectory.open(directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions)
     with opened as run:
@@ -50,6 +50,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     import torch
     from lightning.pytorch import Trainer, seed_everything
 
+    from ngrpo.evaluate import fitting, note_left_out
     from ngrpo.recorder import Interrupts
 
     quiet_lightning()
@@ -58,7 +59,9 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     seed_everything(config.seed, verbose=False)
     task = command_line.build(config.task)
     sampler = build_sampler(config, config.exploration, task)
+    task = fitting(sampler, task)
     recorder = build_recorder(config, directory, run, sampler, task, interrupts)
+    note_left_out(run, {"training": task, **recorder.evaluation.benchmarks})
     policy = build_policy(config, sampler, task, recorder)
     trainer = Trainer(
         accelerator=config.trainer.accelerator,
@@ -104,6 +107,18 @@ def print_plan(config: DictConfig) -> None:
     print(plan.told(plan.needs(plan.architecture(config.model.path), sizes), plan.available()))
 
 
+def shared_problems(config: DictConfig) -> dict[str, Any]:
+    """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
+    from ngrpo.tasks.overlap import overlap
+
+    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    found = overlap(command_line.build(config.task), benchmarks)
+    for name, counts in found.items():
+        if any(counts.values()):
+            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
+    return {"overlap": found} if found else {}
+
+
 def quiet_lightning() -> None:
     """Lightning's banners and its advice on loops that are not ours to follow: the run has its own progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -141,19 +156,20 @@ def build_recorder(
     config: DictConfig, directory: Path, run: records.RunDirectory | None, sampler: Any, task: Any, interrupts: Any
 ) -> Any:
     """What keeps the run directory, with the benchmarks and the strategy that they are sampled with."""
-    from ngrpo.evaluate import Evaluation
+    from ngrpo.evaluate import Evaluation, fitting
     from ngrpo.progress import Progress
     from ngrpo.pruning import Judge
     from ngrpo.recorder import Recorder
 
-    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    evaluator = build_sampler(config, config.evaluation.exploration, task, sampler)
+    benchmarks = {name: fitting(evaluator, command_line.build(node)) for name, node in config.benchmark.items()}
     trial = config.get("sweep", {}).get("trial")
     return Recorder(
         run=run,
         directory=directory,
         labels={"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")},
         evaluation=Evaluation(benchmarks, **{key: config.evaluation[key] for key in SIZES}),
-        evaluator=build_sampler(config, config.evaluation.exploration, task, sampler),
+        evaluator=evaluator,
         steps=config.steps,
         eval_every=config.eval_every,
         evaluate_before=config.evaluation.before,

@@ -22,7 +22,7 @@ from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel, encode
 from ngrpo.models.prompting import PLAIN, Prompting
 from ngrpo.rollouts import Rollouts, join_rollouts
-from ngrpo.tasks.base import OUTCOMES, Problem, Score, Task
+from ngrpo.tasks.base import OUTCOMES, Problem, Score, Subset, Task
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,10 @@ class Sampler:
     def prompt_room(self) -> int:
         """Tokens that a prompt may have, so that the longest answer still fits the model's context."""
         return self.model.model.config.max_position_embeddings - self.max_new_tokens
+
+    def fits(self, problem: Problem) -> bool:
+        """Whether a problem's prompt leaves room for the longest answer."""
+        return 0 < len(self.prompting.encode(self.tokenizer, problem.prompt)) <= self.prompt_room
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,28 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     completions = sampler.tokenizer.batch_decode(ids, skip_special_tokens=True)
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
     return Answers(problems, rollouts, completions, task.score(every, completions))
+
+
+def fitting(sampler: Sampler, task: Task) -> Task:
+    """The task without the messages that are too long for the model to answer; itself where there are none.
+
+    Raises ValueError where nothing is left.
+    """
+    if not task.problems[0].is_message:
+        return task
+    kept = [problem for problem in task.problems if sampler.fits(problem)]
+    if not kept:
+        raise ValueError(f"{task.name}: no prompt leaves room for {sampler.max_new_tokens} tokens; set max_new_tokens")
+    return task if len(kept) == len(task.problems) else Subset(task, kept)
+
+
+def note_left_out(run: records.RunDirectory | None, tasks: Mapping[str, Task]) -> None:
+    """Tells and puts in run.json how many problems `fitting` left out, for the tasks that lost some."""
+    counts = {name: task.left_out for name, task in tasks.items() if isinstance(task, Subset)}
+    if run and counts:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        print(f"note: prompts that are too long for the model are left out: {told}")
+        run.update(left_out=counts)
 
 
 def join(draws: Sequence[Answers], groups: Tensor) -> Answers:

@@ -31,6 +31,7 @@ SAMPLE_TYPES = {
 SAMPLE_COLUMNS = tuple(SAMPLE_TYPES)
 
 NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths"}
+PLACES = {"path", "directory"}  # of a data set: what it holds counts, by its version, and not where it lies
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy"}
 KEPT_HERE = {"status", "reason", "config_hash", "config", "data", "seed", "versions", "git_commit", "hardware",
              "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
@@ -88,11 +89,18 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that says which run it is: all but `NOT_IDENTITY` and the devices of `trainer`."""
+    """The part of a resolved config that says which run it is: all but `NOT_IDENTITY`, PLACES and the devices of `trainer`."""
     kept = {str(key): value for key, value in config.items() if str(key) not in NOT_IDENTITY}
+    for name, benchmark in (("task", False), ("benchmark", True)):
+        if isinstance(node := kept.get(name), Mapping):
+            kept[name] = {key: _placeless(child) for key, child in node.items()} if benchmark else _placeless(node)
     if isinstance(trainer := kept.get("trainer"), Mapping):
         kept["trainer"] = {key: value for key, value in trainer.items() if key not in NOT_IDENTITY_OF_TRAINER}
     return _canonical(kept)
+
+
+def _placeless(node: Any) -> Any:
+    return {key: child for key, child in node.items() if key not in PLACES} if isinstance(node, Mapping) else node
 
 
 def config_hash(config: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> str:

@@ -108,8 +108,10 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
-    """Two things that Hydra has other words for: `model=<directory or hub id>`, and `logger=null`."""
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, and the file of `benchmark=jsonl`."""
     group, _, value = token.partition("=")
+    if group == "benchmark.path":
+        return [f"benchmark.jsonl.path={value}"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
     match = re.fullmatch(r"model=(['\"]?)(.+)\1", token)

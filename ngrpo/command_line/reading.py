@@ -59,7 +59,11 @@ def data_versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     built = [build(node) for node in (*tasks, *(config.get("benchmark") or {}).values())]
     trained = config.get("run")  # of evaluate.py
     weights = files.fingerprint(str(Path(trained, "hf")) if trained else str(config["model"]["path"]))
-    return {task.name: task.version for task in built} | ({"model": weights} if weights else {})
+    versions: dict[str, str] = {}
+    for task in built:  # two files of one name are two data sets
+        known = versions.get(task.name, task.version)
+        versions[task.name] = task.version if known == task.version else f"{known}+{task.version}"
+    return versions | ({"model": weights} if weights else {})
 
 
 def register_resolvers() -> None:

@@ -115,14 +115,20 @@ def tasks(seen: Composed) -> Iterator[str]:
 
 @lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
 def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
-    """(number of problems, the first prompts) of a task, whose module imports neither torch nor transformers."""
+    """(number of problems, the first prompts) of a task, whose module imports neither torch nor transformers.
+
+    Of messages only the shortest prompt: those that are too long for the model are left out of the run and counted.
+    """
     content = json.loads(node)
     if not isinstance(content, dict) or "_target_" not in content:
         raise ValueError("has no _target_, so there is no task to build")
     module, _, name = content["_target_"].rpartition(".")
     build: Callable[..., Any] = getattr(importlib.import_module(module), name)
     problems = build(**{key: value for key, value in content.items() if key not in targets.RESERVED}).problems
-    return len(problems), tuple(problem.prompt for problem in problems[:most])
+    first = problems[:most]
+    if all(problem.is_message for problem in first):
+        first = [min(first, key=lambda problem: len(problem.prompt))]
+    return len(problems), tuple(problem.prompt for problem in first)
 
 
 @lru_cache(maxsize=64)

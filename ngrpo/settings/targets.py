@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ROOMS = (
     "exploration",
     "tasks",
+    "grading",
     "algorithm",
     "groups",
     "advantages",

@@ -18,7 +18,7 @@ ROOMS = {  # where the class of a node must come from; a task is even built befo
     "exploration": "ngrpo.exploration.",
     "evaluation.exploration": "ngrpo.exploration.",
 }
-
+PARTS = {"grader": "ngrpo.grading."}  # of a task
 
 REFUSED = "is refused here, because"  # a choice that is fine by itself and has no meaning beside another one
 
@@ -75,6 +75,7 @@ def targets_allowed(seen: Composed) -> Iterator[str]:
     for path, node in targets.nodes(seen.tree):
         target, key = node["_target_"], f"{path}._target_"
         room = next((room for place, room in ROOMS.items() if path == place or path.startswith(f"{place}.")), "")
+        room = PARTS.get(path.rpartition(".")[2], room) if room == "ngrpo.tasks." else room
         refusal = targets.refusal(target)
         if not refusal and not target.startswith(room):
             refusal = f"must be found below {room[:-1]}"

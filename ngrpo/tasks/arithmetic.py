@@ -1,0 +1,148 @@
+r"""Sums, differences, products and quotients of whole numbers: read without running anything, valued exactly, compared.
+
+A `Tree` is a whole number or (sign, left, right). It does not know what an expression is the answer to.
+"""
+
+import re
+from collections.abc import Iterator
+from fractions import Fraction
+from itertools import combinations
+from typing import Any
+
+Tree = int | tuple[str, Any, Any]
+
+LONGEST = 200  # characters and digits beyond these are no answer to a puzzle of a few small numbers
+TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))")
+SIGNS = {
+    r"\times": "*",
+    r"\cdot": "*",
+    r"\div": "/",
+    "\u00d7": "*",
+    "\u00b7": "*",
+    "\u00f7": "/",
+    "\u2212": "-",
+    r"\left": "",
+    r"\right": "",
+}
+
+
+def read_expression(text: str) -> Tree | None:
+    r"""The tree of `(3 + 5) \times 2`; None for anything else, for a sign before a number and for 200 characters."""
+    for written, sign in SIGNS.items():
+        text = text.replace(written, sign)
+    text = text.strip()
+    tokens: list[str] = []
+    at = 0
+    while at < len(text):
+        match = TOKEN.match(text, at)
+        if not match or len(text) > LONGEST or not text.isascii():
+            return None
+        tokens.append(match[1] or match[2])
+        at = match.end()
+    tokens.reverse()
+    tree = _read_sum(tokens)
+    return None if tokens else tree
+
+
+def value(tree: Tree) -> Fraction | None:
+    """Its exact value; None where it divides by zero."""
+    if isinstance(tree, int):
+        return Fraction(tree)
+    sign, left, right = tree[0], value(tree[1]), value(tree[2])
+    if left is None or right is None or (sign == "/" and not right):
+        return None
+    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[sign](right)
+
+
+def numbers_of(tree: Tree) -> list[int]:
+    """The numbers in it, sorted."""
+    return [tree] if isinstance(tree, int) else sorted([*numbers_of(tree[1]), *numbers_of(tree[2])])
+
+
+def normal_form(tree: Tree) -> str:
+    """A text that is equal for trees that differ only in brackets, in the order of terms and factors, and in where a
+    minus sign was taken out, so that 5-(2-1)*3 and (1-2)*3+5 are one solution."""
+    sign, node = _normal(tree)
+    return ("-" if sign < 0 else "") + _written(node)
+
+
+def solutions(numbers: tuple[int, ...], target: int) -> set[str]:
+    """The normal forms of all ways to make `target` from every number once; for four numbers it takes a moment."""
+    found = {(Fraction(0), "")} - {(Fraction(0), "")}
+    for number, tree in _combine([(Fraction(number), number) for number in numbers]):
+        if number == target:
+            found.add((number, normal_form(tree)))
+    return {form for _, form in found}
+
+
+def _combine(parts: list[tuple[Fraction, Tree]]) -> Iterator[tuple[Fraction, Tree]]:
+    if len(parts) == 1:
+        yield parts[0]
+        return
+    for i, j in combinations(range(len(parts)), 2):
+        rest = [part for at, part in enumerate(parts) if at not in (i, j)]
+        (a, left), (b, right) = parts[i], parts[j]
+        made = [(a + b, ("+", left, right)), (a * b, ("*", left, right))]
+        made += [(a - b, ("-", left, right)), (b - a, ("-", right, left))]
+        made += [(a / b, ("/", left, right))] if b else []
+        made += [(b / a, ("/", right, left))] if a else []
+        for one in made:
+            yield from _combine([*rest, one])
+
+
+def _read_sum(tokens: list[str]) -> Tree | None:
+    left = _read_product(tokens)
+    while left is not None and tokens and tokens[-1] in "+-":
+        sign, right = tokens.pop(), _read_product(tokens)
+        left = None if right is None else (sign, left, right)
+    return left
+
+
+def _read_product(tokens: list[str]) -> Tree | None:
+    left = _read_factor(tokens)
+    while left is not None and tokens and tokens[-1] in "*/":
+        sign, right = tokens.pop(), _read_factor(tokens)
+        left = None if right is None else (sign, left, right)
+    return left
+
+
+def _read_factor(tokens: list[str]) -> Tree | None:
+    token = tokens.pop() if tokens else ""
+    if token.isdigit():
+        return int(token)
+    if token != "(":
+        return None
+    inner = _read_sum(tokens)
+    return inner if inner is not None and tokens and tokens.pop() == ")" else None
+
+
+def _normal(tree: Tree) -> tuple[int, Any]:
+    """(sign, node): a node is a number, ("sum", ((sign, node), ...)) or ("product", ((power, node), ...))."""
+    if isinstance(tree, int):
+        return 1, tree
+    operation, kind = tree[0], "sum" if tree[0] in "+-" else "product"
+    parts, outer = [], 1
+    for side, turned in ((tree[1], False), (tree[2], operation in "-/")):
+        sign, node = _normal(side)
+        inner = node[1] if isinstance(node, tuple) and node[0] == kind else ((1, node),)
+        turn = -1 if turned else 1
+        if kind == "sum":
+            parts += [(sign * turn * mark, member) for mark, member in inner]
+        else:
+            outer *= sign
+            parts += [(turn * mark, member) for mark, member in inner]
+    parts.sort(key=lambda part: (_written(part[1]), -part[0]))
+    if kind == "sum":
+        outer = parts[0][0]
+        parts = [(mark * outer, member) for mark, member in parts]
+    return outer, (kind, tuple(parts))
+
+
+def _written(node: Any) -> str:
+    if isinstance(node, int):
+        return str(node)
+    kind, parts = node
+    plus, minus = "+-" if kind == "sum" else "*/"
+    ordered = sorted(parts, key=lambda part: -part[0]) if kind == "product" else parts
+    text = "".join(f"{plus if mark > 0 else minus}{_written(member)}" for mark, member in ordered)
+    return f"({text[1:]})"
