@@ -92,7 +92,7 @@ def neighbours(seen: Composed) -> Iterator[str]:
 
 
 def tasks(seen: Composed) -> Iterator[str]:
-    """The training set and the benchmarks can be built, are large enough, and their prompts fit the model; a plan needs no data."""
+    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none."""
     if _plans(seen):
         return
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
