@@ -21,6 +21,8 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     from ngrpo.progress import print_results
     from ngrpo.pruning import Pruned
 
+    if config.trainer.get("plan"):
+        return print_plan(config)
     directory = command_line.run_path()
     plain, versions = command_line.plain(config), command_line.data_versions(config)
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
@@ -94,6 +96,29 @@ def shared_problems(config: DictConfig) -> dict[str, Any]:
     return {"overlap": found} if found else {}
 
 
+def print_plan(config: DictConfig) -> None:
+    """What one process of this run will need, and whether the devices here have it."""
+    from ngrpo.models import plan
+
+    share = config.prompts_per_step // config.trainer.devices
+    lora = config.model.lora and config.model.lora.r
+    sizes = plan.Sizes(
+        rows=share * config.group_size,
+        prompts=share,
+        prompt_tokens=config.trainer.plan.prompt_tokens,
+        new_tokens=config.max_new_tokens,
+        micro_rows=config.trainer.micro_batch_rows,
+        dtype=config.model.dtype,
+        precision=config.trainer.precision,
+        lora=config.model.lora,
+        copies=int(config.algorithm.kl.coefficient > 0 and not lora),
+        critics=int(bool(config.algorithm.critic)),
+        recompute=config.trainer.gradient_checkpointing,
+        k=config.exploration.get("k", 0),
+    )
+    print(plan.told(plan.needs(plan.architecture(config.model.path), sizes), plan.available()))
+
+
 def quiet_lightning() -> None:
     """Lightning's banners and its advice on loops that are not ours to follow: the run has its own progress."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -108,7 +133,7 @@ def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> 
     from ngrpo.collect import Training
     from ngrpo.critic import Critic
     from ngrpo.policy import Policy
-    from ngrpo.reference import Reference
+    from ngrpo.reference import Base, Reference
 
     algorithm = command_line.build(config.algorithm)
     training = Training(
@@ -120,7 +145,9 @@ def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> 
         micro_batch_rows=config.trainer.micro_batch_rows,
         **command_line.plain(config.optimizer),
     )
-    reference = Reference(load_model(config)) if algorithm.kl["coefficient"] > 0 else None
+    reference = None
+    if algorithm.kl["coefficient"] > 0:
+        reference = Base(sampler.model) if sampler.model.adapters else Reference(load_model(config))
     critic = Critic(load_model(config)) if algorithm.critic else None
     return Policy(sampler, task, algorithm, training, recorder, reference, critic)
 
@@ -153,11 +180,20 @@ def build_recorder(
     )
 
 
-def load_model(config: DictConfig) -> Any:
-    """The base model, in the precision that the trainer asks for."""
+def load_model(config: DictConfig, lora: DictConfig | None = None) -> Any:
+    """The base model, in the precision that the trainer asks for, with adapters where `lora` has a rank."""
     from ngrpo.models import causal
 
-    return causal.load(config.model.path, config.model.dtype, config.model.attention, config.trainer.precision)
+    model, trainer = config.model, config.trainer
+    return causal.load(
+        model.path,
+        model.dtype,
+        model.attention,
+        trainer.precision,
+        lora=lora,
+        recompute=trainer.gradient_checkpointing,
+        trust_remote_code=model.trust_remote_code,
+    )
 
 
 def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any = None) -> Any:
@@ -166,8 +202,8 @@ def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
 
-    tokenizer = like.tokenizer if like else causal.load_tokenizer(config.model.path)
-    model = like.model if like else load_model(config)
+    tokenizer = like.tokenizer if like else causal.load_tokenizer(config.model.path, config.model.trust_remote_code)
+    model = like.model if like else load_model(config, config.model.lora)
     built = command_line.build(strategy)
     prompting = Prompting(config.model.prompt, config.model.answer_start)
     built.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())

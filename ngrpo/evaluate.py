@@ -20,7 +20,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.groups import Groups
 from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel, encode
-from ngrpo.models.prompting import Prompting
+from ngrpo.models.prompting import PLAIN, Prompting
 from ngrpo.rollouts import Rollouts, join_rollouts
 from ngrpo.tasks.base import OUTCOMES, Problem, Score, Subset, Task
 
@@ -33,7 +33,7 @@ class Sampler:
     tokenizer: PreTrainedTokenizerBase
     strategy: Exploration
     max_new_tokens: int
-    prompting: Prompting = Prompting()
+    prompting: Prompting = PLAIN
 
     @property
     def prompt_room(self) -> int:

@@ -23,7 +23,7 @@ from ngrpo.evaluate import Answers, Sampler, groups_of
 from ngrpo.losses import KL_ESTIMATORS, Counts, clipped_value_loss, token_mean
 from ngrpo.measures import rollout_measures
 from ngrpo.recorder import Recorder
-from ngrpo.reference import Reference
+from ngrpo.reference import Base, Reference
 from ngrpo.replay import parts, replay_in_parts, replay_more
 from ngrpo.rollouts import NotFinite, Rollouts
 from ngrpo.selections import Tokens
@@ -76,7 +76,7 @@ class Policy(lightning.LightningModule):
         algorithm: Algorithm,
         training: Training,
         recorder: Recorder,
-        reference: Reference | None = None,
+        reference: Reference | Base | None = None,
         critic: Critic | None = None,
     ):
         super().__init__()
@@ -128,7 +128,7 @@ class Policy(lightning.LightningModule):
         # The bare optimizer: Lightning's own keeps a copy of its fields, and state loaded into that copy is lost.
         optimizer, schedule = self.optimizers(use_pl_optimizer=False), self.lr_schedulers()
         return {
-            "model": self.model.state_dict(),
+            "model": self.model.learned(),
             "strategy": self.strategy.state_dict(),
             **({} if self.critic is None else {"critic": self.critic.state_dict()}),
             "optimizer": optimizer.state_dict(),  # pyright: ignore
@@ -138,7 +138,7 @@ class Policy(lightning.LightningModule):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Put everything back to `state`."""
-        self.model.load_state_dict(state["model"])
+        self.model.load_learned(state["model"])
         self.strategy.load_state_dict(state["strategy"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])

@@ -215,7 +215,7 @@ def write_hub_folder(policy: "Policy", target: Path) -> None:
     """The model and its tokenizer as a directory for from_pretrained; it appears whole or not at all."""
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    policy.model.model.save_pretrained(partial)
+    policy.model.save(partial)
     policy.sampler.tokenizer.save_pretrained(partial)
     if learned := trained_parameters(policy.strategy):
         save_file(learned, partial / STRATEGY_FILE)

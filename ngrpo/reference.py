@@ -12,6 +12,18 @@ from ngrpo.replay import replay_in_parts
 from ngrpo.rollouts import Rollouts
 
 
+class Base:
+    """The policy's own model with its adapters off, which is what it was before training: no second copy."""
+
+    def __init__(self, model: CausalModel):
+        self.model = model
+
+    def log_probs(self, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
+        """(B, T) float32; 0 where the loss mask is false. `rows` is the size of a micro-batch."""
+        with self.model.base():
+            return replay_in_parts(self.model, strategy, rollouts, rows)
+
+
 class Reference(lightning.LightningModule):
     """Holds a model that never learns; mixtures are rebuilt with its own embedding table."""
 

@@ -71,7 +71,7 @@ def test_own_files_train_and_are_evaluated(place, tmp_path):
     assert record["left_out"] == {"training": 1, "aime25": 1}
     assert record["overlap"]["aime25"]["exact"] == 2 and record["overlap"]["math500"] == {"exact": 0, "near": 0}
     results = json.loads((out / "results.json").read_text())
-    assert {name: results[name]["1"]["problems"] for name in results} == {"aime25": 4, "math500": 1}
+    assert {name: results[name]["1"]["n_problems"] for name in results} == {"aime25": 4, "math500": 1}
     assert set(record["data"]) == {"own", "aime25", "math500", "model"}
 
 

@@ -50,7 +50,7 @@ def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
     wanted = min(count + 1 + SPARE, len(rows))
     search = _search_torch if table.is_cuda else _search_faiss
     candidates = search(vectors.float(), wanted, metric)
-    everyone[rows] = rows[_settle(vectors.double(), candidates, count, metric)]
+    everyone[rows] = rows[_settle(vectors, candidates, count, metric)]
     return everyone
 
 
@@ -80,7 +80,7 @@ def _settle(vectors: Tensor, candidates: Tensor, count: int, metric: str) -> Ten
     step = max(1, _CHUNK_BYTES // (8 * vectors.shape[1] * candidates.shape[1]))
     for anchors in torch.arange(len(vectors), device=vectors.device).split(step):
         ids = candidates[anchors].sort(dim=-1).values
-        scores = SIMILARITIES[metric](vectors[anchors, None], vectors[ids])
+        scores = SIMILARITIES[metric](vectors[anchors, None].double(), vectors[ids].double())
         scores = scores.masked_fill(ids == anchors[:, None], -torch.inf)
         ordered, order = scores.sort(dim=-1, descending=True, stable=True)
         chosen = ids.gather(-1, order)[:, :count]
@@ -94,7 +94,7 @@ def _settle(vectors: Tensor, candidates: Tensor, count: int, metric: str) -> Ten
 
 
 def _settle_row(vectors: Tensor, anchor: int, count: int, metric: str) -> Tensor:
-    parts = [SIMILARITIES[metric](vectors[anchor], part) for part in vectors.split(16_384)]
+    parts = [SIMILARITIES[metric](vectors[anchor].double(), part.double()) for part in vectors.split(16_384)]
     scores = torch.cat(parts)
     scores[anchor] = -torch.inf
     return scores.sort(descending=True, stable=True).indices[:count]

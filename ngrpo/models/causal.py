@@ -3,6 +3,11 @@
 It does not know what is fed through it or why.
 """
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,13 +21,13 @@ from transformers import (
 )
 from transformers.cache_utils import Cache
 from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.models import files
-from ngrpo.models.prompting import Prompting
-
-PLAIN = Prompting()
+from ngrpo.models.adapters import Adapters
+from ngrpo.models.prompting import PLAIN, Prompting
 
 
 def grouped_attention(
@@ -59,11 +64,26 @@ AttentionMaskInterface.register("grouped", sdpa_mask)
 class CausalModel(nn.Module):
     """`table` (V, D), `hidden` and `logits` of an unmodified model, so that vectors can be fed in place of tokens."""
 
-    def __init__(self, model: PreTrainedModel, precision: str = "float32"):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        precision: str = "float32",
+        lora: Mapping[str, Any] | None = None,
+        recompute: bool = False,
+    ):
+        """lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
+
+        recompute: keep only the input of each layer for the backward pass (gradient checkpointing).
+        """
         super().__init__()
         self.model, self.precision = model, precision
+        self._recomputed: list[nn.Module] = []
         self._refuse_windows()
         self._check_path()
+        self.adapters = Adapters(model, lora) if lora and lora["r"] else None
+        if recompute:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            self._recomputed = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
@@ -89,6 +109,9 @@ class CausalModel(nn.Module):
         if mask is not None:  # additive: the form that every implementation takes, and the fastest on a CPU
             lowest = torch.finfo(embeddings.dtype).min
             mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
+        # Layers recompute in training mode only, which nothing else may see: there is no dropout in a replay.
+        for layer in self._recomputed:
+            layer.training = cache is None and torch.is_grad_enabled()
         return self.model.base_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
@@ -101,6 +124,33 @@ class CausalModel(nn.Module):
         """(..., V) in float32 at least, from final hidden states (..., D)."""
         logits = self.model.get_output_embeddings()(hidden)  # pyright: ignore
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+    def learned(self) -> dict[str, Tensor]:
+        """All weights that training changes, by name: everything, or the adapters where there are some."""
+        state = self.state_dict()
+        if self.adapters is None:
+            return state
+        return {name: state[name] for name, value in self.named_parameters() if value.requires_grad}
+
+    def load_learned(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `learned` gave. Raises ValueError where the names are not the same."""
+        expected = set(self.learned())
+        if set(state) != expected:
+            names = sorted(set(state) ^ expected)[:3]
+            raise ValueError(f"the checkpoint's weights are not this model's ({names} ...): fresh=true starts anew")
+        self.load_state_dict(state, strict=False)
+
+    def base(self) -> AbstractContextManager[None]:
+        """Within it the model computes as it was before training, where it has adapters to switch off."""
+        return self.adapters.off() if self.adapters else nullcontext()
+
+    def save(self, directory: Path) -> None:
+        """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them."""
+        if self.adapters is None:
+            self.model.save_pretrained(directory)
+        else:
+            self.model.save_pretrained(directory, state_dict=self.adapters.merged())
+            self.adapters.write(directory / "adapter")
 
     def _refuse_windows(self) -> None:
         """The engine lets every token see all before it; a sliding window would differ between rollout and replay."""
@@ -123,8 +173,17 @@ class CausalModel(nn.Module):
             raise ValueError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
 
 
-def load(path: str, dtype: str = "float32", attention: str = "grouped", precision: str = "float32") -> CausalModel:
-    """The model at a local directory or hub id: safetensors only, no remote code.
+def load(
+    path: str,
+    dtype: str = "float32",
+    attention: str = "grouped",
+    precision: str = "float32",
+    *,
+    lora: Mapping[str, Any] | None = None,
+    recompute: bool = False,
+    trust_remote_code: bool = False,
+) -> CausalModel:
+    """The model at a local directory or hub id: safetensors only, and no remote code unless it is asked for.
 
     Raises ValueError where the checkpoint lacks weights that the architecture needs.
     """
@@ -134,17 +193,17 @@ def load(path: str, dtype: str = "float32", attention: str = "grouped", precisio
         dtype=getattr(torch, dtype),
         attn_implementation=attention,
         use_safetensors=True,
-        trust_remote_code=False,
+        trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
     if report["missing_keys"]:
         raise ValueError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
-    return CausalModel(model.eval(), precision)
+    return CausalModel(model.eval(), precision, lora, recompute)
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model."""
-    return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=False)
+    return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=trust_remote_code)
 
 
 def vocabulary(

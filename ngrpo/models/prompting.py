@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-R1_SIGNS = ("<｜User｜>", "<｜Assistant｜>")  # with full-width bars: single tokens of the R1 tokenizers
+FULL_WIDTH_BAR = "\uff5c"  # stands in the signs of the R1 tokenizers, each of which is a single token
 
 
 def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
@@ -36,7 +36,9 @@ def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     ASCII bars they would be read as ordinary text by the models that were trained on the signs.
     """
     own = tokenizer.get_vocab()
-    user, assistant = (sign if sign in own else sign.replace("｜", "|") for sign in R1_SIGNS)
+    signs = ["<|User|>", "<|Assistant|>"]
+    wide = [sign.replace("|", FULL_WIDTH_BAR) for sign in signs]
+    user, assistant = wide if set(wide) <= set(own) else signs
     return tokenizer.encode(f"{user}{text}{assistant}<think>\n")
 
 
@@ -57,3 +59,6 @@ class Prompting:
     def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
         """Ids of the prompt for a problem's text."""
         return FORMS[self.form](tokenizer, text)
+
+
+PLAIN = Prompting()

@@ -49,8 +49,12 @@ def packages(seen: Composed) -> Iterator[str]:
 
 
 def parallel(seen: Composed) -> Iterator[str]:
-    """There are as many devices as asked for, and groups stay whole on them."""
-    if seen.values.get("trainer.accelerator") == "gpu" and seen.sound("trainer.accelerator", "trainer.devices"):
+    """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
+    if (
+        not _plans(seen)
+        and seen.values.get("trainer.accelerator") == "gpu"
+        and seen.sound("trainer.accelerator", "trainer.devices")
+    ):
         refusal = machine.gpu_refusal(seen.values["trainer.devices"])
         if refusal:
             yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
@@ -88,7 +92,9 @@ def neighbours(seen: Composed) -> Iterator[str]:
 
 
 def tasks(seen: Composed) -> Iterator[str]:
-    """The training set and the benchmarks can be built, are large enough, and their prompts fit the model."""
+    """The training set and the benchmarks can be built, are large enough, and their prompts fit the model; a plan needs no data."""
+    if _plans(seen):
+        return
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
     prompts: dict[str, tuple[str, ...]] = {}
@@ -143,6 +149,10 @@ def _context(seen: Composed, prompts: Mapping[str, tuple[str, ...]]) -> Iterator
         yield f"{path}: does not fit, {reason}; choose another model or {path.partition('.')[0]}"
     elif seen.sound("max_new_tokens") and seen.values["max_new_tokens"] > room:
         yield f"{seen.shown('max_new_tokens')}: must be at most {room}, {reason}; max_new_tokens={room}"
+
+
+def _plans(seen: Composed) -> bool:
+    return any(key.startswith("trainer.plan.") for key in seen.values)
 
 
 def _model_directory(seen: Composed) -> Path | None:

@@ -1,0 +1,63 @@
+"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, through peft: put in, switched off, merged, written.
+
+It does not know what they are trained for. There is no dropout in them: what was sampled and what is replayed must come
+from the same network.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from transformers import PreTrainedModel
+
+
+class Adapters:
+    """The adapters of one model, which are inside its layers; without them it is the model that was loaded.
+
+    Not a module, so that the model's parameters keep one set of names.
+    """
+
+    def __init__(self, model: PreTrainedModel, settings: Mapping[str, Any]):
+        """settings: `r`, `alpha`, `target_modules` as peft's LoraConfig names them. Raises ValueError for the table or
+        the head among the targets, as both are read outside of the layers that adapters replace."""
+        targets = settings["target_modules"]
+        config = LoraConfig(
+            r=settings["r"],
+            lora_alpha=settings["alpha"],
+            target_modules=targets if isinstance(targets, str) else list(targets),
+        )
+        self.peft: PeftModel = get_peft_model(model, config)  # pyright: ignore[reportAttributeAccessIssue]
+        ends = (model.get_input_embeddings(), model.get_output_embeddings())
+        if any(isinstance(end, LoraLayer) for end in ends):
+            raise ValueError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Within it the model computes as it was loaded."""
+        with self.peft.disable_adapter():
+            yield
+
+    @torch.no_grad()
+    def merged(self) -> dict[str, Tensor]:
+        """Weights of a model of the same architecture without adapters, by its own names; nothing here changes."""
+        model = self.peft.get_base_model()
+        weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
+        weights = {name: value for name, value in weights.items() if ".lora_" not in name}
+        for name, layer in model.named_modules():
+            if isinstance(layer, LoraLayer):
+                delta: Any = layer.get_delta_weight("default")  # pyright: ignore[reportCallIssue]
+                weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
+        return weights
+
+    def write(self, directory: Path) -> None:
+        """adapter_model.safetensors and adapter_config.json, as peft loads them over the model trained from."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # peft looks for the base model's vocabulary on the hub
+            self.peft.save_pretrained(str(directory), save_embedding_layers=False)
+        (directory / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in

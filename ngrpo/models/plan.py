@@ -1,0 +1,193 @@
+"""What a run will need, from sizes alone: no weights are read and nothing is allocated.
+
+It does not know what is trained for. One process is counted; under DDP each has a whole copy.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from ngrpo.models import files
+from ngrpo.models.adapters import Adapters
+
+KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
+BYTES = {"float32": 4, "bfloat16": 2}
+HEAD_BYTES = 5 * 4 * 2**24  # a chunk of logits (replay.HEAD_ELEMENTS, float32), its softmax and their gradients
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
+    tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
+    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbour table; `kept` checkpoints on disk."""
+
+    rows: int
+    prompts: int
+    prompt_tokens: int
+    new_tokens: int
+    micro_rows: int
+    dtype: str = "float32"
+    precision: str = "float32"
+    lora: Mapping[str, Any] | None = None
+    copies: int = 0
+    critics: int = 0
+    recompute: bool = False
+    k: int = 0
+    kept: int = 2
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is the larger phase."""
+
+    parameters: int
+    trained: int
+    tokens_per_step: int
+    resident: Mapping[str, int]
+    rollout: Mapping[str, int]
+    update: Mapping[str, int]
+    disk: Mapping[str, int]
+
+    @property
+    def peak(self) -> int:
+        """Bytes that the device must have."""
+        return sum(self.resident.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
+
+
+def architecture(path: str) -> PreTrainedConfig:
+    """The config of a model: of its directory, of a known checkpoint, else from the hub.
+
+    Raises ValueError where it cannot be had.
+    """
+    place = files.directory(path)
+    known = json.loads(KNOWN.read_text("utf-8"))
+    if place is None and path in known:
+        facts = known[path]
+        return AutoConfig.for_model(**facts)
+    try:
+        return AutoConfig.from_pretrained(str(place or path), trust_remote_code=False)
+    except OSError as error:
+        reason = "its config.json is neither here nor on a hub that can be reached"
+        raise ValueError(f"model.path={path}: {reason}; model.path=<directory>") from error
+
+
+def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """A model without memory: its shapes are the real ones, so that parameters are counted and not estimated."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
+    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table.
+
+    weights      P of the policy, and P again for every reference and critic
+    gradients    p: they stay until the next update; with a critic those of its backbone too
+    optimizer    2 p: AdamW's two moments
+    neighbours   V k ids of 8 bytes
+    cache        rows x (prompt + answer) x L x keys and values, in the dtype of the matmuls; a layer is held twice while
+                 rows leave
+    logits       rows x V: float32 logits and probabilities, float64 cumulative sums
+    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
+    activations  see `_activations`
+    head         a chunk of logits, whatever the length
+    step         AdamW's temporaries, two of the largest parameter
+    disk         checkpoints hold trained weights and moments, hf/ the weights
+    """
+    model = empty_model(config)
+    parameters = sum(p.numel() for p in model.parameters())
+    largest = max(p.numel() for p in model.parameters())
+    lora = sizes.lora if sizes.lora and sizes.lora["r"] else None
+    if lora:
+        Adapters(model, lora)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in model.parameters())
+    size = BYTES[sizes.dtype]
+    learners = trained + sizes.critics * (parameters - _ends(model))
+    compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
+    length = sizes.prompt_tokens + sizes.new_tokens
+    layers = config.num_hidden_layers
+    cache = sizes.rows * length * layers * 2 * _key_width(config) * compute
+    casts = compute < size
+    return Plan(
+        parameters=parameters,
+        trained=trained,
+        tokens_per_step=sizes.rows * sizes.new_tokens,
+        resident={
+            "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
+            "gradients": learners * size,
+            "optimizer": 2 * learners * size,
+            "neighbours": config.vocab_size * sizes.k * 8,
+        },
+        rollout={
+            "KV cache": cache + cache // layers,
+            "logits": sizes.rows * config.vocab_size * (4 + 4 + 8),
+        },
+        update={
+            "bfloat16 copies": parameters * 2 if casts else 0,
+            "activations": _activations(config, sizes, compute) * sizes.micro_rows * length,
+            "head": min(HEAD_BYTES, 5 * 4 * sizes.micro_rows * sizes.new_tokens * config.vocab_size),
+            "step": 2 * largest * size if trained == parameters else 0,
+        },
+        disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
+    )
+
+
+def _activations(config: PreTrainedConfig, sizes: Sizes, compute: int) -> int:
+    """Bytes that autograd keeps per token: of every layer, or of one layer and the inputs of all where they recompute.
+
+    A decoder layer with width D, heads of width H together, keys of width K, and an MLP of width I keeps two residual
+    streams and the inputs and outputs of two norms (6 D, float32), queries, attention output and its reordered copy
+    (3 H), keys and values (2 K), and gate, its activation, up and product (4 I); norms of queries and keys keep H + K
+    twice.
+    """
+    width, inner, keys = config.hidden_size, config.intermediate_size, _key_width(config)
+    heads = config.num_attention_heads * _head_width(config)
+    own = 2 * (heads + keys) if config.model_type == "qwen3" else 0
+    stream = 6 * width * BYTES[sizes.dtype]
+    layer = stream + (3 * heads + 2 * keys + own + 4 * inner) * compute
+    kept = width * BYTES[sizes.dtype]
+    return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
+
+
+def _head_width(config: PreTrainedConfig) -> int:
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def _key_width(config: PreTrainedConfig) -> int:
+    return config.num_key_value_heads * _head_width(config)
+
+
+def _ends(model: PreTrainedModel) -> int:
+    """Parameters of the table and the head, which a critic does not train."""
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    return sum(p.numel() for p in {p for end in ends if end is not None for p in end.parameters()})
+
+
+def available() -> list[tuple[str, int]]:
+    """(name, free bytes) of every device that a process could train on: the GPUs, else the machine itself."""
+    if torch.cuda.is_available():
+        indices = range(torch.cuda.device_count())
+        return [(f"cuda:{i} {torch.cuda.get_device_name(i)}", torch.cuda.mem_get_info(i)[0]) for i in indices]
+    lines = Path("/proc/meminfo").read_text("utf-8").splitlines() if Path("/proc/meminfo").exists() else []
+    free = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")]
+    return [("memory of this machine", free[0])] if free else []
+
+
+def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
+    """The plan as lines of text, with a verdict for every device."""
+    lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
+    lines.append(f"tokens per step   {plan.tokens_per_step:>18,}  at most")
+    groups = {"all the time": plan.resident, "rollout": plan.rollout, "update": plan.update, "on disk": plan.disk}
+    for title, group in groups.items():
+        lines.append(f"{title:<18}{sum(group.values()) / 2**30:>14.2f} GiB")
+        lines += [f"  {name:<16}{value / 2**30:>14.2f} GiB" for name, value in group.items() if value]
+    lines.append(f"{'peak per process':<18}{plan.peak / 2**30:>14.2f} GiB")
+    for name, free in devices:
+        verdict = "enough" if plan.peak <= free else "NOT enough"
+        lines.append(f"{name}: {free / 2**30:.2f} GiB free, {verdict}")
+    return "\n".join(lines if devices else [*lines, "no device whose memory could be told"])
