@@ -16,7 +16,7 @@ from ngrpo.settings.composed import printable
 
 def main(config: DictConfig) -> None:
     """Build the tasks that are named and print a line for each, and one for each answer that fails."""
-    nodes = dict(config.get("benchmark") or {})
+    nodes = dict((config.get("benchmark") or {}).items())
     nodes |= {"task": config.task} if config.get("task") else {}
     if not nodes:
         raise SettingsError(["nothing to check; name data sets, as task=gsm8k or benchmark='[aime25,math500]'"])

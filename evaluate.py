@@ -20,6 +20,8 @@ def main(config: DictConfig) -> dict[str, Any]:
 
     directory = command_line.run_path()
     trained = json.loads(Path(config.run, "run.json").read_text("utf-8")) if config.run else {}
+    asked = trained.get("config", {}).get("model", {})  # a run's own model is asked, and read, as it was in training
+    config.model.update({key: asked[key] for key in ("prompt", "answer_start") if key in asked})
     versions = command_line.data_versions(config)
     plain = command_line.plain(config)
     digest = records.config_hash(plain, versions)
@@ -54,9 +56,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     tokenizer = causal.load_tokenizer(path, trust)
     benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
     task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
-    asked = trained.get("config", {}).get("model", {})  # a run's own model is asked as it was in training
-    form, answer_start = (asked.get(key, config.model[key]) for key in ("prompt", "answer_start"))
-    prompting = Prompting(form, answer_start)
+    prompting = Prompting(config.model.prompt, config.model.answer_start)
     strategy.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())
     step = trained.get("config", {}).get("steps", 0)
     strategy.prepare(model.table.detach(), step, model.head.detach())

@@ -84,6 +84,18 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         recorder.progress.stop()
 
 
+def shared_problems(config: DictConfig) -> dict[str, Any]:
+    """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
+    from ngrpo.tasks.overlap import overlap
+
+    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
+    found = overlap(command_line.build(config.task), benchmarks)
+    for name, counts in found.items():
+        if any(counts.values()):
+            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
+    return {"overlap": found} if found else {}
+
+
 def print_plan(config: DictConfig) -> None:
     """What one process of this run will need, and whether the devices here have it."""
     from ngrpo.models import plan
@@ -105,18 +117,6 @@ def print_plan(config: DictConfig) -> None:
         k=config.exploration.get("k", 0),
     )
     print(plan.told(plan.needs(plan.architecture(config.model.path), sizes), plan.available()))
-
-
-def shared_problems(config: DictConfig) -> dict[str, Any]:
-    """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
-    from ngrpo.tasks.overlap import overlap
-
-    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
-    found = overlap(command_line.build(config.task), benchmarks)
-    for name, counts in found.items():
-        if any(counts.values()):
-            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
-    return {"overlap": found} if found else {}
 
 
 def quiet_lightning() -> None:

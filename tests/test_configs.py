@@ -1,6 +1,7 @@
 """Every file in conf/ composes, says which command uses it, and names only what may be built."""
 
 import inspect
+import json
 import re
 import shlex
 from importlib import import_module
@@ -20,10 +21,11 @@ from ngrpo.command_line.schema import Schema
 from ngrpo.settings import SettingsError, machine, targets
 from ngrpo.settings.composed import flat
 from ngrpo.settings.limits import FIELDS
+from ngrpo.tasks import rows
 
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
-COMMAND = re.compile(r"# python (train|evaluate|report)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"# python (train|evaluate|report|audit)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
 TARGETS = sorted(
     {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
 )
@@ -46,7 +48,7 @@ def heading(path: Path) -> str:
 
 def used_by(path: Path) -> str:
     """The primary configuration of the first command in the file's heading."""
-    return {"train": "config", "evaluate": "evaluate"}[COMMAND.findall(heading(path))[0][0]]
+    return {"train": "config", "evaluate": "evaluate", "audit": "audit"}[COMMAND.findall(heading(path))[0][0]]
 
 
 SCHEMAS: dict[tuple[str, ...], Schema] = {}
@@ -60,6 +62,28 @@ def any_machine(monkeypatch):
         arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
     )
     register_resolvers()
+
+
+@pytest.fixture(autouse=True)
+def public_data_sets(monkeypatch):
+    """Rows with the columns of all of them; nothing is downloaded."""
+    columns = {f"Incorrect Answer {number}": f"no {number}" for number in (1, 2, 3)} | {"Correct Answer": "yes"}
+    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(64))
+    monkeypatch.setattr(rows, "_download", lambda name, dataset, subset, split: rows.Rows(dataset, "0", made))
+
+
+def own_files(name: str, directory: Path) -> list[str]:
+    """What one has to give beside the choice, where its file leaves that open."""
+    file = directory / "own.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"What is {at}?", "answer": at}) + "\n" for at in range(64)))
+    given = {
+        "model/hf.yaml": "model.path=ngrpo/models/tiny_qwen2",
+        "task/hf.yaml": "task.dataset=owner/name",
+        "task/jsonl.yaml": f"task.path={file}",
+        "task/verl_parquet.yaml": f"task.path={file}",
+        "benchmark/jsonl.yaml": f"benchmark.path={file}",
+    }
+    return [given[name]] if name in given else []
 
 
 @pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
@@ -76,10 +100,9 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
 
 
 @pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
-def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path):
+def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path, tmp_path):
     name, chosen = (path.stem, []) if path in PRIMARY else (used_by(path), ["=".join(choice(path))])
-    model = ["model.path=ngrpo/models/tiny_qwen2"] if path.stem == "hf" else []
-    assert examine(name, [*chosen, *model]).problems == []
+    assert examine(name, [*chosen, *own_files(named(path), tmp_path)]).problems == []
     config = SCHEMAS[name,].reference(chosen)
     known = flat(config)
     for key in OmegaConf.select(OmegaConf.load(path), "limits") or {}:

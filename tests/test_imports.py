@@ -9,7 +9,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "ngrpo"
-ENTRY_POINTS = ("train", "evaluate", "report", "diagnose")
+ENTRY_POINTS = ("train", "evaluate", "audit", "report", "diagnose")
 ROOMS = ("ngrpo", "analysis", "hydra_plugins", "experiments", "benchmarks")
 
 
@@ -276,6 +276,7 @@ def test_only_known_libraries_are_imported(name):
         "peft",
         "huggingface_hub",
         "datasets",
+        "reasoning_gym",
     }
     found = {f.split(".")[0] for f in imports(name)} - set(sys.stdlib_module_names) - set(ROOMS) - set(ENTRY_POINTS)
     if not name.startswith(("benchmarks", "experiments")):

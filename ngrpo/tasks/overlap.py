@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ngrpo.tasks.base import Problem, Task
 
 RUN = 5
-NEAR = 0.6
+NEAR = 0.5
 WORD = re.compile(r"\w+|[-+*/=<>^]")
 
 
