@@ -92,7 +92,10 @@ def neighbours(seen: Composed) -> Iterator[str]:
 
 
 def tasks(seen: Composed) -> Iterator[str]:
-    """The training set and the benchmarks can be built, are large enough, and their prompts fit the model; a plan needs no data."""
+    """The training set and the benchmarks can be built, are large enough, and their prompts fit the model.
+
+    A plan needs no data.
+    """
     if _plans(seen):
         return
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
