@@ -51,7 +51,7 @@ class Adapters:
         weights = {name: value for name, value in weights.items() if ".lora_" not in name}
         for name, layer in model.named_modules():
             if isinstance(layer, LoraLayer):
-                delta: Any = layer.get_delta_weight("default")  # pyright: ignore[reportCallIssue]
+                delta: Any = layer.get_delta_weight("default")  # pyright: ignore[reportAttributeAccessIssue]
                 weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
         return weights
 
