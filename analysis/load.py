@@ -180,12 +180,17 @@ def _csv(path: Path) -> pd.DataFrame | None:
 def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The untrained model once for each seed: every run of a seed evaluated the same one, with the same random numbers."""
     seen: set[tuple] = set()
+    models: dict[str, str] = {}
     kept = []
     for run in sorted(runs, key=lambda run: run["arm"] != UNTRAINED):
         key = (run["seed"], *sorted(run["files"])) if run["arm"] == UNTRAINED else (run["path"],)
+        if run["arm"] == UNTRAINED:
+            models.setdefault(str(run["config"].get("data:model")), run["path"])
         if key not in seen:
             seen.add(key)
             kept.append(run)
+    if len(models) > 1:
+        raise LoadError(f"runs of different models: {' and '.join(list(models.values())[:2])}; a report each")
     return kept
 
 

@@ -54,8 +54,10 @@ def of_comparison(comparison: Comparison) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-PASSK = ("in %, unbiased pass@k; brackets: 95 % interval, problems and seeds drawn anew; best bold, second best underlined "
-         "among arms that may be ranked")  # fmt: skip
+PASSK = (
+    "in %, unbiased pass@k; brackets: 95 % interval, problems and seeds drawn anew, too narrow where seeds are few; best bold, "
+    "second best underlined among arms that may be ranked"
+)
 BOOT = ("in %, the bootstrap with replacement that verl prints and many papers publish; it lies below pass@k and is not to be "
         "compared with it")  # fmt: skip
 

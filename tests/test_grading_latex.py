@@ -1,0 +1,166 @@
+"""LaTeX answers: what is the same, what is not, and that nothing an answer says can hang, crash or run anything."""
+
+import json
+import os
+import random
+import signal
+import threading
+import time
+from fractions import Fraction
+
+import psutil
+import pytest
+from hostile_answers import HOSTILE, NOT, SAME
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ngrpo.grading import written
+from ngrpo.grading.latex import Latex, settle
+from ngrpo.grading.workers import Workers
+
+
+@pytest.fixture(scope="module")
+def grader():
+    made = Latex(workers=1)
+    yield made
+    made.workers.close()
+
+
+def boxed(text: str) -> str:
+    return f"so </think> it is \\boxed{{{text}}}"
+
+
+def test_hostile_answers_neither_hang_nor_pass(grader, tmp_path, monkeypatch):
+    assert len(HOSTILE) >= 200
+    monkeypatch.chdir(tmp_path)
+    seconds, wrong, false_correct = [], [], []
+    for gold, text, allowed in HOSTILE:
+        start = time.monotonic()
+        (verdict,) = grader.grade([boxed(text)], [gold])
+        seconds.append(time.monotonic() - start)
+        if verdict.outcome not in allowed:
+            wrong.append((gold, text[:60], verdict.outcome))
+            false_correct += [(gold, text[:60])] if allowed is NOT else []
+    assert false_correct == []
+    assert len(wrong) <= 0.02 * len(HOSTILE), wrong
+    assert list(tmp_path.iterdir()) == []
+    memory = [psutil.Process(p.popen.pid).memory_info().rss for p in grader.workers._idle if p.ready]
+    assert memory and max(memory) < 512 * 2**20
+    # The limit is on the wall clock of a shared machine: generous here, measured in the notes of a release.
+    assert max(seconds) < 10
+
+
+def test_right_answers_in_other_words_are_correct_in_any_order_and_number_of_processes():
+    golds, texts = zip(*SAME, strict=True)
+    first = Latex(1)
+    verdicts = [v.outcome for v in first.grade([boxed(text) for text in texts], golds)]
+    first.workers.close()
+    assert verdicts.count("correct") >= len(SAME) - 1, [
+        pair for pair, v in zip(SAME, verdicts, strict=True) if v != "correct"
+    ]
+    order = random.Random(0).sample(range(len(SAME)), len(SAME))
+    other = Latex(2)
+    again = other.grade([boxed(texts[i]) for i in order], [golds[i] for i in order])
+    other.workers.close()
+    assert [v.outcome for v in again] == [verdicts[i] for i in order]
+
+
+def test_a_killed_process_costs_no_verdict():
+    workers, stop = Workers(1), threading.Event()
+
+    def murder():
+        while not stop.wait(0.4):
+            for process in list(workers._idle) + [
+                p for p in psutil.Process().children() if "latex_worker" in " ".join(p.cmdline())
+            ]:
+                pid = process.pid if isinstance(process, psutil.Process) else process.popen.pid
+                if random.random() < 0.5:
+                    with __import__("contextlib").suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+    pairs = [(f"\\frac{{{i}}}{{7}}", f"{i}/7" if i % 2 else f"{i + 1}/7") for i in range(300)]
+    thread = threading.Thread(target=murder)
+    workers.compare(pairs[:2])
+    thread.start()
+    try:
+        outcomes = workers.compare(pairs)
+    finally:
+        stop.set()
+        thread.join()
+        workers.close()
+    lost = sum(o in ("timeout", "error") for o in outcomes)
+    assert [o for o in outcomes if o not in ("timeout", "error")].count("correct") >= 140 and lost <= 6
+    assert all(o == ("correct" if i % 2 else "wrong") for i, o in enumerate(outcomes) if o not in ("timeout", "error"))
+
+
+@pytest.mark.parametrize("ground", ["gmpy", "python"])
+def test_a_comparison_that_never_returns_is_a_timeout_and_the_next_answer_is_right(ground, monkeypatch):
+    monkeypatch.setenv("SYMPY_GROUND_TYPES", ground)
+    workers = Workers(1, seconds=1.0)
+    start = time.monotonic()
+    outcomes = workers.compare(
+        [("1", "1"), ("5", "100000000!"), ("\\frac{1}{2}", "0.5"), ("5", "9^{9^{9^{9}}}"), ("x", "x")]
+    )
+    assert outcomes[0] == outcomes[2] == outcomes[4] == "correct"
+    assert outcomes[1] != "correct" and outcomes[3] != "correct" and time.monotonic() - start < 60
+    workers.close()
+
+
+def test_a_thread_and_a_fork_get_the_same_verdicts_and_no_signal_is_touched(grader):
+    before, found = signal.getsignal(signal.SIGALRM), []
+    thread = threading.Thread(
+        target=lambda: found.append(grader.grade([boxed("\\sqrt{12}")], ["2\\sqrt{3}"])[0].outcome)
+    )
+    thread.start()
+    thread.join()
+    assert found == ["correct"] and signal.getsignal(signal.SIGALRM) is before
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writer, json.dumps(grader.grade([boxed("\\sqrt{27}")], ["3\\sqrt{3}"])[0].outcome).encode())
+        grader.workers.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0 and json.loads(os.read(reader, 100)) == "correct"
+    assert grader.grade([boxed("\\sqrt{50}")], ["5\\sqrt{2}"])[0].outcome == "correct"
+
+
+def test_processes_end_with_their_parent():
+    workers = Workers(1)
+    workers.compare([("1", "1")])
+    pids = [process.popen.pid for process in workers._idle]
+    workers.close()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+
+
+@settings(max_examples=300, deadline=1000)
+@given(
+    st.lists(
+        st.sampled_from([*"0123456789.,/\\{}()[]^_+-=%$ abcfrtextsqi", "\\frac", "\\text{", "\u2212"]), max_size=60
+    ).map("".join)
+)
+def test_settling_never_raises_and_a_gold_is_equal_to_itself(text):
+    assert settle("5", text) in {None, "correct", "wrong", "unparsed"}
+    assert settle(text, text) in {"correct", "unparsed"}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("12", 12),
+        ("-1,234.5", Fraction("-1234.5")),
+        ("\\frac{3}{4}", Fraction(3, 4)),
+        ("-2\\frac{1}{2}", Fraction(-5, 2)),
+        ("0.1\\overline{6}", Fraction(1, 6)),
+        (".5", Fraction(1, 2)),
+        ("3/4", Fraction(3, 4)),
+        ("1,23", None),
+        ("1e5", None),
+        ("3/0", None),
+        ("", None),
+        ("-", None),
+        (".", None),
+        ("9" * 2000, None),
+    ],
+)
+def test_numbers_are_exact(text, value):
+    assert written.number(text) == value
