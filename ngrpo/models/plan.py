@@ -43,7 +43,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is the larger phase."""
+    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is that of the largest phase."""
 
     parameters: int
     trained: int
@@ -51,12 +51,15 @@ class Plan:
     resident: Mapping[str, int]
     rollout: Mapping[str, int]
     update: Mapping[str, int]
+    step: Mapping[str, int]
     disk: Mapping[str, int]
 
     @property
     def peak(self) -> int:
         """Bytes that the device must have."""
-        return sum(self.resident.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
+        return sum(self.resident.values()) + max(
+            sum(phase.values()) for phase in (self.rollout, self.update, self.step)
+        )
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -131,8 +134,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
             "bfloat16 copies": parameters * 2 if casts else 0,
             "activations": _activations(config, sizes, compute) * sizes.micro_rows * length,
             "head": min(HEAD_BYTES, 5 * 4 * sizes.micro_rows * sizes.new_tokens * config.vocab_size),
-            "step": 2 * largest * size if trained == parameters else 0,
         },
+        step={"temporaries": 2 * largest * size if trained == parameters else 0},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
 
@@ -182,7 +185,13 @@ def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
     """The plan as lines of text, with a verdict for every device."""
     lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
     lines.append(f"tokens per step   {plan.tokens_per_step:>18,}  at most")
-    groups = {"all the time": plan.resident, "rollout": plan.rollout, "update": plan.update, "on disk": plan.disk}
+    groups = {
+        "all the time": plan.resident,
+        "rollout": plan.rollout,
+        "update": plan.update,
+        "optimiser step": plan.step,
+        "on disk": plan.disk,
+    }
     for title, group in groups.items():
         lines.append(f"{title:<18}{sum(group.values()) / 2**30:>14.2f} GiB")
         lines += [f"  {name:<16}{value / 2**30:>14.2f} GiB" for name, value in group.items() if value]
