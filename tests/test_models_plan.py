@@ -45,6 +45,7 @@ def test_adapters_leave_gradients_and_moments_of_the_rest_out():
     whole = needs(config, Sizes(**{**vars(SIZES), "copies": 1}))
     small = needs(config, Sizes(**{**vars(SIZES), "lora": lora}))
     assert small.trained < whole.trained / 50 and small.disk["checkpoints"] < whole.disk["checkpoints"] / 50
+    assert small.rollout["gradients"] < whole.rollout["gradients"] / 50
     assert small.resident["weights"] < 0.52 * whole.resident["weights"]
 
 
