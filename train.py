@@ -115,6 +115,7 @@ def print_plan(config: DictConfig) -> None:
         critics=int(bool(config.algorithm.critic)),
         recompute=config.trainer.gradient_checkpointing,
         k=config.exploration.get("k", 0),
+        update_rows=share // config.algorithm.mini_batches * config.group_size,
     )
     print(plan.told(plan.needs(plan.architecture(config.model.path), sizes), plan.available()))
 

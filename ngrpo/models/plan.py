@@ -24,7 +24,8 @@ HEAD_BYTES = 5 * 4 * 2**24  # a chunk of logits (replay.HEAD_ELEMENTS, float32),
 class Sizes:
     """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
-    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbour table; `kept` checkpoints on disk."""
+    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbour table; `kept` checkpoints on disk;
+    `update_rows` answers of one optimiser step, None for all."""
 
     rows: int
     prompts: int
@@ -39,11 +40,12 @@ class Sizes:
     recompute: bool = False
     k: int = 0
     kept: int = 2
+    update_rows: int | None = None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is the larger phase."""
+    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is that of the largest phase."""
 
     parameters: int
     trained: int
@@ -51,12 +53,15 @@ class Plan:
     resident: Mapping[str, int]
     rollout: Mapping[str, int]
     update: Mapping[str, int]
+    step: Mapping[str, int]
     disk: Mapping[str, int]
 
     @property
     def peak(self) -> int:
         """Bytes that the device must have."""
-        return sum(self.resident.values()) + max(sum(self.rollout.values()), sum(self.update.values()))
+        return sum(self.resident.values()) + max(
+            sum(phase.values()) for phase in (self.rollout, self.update, self.step)
+        )
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -86,7 +91,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table.
 
     weights      P of the policy, and P again for every reference and critic
-    gradients    p: they stay until the next update; with a critic those of its backbone too
+    gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
+                 single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
     neighbours   V k ids of 8 bytes
     cache        rows x (prompt + answer) x L x keys and values, in the dtype of the matmuls; a layer is held twice while
@@ -119,20 +125,21 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         tokens_per_step=sizes.rows * sizes.new_tokens,
         resident={
             "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
-            "gradients": learners * size,
             "optimizer": 2 * learners * size,
             "neighbours": config.vocab_size * sizes.k * 8,
         },
         rollout={
+            "gradients": learners * size,
             "KV cache": cache + cache // layers,
             "logits": sizes.rows * config.vocab_size * (4 + 4 + 8),
         },
         update={
+            "gradients": learners * size if (sizes.update_rows or sizes.rows) > sizes.micro_rows else 0,
             "bfloat16 copies": parameters * 2 if casts else 0,
             "activations": _activations(config, sizes, compute) * sizes.micro_rows * length,
             "head": min(HEAD_BYTES, 5 * 4 * sizes.micro_rows * sizes.new_tokens * config.vocab_size),
-            "step": 2 * largest * size if trained == parameters else 0,
         },
+        step={"gradients": learners * size, "temporaries": 2 * largest * size if trained == parameters else 0},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
 
@@ -182,7 +189,13 @@ def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
     """The plan as lines of text, with a verdict for every device."""
     lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
     lines.append(f"tokens per step   {plan.tokens_per_step:>18,}  at most")
-    groups = {"all the time": plan.resident, "rollout": plan.rollout, "update": plan.update, "on disk": plan.disk}
+    groups = {
+        "all the time": plan.resident,
+        "rollout": plan.rollout,
+        "update": plan.update,
+        "optimiser step": plan.step,
+        "on disk": plan.disk,
+    }
     for title, group in groups.items():
         lines.append(f"{title:<18}{sum(group.values()) / 2**30:>14.2f} GiB")
         lines += [f"  {name:<16}{value / 2**30:>14.2f} GiB" for name, value in group.items() if value]
