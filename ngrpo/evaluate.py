@@ -42,7 +42,11 @@ class Sampler:
 
     def fits(self, problem: Problem) -> bool:
         """Whether a problem's prompt leaves room for the longest answer."""
-        return 0 < len(self.prompting.encode(self.tokenizer, problem.prompt)) <= self.prompt_room
+        return 0 < len(self.asking(problem).encode(self.tokenizer, problem.prompt)) <= self.prompt_room
+
+    def asking(self, problem: Problem) -> Prompting:
+        """How a problem is put to the model: one that is a whole prompt already, as it is."""
+        return self.prompting if problem.is_message else PLAIN
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     """
     device = sampler.model.table.device
     texts = [problem.prompt for problem in problems]
-    prompts, mask = encode(sampler.tokenizer, texts, sampler.prompt_room, sampler.prompting)
+    prompts, mask = encode(sampler.tokenizer, texts, sampler.prompt_room, sampler.asking(problems[0]))
     keys = row_keys(identities, device)
     rollouts = generate(
         sampler.model, sampler.strategy, prompts.to(device), mask.to(device), keys, sampler.max_new_tokens
