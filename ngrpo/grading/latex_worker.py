@@ -21,8 +21,8 @@ def compare(gold: str, answer: str) -> str:
     """correct, wrong or unparsed (no formula can be read in the answer), as math-verify finds; gold first."""
     from math_verify import parse, verify
 
-    want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)
-    have = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)
+    want = parse(f"\\boxed{{{gold}}}", parsing_timeout=None)  # pyright: ignore
+    have = parse(f"\\boxed{{{answer}}}", parsing_timeout=None)  # pyright: ignore
     if not want or not have:
         return "unparsed"
     same = verify(want, have, float_rounding=PLACES, numeric_precision=PLACES + 10, timeout_seconds=None)

@@ -110,7 +110,7 @@ class Workers:
                 return
 
     def _collect(self, at_work: Sequence[_Process], outcomes: list[str | None]) -> None:
-        pipes = [process.popen.stdout for process in at_work]
+        pipes: list[Any] = [process.popen.stdout for process in at_work]
         found, _, _ = select.select(pipes, [], [], 0.02)
         for process in at_work:
             if process.popen.stdout in found:
