@@ -64,7 +64,7 @@ WRONG = {
     "benchmark=[]": ["benchmark=[]|is one of"],
     "algorithm=grop": ["algorithm=grop|algorithm=grpo"],
     "trainer=smkoe": ["trainer=smkoe|trainer=smoke"],
-    "task=gsm8k": ["task=gsm8k|task is one of"],
+    "task=stories": ["task=stories|task is one of"],
     "logger=nothing": ["logger=nothing|logger is one of"],
     "hydra/launcher=nope": ["hydra/launcher=nope|basic"],
     "hydra.foo=1": ["hydra.foo=1|hydra.foo"],
@@ -97,7 +97,7 @@ WRONG = {
     "benchmark.story_math.levels=[99]": ["benchmark.story_math|99|benchmark.story_math.levels"],
     "steps=${nope}": ["steps=${nope}|leads nowhere|steps=50"],
     "steps=${steps}": ["steps=${steps}|leads nowhere"],
-    "model=${model}": ["model=${model}|hf, tiny"],
+    "model=${model}": ["model=${model}|hf, llama_3_2_1b"],
     "model=hf": ["model.path: has no value"],
     "exploration=neighbor_mix mix_rate=1.5": ["mix_rate=1.5|from 0 to 1|because it is a probability|mix_rate=0.1"],
     "exploration=neighbor_mix k=0": ["k=0|at least 1|k=3"],
@@ -161,7 +161,7 @@ WRONG_EVALUATION = {
     "algorithm=grpo": ["algorithm=grpo|there is no algorithm here"],
     "mix_rate=0.1": ["mix_rate=0.1|exploration=neighbor_mix"],
     "exploration=neighbor_mix mix_rate=3": ["mix_rate=3|from 0 to 1"],
-    "benchmark=aime": ["benchmark=aime|story_math"],
+    "benchmark=nothing": ["benchmark=nothing|story_math"],
     "max_new_tokens=5000": ["max_new_tokens=5000|positions"],
 }
 CASES = [("config", line) for line in WRONG] + [("evaluate", line) for line in WRONG_EVALUATION]

@@ -113,4 +113,4 @@ def test_the_audit_lists_what_its_grader_does_not_find(place):
     assert "13 of 13 correct" in done.stdout and "20 of 20 correct" in done.stdout
     write(place / "odd.jsonl", [row(1), {"id": "odd", "problem": "Which?", "answer": "a } b"}])
     done = run("audit", "benchmark=jsonl", f"benchmark.path={place}/odd.jsonl")
-    assert "1 of 2 correct" in done.stdout and "odd  wrong  a } b" in done.stdout
+    assert "1 of 2 correct" in done.stdout and "odd  unparsed  a } b" in done.stdout

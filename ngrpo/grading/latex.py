@@ -53,7 +53,7 @@ class Latex:
 
 def settle(gold: str, answer: str) -> str | None:
     """The outcome of a pair that needs no computation; None where formulas must be compared."""
-    if len(answer) > written.LONGEST or written.deep(answer):
+    if len(answer) > written.LONGEST or written.deep(answer) or not written.balanced(gold):
         return "unparsed"
     want, have = written.spelt(gold), written.spelt(answer)
     short, mine = written.bare(want), written.bare(have)

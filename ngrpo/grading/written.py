@@ -42,6 +42,16 @@ def deep(text: str) -> bool:
     return False
 
 
+def balanced(text: str) -> bool:
+    """Whether every brace that opens closes, in order."""
+    depth = 0
+    for sign in text:
+        depth += (sign == "{") - (sign == "}")
+        if depth < 0:
+            return False
+    return depth == 0
+
+
 def spelt(text: str) -> str:
     """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, degrees, dollars, full stop."""
     text = INVISIBLE.sub("", unicodedata.normalize("NFKC", text).translate(SIGNS))
