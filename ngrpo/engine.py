@@ -13,49 +13,62 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import entropy
 from ngrpo.keys import Draws
+from ngrpo.models.attention import Kernel
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollouts import FORCED, Rollouts, Step, neutral, stack_steps
 
-BUCKET = 32  # keys seen by a decode step: rounded up to a multiple, so that shapes repeat
-COMPACT_BELOW = 0.75  # finished rows leave once fewer than this share of the batch is unfinished
-DRAW_BLOCK = 256  # decode steps whose uniforms are made in one go
+COMPACT_BELOW = 0.95  # finished rows leave once fewer than this share of the batch is unfinished
+DRAW_BLOCK = 64  # decode steps whose uniforms are made in one go
 SYNC_EVERY = 16  # decode steps between two looks at unfinished rows on an accelerator; a CPU looks at every one
 
 
 class _Layer(CacheLayerMixin):
-    """Keys and values of one layer in a buffer of fixed capacity, of which `window` columns are shown to attention."""
+    """Keys and values of one layer: those of the prompts, once per prompt, and those of the answers so far.
+
+    prompt_keys, prompt_values (P, H', S, d), padded on the right; keys, values (B, H', capacity, d), of which `length`
+    columns are filled.
+    """
 
     def __init__(self, capacity: int):
         super().__init__()
-        self.capacity, self.length, self.window = capacity, 0, capacity
+        self.capacity, self.length = capacity, 0
+        self.prompt_keys: Tensor | None = None
+        self.prompt_values: Tensor | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        rows, heads, _, width = key_states.shape
-        self.keys = key_states.new_zeros(rows, heads, self.capacity, width)
-        self.values = value_states.new_zeros(rows, heads, self.capacity, value_states.shape[-1])
+        """Room for the answers, at the first of their tokens."""
+        self.keys, self.values = (
+            states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
+        )
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
+        if self.prompt_keys is None:
+            self.prompt_keys, self.prompt_values = key_states, value_states
+            return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None and self.values is not None
-        end = self.length + key_states.shape[2]
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+        rows, end = len(key_states), self.length + 1
+        self.keys[:rows, :, self.length : end] = key_states
+        self.values[:rows, :, self.length : end] = value_states
         self.length = end
-        return self.keys[:, :, : self.window], self.values[:, :, : self.window]
+        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def select(self, rows: Tensor) -> None:
-        """Keep `rows` (a row may be named several times) in a fresh buffer."""
-        assert self.keys is not None and self.values is not None
-        for name in ("keys", "values"):
-            old = getattr(self, name)
-            new = old.new_zeros(len(rows), *old.shape[1:])
-            new[:, :, : self.length] = old[:, :, : self.length].index_select(0, rows)
-            setattr(self, name, new)
+        """Row i becomes what row rows[i] was. Only rows that move are copied: none may be read after it was written."""
+        if self.keys is None or self.values is None:
+            return
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+        for states in (self.keys, self.values):
+            states[moved, :, : self.length] = states[rows[moved], :, : self.length]
+
+    def select_prompts(self, prompts: Tensor) -> None:
+        assert self.prompt_keys is not None and self.prompt_values is not None
+        self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.window, 0
+        return self.length + query_length, 0
 
     def get_seq_length(self) -> int:
         return self.length
@@ -65,47 +78,81 @@ class _Layer(CacheLayerMixin):
 
 
 class KeyValueCache(Cache):
-    """The model's cache: one preallocated buffer per layer, and which of its columns each row may look at."""
+    """The model's cache, and the layout of a decode step: every row sees its prompt, held once, and its own answer.
+
+    slots (B,) says which place of the grid (P, G) of prompts and their rows each row has; None: row after row, all there.
+    """
 
     def __init__(self, layers: int, prompt_mask: Tensor, new_tokens: int):
-        width = prompt_mask.shape[1]
-        capacity = -(-(width + new_tokens) // BUCKET) * BUCKET
-        super().__init__(layers=[_Layer(capacity) for _ in range(layers)])
-        self.visible = torch.zeros(len(prompt_mask), capacity, dtype=torch.bool, device=prompt_mask.device)
-        self.visible[:, :width] = prompt_mask
-        self.visible[:, width:] = True  # answer columns; those not yet written are cut off by the window and `open`
-        self.positions = prompt_mask.sum(dim=1)  # of the next token, per row
+        super().__init__(layers=[_Layer(new_tokens) for _ in range(layers)])
+        self.lengths = prompt_mask.sum(dim=1)
+        self.fan_out(1)
 
-    def open(self, tokens: int) -> Tensor:
-        """Make room for `tokens` more columns and return their mask (rows, 1, tokens, window)."""
-        length = self.get_seq_length()
-        window = min(-(-(length + tokens) // BUCKET) * BUCKET, self.visible.shape[1])
-        for layer in self.layers:
-            layer.window = window  # pyright: ignore[reportAttributeAccessIssue]
-        columns = torch.arange(window, device=self.visible.device)
-        queries = length + torch.arange(tokens, device=self.visible.device)
-        causal = columns[None] <= queries[:, None]
-        own = columns[None] == queries[:, None]  # padding looks at itself, so that no row of attention is empty
-        return ((self.visible[:, None, :window] & causal) | own)[:, None]
+    def fan_out(self, group: int) -> None:
+        """From now on `group` rows stand for each prompt, side by side."""
+        self.group = group
+        self.slots: Tensor | None = None
+        self.positions = self.lengths.repeat_interleave(group)  # of the next token, per row
+        columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        self.hidden_columns = (columns >= self.lengths[:, None])[:, None, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
+        """One softmax over the prompt's keys, multiplied for all rows of a prompt at once, and the row's own.
+
+        Query heads that share keys are rows of one matrix, so nothing is repeated for them either.
+        """
+        prompt = self.layers[layer]
+        assert isinstance(prompt, _Layer) and prompt.prompt_keys is not None and prompt.prompt_values is not None
+        rows, heads, _, width = query.shape
+        query = query.view(rows, key.shape[1], heads // key.shape[1], width)
+        shared = self._grid(query) @ prompt.prompt_keys.mT
+        shared = self._rows(shared.masked_fill(self.hidden_columns, -torch.inf), query.shape[2])
+        scores = torch.cat((shared, query @ key.mT), dim=-1)
+        # In float32 whatever the model runs in: the weights of long answers are small.
+        weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul(scale).softmax(dim=-1).to(value.dtype)
+        length = shared.shape[-1]
+        mixed = self._rows(self._grid(weights[..., :length]) @ prompt.prompt_values, query.shape[2])
+        return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)
+
+    def _grid(self, rows: Tensor) -> Tensor:
+        """(P, H', G * h, x) of (B, H', h, x): all that is multiplied with the same prompt as one matrix."""
+        if self.slots is not None:
+            places = len(self.lengths) * self.group
+            rows = rows.new_zeros(places, *rows.shape[1:]).index_copy(0, self.slots, rows)
+        return rows.view(-1, self.group, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
+
+    def _rows(self, grid: Tensor, shared: int) -> Tensor:
+        """(B, H', h, x) of (P, H', G * h, x), with h = shared."""
+        rows = grid.unflatten(2, (self.group, shared)).transpose(1, 2).flatten(0, 1)
+        return rows if self.slots is None else rows.index_select(0, self.slots)
 
     def select(self, rows: Tensor) -> None:
+        """Keep `rows`: those below len(rows) in their places, the others in the gaps. Prompts without rows leave too."""
         for layer in self.layers:
             layer.select(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        self.visible, self.positions = self.visible[rows], self.positions[rows]
+        slots = torch.arange(len(self.positions), device=rows.device) if self.slots is None else self.slots
+        self.slots, self.positions = slots[rows], self.positions[rows]
+        live, prompt = (self.slots // self.group).unique(return_inverse=True)
+        if len(live) <= COMPACT_BELOW * len(self.lengths):
+            self.lengths, self.hidden_columns = self.lengths[live], self.hidden_columns[live]
+            self.slots = prompt * self.group + self.slots % self.group
+            for layer in self.layers:
+                layer.select_prompts(live)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens: int) -> tuple[Tensor, KeyValueCache]:
-    """Logits (P, V) after the prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
+    """Logits (P, V) after the left-padded prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
     cache = KeyValueCache(model.model.config.num_hidden_layers, prompt_mask, new_tokens)
-    positions = (prompt_mask.cumsum(dim=1) - 1).clamp(min=0)
-    embeddings = torch.nn.functional.embedding(prompts, model.table)
-    hidden = model.hidden(embeddings, positions, cache.open(prompts.shape[1]), cache)
-    return model.logits(hidden[:, -1]), cache
+    columns = torch.arange(int(cache.lengths.max()), device=prompts.device).expand(len(prompts), -1)
+    source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
+    ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
+    hidden = model.hidden(torch.nn.functional.embedding(ids, model.table), columns, None, cache)
+    return model.logits(hidden[torch.arange(len(prompts), device=prompts.device), cache.lengths - 1]), cache
 
 
 def decode_step(model: CausalModel, fed: Tensor, cache: KeyValueCache) -> Tensor:
     """Logits (B, V) after feeding one vector (B, D) per row."""
-    hidden = model.hidden(fed[:, None], cache.positions[:, None], cache.open(1), cache)
+    hidden = model.hidden(fed[:, None], cache.positions[:, None], cache, cache)
     cache.positions = cache.positions + 1
     return model.logits(hidden[:, -1])
 
@@ -126,10 +173,10 @@ def generate(
     """
     with model.autocast():
         logits, cache = prefill(model, prompts, prompt_mask, max_new_tokens)
-        fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(len(keys) // len(prompts))
-        cache.select(fan)
+        cache.fan_out(len(keys) // len(prompts))
+        fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(cache.group)
         batch = _decode(model, strategy, logits[fan], cache, keys, max_new_tokens)
-    return assemble(batch, prompts[fan], prompt_mask[fan], keys, len(keys) // len(prompts))
+    return assemble(batch, prompts[fan], prompt_mask[fan], keys, cache.group)
 
 
 def _decode(
@@ -181,10 +228,12 @@ class _Batch:
         self.finished = self.finished | torch.isin(step.tokens, stops)
 
     def shrink(self) -> Tensor | None:
-        """Indices of the rows to keep, if it is time for the finished ones to leave."""
-        keep = (~self.finished).nonzero().squeeze(-1)
-        if len(keep) and len(keep) > COMPACT_BELOW * len(self.rows):
+        """Indices of the rows to keep, if it is time for the finished ones to leave: the last rows fill their gaps."""
+        alive = (~self.finished).nonzero().squeeze(-1)
+        if len(alive) and len(alive) > COMPACT_BELOW * len(self.rows):
             return None
+        keep = torch.arange(len(alive), device=alive.device)
+        keep[self.finished[: len(alive)]] = alive[alive >= len(alive)]
         self.rows, self.finished = self.rows[keep], self.finished[keep]
         self.state = {name: value[keep] for name, value in self.state.items()}
         self.segments.append((self.rows, []))

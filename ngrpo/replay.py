@@ -1,9 +1,10 @@
 """Log-probabilities of recorded steps under a model's current weights, differentiable, without a (B, T, V) tensor.
 
-It does not know where the records came from. Rows are laid out without left padding, so plain causal attention is all
-they need; only real tokens reach the head, in chunks that are recomputed in the backward pass.
+It does not know where the records came from. Every token is read once, without padding, and rows of one prompt share it;
+only tokens that count reach the head, in chunks that are recomputed in the backward pass.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
+from ngrpo.models.attention import PackedRows
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollouts import Rollouts
 
@@ -80,32 +82,66 @@ def states(
 
     learn_fed=False keeps gradients out of the embedding table and the strategy.
     """
-    starts = rollouts.prompt_mask.sum(dim=1)
+    line = Line.of(rollouts)
     with torch.set_grad_enabled(learn_fed and torch.is_grad_enabled()):
-        embeddings = _fed(model, strategy, rollouts, starts)
-    positions = torch.arange(embeddings.shape[1], device=embeddings.device).expand(embeddings.shape[:2])
-    hidden = model.hidden(embeddings, positions)
+        prompt = F.embedding(line.prompt_ids, model.table)
+        steps, draws = rollouts.steps[line.row, line.time], rollouts.draws[line.row, line.time]
+        fed = torch.cat((prompt, strategy.embed(steps, model.table, draws).to(prompt.dtype)))
+    hidden = model.hidden(fed[None], line.positions[None], line.layout)[0]
     row, time = rollouts.loss_mask.nonzero(as_tuple=True)
-    return row, time, hidden[row, starts[row] + time - 1]  # one column earlier: the state before the step
+    return row, time, hidden[line.layout.tokens[row, line.starts[row] + time - 1]]  # the state before the step
 
 
-def _fed(model: CausalModel, strategy: Exploration, rollouts: Rollouts, starts: Tensor) -> Tensor:
-    """(B, L, D) fed vectors, each row beginning with its first prompt token; the last token of a row is never fed."""
-    row, column = rollouts.prompt_mask.nonzero(as_tuple=True)
-    prompt = F.embedding(rollouts.prompts[row, column], model.table)
-    column = column - (rollouts.prompt_mask.shape[1] - starts[row])
-    answer_row, time = rollouts.mask[:, 1:].nonzero(as_tuple=True)
-    answer = strategy.embed(rollouts.steps[answer_row, time], model.table, rollouts.draws[answer_row, time])
-    length = int((starts + rollouts.lengths).max()) - 1
-    empty = prompt.new_zeros(len(starts), length, prompt.shape[-1])
-    empty = empty.index_put((row, column), prompt)
-    return empty.index_put((answer_row, starts[answer_row] + time), answer.to(prompt.dtype))
+@dataclass(frozen=True)
+class Line:
+    """All that a model must read to replay rollouts, each token once: the distinct prompts, then all fed answer tokens.
+
+    prompt_ids  (M,) the prompts' tokens
+    row, time   (A,) where the fed answer tokens stand in the rollouts; the last of a row is never fed
+    positions   (M + A,) of each token in its row
+    starts      (B,) prompt lengths: the column of each row's first answer token
+    layout      the rows that these tokens make
+    """
+
+    prompt_ids: Tensor
+    row: Tensor
+    time: Tensor
+    positions: Tensor
+    starts: Tensor
+    layout: PackedRows
+
+    @classmethod
+    def of(cls, rollouts: Rollouts) -> "Line":
+        """Neighbouring rows with the same prompt share it."""
+        starts, prompt_of = rollouts.prompt_mask.sum(dim=1), prompts_of(rollouts)
+        first = F.pad(prompt_of[1:] != prompt_of[:-1], (1, 0), value=True)  # rows whose prompt is read
+        owner, column = (rollouts.prompt_mask & first[:, None]).nonzero(as_tuple=True)
+        place = column - (rollouts.prompt_mask.shape[1] - starts[owner])
+        row, time = rollouts.mask[:, 1:].nonzero(as_tuple=True)
+        answers = rollouts.lengths - 1
+        prompt_at = (starts[first].cumsum(dim=0) - starts[first])[prompt_of]
+        answer_at = len(owner) + answers.cumsum(dim=0) - answers
+        columns = torch.arange(int((starts + answers).max()), device=starts.device)
+        in_prompt, beyond = columns < starts[:, None], columns - starts[:, None]
+        tokens = torch.where(in_prompt, prompt_at[:, None] + columns, answer_at[:, None] + beyond)
+        tokens = tokens.where(beyond < answers[:, None], 0)
+        positions = torch.cat((place, starts[row] + time))
+        places = torch.cat((owner, row)) * len(columns) + positions
+        ids = rollouts.prompts[owner, column]
+        return cls(ids, row, time, positions, starts, PackedRows(tokens, places))
+
+
+def prompts_of(rollouts: Rollouts) -> Tensor:
+    """(B,) int64: rows with the same number have the same prompt and stand together."""
+    ids = rollouts.prompts.masked_fill(~rollouts.prompt_mask, -1)
+    return F.pad((ids[1:] != ids[:-1]).any(dim=1).cumsum(dim=0), (1, 0))
 
 
 def parts(rollouts: Rollouts, rows: int) -> list[Tensor]:
-    """Row indices in micro-batches of at most `rows`, alike in length so that little padding is computed."""
-    length = rollouts.lengths + rollouts.prompt_mask.sum(dim=1)
-    return list(length.sort(stable=True).indices.split(rows))
+    """Row indices in micro-batches of at most `rows`: rows of one prompt together, prompts with answers alike in length."""
+    length, prompt = rollouts.lengths + rollouts.prompt_mask.sum(dim=1), prompts_of(rollouts)
+    longest = length.new_zeros(len(length)).scatter_reduce(0, prompt, length, "amax")[prompt]
+    return list(longest.sort(stable=True).indices.split(rows))
 
 
 @torch.no_grad()

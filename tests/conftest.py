@@ -50,7 +50,6 @@ def _model(family: str, tied: bool, dtype: torch.dtype, attention: str, seed: in
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
-        attn_implementation=attention,
     )
     model = model_class(config).eval()
     generator = torch.Generator().manual_seed(seed)
@@ -66,7 +65,7 @@ def _model(family: str, tied: bool, dtype: torch.dtype, attention: str, seed: in
             value = 1.0 / math.sqrt(parameter.shape[1]) * noise  # attention scores with one of about 1
         parameter.data.copy_(value)
     assert sum(parameter.numel() for parameter in model.parameters()) <= 50_000
-    return CausalModel(model.to(dtype), precision)
+    return CausalModel(model.to(dtype), precision, attention=attention)
 
 
 def _make_model(

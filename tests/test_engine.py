@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from transformers import DynamicCache, MistralConfig, MistralForCausalLM
+from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
 from ngrpo import engine
-from ngrpo.engine import KeyValueCache, decode_step, entropy, generate, prefill
+from ngrpo.engine import decode_step, entropy, generate, prefill
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
@@ -18,10 +18,10 @@ from ngrpo.rollouts import Rollouts
 SETTINGS = [
     ("qwen2", False, "grouped"),
     ("qwen2", True, "sdpa"),
-    ("qwen3", False, "eager"),
+    ("qwen3", False, "sdpa"),
     ("qwen3", True, "grouped"),
     ("llama", False, "sdpa"),
-    ("llama", True, "eager"),
+    ("llama", True, "grouped"),
 ]
 
 
@@ -43,16 +43,23 @@ def prompt_texts(rollouts: Rollouts) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(rollouts.prompts, rollouts.prompt_mask, strict=True)]
 
 
-def peer_logits(model: CausalModel, text: list[int]) -> torch.Tensor:
+def peer(make_model, family: str = "qwen2", **given) -> PreTrainedModel:
+    """The same weights with the attention and the masks of transformers."""
+    model = make_model(family, **given).model
+    model.set_attn_implementation("sdpa")
+    return model
+
+
+def peer_logits(model: PreTrainedModel, text: list[int]) -> torch.Tensor:
     """(L, V) float64 logits of one text without padding, by the model itself."""
-    return model.model.double()(input_ids=torch.tensor([text])).logits[0].detach()
+    return model(input_ids=torch.tensor([text])).logits[0].detach()
 
 
 @pytest.mark.parametrize(("family", "tied", "attention"), SETTINGS)
 def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, make_rollouts, family, tied, attention):
     model, vocabulary = make_model(family, tied=tied, attention=attention), make_vocabulary(family, tied=tied)
     rollouts = make_rollouts(model, ready(TokenSampling(), model, vocabulary), prompts=6, group=2, new_tokens=40)
-    oracle = make_model(family, tied=tied, attention="sdpa", dtype=torch.float64)
+    oracle = peer(make_model, family, tied=tied, dtype=torch.float64)
     assert rollouts.lengths.max() > 7 and rollouts.prompt_mask.sum(dim=1).unique().numel() == 6
     for row, (prompt, text) in enumerate(zip(prompt_texts(rollouts), texts(rollouts), strict=True)):
         log_p = peer_logits(oracle, prompt + text)[len(prompt) - 1 : -1].log_softmax(-1)
@@ -69,7 +76,7 @@ def test_greedy_is_the_peer_s_generate(make_model, make_vocabulary, make_prompts
     model, vocabulary = make_model(family, tied=tied, attention=attention), make_vocabulary(family, tied=tied)
     prompts, mask = make_prompts(6)
     ours = generate(model, ready(TokenSampling(1e-6), model, vocabulary), prompts, mask, torch.arange(6), 24)
-    theirs = make_model(family, tied=tied, attention="eager").model.generate(
+    theirs = peer(make_model, family, tied=tied).generate(
         input_ids=prompts,
         attention_mask=mask.long(),
         do_sample=False,
@@ -93,16 +100,25 @@ def test_prefill_and_steps_give_the_logits_of_the_whole_text(exact, make_prompts
         torch.testing.assert_close(torch.stack([step[row] for step in made]), whole, rtol=0, atol=1e-11)
 
 
-def test_the_cache_shows_what_a_dynamic_cache_shows(exact, make_prompts):
+def test_a_prompt_is_held_once_and_its_rows_see_it_and_their_own_answer(exact, make_model, make_prompts):
+    """The cache against the stock model with a DynamicCache and masks, while rows and prompts leave."""
     prompts, mask = make_prompts(3)
-    cache = KeyValueCache(2, mask, 5)
-    embeddings, positions = exact.table[prompts], (mask.cumsum(1) - 1).clamp(min=0)
-    ours = exact.hidden(embeddings, positions, cache.open(prompts.shape[1]), cache)
-    width = prompts.shape[1]
-    look = torch.ones(width, width).tril().bool()[None] & mask[:, None] | torch.eye(width).bool()
-    theirs = exact.hidden(embeddings, positions, look[:, None], DynamicCache())
-    torch.testing.assert_close(ours[mask], theirs[mask], rtol=0, atol=1e-12)
-    assert cache.get_seq_length() == width and cache.positions.tolist() == mask.sum(1).tolist()
+    stock = peer(make_model, dtype=torch.float64)
+    _, cache = prefill(exact, prompts, mask, 9)
+    cache.fan_out(4)
+    rows, fed = torch.arange(12), torch.randn(12, 9, 32, generator=torch.Generator().manual_seed(3)).double()
+    # The first prompt's rows leave, the last ones fill their gaps; then some rows of each, then all but one.
+    for time, keep in enumerate([None, [8, 9, 10, 11, 4, 5, 6, 7], None, [0, 7, 2, 6, 4], None, [0, 1, 3], [2], None]):
+        if keep is not None:
+            keep = torch.tensor(keep)
+            cache.select(keep)
+            rows = rows[keep]
+        found = decode_step(exact, fed[rows, time], cache)
+        for place, row in enumerate(rows.tolist()):
+            own = exact.table[prompts[row // 4][mask[row // 4]]]
+            whole = stock(inputs_embeds=torch.cat((own, fed[row, : time + 1]))[None]).logits[0, -1]
+            torch.testing.assert_close(found[place], whole, rtol=0, atol=1e-11)
+    assert len(cache.lengths) == 1, "prompts without rows have left"
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +187,7 @@ def test_tokens_come_from_the_row_s_own_uniforms(exact, batch):
     _, prompts, mask, keys, expected = batch
     for p in (0, 5):
         prompt, text = prompts[p][mask[p]].tolist(), expected[p, 1]
-        cdf = (peer_logits(exact, prompt + text)[len(prompt) - 1 : -1] / 1.1).softmax(-1).cumsum(-1)
+        cdf = (peer_logits(exact.model, prompt + text)[len(prompt) - 1 : -1] / 1.1).softmax(-1).cumsum(-1)
         uniforms = Draws(keys[p, 1], torch.arange(len(text))).token
         assert [
             int(np.searchsorted(row, u, "right")) for row, u in zip(cdf.numpy(), uniforms.tolist(), strict=True)

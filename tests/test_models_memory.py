@@ -56,7 +56,7 @@ def measure(
     config = config_class(
         vocab_size=rows, hidden_size=width, num_hidden_layers=layers, num_attention_heads=8, num_key_value_heads=2,
         head_dim=width // 8, intermediate_size=inner, max_position_embeddings=2048, tie_word_embeddings=True,
-        pad_token_id=0, eos_token_id=1, bos_token_id=None, attn_implementation="grouped",
+        pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     lora = {"r": rank, "alpha": 16, "target_modules": "all-linear"} if rank else None
     model = causal.CausalModel(model_class(config).eval(), lora=lora, recompute=bool(recompute))

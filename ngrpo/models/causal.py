@@ -12,53 +12,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.cache_utils import Cache
-from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import logging as transformers_logging
 
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
+from ngrpo.models.attention import Layout, PackedRows, registered
 from ngrpo.models.prompting import PLAIN, Prompting
-
-
-def grouped_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    dropout: float = 0.0,
-    **ignored: object,
-) -> tuple[Tensor, None]:
-    """Scaled dot-product attention that never copies keys and values for the query heads that share them.
-
-    query (B, H, L, d), key and value (B, H', W, d) with H a multiple of H'; mask (B, 1, L, W) or None for causal.
-    Where one token is decoded, the heads of a group become the queries of one head, instead of
-    the cache being repeated for them, which the stock implementation does at every step whenever there is a mask.
-    """
-    rows, heads, length, width = query.shape
-    if length == 1:
-        query = query.view(rows, key.shape[1], heads // key.shape[1], width)
-    grouped = query.shape[1] != key.shape[1]
-    causal = attention_mask is None and length > 1
-    mixed = F.scaled_dot_product_attention(
-        query, key, value, attention_mask, dropout, causal, scale=scaling, enable_gqa=grouped
-    )
-    return mixed.reshape(rows, heads, length, width).transpose(1, 2), None
-
-
-AttentionInterface.register("grouped", grouped_attention)
-AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
 class CausalModel(nn.Module):
@@ -70,13 +37,16 @@ class CausalModel(nn.Module):
         precision: str = "float32",
         lora: Mapping[str, Any] | None = None,
         recompute: bool = False,
+        attention: str = "grouped",
     ):
         """lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
 
         recompute: keep only the input of each layer for the backward pass (gradient checkpointing).
+        attention: a name of attention.KERNELS; the model's own setting is replaced.
         """
         super().__init__()
         self.model, self.precision = model, precision
+        model.set_attn_implementation(registered(attention))
         self._recomputed: list[nn.Module] = []
         self._refuse_windows()
         self._check_path()
@@ -100,24 +70,21 @@ class CausalModel(nn.Module):
         return self.model.get_output_embeddings().weight  # pyright: ignore
 
     def hidden(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor | None = None, cache: Cache | None = None
+        self, embeddings: Tensor, positions: Tensor, layout: Layout | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Final hidden states (B, L, D) of fed vectors (B, L, D) at positions (B, L).
 
-        mask is (B, 1, L, keys) bool, true where a query may look; None means plain causal attention.
+        A layout tells which of them see each other; None means plain causal attention, and padding on the right.
         """
-        if mask is not None:  # additive: the form that every implementation takes, and the fastest on a CPU
-            lowest = torch.finfo(embeddings.dtype).min
-            mask = torch.zeros_like(mask, dtype=embeddings.dtype).masked_fill(~mask, lowest)
         # Layers recompute in training mode only, which nothing else may see: there is no dropout in a replay.
         for layer in self._recomputed:
             layer.training = cache is None and torch.is_grad_enabled()
         return self.model.base_model(
             inputs_embeds=embeddings,
-            attention_mask=mask,
             position_ids=positions,
             past_key_values=cache,
             use_cache=cache is not None,
+            layout=layout,
         ).last_hidden_state
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -164,11 +131,17 @@ class CausalModel(nn.Module):
 
     @torch.no_grad()
     def _check_path(self) -> None:
-        """Refuse models whose logits are more than head(backbone(table[ids])): soft caps, scaled embeddings, adapters."""
-        ids = torch.arange(4, device=self.table.device)[None]
-        ours = self.logits(self.hidden(F.embedding(ids, self.table), ids))
-        theirs = self.model(input_ids=ids).logits.to(ours.dtype)
-        if not torch.allclose(ours, theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
+        """Refuse models whose logits are more than head(backbone(table[ids])) (soft caps, scaled embeddings, adapters) or
+        whose attention does not heed a layout: two rows that share two tokens must be what they are alone."""
+        device = self.table.device
+        rows = torch.tensor([[0, 1, 2], [0, 1, 3]], device=device)
+        layout = PackedRows(rows, torch.tensor([0, 1, 2, 5], device=device))
+        positions = torch.tensor([[0, 1, 2, 2]], device=device)
+        ours = self.logits(
+            self.hidden(F.embedding(positions.new_tensor([[0, 1, 2, 3]]), self.table), positions, layout)
+        )
+        theirs = torch.cat([self.model(input_ids=row[None]).logits[0, -1:] for row in rows]).to(ours.dtype)
+        if not torch.allclose(ours[0, 2:], theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             kind = type(self.model).__name__
             raise ValueError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
 
@@ -191,14 +164,13 @@ def load(
     model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
         str(files.directory(path) or path),
         dtype=getattr(torch, dtype),
-        attn_implementation=attention,
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         output_loading_info=True,
     )
     if report["missing_keys"]:
         raise ValueError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
-    return CausalModel(model.eval(), precision, lora, recompute)
+    return CausalModel(model.eval(), precision, lora, recompute, attention)
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
