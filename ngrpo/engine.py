@@ -44,7 +44,7 @@ class _Layer(CacheLayerMixin):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
         if self.prompt_keys is None:
-            self.prompt_keys, self.prompt_values = key_states, value_states
+            self.prompt_keys, self.prompt_values = key_states.contiguous(), value_states.contiguous()
             return key_states, value_states
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
