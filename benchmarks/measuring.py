@@ -2,14 +2,17 @@
 
 import gc
 import os
+import random
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
+
+import torch
 
 MIB = 2**20
 
@@ -31,12 +34,27 @@ class Spread:
         return cls(median, low, high, min(values), max(values))
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Of one call, garbage collected before it."""
+@dataclass(frozen=True)
+class Timing:
+    """Of one call: seconds of the clock, and processor seconds of all threads of this process."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+def timed(call: Callable[[], Any]) -> Timing:
+    """One call, garbage collected before it; work left to an accelerator counts."""
     gc.collect()
-    start = perf_counter()
+    _finish()
+    start, cpu_start = perf_counter(), process_time()
     call()
-    return perf_counter() - start
+    _finish()
+    return Timing(perf_counter() - start, process_time() - cpu_start)
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def paired(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[list[float], list[float]]:
@@ -49,8 +67,37 @@ def paired(first: Callable[[], Any], second: Callable[[], Any], repeats: int) ->
     times: tuple[list[float], list[float]] = ([], [])
     for repeat in range(repeats):
         for index in (0, 1) if repeat % 2 == 0 else (1, 0):
-            times[index].append(seconds((first, second)[index]))
+            times[index].append(timed((first, second)[index]).seconds)
     return times
+
+
+def between(
+    calls: Mapping[str, Callable[[], Any]], baseline: Callable[[], Any], repeats: int
+) -> dict[str, list[tuple[Timing, Timing]]]:
+    """Each call's timings, with the mean of the two calls of the baseline that it stood between.
+
+    Drift that is linear over three calls cancels. The order of the calls rotates from repeat to repeat.
+    """
+    names = list(calls)
+    found: dict[str, list[tuple[Timing, Timing]]] = {name: [] for name in names}
+    for call in (*calls.values(), baseline):
+        call()
+    before = timed(baseline)
+    for repeat in range(repeats):
+        shift = repeat % len(names)
+        for name in names[shift:] + names[:shift]:
+            own, after = timed(calls[name]), timed(baseline)
+            mean = Timing((before.seconds + after.seconds) / 2, (before.cpu_seconds + after.cpu_seconds) / 2)
+            found[name].append((own, mean))
+            before = after
+    return found
+
+
+def interval(values: Sequence[float], draws: int = 4000) -> tuple[float, float]:
+    """95 % bootstrap interval of the median, from a fixed seed."""
+    generator = random.Random(0)
+    medians = sorted(statistics.median(generator.choices(values, k=len(values))) for _ in range(draws))
+    return medians[int(0.025 * draws)], medians[int(0.975 * draws) - 1]
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:

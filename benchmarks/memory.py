@@ -1,0 +1,76 @@
+"""Peak resident memory of one batch, every arm in a process of its own. It does not know how fast an arm is.
+
+python benchmarks/memory.py --arm NAME --threads N --limit N
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from arms import STRATEGIES, Bench, Workload, equal
+from measuring import resident
+from options import Options
+from reporting import Table
+from turns import REPOSITORY, environment
+
+TITLE = "Memory of generation"
+PEER = "transformers generate"
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """MiB before and at most, of each arm."""
+    rows = []
+    for name in (PEER, *list(STRATEGIES)[: 1 if options.quick else None]):
+        command = [sys.executable, str(Path(__file__)), f"--arm={name}"]
+        command += [f"--threads={options.threads}", f"--limit={options.limit}"]
+        done = subprocess.run(
+            command, cwd=REPOSITORY, env=environment(options.threads), capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(
+                "\n".join([f"{name} ended with status {done.returncode}:", *done.stderr.splitlines()[-5:]])
+            )
+        rows.append({"arm": name, **json.loads(done.stdout)})
+    return rows
+
+
+def of(arm: str, limit: int) -> dict[str, float]:
+    """MiB before and at most while one arm decodes the batch whose rows all run to `limit`."""
+    bench, workload = Bench.load(), equal(limit)
+    lengths = torch.full((workload.rows,), limit)
+    small = Workload("warm-up", equal(2, prompts=1).task, 1, 2, stops=False)
+    calls = [
+        bench.theirs(w, lengths[: w.rows].clamp(max=w.limit)) if arm == PEER else bench.ours(arm, w)
+        for w in (small, workload)
+    ]
+    calls[0]()
+    before = resident()[0]
+    calls[1]()
+    return {"before_mib": before, "peak_mib": resident()[1]}
+
+
+def tables(measured: list[dict[str, Any]]) -> list[Table]:
+    """Before, at most, and the difference."""
+    sizes = [(row["before_mib"], row["peak_mib"], row["peak_mib"] - row["before_mib"]) for row in measured]
+    cells = [[row["arm"], *(f"{size:,.0f}" for size in three)] for row, three in zip(measured, sizes, strict=True)]
+    title = "Resident memory of one batch, equal lengths, 32 x 8 (MiB)"
+    return [Table(title, ("arm", "before", "peak", "added"), cells)]
+
+
+def main() -> None:
+    """One arm, its figures on stdout."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", required=True, choices=(PEER, *STRATEGIES))
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(of(arguments.arm, arguments.limit)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""What every part is told: how long to measure, on what. It does not know the parts."""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Options:
+    """threads of the CPU; repeats: pairs of timings per comparison; limit: max_new_tokens; quick: only show that it runs."""
+
+    threads: int
+    repeats: int
+    limit: int
+    quick: bool
+    device: str
+    dtype: str
+
+    @property
+    def precision(self) -> torch.dtype:
+        """Of weights and activations."""
+        return getattr(torch, self.dtype)

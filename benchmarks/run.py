@@ -1,0 +1,121 @@
+"""Speed and memory, part by part, each beside what it is compared with in the same run.
+
+    python benchmarks/run.py [--part NAME ...] [--quick] [--threads N] [--repeats N] [--limit N] [--out DIR]
+
+It measures and knows no pass or fail; README.md beside it tells how to read the figures. Each part that is done is written
+at once, so an interrupted run is continued by naming the parts that are missing.
+"""
+
+import argparse
+import json
+import os
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import torch
+from measuring import load
+from options import Options
+from reporting import folder_of, heading, write, write_summary
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import generation
+import memory
+import step
+import strategies
+
+from ngrpo.provenance import git_commit, hardware, package_versions
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PARTS: dict[str, ModuleType] = {
+    "step": step,
+    "generation": generation,
+    "strategies": strategies,
+    "memory": memory,
+}
+
+
+def parse() -> argparse.Namespace:
+    """Options; --quick only shows that everything runs, so it writes nothing unless told where."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
+    parser.add_argument("--repeats", type=int, help="pairs of timings per comparison (default: 9, with --quick 2)")
+    parser.add_argument("--limit", type=int, help="max_new_tokens (default: 96, with --quick 32)")
+    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for generation and strategies")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights there")
+    parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; not a measurement")
+    parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results; with --quick nowhere)")
+    arguments = parser.parse_args()
+    arguments.repeats = arguments.repeats or (2 if arguments.quick else 9)
+    arguments.limit = arguments.limit or (32 if arguments.quick else 96)
+    arguments.out = arguments.out or (None if arguments.quick else RESULTS)
+    return arguments
+
+
+def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
+    """The circumstances of one part and what it measured."""
+    began, before, start = datetime.now(UTC).isoformat(timespec="seconds"), load(), perf_counter()
+    measured = PARTS[part].measure(options)
+    gpus = [torch.cuda.get_device_name()] if options.device != "cpu" else []
+    return {
+        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "date": began,
+        "minutes": (perf_counter() - start) / 60,
+        "threads": options.threads,
+        "repeats": options.repeats,
+        "device": options.device,
+        "load_before": before,
+        "load_after": load(),
+        "versions": package_versions() | _peers(),
+        "git_commit": git_commit(),
+        "hardware": hardware(gpus),
+    }, measured
+
+
+def _peers() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {"trl": version("trl")}
+
+
+def summarise(folder: Path) -> Path:
+    """The tables and pictures of every part that has been measured there."""
+    sections = {}
+    for part, module in PARTS.items():
+        path = folder / f"{part}.json"
+        if path.exists():
+            content = json.loads(path.read_text("utf-8"))
+            pictures = module.pictures(content["measured"], folder) if hasattr(module, "pictures") else []
+            sections[module.TITLE] = (heading(content["context"]), module.tables(content["measured"]), pictures)
+    return write_summary(sections, folder)
+
+
+def main() -> None:
+    """Measure, print, write, one part after the other."""
+    arguments, console, say = parse(), Console(), Console(stderr=True).print
+    options = Options(
+        arguments.threads, arguments.repeats, arguments.limit, arguments.quick, arguments.device, arguments.dtype
+    )
+    torch.set_num_threads(options.threads)
+    transformers_logging.disable_progress_bar()
+    for part in arguments.part:
+        say(f"{part} ...")
+        context, measured = measure(part, options)
+        for table in PARTS[part].tables(measured):
+            console.print(table.rich())
+        if arguments.out:
+            folder = folder_of(context, arguments.out)
+            write(part, context, measured, folder)
+            say(str(summarise(folder)))
+
+
+if __name__ == "__main__":
+    main()

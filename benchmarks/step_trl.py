@@ -1,0 +1,135 @@
+"""The other side of the comparison of whole steps: TRL's GRPOTrainer on the same task, its steps waiting for their turn.
+
+It does not know this project's trainer; the task, its grader and the lengths of answers are what both share. Left at TRL's
+defaults is all that makes it slower only by choice: bfloat16 and gradient checkpointing are off, as they are in ours.
+"""
+
+import sys
+from argparse import Namespace
+from collections.abc import Callable
+from time import perf_counter
+from typing import Any
+
+from turns import REPOSITORY, Turn, lengths_of, parse
+
+sys.path.insert(0, str(REPOSITORY))
+
+import torch
+from arms import Lengths
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, StoppingCriteriaList, TrainerCallback
+from trl.trainer.grpo_config import GRPOConfig
+from trl.trainer.grpo_trainer import GRPOTrainer
+
+from ngrpo.models import causal
+from ngrpo.tasks.story_math import StoryMath
+
+LEVELS, SIZE = [4], 4096  # conf/task/story_math.yaml
+
+
+class Timed(GRPOTrainer):
+    """Knows how long the last rollout took and how many tokens it made."""
+
+    rollout, tokens = 0.0, 0
+
+    def _generate_single_turn(self, *arguments: Any, **more: Any) -> Any:
+        start = perf_counter()
+        made = super()._generate_single_turn(*arguments, **more)
+        self.rollout, self.tokens = perf_counter() - start, sum(map(len, made[0]))
+        return made
+
+
+class Turns(TrainerCallback):
+    """A step lasts from its beginning to the line that it logs."""
+
+    def __init__(self, turn: Turn):
+        self.turn, self.begun = turn, False
+        self.trainer: Timed | None = None
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.turn.wait()
+        self.begun = True
+
+    def on_log(self, *_: Any, **__: Any) -> None:
+        if self.begun and self.trainer is not None:
+            self.turn.done(tokens=self.trainer.tokens, phases={"rollout": self.trainer.rollout})
+        self.begun = False
+
+
+def settings(options: Namespace) -> GRPOConfig:
+    """The same algorithm as conf/config.yaml with algorithm=grpo: no KL, one update per rollout, a constant rate."""
+    rows = options.prompts * options.group
+    return GRPOConfig(
+        output_dir=str(options.place / "trl"),
+        per_device_train_batch_size=options.rows,
+        gradient_accumulation_steps=rows // options.rows,
+        num_generations=options.group,
+        max_completion_length=options.limit,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        beta=0.0,
+        num_iterations=1,
+        loss_type="grpo",
+        learning_rate=3e-5,
+        lr_scheduler_type="constant",
+        max_grad_norm=1.0,
+        max_steps=1_000_000,
+        use_cpu=True,
+        bf16=False,
+        activation_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
+    """The task's grader; random texts, which are all wrong, are told apart by their length in letters."""
+
+    def graded(prompts: list[str], completions: list[str], number: list[int], **_: Any) -> list[float | None]:
+        scores = task.score([task.problems[n] for n in number], completions)
+        return [float(len(text) % 2) if imposed else s.reward for s, text in zip(scores, completions, strict=True)]
+
+    return graded
+
+
+def end_at(model: Any, lengths: list[int]) -> None:
+    """Rows of every `generate` end after so many tokens: one less than told, and a stop, which is also the padding."""
+    whole, wanted = model.generate, torch.tensor(lengths)
+
+    def generate(**inputs: Any) -> Any:
+        stop = Lengths(wanted - 1, inputs["input_ids"].shape[1])
+        return whole(**inputs, stopping_criteria=StoppingCriteriaList([stop]))
+
+    model.generate = generate
+
+
+def main() -> None:
+    """Trains until nobody asks for another step."""
+    options, turn = parse(__doc__), Turn()
+    torch.set_num_threads(options.threads)
+    lengths, task = lengths_of(options), StoryMath("train", LEVELS, SIZE)
+    path = options.model
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    tokenizer = causal.load_tokenizer(path)
+    if lengths is not None:
+        tokenizer.pad_token = tokenizer.eos_token
+        end_at(model, lengths)
+    problems = {"prompt": [p.prompt for p in task.problems], "number": list(range(SIZE))}
+    turns = Turns(turn)
+    trainer = Timed(
+        model,
+        reward_funcs=reward(task, lengths is not None),
+        args=settings(options),
+        train_dataset=Dataset.from_dict(problems),
+        processing_class=tokenizer,
+        callbacks=[turns],
+    )
+    turns.trainer = trainer
+    trainer.train()
+
+
+if __name__ == "__main__":
+    main()

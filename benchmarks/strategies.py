@@ -1,0 +1,106 @@
+"""What exploration adds to a decode step, and what evaluation adds to decoding.
+
+Every call stands between two calls of its baseline and is compared with their mean, in time of the clock and of the
+processor. It does not know what a strategy does.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from arms import BASELINE, STRATEGIES, Bench, Workload, equal, natural
+from measuring import Timing, between
+from options import Options
+from reporting import SPREAD, Table, figures
+
+from ngrpo.engine import generate
+from ngrpo.evaluate import Sampler, evaluate_benchmark
+from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.keys import row_keys
+from ngrpo.models import causal
+
+TITLE = "What exploration and evaluation cost"
+TOKENS = 48  # of an answer: a call takes a second, so that its neighbours see the same machine
+ROUNDS = 3  # per repeat
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """One entry per model and strategy, then evaluation; every one with its timings."""
+    limit, repeats = min(TOKENS, options.limit), options.repeats if options.quick else ROUNDS * options.repeats
+    bench = Bench.load(device=options.device, dtype=options.precision, peer=False)
+    rows = _of("tiny", bench, equal(limit), repeats)
+    name, limit = ("nano", 4) if options.quick else ("50m", 24)
+    large = Bench.load(name, options.device, options.precision, peer=False)
+    rows += _of(name, large, equal(limit, 8), max(2, repeats // 4))
+    return [*rows, _evaluation(bench, options, repeats)]
+
+
+def _of(model: str, bench: Bench, workload: Workload, repeats: int) -> list[dict[str, Any]]:
+    calls = {name: bench.ours(name, workload) for name in STRATEGIES}
+    timings = between(calls, bench.ours(BASELINE, workload), repeats)
+    shape = {"model": model, "workload": workload.name, "tokens": workload.rows * workload.limit}
+    return [{**shape, "what": name, **_split(pairs)} for name, pairs in timings.items()]
+
+
+def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
+    """A batch of a benchmark, sampled, graded and written, beside its sampling alone; answers end by themselves."""
+    workload = natural(options.limit)
+    task, strategy = workload.task, TokenSampling(temperature=0.6, top_p=0.95)
+    vocabulary = causal.vocabulary(bench.tokenizer, bench.model, task.answer_start, task.answer_prefix)
+    strategy.bind(vocabulary, bench.model.table.detach())
+    sampler = Sampler(bench.model, bench.tokenizer, strategy, workload.limit)
+    keys = row_keys(
+        [(0, "benchmark", problem.id, i) for problem in task.problems for i in range(workload.group)], bench.device
+    )
+    prompts, mask = bench.prompts(workload)
+    labels = {"run": "r", "exploration": "e", "algorithm": "a", "step": 0, "seed": 0, "benchmark": "benchmark"}
+
+    def plain() -> int:
+        return int(generate(bench.model, strategy, prompts, mask, keys, workload.limit).lengths.sum())
+
+    def evaluation() -> int:
+        with TemporaryDirectory() as folder:
+            target, plan = Path(folder) / "samples.parquet", [(0, len(task.problems))]
+            return sum(evaluate_benchmark(sampler, task, plan, workload.group, target, labels))
+
+    tokens = plain()
+    assert tokens == evaluation(), "evaluation and plain generation made different answers"
+    pairs = between({"evaluation": evaluation}, plain, repeats)["evaluation"]
+    return {"model": "tiny", "workload": workload.name, "tokens": tokens, "what": "evaluation", **_split(pairs)}
+
+
+def _split(pairs: list[tuple[Timing, Timing]]) -> dict[str, list[float]]:
+    names = ("seconds", "cpu_seconds")
+    own = {name: [getattr(timing, name) for timing, _ in pairs] for name in names}
+    return own | {f"baseline_{name}": [getattr(timing, name) for _, timing in pairs] for name in names}
+
+
+def overheads(row: dict[str, Any], clock: str) -> list[float]:
+    """Per cent over the baseline, repeat by repeat."""
+    return [100 * (own / base - 1) for own, base in zip(row[clock], row[f"baseline_{clock}"], strict=True)]
+
+
+def tables(measured: list[dict[str, Any]]) -> list[Table]:
+    """By the clock, and by the processor time of all threads."""
+    titles = {
+        "seconds": "Extra time over token sampling, of evaluation over plain generation; token sampling's own row is noise",
+        "cpu_seconds": "The same in processor time, which other people's work disturbs less",
+    }
+    columns = ("model", "workload", "what", "tokens/s", *SPREAD)
+    return [
+        Table(
+            title,
+            columns,
+            [
+                [
+                    row["model"],
+                    row["workload"],
+                    row["what"],
+                    f"{row['tokens'] / sorted(row[clock])[len(row[clock]) // 2]:,.0f}",
+                    *figures(overheads(row, clock), "+.1f", " %"),
+                ]
+                for row in measured
+            ],
+        )
+        for clock, title in titles.items()
+    ]

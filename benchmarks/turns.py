@@ -1,0 +1,98 @@
+"""Two trainers that take turns step by step, each in a process of its own: both ends of the line between them.
+
+It does not know what a step is. The one that waits sleeps, so a machine that slows down slows both.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any, Self
+
+from measuring import resident
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Of a child that imports this copy of the project and computes with so many threads."""
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+
+
+class Arm:
+    """The measuring end: a script beside this file, told when to take its next step."""
+
+    def __init__(self, script: str, log: Path, threads: int, **options: Any):
+        command = [sys.executable, str(Path(__file__).with_name(script)), f"--threads={threads}"]
+        command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+        self.script, self.log = script, log
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment(threads), text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w", encoding="utf-8"),
+        )  # fmt: skip
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def step(self) -> dict[str, Any]:
+        """The figures of one step; SystemExit with its last words where the script has ended."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write("\n")
+            self.process.stdin.flush()
+            line = self.process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            last = "\n".join(self.log.read_text("utf-8").splitlines()[-5:])
+            raise SystemExit(f"{self.script} ended with status {self.process.wait()}:\n{last}")
+        return json.loads(line)
+
+
+class Turn:
+    """The working end. What anything else prints goes to stderr."""
+
+    def __init__(self) -> None:
+        self.answers = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+        self.before: float | None = None
+
+    def wait(self) -> None:
+        """Until the next step is wanted; where none is, the process ends."""
+        self.before = self.before or resident()[0]
+        if not sys.stdin.readline():
+            os._exit(0)
+        self.start, self.cpu_start = perf_counter(), process_time()
+
+    def done(self, **figures: Any) -> None:
+        """Tells the seconds since `wait`, of the clock and of all threads, the memory, and `figures`."""
+        seconds, cpu = perf_counter() - self.start, process_time() - self.cpu_start
+        memory = {"before_mib": self.before, "peak_mib": resident()[1]}
+        print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, **memory, **figures}), file=self.answers, flush=True)
+
+
+def parse(description: str | None) -> argparse.Namespace:
+    """What both trainers need to know: a step of `prompts` x `group` answers of at most `limit` tokens."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--model", required=True, help="a directory")
+    parser.add_argument("--prompts", type=int, required=True)
+    parser.add_argument("--group", type=int, required=True)
+    parser.add_argument("--limit", type=int, required=True)
+    parser.add_argument("--rows", type=int, required=True, help="of one forward and backward pass")
+    parser.add_argument("--lengths", type=Path, help="a file that says where every row ends; without it, at a stop")
+    parser.add_argument("--place", type=Path, required=True, help="where files may be written")
+    return parser.parse_args()
+
+
+def lengths_of(options: argparse.Namespace) -> list[int] | None:
+    """Tokens of each row, or None where rows end by themselves."""
+    return json.loads(options.lengths.read_text("utf-8")) if options.lengths else None
