@@ -90,7 +90,7 @@ class Bench:
         peer: bool = True,
     ) -> "Bench":
         """Both copies of a model of models.NAMES; peer=False leaves the second out."""
-        model = causal.CausalModel(models.stock(name, "grouped", device, dtype, vocabulary))
+        model = causal.CausalModel(models.stock(name, PEER_ATTENTION, device, dtype, vocabulary))
         other = models.stock(name, PEER_ATTENTION, device, dtype, vocabulary) if peer else None
         if other is not None:
             other.generation_config.eos_token_id = None  # pyright: ignore - the workload says where rows end
