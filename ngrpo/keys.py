@@ -7,7 +7,7 @@ Generator: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy
 arithmetic so that a CPU and a GPU give the same words.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -37,17 +37,18 @@ def row_keys(identities: Iterable[tuple[str | int, ...]], device: torch.device |
 
 def philox(counter: tuple[Tensor | int, ...], key: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four 32-bit words (held in int64) for a counter of four 32-bit words and a 64-bit key; all broadcast together."""
-    words = (torch.as_tensor(word, dtype=torch.int64, device=key.device) for word in counter)
+    words = [torch.as_tensor(word, dtype=torch.int64, device=key.device) for word in counter]
     if key.device.type != "cpu":
-        return _rounds(*words, key)
+        return _rounds(words, key)
     # The same arithmetic by numpy, whose operations cost a fraction of torch's where there are few numbers.
     with np.errstate(over="ignore"):
-        arrays = _rounds(*(word.numpy() for word in words), key.numpy())
+        arrays = _rounds([word.numpy() for word in words], key.numpy())
     return tuple(torch.from_numpy(np.asarray(array)) for array in arrays)  # pyright: ignore
 
 
-def _rounds(a: Any, b: Any, c: Any, d: Any, key: Any) -> tuple[Any, Any, Any, Any]:
+def _rounds(counter: Sequence[Any], key: Any) -> tuple[Any, Any, Any, Any]:
     """The ten rounds on int64 tensors or arrays, where 64-bit wrap-around keeps every bit of a product."""
+    a, b, c, d = counter
     key_low, key_high = key & _MASK, (key >> 32) & _MASK
     for _ in range(_ROUNDS):
         first, second = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]

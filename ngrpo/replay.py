@@ -10,13 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.attention import PackedRows
 from ngrpo.models.causal import CausalModel
-from ngrpo.rollouts import Rollouts
+from ngrpo.models.head import read_logits
+from ngrpo.rollouts import GAUSSIAN, Rollouts
 
 HEAD_ELEMENTS = 2**24  # logits of one chunk: tokens x vocabulary
 
@@ -53,8 +53,7 @@ def replay_more(
         steps = rollouts.steps[row, time]
         chunk = max(1, HEAD_ELEMENTS // len(model.table))
 
-        def head(part: Tensor, start: int) -> tuple[Tensor, ...]:
-            logits = model.logits(part)
+        def reading(logits: Tensor, start: int) -> tuple[Tensor, ...]:
             here = steps[start : start + chunk]
             found = [strategy.log_prob(here, logits, model.table)]
             if entropy:
@@ -64,13 +63,8 @@ def replay_more(
                 found += [top.values, top.indices[:, 0] == here.tokens]
             return tuple(found)
 
-        pieces = []
-        # An empty batch still runs once, so that every parameter gets a gradient.
-        for start in range(0, max(len(row), 1), chunk):
-            part = before[start : start + chunk]
-            recompute = torch.is_grad_enabled() and len(row) > chunk
-            pieces.append(checkpoint(head, part, start, use_reentrant=False) if recompute else head(part, start))
-    flat = [torch.cat(column) for column in zip(*pieces, strict=True)]
+        learners = [model.table] if GAUSSIAN in steps.role else []  # a density around the expected embedding
+        flat = read_logits(model, before, chunk, reading, [*learners, *strategy.parameters()])
     log_probs, *rest = (v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat)
     return Replayed(log_probs, rest.pop(0) if entropy else None, *rest)
 

@@ -31,6 +31,44 @@ def test_a_plan_is_within_15_percent_of_the_memory_taken(case):
     assert stated == pytest.approx(measured, rel=0.15), f"{stated / 2**20:.0f} and {measured / 2**20:.0f} MiB"
 
 
+@pytest.mark.slow
+def test_the_head_takes_no_more_than_a_few_chunks_beyond_its_gradient():
+    """151,936 rows as the backbones have, narrow so that it is quick; every chunk's gradient of the head is as large as
+    the head, so that an implementation that keeps two of them takes 148 MiB more."""
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, __file__, "head", "151936", "256", "440"]
+    run = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    beyond = int(run.stdout.split()[-1])
+    assert beyond < 6 * 4 * 2**24, f"{beyond / 2**20:.0f} MiB"
+
+
+def measure_head(vocabulary: int, width: int, tokens: int):
+    """Prints the bytes that log-probabilities and their gradients take beyond the gradients themselves."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from ngrpo.exploration.scores import token_log_prob
+    from ngrpo.models.causal import CausalModel
+    from ngrpo.models.head import read_logits
+    from ngrpo.replay import HEAD_ELEMENTS
+
+    sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, tie_word_embeddings=False, **sizes)
+    model, chunk = CausalModel(Qwen2ForCausalLM(config).eval()), HEAD_ELEMENTS // vocabulary
+    hidden, chosen = torch.randn(tokens, width, requires_grad=True), torch.randint(0, vocabulary, (tokens,))
+
+    def reading(logits: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:
+        return (token_log_prob(logits, chosen[start : start + chunk]),)
+
+    model.logits(hidden[:4]).sum().backward()
+    model.zero_grad(set_to_none=True)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    read_logits(model, hidden, chunk, reading, [])[0].sum().backward()
+    gradients = 4 * width * (vocabulary + tokens)
+    print(resident("VmHWM") - before - gradients)
+
+
 def resident(field: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(field)).split()[1]) * 1024
@@ -74,5 +112,7 @@ def measure(
     print(plan.needs(config, stated).peak, taken)
 
 
-if __name__ == "__main__":
+if __name__ == "__main__" and sys.argv[1] == "head":
+    measure_head(*map(int, sys.argv[2:]))
+elif __name__ == "__main__":
     measure(sys.argv[1], *map(int, sys.argv[2:]))
