@@ -42,7 +42,7 @@ def sample(config: DictConfig, run: records.RunDirectory) -> None:
     """Draw every batch that is not there yet, under each strategy."""
     import torch
 
-    from ngrpo.diagnose import Draw, chosen, finish, sample, token_of
+    from ngrpo.diagnose import Draw, chosen, draw_all, finish, token_of
     from ngrpo.evaluate import Sampler, fitting, note_left_out
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
@@ -76,7 +76,7 @@ def sample(config: DictConfig, run: records.RunDirectory) -> None:
     progress.bars.start()
     bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
     try:
-        sample(samplers, draw, lambda name: progress.bars.update(bar, advance=1, note=name))
+        draw_all(samplers, draw, lambda name: progress.bars.update(bar, advance=1, note=name))
     finally:
         progress.stop()
     finish(draw, first, list(samplers), named)

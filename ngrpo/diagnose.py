@@ -69,7 +69,7 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 
 @torch.no_grad()
-def sample(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
+def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
     """Draws every batch that is not there yet, strategies in turn, so that a machine's moods meet them all.
 
     `advance(strategy)` is called after every batch of a strategy, drawn now or before.
