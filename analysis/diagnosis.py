@@ -67,12 +67,16 @@ class Answers:
 
 @dataclass(frozen=True)
 class Sampled:
-    """Everything that was sampled: strategy -> answers, explored steps as a frame, the composed configuration."""
+    """Everything that was sampled: strategy -> answers, explored steps as a frame, the configuration, the task's name.
+
+    compositions: strategy -> what it was built from.
+    """
 
     answers: Mapping[str, Answers]
     steps: pd.DataFrame
     config: Mapping[str, Any]
     compositions: Mapping[str, Mapping[str, Any]]
+    task: str = ""
 
     @property
     def baseline(self) -> Answers:
@@ -85,13 +89,12 @@ def read(directory: Path) -> Sampled:
         record = json.loads((directory / "run.json").read_text("utf-8"))
         times = pd.read_csv(directory / "timings.csv").groupby("strategy")["seconds"].sum()
         steps = pq.read_table(directory / "steps.parquet").to_pandas()
-        answers = {
-            name: _answers(directory / "samples" / f"{name}.parquet", float(times[name]))
-            for name in record["config"]["strategies"]
-        }
+        paths = {name: directory / "samples" / f"{name}.parquet" for name in record["config"]["strategies"]}
+        answers = {name: _answers(path, float(times[name])) for name, path in paths.items()}
+        task = str(pq.read_table(paths[PLAIN], columns=["benchmark"])["benchmark"][0])
     except (OSError, LookupError, ValueError) as error:
         raise LoadError(f"{directory}: is no finished diagnosis ({' '.join(str(error).split())})") from error
-    return Sampled(answers, steps, record["config"], record.get("compositions", {}))
+    return Sampled(answers, steps, record["config"], record.get("compositions", {}), task)
 
 
 def _answers(path: Path, seconds: float) -> Answers:

@@ -13,7 +13,7 @@ import pandas as pd
 from analysis import mechanism, planes, tables
 from analysis.diagnosis import Diagnosis, tells_paths
 from analysis.fairness import PLAIN
-from analysis.recommendation import Recommendation, recommend
+from analysis.recommendation import recommend
 from analysis.tables import Cell, Table
 
 PAGE, NUMBERS, PAIRS, PICTURE = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv", "planes.png"
@@ -27,7 +27,8 @@ def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
     files |= {PICTURE: picture} if picture else {}
     shown = [*page_tables(diagnosis), *mechanism.tables([found])]
     parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
-    parts += _told(recommend(diagnosis))
+    found_out = recommend(diagnosis)
+    parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
     parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
     parts += [f"![{planes.CAPTION}]({PICTURE})\n\n*{planes.CAPTION}*\n"] if picture else []
     return files | {PAGE: ("\n".join(parts) + "\n").encode()}
@@ -36,7 +37,8 @@ def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:
     """The page without its picture."""
     shown = [tables.terminal(table) for table in page_tables(diagnosis)]
-    told = [f"{_subject(diagnosis)}", "", *_told(recommend(diagnosis)), ""]
+    found = recommend(diagnosis)
+    told = ["", _subject(diagnosis), "", found.head, "", *(f"- {line}" for line in found.lines), ""]
     return "\n".join([*told, *shown, str(directory / PAGE)])
 
 
@@ -46,16 +48,11 @@ def page_tables(diagnosis: Diagnosis) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def _told(recommendation: Recommendation) -> list[str]:
-    return [f"**{recommendation.head}**", "", *(f"- {line}" for line in recommendation.lines)]
-
-
 def _subject(diagnosis: Diagnosis) -> str:
     config, base = diagnosis.sampled.config, diagnosis.sampled.baseline
     problems, n = base.correct.shape
-    named = config["task"].get("name") or config["task"]["_target_"].rpartition(".")[2]
     sizes = f"{problems} problems x {n} answers"
-    return f"{config['model']['path']} on {named} ({sizes}, temperature {config['temperature']:g})"
+    return f"{config['model']['path']} on {diagnosis.sampled.task} ({sizes}, temperature {config['temperature']:g})"
 
 
 def _room(diagnosis: Diagnosis) -> Table:
@@ -126,7 +123,7 @@ def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
 
 def _estimate(row: dict[str, Any], name: str) -> Cell:
     value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    inside = "" if np.isnan(low) else f" [{low:.0f}, {high:.0f}]"
+    inside = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
     return Cell(f"{value:.1f}{inside}", value)
 
 

@@ -5,12 +5,13 @@ It reads coordinates that are there already: it loads no model and knows no vect
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 import pyarrow.parquet as pq
 
+from analysis.load import Study
 from analysis.tables import Cell, Table
 
 PLANES, NEIGHBOURS = "planes.parquet", "neighbours.parquet"
@@ -33,11 +34,12 @@ def read(directory: Path) -> Mechanism:
     return Mechanism(Path(config["model"]["path"]).name, *frames)
 
 
-def find(roots: Iterable[str | Path]) -> tuple[list[Mechanism], list[Path]]:
-    """Every diagnosis below some directories, and where it lies; those that are not finished are passed over."""
+def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Mechanism], Study]:
+    """The finished diagnoses below some directories, and the study, which does not list them as runs that were left out."""
     places = dict.fromkeys(path.parent for root in roots for path in sorted(Path(root).rglob(PLANES)))
     kept = [place for place in places if (place / "run.json").is_file() and (place / NEIGHBOURS).is_file()]
-    return [read(place) for place in kept], kept
+    left_out = study.left_out[~study.left_out["path"].isin([str(place) for place in kept])]
+    return [read(place) for place in kept], replace(study, left_out=left_out)
 
 
 def tables(found: Sequence[Mechanism]) -> list[Table]:

@@ -19,8 +19,8 @@ import matplotlib.pyplot as plt
 
 CAPTION = (
     "Fed vectors on the plane of the two principal components of the anchor, its nearest neighbours and the tokens that came "
-    "nearest to a fed vector. Much of a noisy vector stands out of the plane: the legend gives the median distance from it, "
-    "in lengths of the anchor."
+    "nearest to a fed vector. The plane shows little of a noise in many dimensions: the legend gives the median length of what "
+    "it does not show, in lengths of the anchor."
 )
 
 
@@ -70,16 +70,20 @@ def _panel(axis: Any, part: pd.DataFrame, strategies: Sequence[str]) -> None:
     axis.plot(around["x"], around["y"], linestyle="", marker=".", color="#555555", markersize=4, label="tokens")
     axis.plot(*tokens[tokens["kind"] == "anchor"][["x", "y"]].iloc[0], linestyle="", marker="*", color=COLOURS[0],
               markersize=9, label="anchor")  # fmt: skip
-    for row in tokens.itertuples():
-        axis.annotate(_plain(row.text), (row.x, row.y), xytext=(3, 2), textcoords="offset points", fontsize=6,
-                      fontweight="bold" if row.kind == "anchor" else "normal", color="#222222")  # fmt: skip
+    for at, row in enumerate(tokens.sort_values("y").itertuples()):  # texts on alternate sides, so that few of them meet
+        side = 1 if at % 2 else -1
+        axis.annotate(_plain(row.text), (row.x, row.y), xytext=(4 * side, 2), textcoords="offset points", fontsize=6,
+                      ha="left" if side > 0 else "right", fontweight="bold" if row.kind == "anchor" else "normal",
+                      color="#222222")  # fmt: skip
+    axis.margins(0.15)
+    axis.locator_params(nbins=5)
     axis.set_title(f"around {_plain(first['anchor_text'])}")
     axis.set(xlabel=f"first component ({first['share_x']:.0%})", ylabel=f"second ({first['share_y']:.0%})")
 
 
 def _with_distance(label: str, points: pd.DataFrame) -> str:
     own = points[(points["kind"] == "fed") & (points["strategy"] == label)]
-    return f"{label} ({own['off_plane'].median():.2f} off the plane)" if len(own) else label
+    return f"{label} (beside the plane: {own['off_plane'].median():.2f})" if len(own) else label
 
 
 def _plain(text: object) -> str:

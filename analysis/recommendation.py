@@ -100,13 +100,13 @@ def stability(columns: Array, draws: int = DRAWS, seed: int = 0) -> dict[str, fl
 def _too_small(diagnosis: Diagnosis, kind: str, shares: Mapping[str, float], problems: int) -> str:
     figure = _figure(diagnosis, kind)
     if problems < FEWEST:
-        return (f"The sample is too small to tell: {problems} problem{'s' * (problems > 1)}, at least {FEWEST} are needed "
-                f"({figure}).")  # fmt: skip
+        return (f"The sample is too small to tell: {problems} problem{'s' * (problems > 1)}, and at least {FEWEST} are "
+                f"needed. So far {figure}.")  # fmt: skip
     other = max((name for name in SAYS if name != kind), key=lambda name: shares[name])
     needed = _needed(shares[kind], problems)
     more = f"; about problems={needed} would settle it" if needed else "; it lies on the border between the two"
-    return (f"The sample is too small to tell: {figure}, which would mean that {SAYS[kind]}; but only {shares[kind]:.0%} of "
-            f"problem sets drawn anew agree ({SURE:.0%} are asked for), and {shares[other]:.0%} say that "
+    return (f"The sample is too small to tell: {figure}. That would mean that {SAYS[kind]}; but of problem sets drawn anew "
+            f"only {shares[kind]:.1%} agree, where {SURE:.0%} are asked for, and {shares[other]:.1%} say that "
             f"{SAYS[other]}{more}.")  # fmt: skip
 
 
@@ -125,8 +125,8 @@ def _figure(diagnosis: Diagnosis, kind: str) -> str:
     room = f"pass@{n} is {_range(row, 'room', 'points')} above mean@{n}"
     groups = f"of groups of {group} are all"
     return {
-        "format": f"{_range(row, 'ill')} of the answers of {PLAIN} are not well-formed ({row['unparsed']:.0f} % hold no answer "
-        f"that can be read, {row['cut']:.0f} % are cut off)",
+        "format": f"{_range(row, 'ill')} of the answers of {PLAIN} are not well-formed: {row['unparsed']:.0f} % hold no answer "
+        f"that can be read, and {row['cut']:.0f} % are cut off",
         "solved": f"{_range(row, 'all_right')} {groups} right, and {room}",
         "too_hard": f"{_range(row, 'all_wrong')} {groups} wrong, and pass@{n} is {_range(row, 'pass')}",
         "signal": f"{_range(row, 'mixed')} of groups of {group} mix right and wrong answers, and {room}",
@@ -172,6 +172,8 @@ def _strategies(diagnosis: Diagnosis, better: list[str]) -> list[str]:
         only = f"{row.only_it} problems only by it, {row.only_other} only by {row.against} (p = {row.p_only:.3f})"
         if row.against == PLAIN and row.strategy in better:
             lines.append(f"{row.strategy} reaches problems that {PLAIN} does not: {only}.")
+        elif row.p_only < ALPHA and row.only_it < row.only_other:
+            lines.append(f"{row.strategy} misses problems that {row.against} solves: {only}.")
         if row.p < ALPHA:
             size = f"{row.gap:+.1f} points of mean@n [{row.low:+.1f}, {row.high:+.1f}], p = {row.p:.3f}"
             lines.append(f"{row.strategy}, untrained, is {'better' if row.gap > 0 else 'worse'} than {row.against}: {size}.")

@@ -19,7 +19,8 @@ from ngrpo.measures import anchors, consumed, displacement
 from ngrpo.rollouts import Rollouts
 
 CHUNK = 16_384  # rows of the table that are looked at together
-PLANES, NEIGHBOURS, FED = 4, 8, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
+PLANES, AROUND, FED = 4, 6, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
+LISTED = 8  # neighbours of a token in the table
 MOVED = 1e-6  # displacement below which a vector is the anchor's own
 Names = Callable[[int], str]  # token id -> its text
 
@@ -64,7 +65,7 @@ def step_rows(answers: Answers, where: Tensor, fed: Tensor, table: Tensor) -> li
 
 
 def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
-    """(N,) the row of the table (V, D) with the highest cosine to each vector (N, D), the lowest id among equals."""
+    """(N,) the row of the table (V, D) with the highest cosine to each vector (N, D); of equal rows any."""
     wanted = F.normalize(vectors.float(), dim=-1)
     best = torch.full((len(vectors),), -torch.inf, device=vectors.device)
     found = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
@@ -93,12 +94,13 @@ def neighbours(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tenso
     return ids, cosines.gather(1, ids)
 
 
-def plane(points: Tensor, *others: Tensor) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """The two principal components of `points` (N, D), and where these and `others` lie on them.
+def plane(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two principal components of `points` (N, D), and where these and `others` (M, D) lie on them.
 
     Returns:
-        coordinates (M, 2) float64 of each set of points, the distance (M,) of each of its points from the plane, and the
-        share of the points' variance along each axis (2,). An axis points to where its largest loading is positive.
+        coordinates (N + M, 2) float64, the length (N + M,) of what each point differs from the first one by beside the
+        plane, and the share of the points' variance along each axis (2,). An axis points to where its largest loading
+        is positive.
     """
     centre = points.double().mean(dim=0)
     _, sizes, directions = torch.linalg.svd(points.double() - centre, full_matrices=False)
@@ -106,10 +108,9 @@ def plane(points: Tensor, *others: Tensor) -> tuple[list[Tensor], list[Tensor], 
     axes[: len(directions)] = directions[:2]
     axes *= torch.sign(axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)))
     shares = F.pad(sizes.square() / sizes.square().sum().clamp(min=1e-300), (0, 2))[:2]
-    moved = [set_.double() - centre for set_ in (points, *others)]
-    coordinates = [set_ @ axes.T for set_ in moved]
-    off = [(set_ - at @ axes).norm(dim=-1) for set_, at in zip(moved, coordinates, strict=True)]
-    return coordinates, off, shares
+    every = torch.cat((points, others.to(points.dtype))).double()
+    away = every - every[0]
+    return (every - centre) @ axes.T, (away - away @ axes.T @ axes).norm(dim=-1), shares
 
 
 def plane_rows(
@@ -119,7 +120,7 @@ def plane_rows(
 
     steps: rows of `step_rows` with `strategy` and `fed`. A picture is the plane of the anchor, its nearest neighbours and
     the tokens nearest to what was fed; the fed vectors are laid on it, and `off_plane` is how far, in units of the
-    anchor's length, they stand out of it.
+    anchor's length, they have moved away from the anchor in directions that the picture does not show.
     """
     moved = [row for row in steps if row["displacement"] > MOVED]
     return [row for anchor in often(moved, most) for row in _picture(anchor, moved, table, ordinary, name)]
@@ -133,7 +134,7 @@ def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
 
 
 def neighbour_rows(
-    tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = NEIGHBOURS
+    tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = LISTED
 ) -> list[dict[str, Any]]:
     """A row per token and neighbour: token, text, rank from 1, neighbour, its text, cosine."""
     if not len(tokens):
@@ -153,7 +154,7 @@ def _picture(
     for strategy in dict.fromkeys(row["strategy"] for row in steps):
         own = [row for row in steps if row["strategy"] == strategy and row["anchor"] == anchor]
         shown += own[:: -(-len(own) // FED)] if own else []
-    around = neighbours([anchor], NEIGHBOURS, table, ordinary)[0][0].tolist()
+    around = neighbours([anchor], AROUND, table, ordinary)[0][0].tolist()
     reached = [token for token in dict.fromkeys(row["nearest"] for row in shown) if token not in (anchor, *around)]
     tokens = [anchor, *around, *reached]
     fed = torch.tensor([row["fed"] for row in shown], dtype=torch.float64, device=table.device)
@@ -163,9 +164,8 @@ def _picture(
     common = {"anchor": anchor, "anchor_text": name(anchor), "share_x": float(shares[0]), "share_y": float(shares[1])}
     labels = [(kind, None, token) for kind, token in zip(kinds, tokens, strict=True)]
     labels += [("fed", row["strategy"], row["nearest"]) for row in shown]
-    places, outside = (torch.cat(parts).tolist() for parts in (coordinates, off))
     return [
         {**common, "kind": kind, "strategy": strategy, "token": token, "text": name(token), "x": x, "y": y,
          "off_plane": distance / max(length, 1e-12)}
-        for (kind, strategy, token), (x, y), distance in zip(labels, places, outside, strict=True)
+        for (kind, strategy, token), (x, y), distance in zip(labels, coordinates.tolist(), off.tolist(), strict=True)
     ]  # fmt: skip
