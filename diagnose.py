@@ -5,12 +5,19 @@ python diagnose.py strategies='[token_sampling,neighbor_mix,rate_matched_greedy]
 """
 
 import os
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
 from ngrpo import command_line, files, records
 from ngrpo.settings import SettingsError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from ngrpo.evaluate import Sampler
+    from ngrpo.tasks.base import Task
 
 
 def main(config: DictConfig) -> dict[str, Any]:
@@ -40,16 +47,14 @@ def main(config: DictConfig) -> dict[str, Any]:
 
 def sample(config: DictConfig, run: records.RunDirectory) -> None:
     """Draw every batch that is not there yet, under each strategy."""
-    import torch
-
     from ngrpo.diagnose import Draw, chosen, draw_all, finish, token_of
-    from ngrpo.evaluate import Sampler, fitting, note_left_out
+    from ngrpo.evaluate import fitting, note_left_out
     from ngrpo.models import causal
-    from ngrpo.models.prompting import Prompting
     from ngrpo.progress import Progress
 
-    nodes = command_line.compositions(list(config.strategies))
-    run.update(compositions={name: command_line.plain(node.exploration) for name, node in nodes.items()})
+    composed = command_line.compositions(list(config.strategies))
+    nodes = {name: part.exploration for name, part in composed.items()}
+    run.update(compositions={name: command_line.plain(node) for name, node in nodes.items()})
     if (run.path / "timings.csv").exists():
         return
     tokenizer = causal.load_tokenizer(config.model.path, config.model.trust_remote_code)
@@ -57,21 +62,13 @@ def sample(config: DictConfig, run: records.RunDirectory) -> None:
         named = [token_of(tokenizer, str(text)) for text in config.tokens]
     except ValueError as error:
         raise SettingsError([str(error)]) from None
-    device, model_node = "cuda" if torch.cuda.is_available() else "cpu", config.model
-    trust = model_node.trust_remote_code
-    model = causal.load(model_node.path, model_node.dtype, model_node.attention, trust_remote_code=trust).to(device)
-    task, prompting = command_line.build(config.task), Prompting(model_node.prompt, model_node.answer_start)
-    words = causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix)
-    samplers = {}
-    for name, node in nodes.items():
-        strategy = command_line.build(node.exploration).to(device)
-        strategy.bind(words, model.table.detach())
-        strategy.prepare(model.table.detach(), 0, model.head.detach())
-        samplers[name] = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
+    task = command_line.build(config.task)
+    samplers = samplers_of(config, nodes, tokenizer, task)
     first = next(iter(samplers.values()))
     task = fitting(first, task)
     note_left_out(run, {task.name: task})
-    draw = Draw(task, chosen(task, config.problems, config.seed), config.n, config.rows_per_batch, config.seed, run.path)
+    problems = chosen(task, config.problems, config.seed)
+    draw = Draw(task, problems, config.n, config.rows_per_batch, config.seed, run.path)
     progress = Progress(0)
     progress.bars.start()
     bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
@@ -80,6 +77,28 @@ def sample(config: DictConfig, run: records.RunDirectory) -> None:
     finally:
         progress.stop()
     finish(draw, first, list(samplers), named)
+
+
+def samplers_of(
+    config: DictConfig, nodes: Mapping[str, DictConfig], tokenizer: "PreTrainedTokenizerBase", task: "Task"
+) -> dict[str, "Sampler"]:
+    """One model, and a sampler of it for each strategy."""
+    import torch
+
+    from ngrpo.evaluate import Sampler
+    from ngrpo.models import causal
+    from ngrpo.models.prompting import Prompting
+
+    asked, device = config.model, "cuda" if torch.cuda.is_available() else "cpu"
+    model = causal.load(asked.path, asked.dtype, asked.attention, trust_remote_code=asked.trust_remote_code).to(device)
+    prompting, samplers = Prompting(asked.prompt, asked.answer_start), {}
+    words = causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix)
+    for name, node in nodes.items():
+        strategy = command_line.build(node).to(device)
+        strategy.bind(words, model.table.detach())
+        strategy.prepare(model.table.detach(), 0, model.head.detach())
+        samplers[name] = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
+    return samplers
 
 
 if __name__ == "__main__":

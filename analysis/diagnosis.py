@@ -205,7 +205,8 @@ def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
     some = answers.solved > 0
     row["right_ways"] = distinct(ways, answers.correct)[some].mean() if some.any() else np.nan
     speed, usual = answers.tokens / answers.seconds, base.tokens / base.seconds
-    row |= {"tokens_per_answer": answers.tokens / answers.correct.size, "tokens_per_second": speed, "speed": speed / usual}
+    row |= {"tokens_per_answer": answers.tokens / answers.correct.size}
+    row |= {"tokens_per_second": speed, "speed": speed / usual}
     row["explored"] = 100 * answers.explored / answers.tokens
     return row | _moved(sampled.steps, name)
 
@@ -234,7 +235,8 @@ def controls(sampled: Sampled) -> dict[str, str]:
 def _pairs(sampled: Sampled) -> pd.DataFrame:
     matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
     matches += [pair for pair in controls(sampled).items() if pair[1] != PLAIN]
-    frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(sampled.answers[a], sampled.answers[b])} for a, b in matches])
+    found = sampled.answers
+    frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
     for name in ("p", "p_only") if len(frame) else ():
         frame[name] = false_discovery(frame[name].to_list())
     return frame

@@ -61,9 +61,11 @@ def _room(diagnosis: Diagnosis) -> Table:
              "all wrong", "not well-formed"]  # fmt: skip
     names = ["mean", *(["pass_group"] if group < n else []), "pass", "room", "all_right", "mixed", "all_wrong", "ill"]
     rows = [[Cell(row["strategy"]), *(_estimate(row, name) for name in names)] for row in _rows(diagnosis.arms)]
-    note = (f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed and "
-            f"all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be read, "
-            "or cut off")  # fmt: skip
+    note = (
+        f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed "
+        f"and all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be "
+        "read, or cut off"
+    )
     return Table("room", "Head room and groups", heads, rows, note)
 
 
@@ -101,19 +103,23 @@ def _inputs(diagnosis: Diagnosis) -> Table:
 
 def _pairs(diagnosis: Diagnosis) -> Table:
     n = diagnosis.sampled.baseline.correct.shape[1]
-    heads = ["strategy", "against", f"mean@{n}", "p", "wins/ties/losses", "both", "only it", "only other", "neither", "p (only)",
-             "broken", "mended", "not well-formed"]  # fmt: skip
+    heads = ["strategy", "against", f"mean@{n}", "p", "wins/ties/losses", "solved by both/it/other/none", "p (only)", "broken",
+             "mended", "not well-formed"]  # fmt: skip
     rows = [
         [Cell(r["strategy"]), Cell(r["against"]), _change(r["gap"], r["low"], r["high"]), _p(r["p"]),
          Cell(f"{r['wins']}/{r['ties']}/{r['losses']}", r["wins"] - r["losses"]),
-         *(Cell(str(r[name]), float(r[name])) for name in ("both", "only_it", "only_other", "neither")), _p(r["p_only"]),
-         Cell(f"{r['broken']} of {r['valid']}", r["broken"]), Cell(f"{r['mended']} of {r['answers'] - r['valid']}", r["mended"]),
+         Cell(f"{r['both']}/{r['only_it']}/{r['only_other']}/{r['neither']}", r["only_it"] - r["only_other"]),
+         _p(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
+         Cell(f"{r['mended']} of {r['answers'] - r['valid']}", r["mended"]),
          _change(r["ill_change"], r["ill_low"], r["ill_high"])]
         for r in _rows(diagnosis.pairs)
     ]  # fmt: skip
-    note = ("points of 100, 95 % intervals over problems (BCa for mean@n); both ... neither: problems solved at least once in "
-            f"{n}, p (only) by an exact McNemar test; p values adjusted over the rows (Benjamini-Hochberg); broken: answers that "
-            "are well-formed under the other strategy with the same random numbers and not under this one, mended: the reverse")  # fmt: skip
+    note = (
+        "points of 100, 95 % intervals over problems (BCa for mean@n); solved: problems with a right answer in "
+        f"{n} from both strategies, from it only, from the other only, from none, p (only) by an exact McNemar test; p "
+        "values adjusted over the rows (Benjamini-Hochberg); broken: answers that are well-formed under the other "
+        "strategy with the same random numbers and not under this one, mended: the reverse"
+    )
     return Table("pairs", "Problem by problem, with the same random numbers", heads, rows, note)
 
 

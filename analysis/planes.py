@@ -45,12 +45,14 @@ def png(points: pd.DataFrame) -> bytes | None:
     with plt.rc_context(STYLE):
         columns = min(2, len(parts))
         lines = -(-len(parts) // columns)
-        figure, axes = plt.subplots(lines, columns, figsize=(3.5 * columns, 2.9 * lines), squeeze=False, layout="constrained")
+        size = (3.5 * columns, 2.9 * lines)
+        figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
         for axis in axes.flat[len(parts) :]:
             axis.axis("off")
         for axis, part in zip(axes.flat, parts, strict=False):
             _panel(axis, part, strategies)
-        handles = {label: handle for axis in axes.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        drawn = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in axes.flat]
+        handles = {label: handle for pairs in drawn for handle, label in pairs}
         texts = [_with_distance(label, points) for label in handles]
         figure.legend(list(handles.values()), texts, loc="outside lower center", ncols=2)
         target = BytesIO()
@@ -70,7 +72,8 @@ def _panel(axis: Any, part: pd.DataFrame, strategies: Sequence[str]) -> None:
     axis.plot(around["x"], around["y"], linestyle="", marker=".", color="#555555", markersize=4, label="tokens")
     axis.plot(*tokens[tokens["kind"] == "anchor"][["x", "y"]].iloc[0], linestyle="", marker="*", color=COLOURS[0],
               markersize=9, label="anchor")  # fmt: skip
-    for at, row in enumerate(tokens.sort_values("y").itertuples()):  # texts on alternate sides, so that few of them meet
+    # Texts on alternate sides, so that few of them meet.
+    for at, row in enumerate(tokens.sort_values("y").itertuples()):
         side = 1 if at % 2 else -1
         axis.annotate(_plain(row.text), (row.x, row.y), xytext=(4 * side, 2), textcoords="offset points", fontsize=6,
                       ha="left" if side > 0 else "right", fontweight="bold" if row.kind == "anchor" else "normal",

@@ -148,11 +148,11 @@ def _advice(diagnosis: Diagnosis, kind: str) -> str:
         "solved": "Harder problems would give training something to learn; a strategy can change little here.",
         "too_hard": "Easier problems, a stronger or fine-tuned model, or rewards for part of the way come first: exploration "
         "alone cannot help where next to nothing right is found.",
-        "signal": f"Sharpening what is sampled already can raise mean@{n} towards pass@{n}. Train {PLAIN} first; a strategy has "
-        "to beat that, at equal tokens and over three seeds.",
-        "stuck": "Worth a comparison over three seeds, but against the plain remedies too: larger groups, a higher temperature, "
-        "easier problems.",
-        "easy": "Leave out solved problems (a group filter, as in algorithm=dapo) or take harder ones before trying a strategy.",
+        "signal": f"Sharpening what is sampled already can raise mean@{n} towards pass@{n}. Train {PLAIN} first; a strategy "
+        "has to beat that, at equal tokens and over three seeds.",
+        "stuck": "Worth a comparison over three seeds, but against the plain remedies too: larger groups, a higher "
+        "temperature, easier problems.",
+        "easy": "Leave out solved problems (a group filter, as in algorithm=dapo) or take harder ones first.",
     }[kind]
 
 
@@ -176,7 +176,8 @@ def _strategies(diagnosis: Diagnosis, better: list[str]) -> list[str]:
             lines.append(f"{row.strategy} misses problems that {row.against} solves: {only}.")
         if row.p < ALPHA:
             size = f"{row.gap:+.1f} points of mean@n [{row.low:+.1f}, {row.high:+.1f}], p = {row.p:.3f}"
-            lines.append(f"{row.strategy}, untrained, is {'better' if row.gap > 0 else 'worse'} than {row.against}: {size}.")
+            word = "better" if row.gap > 0 else "worse"
+            lines.append(f"{row.strategy}, untrained, is {word} than {row.against}: {size}.")
         if row.against == PLAIN and row.ill_low > 0 and row.ill_change >= DAMAGE:
             size = f"{row.broken} of {row.valid} valid answers broken, {row.mended} others mended"
             lines.append(f"{row.strategy} turns valid text into invalid: {size}, {row.ill_change:+.1f} points of all answers "
@@ -188,8 +189,8 @@ def _strategies(diagnosis: Diagnosis, better: list[str]) -> list[str]:
 
 def _caveats(diagnosis: Diagnosis) -> list[str]:
     base, arms = diagnosis.sampled.baseline, diagnosis.arms
-    lines = [f"{name} never acts in these answers." for name in arms["strategy"] if name != PLAIN
-             and not arms.set_index("strategy").loc[name, "explored"]]  # fmt: skip
+    idle = arms[(arms["strategy"] != PLAIN) & (arms["explored"] == 0)]["strategy"]
+    lines = [f"{name} never acts in these answers." for name in idle]
     if base.graded:
-        lines.append("This task also rewards answers that are not right: groups that are all wrong may still differ in reward.")
-    return [*lines, "All this is the model before training: entropy falls during training, and mixed groups become fewer."]
+        lines.append("This task also rewards answers that are not right: all-wrong groups may still differ in reward.")
+    return [*lines, "All this is the model before training, and mixed groups become fewer as entropy falls."]

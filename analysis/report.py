@@ -19,8 +19,14 @@ WHY_SEEDS = (
 )
 
 
-def write(study: Study, baseline: str, out: Path, ks: Sequence[int] | None, papers: Sequence[str],
-          roots: Sequence[str | Path] = ()) -> list[str]:  # fmt: skip
+def write(
+    study: Study,
+    baseline: str,
+    out: Path,
+    ks: Sequence[int] | None,
+    papers: Sequence[str],
+    roots: Sequence[str | Path] = (),
+) -> list[str]:
     """All files of a report in `out`; returns the lines for the terminal. `roots`: where diagnoses may lie besides runs.
 
     Raises:

@@ -104,7 +104,8 @@ def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Seque
     wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
     wanted = [token for token in wanted if token in named or bool(ordinary[token])]
     planes = mechanism.plane_rows(steps, table, ordinary, text)
-    files.write_parquet([{k: v for k, v in row.items() if k != "fed"} for row in steps], draw.directory / "steps.parquet")
+    kept = [{key: cell for key, cell in row.items() if key != "fed"} for row in steps]
+    files.write_parquet(kept, draw.directory / "steps.parquet")
     files.write_parquet(planes, draw.directory / "planes.parquet")
     listed = mechanism.neighbour_rows(wanted, table, ordinary, text)
     files.write_parquet(listed, draw.directory / "neighbours.parquet")

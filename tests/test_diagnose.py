@@ -21,14 +21,16 @@ from analysis import report
 from analysis.diagnosis import diagnose, read
 from analysis.load import LoadError, load
 from ngrpo import mechanism
+from ngrpo.command_line import arguments
 from ngrpo.command_line.arguments import examine
+from ngrpo.command_line.schema import Schema
 from ngrpo.diagnose import token_of
 from ngrpo.measures import consumed
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TINY = REPOSITORY / "ngrpo" / "models" / "tiny_qwen2"
 SMALL = ["problems=4", "n=2", "group_size=2", "rows_per_batch=4", "max_new_tokens=24"]
-THREE = "strategies=[token_sampling,gaussian_noise,neighbor_mix]"
+RUN = [*SMALL, "strategies=[token_sampling,gaussian_noise,neighbor_mix]", "mix_rate=0.5", "tokens=[seven]"]
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "neighbor_mix", "rate_matched_greedy"])
@@ -99,7 +101,8 @@ def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, mak
     assert torch.equal(mechanism.spread(rollouts, 10_000), every)
     some = mechanism.spread(rollouts, 7)
     assert len(some) == 7 and torch.equal(some[[0, -1]], every[[0, -1]]) and len(some.unique(dim=0)) == 7
-    fed = mechanism.fed_vectors(rollouts, some, make_strategy("gaussian_noise", model, vocabulary), model.table.detach())
+    strategy = make_strategy("gaussian_noise", model, vocabulary)
+    fed = mechanism.fed_vectors(rollouts, some, strategy, model.table.detach())
     anchor = F.embedding(rollouts.steps.tokens[some[:, 0], some[:, 1]], model.table)
     assert ((fed - anchor).norm(dim=-1) > 0.05 * anchor.norm(dim=-1)).all()
 
@@ -116,7 +119,7 @@ def finished(tmp_path_factory):
     """One diagnosis of the bundled model at the smallest size: its directory, and what was printed."""
     place = tmp_path_factory.mktemp("diagnosis")
     run = place / "run"
-    text = warm.finish("diagnose.py", place / "log", *SMALL, THREE, "mix_rate=0.5", "tokens=[seven]", f"hydra.run.dir={run}")
+    text = warm.finish("diagnose.py", place / "log", *RUN, f"hydra.run.dir={run}")
     return run, text
 
 
@@ -132,7 +135,8 @@ def test_the_page_says_what_the_samples_say(finished):
         assert len(frame) == 8 and set(frame["exploration"]) == {name}
         assert numbers.loc[name, "mean"] == pytest.approx(100 * (frame["outcome"] == "correct").mean())
         assert numbers.loc[name, "cut"] == pytest.approx(100 * (frame["finish_reason"] == "length").mean())
-        assert numbers.loc[name, "explored"] == pytest.approx(100 * frame["explored_steps"].sum() / frame["n_tokens"].sum())
+        explored = frame["explored_steps"].sum() / frame["n_tokens"].sum()
+        assert numbers.loc[name, "explored"] == pytest.approx(100 * explored)
     assert numbers.loc["token_sampling", "speed"] == 1 and (numbers["tokens_per_second"] > 0).all()
     assert not (run / "parts").exists() and json.loads((run / "run.json").read_text())["status"] == "finished"
 
@@ -153,7 +157,7 @@ def test_the_coordinates_are_those_of_the_model(finished):
 def test_a_finished_diagnosis_is_told_again_and_not_sampled_again(finished, tmp_path):
     run, text = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.p*") if path.is_file()}
-    again = warm.finish("diagnose.py", tmp_path / "log", *SMALL, THREE, "mix_rate=0.5", "tokens=[seven]", f"hydra.run.dir={run}")
+    again = warm.finish("diagnose.py", tmp_path / "log", *RUN, f"hydra.run.dir={run}")
     assert again.startswith("already diagnosed") and again.partition("\n")[2] == text
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -161,7 +165,7 @@ def test_a_finished_diagnosis_is_told_again_and_not_sampled_again(finished, tmp_
 def test_a_killed_diagnosis_goes_on_and_ends_with_the_same_samples(finished, tmp_path):
     run, _ = finished
     cut = tmp_path / "cut"
-    arguments = [*SMALL, THREE, "mix_rate=0.5", "tokens=[seven]", f"hydra.run.dir={cut}"]
+    arguments = [*RUN, f"hydra.run.dir={cut}"]
     process = warm.start("diagnose.py", tmp_path / "log", *arguments)
     while process.is_alive() and not list(cut.glob("parts/*.json")):
         time.sleep(0.002)
@@ -187,7 +191,9 @@ def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(fin
     roots = [tmp_path / "runs", run]
     report.write(load(roots), "token_sampling", tmp_path / "out", None, [], roots)
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert "Nearest neighbours of tokens (tiny_qwen2)" in html and "seven" in html and "two principal components" in html
+    assert (
+        "Nearest neighbours of tokens (tiny_qwen2)" in html and "seven" in html and "two principal components" in html
+    )
     assert (tmp_path / "out" / "planes.png").exists() and str(run) not in html
     report.write(load(roots[:1]), "token_sampling", tmp_path / "plain", None, [], roots[:1])
     assert "principal components" not in (tmp_path / "plain" / "report.html").read_text("utf-8")
@@ -217,8 +223,17 @@ WRONG = {
 }
 
 
+@pytest.fixture(scope="module")
+def schemas():
+    """The YAML files stay the same: read once for all cases."""
+    kept, patch = {}, pytest.MonkeyPatch()
+    patch.setattr(arguments, "Schema", lambda loader, *rest: kept.setdefault(str(rest), Schema(loader, *rest)))
+    yield
+    patch.undo()
+
+
 @pytest.mark.parametrize("line", WRONG)
-def test_each_mistake_is_one_line(line):
+def test_each_mistake_is_one_line(line, schemas):
     found = examine("diagnose", line.split(" ")).problems
     assert found and all(word in found[0] for word in WRONG[line].split("|")), found
     assert len(found) == 1 or line == "exploration.scale=-1", found

@@ -23,7 +23,8 @@ def answers(counts, ill=0.0, *, n=N, paths=True, explored=0, seed=0, rewards=Fal
     texts = rng.integers(0, 2**40, correct.shape).astype(str)
     ways = np.where(correct, "right", rng.integers(0, 5, correct.shape).astype(str))
     nothing = np.full(correct.shape, "")
-    return Answers(correct, unparsed, np.zeros_like(correct), texts, ways if paths else nothing, ways, 1000, explored, 2.0, rewards)
+    told, cut = ways if paths else nothing, np.zeros_like(correct)
+    return Answers(correct, unparsed, cut, texts, told, ways, 1000, explored, 2.0, rewards)
 
 
 def sampled(**arms: Answers) -> Sampled:
@@ -185,7 +186,13 @@ def test_one_strategy_alone_has_a_page_too():
 
 
 def test_tokens_are_shown_so_that_nothing_of_them_is_lost():
-    assert [mechanism.shown(text) for text in (" so", "\n", "", "a|b", "\x1b")] == ["␣so", "\\n", "(empty)", "a|b", "\\x1b"]
+    assert [mechanism.shown(text) for text in (" so", "\n", "", "a|b", "\x1b")] == [
+        "␣so",
+        "\\n",
+        "(empty)",
+        "a|b",
+        "\\x1b",
+    ]
 
 
 def test_a_picture_is_drawn_of_any_token_and_none_of_nothing():

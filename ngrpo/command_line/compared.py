@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
 from ngrpo.command_line.jobs import Job
-from ngrpo.command_line.overrides import apply, parse, read_one
+from ngrpo.command_line.overrides import apply, parse, read_one, typed
 from ngrpo.command_line.schema import Schema
 from ngrpo.settings.limits import as_override
 
@@ -23,9 +23,10 @@ def as_sweep(schema: Schema, overrides: list[Override]) -> tuple[list[Override],
     usual = schema.primary.get(KEY)
     if usual is None:
         return overrides, []
-    typed = next((override for override in overrides if override.key_or_group == KEY), None)
-    names = list(usual) if typed is None else typed.value()
-    problems = [f"{typed.input_line}: {_refusal(names)}"] if typed and _refusal(names) else []
+    given = next((override for override in overrides if override.key_or_group == KEY), None)
+    names: Any = list(usual) if given is None else given.value()
+    refusal = _refusal(names)
+    problems = [f"{KEY}={typed(given)}: {refusal}"] if given and refusal else []
     for override in overrides:
         if override.key_or_group == GROUP:
             fix = f"'{KEY}=[{','.join(dict.fromkeys((BASELINE, str(override.value()))))}]'"

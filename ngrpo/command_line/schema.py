@@ -54,7 +54,8 @@ class Schema:
     def primary(self) -> dict[str, Any]:
         """The file of the primary configuration itself, as it stands there."""
         source = next(source for source in self.loader.get_sources() if source.is_config(self.config_name))
-        content = OmegaConf.to_container(OmegaConf.create(source.load_config(self.config_name).config))
+        config = source.load_config(self.config_name).config
+        content = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
         assert isinstance(content, dict)
         return {str(name): child for name, child in content.items()}
 
