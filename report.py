@@ -22,7 +22,7 @@ def main(config: DictConfig) -> None:
     study = load.load(roots) if roots else foreign.load(files)
     out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
     papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
-    print("\n".join(report.write(study, plain["baseline"], out, ks, papers)))
+    print("\n".join(report.write(study, plain["baseline"], out, ks, papers, roots)))
 
 
 def _listed(value: Any) -> list[Any]:

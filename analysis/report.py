@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import diversity, page, plots, published, tables
+from analysis import diversity, mechanism, page, planes, plots, published, tables
 from analysis.comparison import Comparison, compare
 from analysis.load import Study
 from analysis.tables import Table
@@ -19,8 +19,15 @@ WHY_SEEDS = (
 )
 
 
-def write(study: Study, baseline: str, out: Path, ks: Sequence[int] | None, papers: Sequence[str]) -> list[str]:
-    """All files of a report in `out`; returns the lines for the terminal.
+def write(
+    study: Study,
+    baseline: str,
+    out: Path,
+    ks: Sequence[int] | None,
+    papers: Sequence[str],
+    roots: Sequence[str | Path] = (),
+) -> list[str]:
+    """All files of a report in `out`; returns the lines for the terminal. `roots`: where diagnoses may lie besides runs.
 
     Raises:
         LoadError: where the arms cannot be compared, before anything is written.
@@ -28,9 +35,10 @@ def write(study: Study, baseline: str, out: Path, ks: Sequence[int] | None, pape
     comparison = compare(study, baseline, ks)
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
-    made += [*diversity.tables(study), *known]
+    diagnoses, study = mechanism.beside(study, roots)
+    made += [*diversity.tables(study), *mechanism.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
-    figures = plots.draw(study, comparison, out)
+    figures = [*plots.draw(study, comparison, out), *planes.draw(diagnoses, out)]
     for table in made:
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 from torch import distributed
-from torch.nn import functional as F
 
-from ngrpo import checkpoints, files, records
+from ngrpo import checkpoints, files, mechanism, records
 from ngrpo.evaluate import Evaluation, Sampler, sample_rows, solved
 from ngrpo.exploration.base import Exploration
-from ngrpo.measures import anchors, consumed, displacement
+from ngrpo.measures import consumed
 from ngrpo.progress import Progress
 
 if TYPE_CHECKING:
@@ -177,37 +176,13 @@ class Recorder:
 
 
 def step_rows(policy: "Policy", outcome: "Outcome") -> list[dict[str, Any]]:
-    """What exploration did at a few steps: anchor, candidates, weights, cosine, displacement, nearest token."""
-    rollouts, table = outcome.answers.rollouts, policy.model.table.detach()
-    where = (rollouts.steps.explored & consumed(rollouts)).nonzero()[:STEP_ROWS]
+    """What exploration did at the first few explored steps of an RL step."""
+    answers, table = outcome.answers, policy.model.table.detach()
+    where = (answers.rollouts.steps.explored & consumed(answers.rollouts)).nonzero()[:STEP_ROWS]
     if not len(where):
         return []
-    row, time = where.unbind(dim=1)
-    steps = rollouts.steps[row, time]
-    with torch.no_grad():
-        fed = policy.strategy.embed(steps, table, rollouts.draws[row, time]).float()
-    distance, cosine = displacement(fed, steps, table)
-    nearest = (F.normalize(fed, dim=-1) @ F.normalize(table.float(), dim=-1).T).argmax(dim=-1)
-    anchor, absent = anchors(steps).tolist(), [[]] * len(row)
-    ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
-    weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()
-    group = rollouts.group_size
-    return [
-        {
-            "step": outcome.step,
-            "problem_id": outcome.answers.problems[int(row[i]) // group].id,
-            "sample_index": int(row[i]) % group,
-            "position": int(time[i]),
-            "token": int(steps.tokens[i]),
-            "anchor": anchor[i],
-            "candidates": ids[i],
-            "weights": weights[i],
-            "cosine": cosine[i].item(),
-            "displacement": distance[i].item(),
-            "nearest": int(nearest[i]),
-        }
-        for i in range(len(row))
-    ]
+    fed = mechanism.fed_vectors(answers.rollouts, where, policy.strategy, table)
+    return [{"step": outcome.step, **row} for row in mechanism.step_rows(answers, where, fed, table)]
 
 
 def trained_parameters(strategy: Exploration) -> dict[str, torch.Tensor]:

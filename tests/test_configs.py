@@ -25,7 +25,7 @@ from ngrpo.tasks import rows
 
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
-COMMAND = re.compile(r"# python (train|evaluate|report|audit)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"# python (train|evaluate|report|audit|diagnose)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
 TARGETS = sorted(
     {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
 )

@@ -20,10 +20,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__, settings
 from ngrpo.command_line.arguments import CONF, VERSION_BASE, examine
+from ngrpo.command_line.compared import compositions
 from ngrpo.command_line.reading import build, choices, data_versions, plain, run_path
 from ngrpo.settings import SettingsError
 
-__all__ = ["build", "choices", "data_versions", "plain", "prepare", "run", "run_path"]
+__all__ = ["build", "choices", "compositions", "data_versions", "plain", "prepare", "run", "run_path"]
 
 
 def prepare(config_name: str) -> None:

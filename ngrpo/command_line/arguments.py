@@ -11,6 +11,7 @@ from pathlib import Path
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
+from ngrpo.command_line import compared
 from ngrpo.command_line.jobs import Job, jobs_of
 from ngrpo.command_line.overrides import parse
 from ngrpo.command_line.reading import register_resolvers
@@ -55,7 +56,11 @@ def examine(config_name: str, argv: list[str]) -> Examined:
                 examined.problems.append(f"{text}: {told}; {fix}")
                 overrides.remove(override)
         if overrides or not SHOWING & set(options):
-            _examine_jobs(examined, jobs_of(schema, overrides, several), values=not SHOWING & set(options))
+            swept, unfit = compared.as_sweep(schema, overrides)
+            examined.problems += unfit
+            _examine_jobs(examined, jobs_of(schema, swept, several), values=not SHOWING & set(options))
+            if not examined.problems:
+                examined.argv = [*compared.added(schema, overrides, tokens), *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
     return examined
 

@@ -51,11 +51,18 @@ class Schema:
         return self.composed[key]
 
     @cached_property
+    def primary(self) -> dict[str, Any]:
+        """The file of the primary configuration itself, as it stands there."""
+        source = next(source for source in self.loader.get_sources() if source.is_config(self.config_name))
+        config = source.load_config(self.config_name).config
+        content = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
+        assert isinstance(content, dict)
+        return {str(name): child for name, child in content.items()}
+
+    @cached_property
     def defaults(self) -> dict[str, Any]:
         """Group -> the choice that stands when nothing is typed; a list where it takes several."""
-        source = next(source for source in self.loader.get_sources() if source.is_config(self.config_name))
-        entries = OmegaConf.to_container(OmegaConf.create(source.load_config(self.config_name).config["defaults"]))
-        assert isinstance(entries, list)
+        entries = self.primary["defaults"]
         named = [(str(name), value) for entry in entries if isinstance(entry, dict) for name, value in entry.items()]
         return {name: value for name, value in named if not name.startswith("override ")}
 

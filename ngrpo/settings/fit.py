@@ -72,8 +72,9 @@ def parallel(seen: Composed) -> Iterator[str]:
 
 
 def sizes(seen: Composed) -> Iterator[str]:
-    """The algorithm's sizes fit the group and the longest answer."""
-    for key, most in (("algorithm.pass_k", "group_size"), ("algorithm.reward.overlong.buffer", "max_new_tokens")):
+    """The algorithm's sizes fit the group and the longest answer, and a group fits the samples that are drawn."""
+    pairs = (("algorithm.pass_k", "group_size"), ("algorithm.reward.overlong.buffer", "max_new_tokens"))
+    for key, most in (*pairs, ("group_size", "n")):
         if seen.sound(key, most) and seen.values[key] > seen.values[most]:
             yield f"{seen.shown(key)}: must be at most {seen.shown(most)}; {key}={seen.values[most]}"
 

@@ -1,0 +1,256 @@
+"""What samples of an untrained model say of its room for exploration: estimates per strategy and paired comparisons.
+
+It reads the directory that diagnose.py wrote; what is concluded from the numbers, it does not know.
+
+P problems, n samples of each, G the group size of the training that is planned.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import comb
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+
+from analysis.fairness import PLAIN
+from analysis.load import LoadError
+from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
+from ngrpo import passk
+
+LEVEL = 0.95
+COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",
+           "explored_steps", "reward")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over problems with its 95 % interval; nan where one problem tells nothing of others."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The answers of one strategy, a row per problem and a column per sample, all (P, n).
+
+    correct, ill (no answer could be read, or cut off), unparsed, cut: bool. texts, paths, finals: what stands for the
+    wording, the way to the solution ("" where the task tells none) and the final answer ("" where there is none).
+    """
+
+    correct: np.ndarray
+    unparsed: np.ndarray
+    cut: np.ndarray
+    texts: np.ndarray
+    paths: np.ndarray
+    finals: np.ndarray
+    tokens: int
+    explored: int
+    seconds: float
+    graded: bool  # rewards that are more than right or wrong
+
+    @property
+    def ill(self) -> np.ndarray:
+        return self.unparsed | self.cut
+
+    @property
+    def solved(self) -> np.ndarray:
+        """(P,) correct answers to each problem."""
+        return self.correct.sum(axis=1)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Everything that was sampled: strategy -> answers, explored steps as a frame, the configuration, the task's name.
+
+    compositions: strategy -> what it was built from.
+    """
+
+    answers: Mapping[str, Answers]
+    steps: pd.DataFrame
+    config: Mapping[str, Any]
+    compositions: Mapping[str, Mapping[str, Any]]
+    task: str = ""
+
+    @property
+    def baseline(self) -> Answers:
+        return self.answers[PLAIN]
+
+
+def read(directory: Path) -> Sampled:
+    """What diagnose.py left in a directory. Raises LoadError where it is not all there."""
+    try:
+        record = json.loads((directory / "run.json").read_text("utf-8"))
+        times = pd.read_csv(directory / "timings.csv").groupby("strategy")["seconds"].sum()
+        steps = pq.read_table(directory / "steps.parquet").to_pandas()
+        paths = {name: directory / "samples" / f"{name}.parquet" for name in record["config"]["strategies"]}
+        answers = {name: _answers(path, float(times[name])) for name, path in paths.items()}
+        task = str(pq.read_table(paths[PLAIN], columns=["benchmark"])["benchmark"][0])
+    except (OSError, LookupError, ValueError) as error:
+        raise LoadError(f"{directory}: is no finished diagnosis ({' '.join(str(error).split())})") from error
+    return Sampled(answers, steps, record["config"], record.get("compositions", {}), task)
+
+
+def _answers(path: Path, seconds: float) -> Answers:
+    frame = pq.read_table(path, columns=list(COLUMNS)).to_pandas()
+    problems, n = frame["problem_id"].nunique(), int(frame["sample_index"].max()) + 1
+    if len(frame) != problems * n:
+        raise LoadError(f"{path}: has {len(frame)} rows, expected {problems} problems x {n} samples")
+
+    def wide(values: Any) -> np.ndarray:
+        return np.asarray(values).reshape(problems, n)
+
+    correct = frame["outcome"] == "correct"
+    return Answers(
+        correct=wide(correct),
+        unparsed=wide(frame["outcome"] == "unparsed"),
+        cut=wide(frame["finish_reason"] == "length"),
+        texts=wide([np.asarray(ids).tobytes() for ids in frame["token_ids"]]),
+        paths=wide(frame["solution_path"].fillna("")),
+        finals=wide(frame["extracted"].fillna("")),
+        tokens=int(frame["n_tokens"].sum()),
+        explored=int(frame["explored_steps"].sum()),
+        seconds=seconds,
+        graded=bool((frame["reward"] != correct.astype(float)).any()),
+    )
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """The frames of a page, shares in percent.
+
+    Attributes:
+        arms: a row per strategy; estimates as name, name_low and name_high.
+        pairs: a row per strategy and what it is paired with: the difference of mean@n with interval and p, problems won,
+            tied and lost, the 2 x 2 table of problems solved at least once, answers broken and mended, and the change of
+            the share of ill-formed ones. p values are adjusted over the rows (Benjamini-Hochberg).
+    """
+
+    sampled: Sampled
+    arms: pd.DataFrame
+    pairs: pd.DataFrame
+
+    @cached_property
+    def figures(self) -> dict[str, Any]:
+        """The baseline's row."""
+        return self.arms.set_index("strategy").loc[PLAIN].to_dict()
+
+
+def diagnose(sampled: Sampled) -> Diagnosis:
+    """All figures of a page."""
+    rows = [{"strategy": name, **_arm(sampled, name)} for name in sampled.answers]
+    return Diagnosis(sampled, pd.DataFrame(rows), _pairs(sampled))
+
+
+def group_shares(solved: Sequence[int] | np.ndarray, n: int, group: int) -> tuple[Array, Array]:
+    """(P,) chances that a group of G of the n samples of a problem is all right, and all wrong.
+
+    Unbiased for groups of G fresh samples: C(c, G) / C(n, G) and C(n - c, G) / C(n, G), from c right ones.
+    """
+    every = comb(n, group)
+    right = np.array([comb(int(c), group) / every for c in solved])
+    wrong = np.array([comb(n - int(c), group) / every for c in solved])
+    return right, wrong
+
+
+def estimate(values: Array, level: float = LEVEL) -> Estimate:
+    """Mean of (P,) shares in percent with a bootstrap interval over problems.
+
+    Where all of them are 0, or all 100, resampling shows no spread: then the exact binomial bound 1 - (0.025)^(1/P) of
+    a share that was never, or always, met.
+    """
+    values = 100 * np.asarray(values, dtype=np.float64)
+    value = float(values.mean())
+    open_end = 100 * (1 - ((1 - level) / 2) ** (1 / len(values)))
+    if (values == 0).all():
+        return Estimate(value, 0.0, open_end)
+    if (values == 100).all():
+        return Estimate(value, 100 - open_end, 100.0)
+    low, high = passk.bootstrap_interval(values, level)
+    return Estimate(value, float(low), float(high))
+
+
+def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:
+    """(P,) how many different texts, other than the empty one, stand in each row of (P, n), where `only` is true."""
+    kept = np.ones(values.shape, bool) if only is None else only
+    return np.array([len({v for v in row[mask] if v != ""}) for row, mask in zip(values, kept, strict=True)], float)
+
+
+def tells_paths(answers: Answers) -> bool:
+    """Whether the task says how a problem was solved; else different final answers stand for different ways."""
+    return bool((answers.paths != "").any())
+
+
+def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
+    answers, base = sampled.answers[name], sampled.baseline
+    n, group = answers.correct.shape[1], int(sampled.config["group_size"])
+    right, wrong = group_shares(answers.solved, n, group)
+    mean, solved = answers.solved / n, passk.pass_at_k(n, answers.solved, n)
+    shares = {"mean": mean, "pass_group": passk.pass_at_k(n, answers.solved, group), "pass": solved,
+              "room": solved - mean, "all_right": right, "all_wrong": wrong, "mixed": 1 - right - wrong,
+              "ill": answers.ill.mean(axis=1), "unparsed": answers.unparsed.mean(axis=1),
+              "cut": answers.cut.mean(axis=1)}  # fmt: skip
+    row: dict[str, Any] = {}
+    for label, values in shares.items():
+        found = estimate(values)
+        row |= {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
+    ways = answers.paths if tells_paths(base) else answers.finals
+    row |= {"texts": distinct(answers.texts).mean(), "ways": distinct(ways).mean()}
+    some = answers.solved > 0
+    row["right_ways"] = distinct(ways, answers.correct)[some].mean() if some.any() else np.nan
+    speed, usual = answers.tokens / answers.seconds, base.tokens / base.seconds
+    row |= {"tokens_per_answer": answers.tokens / answers.correct.size}
+    row |= {"tokens_per_second": speed, "speed": speed / usual}
+    row["explored"] = 100 * answers.explored / answers.tokens
+    return row | _moved(sampled.steps, name)
+
+
+def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
+    own = steps[steps["strategy"] == name] if "strategy" in steps else steps
+    if own.empty:
+        return {"displacement": np.nan, "cosine": np.nan, "changed": np.nan}
+    changed = 100 * (own["nearest"] != own["anchor"]).mean()
+    return {"displacement": own["displacement"].mean(), "cosine": own["cosine"].mean(), "changed": changed}
+
+
+def controls(sampled: Sampled) -> dict[str, str]:
+    """Strategy -> the one of the others that is built alike, at the same rate, with nothing but the anchor to mix."""
+    built = sampled.compositions
+    found = {}
+    for name, node in built.items():
+        if (node.get("k") or 1) <= 1:
+            continue
+        for other, its in built.items():
+            if all(its.get(key) == node.get(key) for key in ("_target_", "rate")) and its.get("k") == 1:
+                found[name] = other
+    return found
+
+
+def _pairs(sampled: Sampled) -> pd.DataFrame:
+    matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
+    matches += [pair for pair in controls(sampled).items() if pair[1] != PLAIN]
+    found = sampled.answers
+    frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
+    for name in ("p", "p_only") if len(frame) else ():
+        frame[name] = false_discovery(frame[name].to_list())
+    return frame
+
+
+def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
+    n = answers.correct.shape[1]
+    found = paired(100 * other.solved[None] / n, 100 * answers.solved[None] / n)
+    row: dict[str, Any] = {"gap": found.difference.value, "low": found.difference.low, "high": found.difference.high}
+    row |= {"p": found.difference.p, "wins": found.wins, "ties": found.ties, "losses": found.losses}
+    row |= {"both": found.both, "only_it": found.only_second, "only_other": found.only_first, "neither": found.neither}
+    row["p_only"] = solved_by_one_only(found.only_first, found.only_second)
+    row |= {"broken": int((answers.ill & ~other.ill).sum()), "mended": int((~answers.ill & other.ill).sum())}
+    row |= {"answers": int(answers.ill.size), "valid": int((~other.ill).sum())}
+    change = 100 * (answers.ill.mean(axis=1) - other.ill.mean(axis=1))
+    low, high = passk.bootstrap_interval(change) if np.ptp(change) else (np.nan, np.nan)
+    return row | {"ill_change": float(change.mean()), "ill_low": float(low), "ill_high": float(high)}

@@ -1,0 +1,154 @@
+"""The page of a diagnosis: its recommendation, its tables, its picture, as terminal text, Markdown and CSV.
+
+It lays out what was found and computes nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis import mechanism, planes, tables
+from analysis.diagnosis import Diagnosis, tells_paths
+from analysis.fairness import PLAIN
+from analysis.recommendation import recommend
+from analysis.tables import Cell, Table
+
+PAGE, NUMBERS, PAIRS, PICTURE = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv", "planes.png"
+
+
+def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
+    """Name -> content of everything that is written beside the samples, the page last."""
+    found = mechanism.read(directory)
+    picture = planes.png(found.planes)
+    files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
+    files |= {PICTURE: picture} if picture else {}
+    shown = [*page_tables(diagnosis), *mechanism.tables([found])]
+    parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
+    found_out = recommend(diagnosis)
+    parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
+    parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
+    parts += [f"![{planes.CAPTION}]({PICTURE})\n\n*{planes.CAPTION}*\n"] if picture else []
+    return files | {PAGE: ("\n".join(parts) + "\n").encode()}
+
+
+def terminal(diagnosis: Diagnosis, directory: Path) -> str:
+    """The page without its picture."""
+    shown = [tables.terminal(table) for table in page_tables(diagnosis)]
+    found = recommend(diagnosis)
+    told = ["", _subject(diagnosis), "", found.head, "", *(f"- {line}" for line in found.lines), ""]
+    return "\n".join([*told, *shown, str(directory / PAGE)])
+
+
+def page_tables(diagnosis: Diagnosis) -> list[Table]:
+    """Head room, variety, inputs and pairs."""
+    made = [_room(diagnosis), _variety(diagnosis), _inputs(diagnosis), _pairs(diagnosis)]
+    return [table for table in made if table.rows]
+
+
+def _subject(diagnosis: Diagnosis) -> str:
+    config, base = diagnosis.sampled.config, diagnosis.sampled.baseline
+    problems, n = base.correct.shape
+    sizes = f"{problems} problems x {n} answers"
+    return f"{config['model']['path']} on {diagnosis.sampled.task} ({sizes}, temperature {config['temperature']:g})"
+
+
+def _room(diagnosis: Diagnosis) -> Table:
+    group, n = diagnosis.sampled.config["group_size"], diagnosis.sampled.baseline.correct.shape[1]
+    heads = ["strategy", f"mean@{n}", *([f"pass@{group}"] if group < n else []), f"pass@{n}", "head room", "all right", "mixed",
+             "all wrong", "not well-formed"]  # fmt: skip
+    names = ["mean", *(["pass_group"] if group < n else []), "pass", "room", "all_right", "mixed", "all_wrong", "ill"]
+    rows = [[Cell(row["strategy"]), *(_estimate(row, name) for name in names)] for row in _rows(diagnosis.arms)]
+    note = (
+        f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed "
+        f"and all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be "
+        "read, or cut off"
+    )
+    return Table("room", "Head room and groups", heads, rows, note)
+
+
+def _variety(diagnosis: Diagnosis) -> Table:
+    sampled = diagnosis.sampled
+    n = sampled.baseline.correct.shape[1]
+    known = tells_paths(sampled.baseline)
+    ways = "solution paths" if known else "final answers"
+    heads = ["strategy", "different texts", f"different {ways}", f"right {ways}", "ways per text", "tokens per answer",
+             "tokens/s", "speed"]  # fmt: skip
+    rows = [
+        [Cell(r["strategy"]), _number(r["texts"], 1), _number(r["ways"], 1), _number(r["right_ways"], 1),
+         _number(r["ways"] / r["texts"], 2), _number(r["tokens_per_answer"], 0), _number(r["tokens_per_second"], 0),
+         Cell(f"{r['speed']:.2f}x", r["speed"])]
+        for r in _rows(diagnosis.arms)
+    ]  # fmt: skip
+    note = f"of the {n} answers to a problem, mean over problems; texts that share a way differ in wording only; "
+    note += f"right {ways}: among right answers, over problems that have any; "
+    note += "" if known else "this task tells no solution path, so different final answers stand for different ways; "
+    note += f"tokens/s: sampling and grading, batches of {sampled.config['rows_per_batch']} rows; speed: beside {PLAIN}"
+    return Table("variety", "Variety and speed", heads, rows, note)
+
+
+def _inputs(diagnosis: Diagnosis) -> Table:
+    heads = ["strategy", "explored steps", "displacement", "cosine to anchor", "nearest token changed"]
+    rows = [
+        [Cell(r["strategy"]), _percent(r["explored"]), _number(r["displacement"], 3), _number(r["cosine"], 3),
+         _percent(r["changed"])]
+        for r in _rows(diagnosis.arms) if r["explored"]
+    ]  # fmt: skip
+    note = ("explored steps: share of all steps; the rest over the kept ones of steps.parquet: distance of the fed vector from "
+            "its anchor in units of the anchor's length, cosine, and how often another token is nearest")  # fmt: skip
+    return Table("inputs", "What exploration feeds", heads, rows, note)
+
+
+def _pairs(diagnosis: Diagnosis) -> Table:
+    n = diagnosis.sampled.baseline.correct.shape[1]
+    heads = ["strategy", "against", f"mean@{n}", "p", "wins/ties/losses", "solved by both/it/other/none", "p (only)", "broken",
+             "mended", "not well-formed"]  # fmt: skip
+    rows = [
+        [Cell(r["strategy"]), Cell(r["against"]), _change(r["gap"], r["low"], r["high"]), _p(r["p"]),
+         Cell(f"{r['wins']}/{r['ties']}/{r['losses']}", r["wins"] - r["losses"]),
+         Cell(f"{r['both']}/{r['only_it']}/{r['only_other']}/{r['neither']}", r["only_it"] - r["only_other"]),
+         _p(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
+         Cell(f"{r['mended']} of {r['answers'] - r['valid']}", r["mended"]),
+         _change(r["ill_change"], r["ill_low"], r["ill_high"])]
+        for r in _rows(diagnosis.pairs)
+    ]  # fmt: skip
+    note = (
+        "points of 100, 95 % intervals over problems (BCa for mean@n); solved: problems with a right answer in "
+        f"{n} from both strategies, from it only, from the other only, from none, p (only) by an exact McNemar test; p "
+        "values adjusted over the rows (Benjamini-Hochberg); broken: answers that are well-formed under the other "
+        "strategy with the same random numbers and not under this one, mended: the reverse"
+    )
+    return Table("pairs", "Problem by problem, with the same random numbers", heads, rows, note)
+
+
+def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
+    return frame.to_dict("records")  # pyright: ignore
+
+
+def _estimate(row: dict[str, Any], name: str) -> Cell:
+    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
+    inside = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
+    return Cell(f"{value:.1f}{inside}", value)
+
+
+def _change(value: float, low: float, high: float) -> Cell:
+    inside = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
+    return Cell(f"{value:+.1f}{inside}", value)
+
+
+def _number(value: float, digits: int) -> Cell:
+    return Cell("-", None) if np.isnan(value) else Cell(f"{value:,.{digits}f}", value)
+
+
+def _percent(value: float) -> Cell:
+    return Cell("-", None) if np.isnan(value) else Cell(f"{value:.1f} %", value)
+
+
+def _p(value: float) -> Cell:
+    return Cell("-") if np.isnan(value) else Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
+
+
+def _csv(frame: pd.DataFrame) -> bytes:
+    return frame.to_csv(index=False).encode()

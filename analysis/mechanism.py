@@ -1,0 +1,72 @@
+"""What diagnose.py found out about the embedding table: pictures around anchors, and nearest neighbours of tokens.
+
+It reads coordinates that are there already: it loads no model and knows no vector.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from analysis.load import Study
+from analysis.tables import Cell, Table
+
+PLANES, NEIGHBOURS = "planes.parquet", "neighbours.parquet"
+LISTED = 6  # neighbours of a token in a table; all are in the file
+
+
+@dataclass(frozen=True)
+class Mechanism:
+    """One diagnosis: `title`, `planes` (a row per point) and `neighbours` (a row per token and rank)."""
+
+    title: str
+    planes: pd.DataFrame
+    neighbours: pd.DataFrame
+
+
+def read(directory: Path) -> Mechanism:
+    """The coordinates in a directory of diagnose.py."""
+    config = json.loads((directory / "run.json").read_text("utf-8"))["config"]
+    frames = [pq.read_table(directory / name).to_pandas() for name in (PLANES, NEIGHBOURS)]
+    return Mechanism(Path(config["model"]["path"]).name, *frames)
+
+
+def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Mechanism], Study]:
+    """The finished diagnoses below some directories, and the study, which does not list them as runs that were left out."""
+    places = dict.fromkeys(path.parent for root in roots for path in sorted(Path(root).rglob(PLANES)))
+    kept = [place for place in places if (place / "run.json").is_file() and (place / NEIGHBOURS).is_file()]
+    left_out = study.left_out[~study.left_out["path"].isin([str(place) for place in kept])]
+    return [read(place) for place in kept], replace(study, left_out=left_out)
+
+
+def tables(found: Sequence[Mechanism]) -> list[Table]:
+    """The neighbours of each diagnosis, a row per token."""
+    made = []
+    for at, one in enumerate(found):
+        if one.neighbours.empty:
+            continue
+        name = "neighbours" if at == 0 else f"neighbours_{at + 1}"
+        ranks = [str(rank) for rank in range(1, LISTED + 1)]
+        rows = [_row(part, len(ranks)) for _, part in one.neighbours.groupby("token", sort=False)]
+        note = ("cosine of the input embeddings; ordinary tokens only. Tokens that were asked for, then the anchors that "
+                "exploration met most")  # fmt: skip
+        made.append(Table(name, f"Nearest neighbours of tokens ({one.title})", ["token", *ranks], rows, note))
+    return made
+
+
+def _row(part: pd.DataFrame, most: int) -> list[Cell]:
+    cells = [Cell(f"{shown(r.neighbour_text)} {r.cosine:.2f}", r.cosine) for r in part.head(most).itertuples()]
+    return [Cell(shown(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
+
+
+def shown(text: object) -> str:
+    """A token's text with blanks and control characters made visible; never empty."""
+    marked = "".join(sign if sign.isprintable() and not sign.isspace() else _mark(sign) for sign in str(text))
+    return marked or "(empty)"
+
+
+def _mark(sign: str) -> str:
+    return "␣" if sign == " " else repr(sign)[1:-1]
