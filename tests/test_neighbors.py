@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import torch
 
+from ngrpo.exploration import nearest as room
 from ngrpo.exploration import neighbors
-from ngrpo.exploration.neighbors import SIMILARITIES, NeighborTable, fingerprint, nearest
+from ngrpo.exploration.nearest import SIMILARITIES, Search, join_seconds, nearest
+from ngrpo.exploration.neighbors import NeighborTable, fingerprint
 
 METRICS = ("cosine", "dot", "l2", "l1")
-SEARCHES = {"faiss": neighbors._search_faiss, "torch": neighbors._search_torch}
+SEARCHES = {"faiss": Search._best_by_faiss, "torch": Search._best_by_torch}
 
 
 def similarity(table: np.ndarray, anchor: int, metric: str) -> np.ndarray:
@@ -51,7 +53,7 @@ def random_table(rows: int = 200, width: int = 24, seed: int = 0) -> torch.Tenso
 @pytest.fixture(params=SEARCHES)
 def search(request, monkeypatch):
     """Both searches, whatever the device."""
-    monkeypatch.setattr(neighbors, "_search_faiss", SEARCHES[request.param])
+    monkeypatch.setattr(Search, "_best_by_faiss", SEARCHES[request.param])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -124,16 +126,17 @@ def test_both_searches_give_one_table(metric, monkeypatch):
     table = random_table(150, 8)
     table[[20, 90]] = table[[21, 22]]
     ours = nearest(table, 6, metric, everyone(table))
-    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    monkeypatch.setattr(Search, "_best_by_faiss", Search._best_by_torch)
     assert torch.equal(nearest(table, 6, metric, everyone(table)), ours)
 
 
 def test_chunks_of_any_size_give_one_table(monkeypatch):
     table = random_table(90, 8)
     whole = nearest(table, 4, "l1", everyone(table))
-    monkeypatch.setattr(neighbors, "_CHUNK_BYTES", 4000)
+    for name, size in {"_BLOCK_BYTES": 4000, "_PASS_BYTES": 1500, "ANCHORS": 7}.items():
+        monkeypatch.setattr(room, name, size)
     assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
-    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    monkeypatch.setattr(Search, "_best_by_faiss", Search._best_by_torch)
     assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
 
 
@@ -197,11 +200,11 @@ def test_fingerprints_are_equal_for_equal_tables_only():
     assert fingerprint(table) != fingerprint(other)
 
 
-def made(k: int = 3, metric: str = "cosine", every: int = 2, rows: int = 50) -> NeighborTable:
+def made(k: int = 3, metric: str = "cosine", every: int = 2, rows: int = 50, width: int = 8) -> NeighborTable:
     table = NeighborTable(k, metric, every)
     ordinary = torch.ones(rows, dtype=torch.bool)
     ordinary[:2] = False
-    table.bind(ordinary)
+    table.bind(ordinary, width)
     return table
 
 

@@ -1,103 +1,20 @@
-"""The nearest-neighbour table of an embedding: exact search by faiss on a CPU and by torch on a GPU.
+"""The neighbours of tokens through a run: when they are searched anew, what is kept on a disk and in checkpoints.
 
-It does not know what neighbours are used for. Approximate indexes are not offered: on language-model embeddings they
-lose a fifth of the neighbours or more, and the exact join is needed once per refresh at most.
+It does not know how neighbours are found or what they are used for.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-SPARE = 8  # candidates beyond those asked for, so that ties and float32 rounding are settled in float64
+from ngrpo.exploration.nearest import Search, join_seconds, nearest
+
 CACHED_FROM = 16_384  # rows; smaller tables are searched faster than they are read from a disk
-_CHUNK_BYTES = 256 * 2**20
-
-
-def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    return (F.normalize(a, dim=-1) * F.normalize(b, dim=-1)).sum(dim=-1)
-
-
-# Similarity to the anchor, larger is closer (arXiv 2606.10768, table 4); vectors (..., D) that broadcast.
-SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cosine": _cosine,
-    "dot": lambda a, b: (a * b).sum(dim=-1),
-    "l2": lambda a, b: -(a - b).square().sum(dim=-1),
-    "l1": lambda a, b: -(a - b).abs().sum(dim=-1),
-}
-
-
-def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
-    """(V, count) int64: the `count` rows of `table` (V, D) most similar to each row, itself left out, ties by lowest id.
-
-    Only rows marked in `ordinary` (V,) bool have neighbours or are neighbours; the others name themselves. Raises
-    ValueError if fewer than count + 1 rows are ordinary or the table is not finite.
-    """
-    rows = ordinary.nonzero().squeeze(-1)
-    if count >= max(len(rows), 1):
-        raise ValueError(f"{count} neighbours asked for, but only {len(rows)} ordinary rows exist: lower k")
-    if not torch.isfinite(table).all():
-        raise ValueError("the embedding table has values that are not finite")
-    everyone = torch.arange(len(table), device=table.device)[:, None].expand(-1, count).clone()
-    if count == 0:
-        return everyone
-    vectors = table.detach()[rows]
-    wanted = min(count + 1 + SPARE, len(rows))
-    search = _search_torch if table.is_cuda else _search_faiss
-    candidates = search(vectors.float(), wanted, metric)
-    everyone[rows] = rows[_settle(vectors, candidates, count, metric)]
-    return everyone
-
-
-def _search_faiss(vectors: Tensor, wanted: int, metric: str) -> Tensor:
-    import faiss  # imported here: a GPU user need not have it
-
-    points = F.normalize(vectors, dim=-1) if metric == "cosine" else vectors
-    kinds = {"l2": faiss.METRIC_L2, "l1": faiss.METRIC_L1}
-    index = faiss.IndexFlat(points.shape[1], kinds.get(metric, faiss.METRIC_INNER_PRODUCT))
-    array = points.contiguous().numpy()
-    index.add(array)
-    return torch.from_numpy(index.search(array, wanted)[1])
-
-
-def _search_torch(vectors: Tensor, wanted: int, metric: str) -> Tensor:
-    points = F.normalize(vectors, dim=-1) if metric == "cosine" else vectors
-    found = []
-    for chunk in points.split(max(1, _CHUNK_BYTES // (4 * len(points)))):
-        scores = -torch.cdist(chunk, points, p=int(metric[1])) if metric in ("l1", "l2") else chunk @ points.T
-        found.append(scores.topk(wanted, dim=-1).indices)
-    return torch.cat(found)
-
-
-def _settle(vectors: Tensor, candidates: Tensor, count: int, metric: str) -> Tensor:
-    """(N, count) best candidates by exact similarity, then by id; a tie that may reach past the candidates is redone."""
-    best = []
-    step = max(1, _CHUNK_BYTES // (8 * vectors.shape[1] * candidates.shape[1]))
-    for anchors in torch.arange(len(vectors), device=vectors.device).split(step):
-        ids = candidates[anchors].sort(dim=-1).values
-        scores = SIMILARITIES[metric](vectors[anchors, None].double(), vectors[ids].double())
-        scores = scores.masked_fill(ids == anchors[:, None], -torch.inf)
-        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-        chosen = ids.gather(-1, order)[:, :count]
-        last = scores.masked_fill(ids == anchors[:, None], torch.inf).amin(dim=-1)
-        open_ended = (ordered[:, count - 1] <= last) | ~(ids == anchors[:, None]).any(dim=-1)
-        if ids.shape[1] < len(vectors):
-            for row in open_ended.nonzero().squeeze(-1).tolist():
-                chosen[row] = _settle_row(vectors, int(anchors[row]), count, metric)
-        best.append(chosen)
-    return torch.cat(best)
-
-
-def _settle_row(vectors: Tensor, anchor: int, count: int, metric: str) -> Tensor:
-    parts = [SIMILARITIES[metric](vectors[anchor].double(), part.double()) for part in vectors.split(16_384)]
-    scores = torch.cat(parts)
-    scores[anchor] = -torch.inf
-    return scores.sort(descending=True, stable=True).indices[:count]
+LONGEST_JOIN = 1200.0  # seconds on two CPU cores; tables that need longer are searched row by row, as anchors occur
 
 
 def fingerprint(table: Tensor) -> str:
@@ -113,43 +30,77 @@ class NeighborTable(nn.Module):
 
     The table and what it was made from are buffers, so a checkpoint carries them and a resumed run mixes as the
     uninterrupted one would have. Large tables are kept on disk too, under $NGRPO_CACHE (default ~/.cache/ngrpo).
+    Where a table would take longer than LONGEST_JOIN on a CPU, a row is searched when its anchor first occurs and is
+    forgotten at the next RL step whose embedding differs: what it holds depends on the embedding of the step alone, not
+    on the steps before, so there is nothing to carry. Frozen embeddings are searched once either way.
     """
 
     ids: Tensor
     made_at: Tensor
     made_from: Tensor
     ordinary: Tensor
+    known: Tensor
 
     def __init__(self, k: int, metric: str, refresh_every: int):
         super().__init__()
         self.k, self.metric, self.refresh_every = k, metric, refresh_every
+        self.seen: tuple[Tensor, int] | None = None
+        self.search: Search | None = None
+        self.mark = ""
 
-    def bind(self, ordinary: Tensor) -> None:
-        """Make room for V rows, given which of them are ordinary tokens (V,) bool."""
+    def bind(self, ordinary: Tensor, width: int) -> None:
+        """Make room for V rows of `width` numbers, given which of them are ordinary tokens (V,) bool."""
         rows = torch.arange(len(ordinary), device=ordinary.device)
+        self.seen = self.search = None
+        self.lazy = not ordinary.is_cuda and join_seconds(len(rows), width, self.metric) > LONGEST_JOIN
         self.register_buffer("ordinary", ordinary, persistent=False)
-        self.register_buffer("ids", rows[:, None].repeat(1, self.k))
+        self.register_buffer("known", ~ordinary, persistent=False)
+        self.register_buffer("ids", rows[:, None].repeat(1, self.k), persistent=not self.lazy)
         self.register_buffer("made_at", torch.tensor(-1, device=ordinary.device))
         self.register_buffer("made_from", torch.zeros(16, dtype=torch.uint8, device=ordinary.device))
 
     def candidates(self, anchors: Tensor) -> Tensor:
         """(B, K) ids for anchors (B,): the anchor first, then its neighbours, nearest first."""
+        if self.search is not None:
+            missing = anchors[~self.known[anchors]].unique()
+            if len(missing):
+                self.ids[missing, 1:] = self.search(missing)
+                self.known[missing] = True
         return self.ids[anchors]
 
     def refresh(self, table: Tensor, step: int) -> dict[str, float]:
-        """Search again where it is due; returns the share of neighbour entries that changed (`neighbor_drift`)."""
-        made_at = int(self.made_at)
-        if self.k == 1 or (made_at >= 0 and step - made_at < self.refresh_every):
+        """Search again where it is due; returns the share of neighbour entries that changed (`neighbor_drift`).
+
+        A table that is searched row by row is due whenever it changed, and tells no drift.
+        """
+        if self.k == 1:
             return {}
-        mark = fingerprint(table)
+        if self.lazy:
+            if not self._same(table):
+                self.search = Search(table, self.k - 1, self.metric, self.ordinary)
+                self.known.copy_(~self.ordinary)
+            return {}
+        made_at = int(self.made_at)
+        if made_at >= 0 and step - made_at < self.refresh_every:
+            return {}
         before = self.ids[self.ordinary, 1:].clone()
-        if made_at < 0 or mark != bytes(self.made_from.tolist()).hex():
-            self.ids[:, 1:] = self._search(table, mark)
+        if not self._same(table):
+            self.mark = fingerprint(table)
+        if made_at < 0 or self.mark != bytes(self.made_from.tolist()).hex():
+            self.ids[:, 1:] = self._search(table, self.mark)
         self.made_at.fill_(step)
-        self.made_from.copy_(torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
+        self.made_from.copy_(torch.tensor(list(bytes.fromhex(self.mark)), dtype=torch.uint8))
         after = self.ids[self.ordinary, 1:]
         drift = (after[:, :, None] != before[:, None, :]).all(dim=-1).double().mean().item()
         return {"neighbor_drift": drift} if made_at >= 0 else {}
+
+    def _same(self, table: Tensor) -> bool:
+        """Whether this is the memory that was searched last and nothing was written to it since; then remembers it.
+
+        False tells nothing; a frozen table need not be read through at every look.
+        """
+        before, self.seen = self.seen, (table, table._version)
+        return before is not None and (before[0].data_ptr(), before[1]) == (table.data_ptr(), table._version)
 
     def _search(self, table: Tensor, mark: str) -> Tensor:
         if len(table) < CACHED_FROM:
