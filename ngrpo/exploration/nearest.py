@@ -1,4 +1,4 @@
-"""Exact nearest rows of an embedding table: candidates by faiss on a CPU and by torch on a GPU, settled in float64.
+"""Exact nearest rows of an embedding table, by faiss on a CPU and by torch on a GPU.
 
 It does not know what neighbours are used for. Approximate indexes are not offered: on language-model embeddings they
 lose a fifth of the neighbours or more.
@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SPARE = 8  # candidates beyond those asked for, so that few rows need more than these
 ANCHORS = 4096  # rows that are searched or read together
-_BLOCK_BYTES = 256 * 2**20  # of float32 scores
+_BLOCK_BYTES = 64 * 2**20  # of float32 scores
 _PASS_BYTES = 8 * 2**20  # of float64 vectors, so that several passes over them stay in a processor's cache
 
 
@@ -51,13 +50,13 @@ def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
 
 
 class Search:
-    """The `count` nearest ordinary rows of any row of one table (V, D): scored in float32, settled in float64.
+    """The `count` nearest ordinary rows of any row of one table (V, D): scored in float32, and in float64 where that decides.
 
     For an anchor p, the score c_p . c_q + b_q orders the N ordinary rows q as their similarity does. c are the rows, of
     unit length for "cosine", less their mean m, so that a large common part takes no digits. b_q is m . c_q for "cosine"
     and "dot", -|c_q|^2 / 2 for "l2". For "l1" the score is the similarity itself. Float32 errs by at most `error` (N,),
-    whatever the order of summation; where the candidates are not ahead of all other rows by twice as much, every row
-    that may be a neighbour is settled. Raises ValueError as `nearest` does.
+    whatever the order of summation; where neighbours are not ahead of the next row by twice as much, every row that may
+    be a neighbour is looked at in float64. Raises ValueError as `nearest` does.
     """
 
     def __init__(self, table: Tensor, count: int, metric: str, ordinary: Tensor):
@@ -72,19 +71,19 @@ class Search:
 
     def __call__(self, anchors: Tensor) -> Tensor:
         """(A, count) ids of the rows nearest to the ordinary rows `anchors` (A,), nearest first."""
-        wanted = min(self.count + 1 + SPARE, len(self.rows))
         queries = self._queries(anchors)
-        scores, places = (self._best_by_torch if queries.is_cuda else self._best_by_faiss)(queries, wanted)
-        places, order = places.sort(dim=-1)  # so that ties stand by id
-        scores = scores.gather(-1, order)
-        exact = self._similarities(anchors, self.rows[places])
-        best = exact.sort(dim=-1, descending=True, stable=True).indices[:, : self.count]
-        found = self.rows[places.gather(-1, best)]
-        if wanted < len(self.rows):
-            least = scores.gather(-1, best).amin(dim=-1)
-            slack = 2 * self.error[self.place[anchors]]
-            unsure = ~(least - scores.amin(dim=-1) > slack)  # the form that is true of overflows too
-            found[unsure] = self._among_all(anchors[unsure], queries[unsure], (least - slack)[unsure])
+        best = self._best_by_torch if queries.is_cuda else self._best_by_faiss
+        scores, places = best(queries, min(self.count + 2, len(self.rows)))
+        scores = scores.masked_fill(places == self.place[anchors, None], -torch.inf)
+        scores, order = scores.sort(dim=-1, descending=True)
+        found = self.rows[places.gather(-1, order)[:, : self.count]]
+        slack = 2 * self.error[self.place[anchors]]
+        gaps = scores[:, : self.count] - scores[:, 1 : self.count + 1]
+        unsure = ~(gaps > slack[:, None]).all(dim=-1)  # the form that is true of overflows too
+        for part in unsure.nonzero().split(max(1, _BLOCK_BYTES // (4 * len(self.points)))):
+            part = part.squeeze(-1)
+            floors = scores[part, self.count - 1] - slack[part]
+            found[part] = self._among_all(anchors[part], queries[part], floors)
         return found
 
     def _points_and_error(self) -> tuple[Tensor, Tensor]:
@@ -125,11 +124,9 @@ class Search:
         return sign * torch.from_numpy(scores), torch.from_numpy(places)
 
     def _best_by_torch(self, queries: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-        scores, places = zip(*(self._scores(part).topk(wanted, dim=-1) for part in self._blocks(queries)), strict=True)
+        blocks = queries.split(max(1, _BLOCK_BYTES // (4 * len(self.points))))
+        scores, places = zip(*(self._scores(block).topk(wanted, dim=-1) for block in blocks), strict=True)
         return torch.cat(scores), torch.cat(places)
-
-    def _blocks(self, queries: Tensor) -> tuple[Tensor, ...]:
-        return queries.split(max(1, _BLOCK_BYTES // (4 * len(self.points))))
 
     def _scores(self, queries: Tensor) -> Tensor:
         """(A, N) float32 scores of every row."""
@@ -138,18 +135,19 @@ class Search:
         return queries @ self.points.T
 
     def _among_all(self, anchors: Tensor, queries: Tensor, floors: Tensor) -> Tensor:
-        """What a call returns, with every row as a candidate that scores no less than `floors` (A,)."""
-        found, lines = [], (line for part in self._blocks(queries) for line in self._scores(part))
-        for anchor, floor, line in zip(anchors, floors, lines, strict=True):
-            near = self.rows[~(line < floor)]
-            exact = self._similarities(anchor.expand(len(near)), near[:, None]).squeeze(-1)
-            found.append(near[exact.sort(descending=True, stable=True).indices[: self.count]])
-        return torch.stack(found) if found else anchors.new_empty(0, self.count)
+        """What a call returns, by the similarities of all rows that score no less than `floors` (A,)."""
+        near = ~(self._scores(queries) < floors[:, None])
+        near[torch.arange(len(anchors)), self.place[anchors]] = False
+        row, place = near.nonzero().unbind(dim=-1)  # ids ascend, so stable sorts let ties stand by id
+        ids = self.rows[place]
+        order = self._similarities(anchors[row], ids).sort(descending=True, stable=True).indices
+        order = order[row[order].sort(stable=True).indices]
+        counts = near.sum(dim=-1, keepdim=True)
+        first = counts.cumsum(dim=0) - counts
+        return ids[order[first + torch.arange(self.count, device=first.device)]]
 
     def _similarities(self, anchors: Tensor, ids: Tensor) -> Tensor:
-        """(A, C) float64 similarities of the rows `ids` (A, C) to their anchors (A,); -inf for the anchor itself."""
-        step = max(1, _PASS_BYTES // (8 * self.table.shape[1] * ids.shape[1]))
-        pairs = zip(anchors.split(step), ids.split(step), strict=True)
-        similarity = SIMILARITIES[self.metric]
-        parts = [similarity(self.table[a, None].double(), self.table[i].double()) for a, i in pairs]
-        return torch.cat(parts).masked_fill(ids == anchors[:, None], -torch.inf)
+        """(A,) float64 similarities of the rows `ids` (A,) to `anchors` (A,)."""
+        step = max(1, _PASS_BYTES // (8 * self.table.shape[1]))
+        pairs, similarity = zip(anchors.split(step), ids.split(step), strict=True), SIMILARITIES[self.metric]
+        return torch.cat([similarity(self.table[a].double(), self.table[i].double()) for a, i in pairs])

@@ -90,7 +90,7 @@ class NeighborMix(AnchoredMix):
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
-        self.neighbors.bind(self.ordinary, table.shape[1])
+        self.neighbors.bind(self.ordinary)
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
         searched = head if self.search_head and head is not None else table
