@@ -3,12 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from decode_step import D, V, bound, one_step, ordinary_logits, random
 
+from ngrpo.exploration import nearest as room
 from ngrpo.exploration import neighbors
-from ngrpo.exploration.neighbors import SIMILARITIES, NeighborTable, fingerprint, nearest
+from ngrpo.exploration.nearest import SIMILARITIES, Search, join_seconds, nearest
+from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.exploration.neighbors import NeighborTable, fingerprint
 
 METRICS = ("cosine", "dot", "l2", "l1")
-SEARCHES = {"faiss": neighbors._search_faiss, "torch": neighbors._search_torch}
+SEARCHES = {"faiss": Search._best_by_faiss, "torch": Search._best_by_torch}
 
 
 def similarity(table: np.ndarray, anchor: int, metric: str) -> np.ndarray:
@@ -22,7 +26,9 @@ def similarity(table: np.ndarray, anchor: int, metric: str) -> np.ndarray:
     return -(((table - u) ** 2).sum(1)) if metric == "l2" else -np.abs(table - u).sum(1)
 
 
-def agrees(found: torch.Tensor, table: torch.Tensor, count: int, metric: str, ordinary: torch.Tensor) -> None:
+def agrees(
+    found: torch.Tensor, table: torch.Tensor, count: int, metric: str, ordinary: torch.Tensor, tight=1e-9
+) -> None:
     """The rows found are as similar as the best ones, in order; where the order is certain, they are the same rows."""
     points, allowed = table.double().numpy(), ordinary.numpy()
     for anchor, ids in enumerate(found.numpy()):
@@ -32,7 +38,7 @@ def agrees(found: torch.Tensor, table: torch.Tensor, count: int, metric: str, or
         scores = similarity(points, anchor, metric)
         others = np.flatnonzero(allowed & (np.arange(len(points)) != anchor))
         best = others[np.lexsort((others, -scores[others]))]
-        tolerance = 1e-9 * max(1.0, np.abs(scores[others]).max())
+        tolerance = tight * max(1.0, np.abs(scores[others]).max())
         assert anchor not in ids and len(set(ids)) == count and allowed[ids].all()
         np.testing.assert_allclose(scores[ids], scores[best[:count]], rtol=0, atol=tolerance)
         gaps = np.concatenate(([np.inf], -np.diff(scores[best]), [np.inf]))
@@ -51,7 +57,7 @@ def random_table(rows: int = 200, width: int = 24, seed: int = 0) -> torch.Tenso
 @pytest.fixture(params=SEARCHES)
 def search(request, monkeypatch):
     """Both searches, whatever the device."""
-    monkeypatch.setattr(neighbors, "_search_faiss", SEARCHES[request.param])
+    monkeypatch.setattr(Search, "_best_by_faiss", SEARCHES[request.param])
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -113,6 +119,73 @@ def test_a_table_with_a_large_common_part_is_searched_exactly(metric, search):
     agrees(nearest(table, 3, metric, everyone(table)), table, 3, metric, everyone(table))
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_nearer_to_each_other_than_float32_tells_are_ordered_exactly(metric, search):
+    """Clusters whose members differ by 1e-6 of their length: products in float32 are noise there."""
+    centres = random_table(6, 32).double().repeat_interleave(20, dim=0)
+    table = centres + 1e-6 * random_table(120, 32, seed=1).double()
+    agrees(nearest(table, 4, metric, everyone(table)), table, 4, metric, everyone(table), tight=1e-14)
+
+
+@pytest.mark.parametrize("metric", ["dot", "l2", "l1"])
+def test_float32_rows_that_differ_in_their_last_digits_are_ordered_exactly(metric, search):
+    """Whole numbers: float64 has every sum exactly, float32 has not."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randint(4_000_000, 4_000_016, (90, 24), generator=generator).float()
+    found, points = nearest(table, 5, metric, everyone(table)), table.double().numpy()
+    for anchor in range(len(table)):
+        scores = similarity(points, anchor, metric)
+        others = [i for i in range(len(table)) if i != anchor]
+        assert found[anchor].tolist() == sorted(others, key=lambda i: (-scores[i], i))[:5]
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_copies_beyond_every_candidate_stand_by_id_across_blocks(metric, search, monkeypatch):
+    monkeypatch.setattr(room, "ANCHORS", 16)
+    monkeypatch.setattr(room, "_BLOCK_BYTES", 4 * 100 * 3)
+    table = random_table(100, 16)
+    table[20:80] = table[7] = table[95] = 2 * table[20]
+    found = nearest(table, 3, metric, everyone(table))
+    assert found[7].tolist() == [20, 21, 22]
+    assert found[21].tolist() == [7, 20, 22]
+    assert found[50].tolist() == found[95].tolist() == [7, 20, 21]
+    agrees(found, table, 3, metric, everyone(table))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_products_too_large_for_float32_are_settled_in_float64(metric, search):
+    table = random_table(60, 8) * 1e25
+    agrees(nearest(table, 3, metric, everyone(table)), table, 3, metric, everyone(table))
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("part", [0.0, 30.0])
+def test_no_score_is_further_off_than_the_error_told(metric, part, search):
+    """Differences of scores against differences of similarities: a constant for each anchor does not matter."""
+    table = random_table(150, 200) * torch.logspace(-3, 3, 150)[:, None] + part
+    made, points = Search(table, 1, metric, everyone(table)), table.double().numpy()
+    queries = made._queries(torch.arange(150))
+    scores, places = made._best_by_faiss(queries, 150)
+    scores = torch.empty_like(scores).scatter(1, places, scores).double().numpy()
+    for anchor in range(150):
+        exact = similarity(points, anchor, metric) / (2 if metric == "l2" else 1)
+        off = scores[anchor] - exact
+        assert np.ptp(off) <= 2 * made.error[anchor].item() + 1e-13 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_common_part_does_not_make_rows_alike(metric, monkeypatch):
+    """Few rows need a second look, with a common part a hundred times their own or without."""
+    again, among_all = [], Search._among_all
+    monkeypatch.setattr(Search, "_among_all", lambda *given: (again.append(len(given[1])), among_all(*given))[1])
+    table = random_table(1000, 64)
+    nearest(table, 2, metric, everyone(table))
+    alone = sum(again)
+    again.clear()
+    nearest(table + 100, 2, metric, everyone(table))
+    assert alone < 20 and sum(again) < (100 if metric == "dot" else 20)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_tables_of_any_precision(dtype):
     table = random_table(80, 8).to(dtype)
@@ -124,16 +197,17 @@ def test_both_searches_give_one_table(metric, monkeypatch):
     table = random_table(150, 8)
     table[[20, 90]] = table[[21, 22]]
     ours = nearest(table, 6, metric, everyone(table))
-    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    monkeypatch.setattr(Search, "_best_by_faiss", Search._best_by_torch)
     assert torch.equal(nearest(table, 6, metric, everyone(table)), ours)
 
 
 def test_chunks_of_any_size_give_one_table(monkeypatch):
     table = random_table(90, 8)
     whole = nearest(table, 4, "l1", everyone(table))
-    monkeypatch.setattr(neighbors, "_CHUNK_BYTES", 4000)
+    for name, size in {"_BLOCK_BYTES": 4000, "_PASS_BYTES": 1500, "ANCHORS": 7}.items():
+        monkeypatch.setattr(room, name, size)
     assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
-    monkeypatch.setattr(neighbors, "_search_faiss", neighbors._search_torch)
+    monkeypatch.setattr(Search, "_best_by_faiss", Search._best_by_torch)
     assert torch.equal(nearest(table, 4, "l1", everyone(table)), whole)
 
 
@@ -297,3 +371,87 @@ def test_small_tables_are_not_kept_on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("NGRPO_CACHE", str(tmp_path))
     made().refresh(random_table(50, 8), 0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def by_row(monkeypatch):
+    """Every table is too large for a join; returns the anchors that were searched, call by call."""
+    calls, search = [], Search.__call__
+    monkeypatch.setattr(neighbors, "LONGEST_JOIN", 0)
+    monkeypatch.setattr(neighbors, "nearest", None)
+
+    def counted(self, anchors):
+        calls.append(anchors.tolist())
+        return search(self, anchors)
+
+    monkeypatch.setattr(Search, "__call__", counted)
+    return calls
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_rows_found_as_they_occur_are_those_of_the_join(metric, by_row):
+    embedding = random_table(50, 8)
+    embedding[[11, 30, 44]] = embedding[12].clone()
+    table, whole = made(k=4, metric=metric), everyone(embedding)
+    whole[:2] = False
+    expected = nearest(embedding, 3, metric, whole)
+    by_row.clear()
+    assert table.refresh(embedding, 0) == {} and not by_row
+    for seed in range(12):
+        anchors = torch.randint(50, (9,), generator=torch.Generator().manual_seed(seed))
+        found = table.candidates(anchors)
+        assert torch.equal(found[:, 0], anchors) and torch.equal(found[:, 1:], expected[anchors])
+    searched = [anchor for call in by_row for anchor in call]
+    assert len(searched) == len(set(searched)) > 30, "no anchor is searched twice"
+    assert not {0, 1} & set(searched), "reserved rows have no neighbours"
+
+
+def test_rows_are_forgotten_when_the_embedding_changes_and_only_then(by_row):
+    table, embedding, anchors = made(every=10), random_table(50, 8), torch.tensor([5, 9])
+    for step in range(3):
+        assert table.refresh(embedding, step) == {}
+        table.candidates(anchors)
+    assert by_row == [[5, 9]]
+    embedding = random_table(50, 8, seed=1)
+    table.refresh(embedding, 3)
+    assert torch.equal(table.candidates(anchors)[:, 1:], nearest(embedding, 2, "cosine", table.ordinary)[anchors])
+
+
+def test_what_an_anchor_gets_does_not_depend_on_what_was_asked_before(by_row):
+    """Ranks, resumed runs and evaluations see other anchors; all find the rows of the embedding of the step."""
+    busy, anchors = made(every=10), torch.arange(50)
+    for step in range(3):
+        busy.refresh(random_table(50, 8, seed=step), step)
+        busy.candidates(anchors[step : 20 + step])
+    idle, resumed = made(every=10), made(every=10)
+    resumed.load_state_dict({name: value.clone() for name, value in busy.state_dict().items()})
+    for table in (busy, idle, resumed):
+        table.refresh(random_table(50, 8, seed=2), 3)
+    assert torch.equal(busy.candidates(anchors), idle.candidates(anchors))
+    assert torch.equal(busy.candidates(anchors), resumed.candidates(anchors))
+    resumed.refresh(random_table(50, 8, seed=5), 4)
+    idle.refresh(random_table(50, 8, seed=5), 4)
+    assert torch.equal(idle.candidates(anchors), resumed.candidates(anchors))
+
+
+def test_a_row_by_row_table_that_cannot_be_is_told_before_the_first_step(by_row):
+    with pytest.raises(ValueError, match="lower k"):
+        made(k=50).refresh(random_table(50, 8), 0)
+    with pytest.raises(ValueError, match="not finite"):
+        made().refresh(random_table(50, 8) / 0, 0)
+
+
+@pytest.mark.parametrize(("metric", "joined"), [("cosine", True), ("l2", True), ("dot", True), ("l1", False)])
+def test_the_table_of_a_large_vocabulary_is_joined_unless_that_takes_too_long(metric, joined):
+    assert (join_seconds(151_936, 1_536, metric) < neighbors.LONGEST_JOIN) == joined
+    assert join_seconds(32_000, 64, metric) < neighbors.LONGEST_JOIN
+
+
+@pytest.mark.parametrize("rate", [0.3, 1.0])
+def test_only_rows_that_are_mixed_are_searched(rate, by_row):
+    strategy = bound(NeighborMix(rate, 3, "l1"), random(V, D))
+    logits = ordinary_logits(16)
+    step = one_step(strategy, logits, random(V, D))
+    searched = {anchor for call in by_row for anchor in call}
+    mixed = logits.argmax(dim=-1)[step.explored]
+    assert len(mixed) > 0 and searched == set(mixed.tolist())

@@ -69,9 +69,9 @@ class AnchoredMix(ThinkingSampling):
         role = torch.where(explored, self.mixed_role, TOKEN)
         if not mixed.any():
             return Step(tokens, role, explored), state
-        return Step(
-            tokens, role, explored, *one_hot_elsewhere(mixed, tokens, *self.recipe(logits, scores, anchors))
-        ), state
+        asked = torch.where(mixed, anchors, 0)  # a row that is not mixed has no neighbours searched
+        recipe = one_hot_elsewhere(mixed, tokens, *self.recipe(logits, scores, asked))
+        return Step(tokens, role, explored, *recipe), state
 
     def _chosen(self, logits: Tensor, state: State, draws: Draws) -> Tensor:
         chosen = state["thinking"] & (draws.explore < self.rate)

@@ -17,6 +17,7 @@ from ngrpo.models.adapters import Adapters
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
+SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
 HEAD_BYTES = 5 * 4 * 2**24  # a chunk of logits (replay.HEAD_ELEMENTS, float32), its softmax and their gradients
 
 
@@ -49,7 +50,7 @@ class Plan:
 
     parameters: int
     trained: int
-    tokens_per_step: int
+    sizes: Sizes
     resident: Mapping[str, int]
     rollout: Mapping[str, int]
     update: Mapping[str, int]
@@ -122,7 +123,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     return Plan(
         parameters=parameters,
         trained=trained,
-        tokens_per_step=sizes.rows * sizes.new_tokens,
+        sizes=sizes,
         resident={
             "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
             "optimizer": 2 * learners * size,
@@ -188,7 +189,14 @@ def available() -> list[tuple[str, int]]:
 def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
     """The plan as lines of text, with a verdict for every device."""
     lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
-    lines.append(f"tokens per step   {plan.tokens_per_step:>18,}  at most")
+    sizes = plan.sizes
+    lines.append(f"tokens per step   {sizes.rows * sizes.new_tokens:>18,}  at most")
+    lines.append(
+        f"  {sizes.rows:,} answers of up to {sizes.new_tokens:,} tokens (max_new_tokens) after prompts of up to"
+    )
+    lines.append(
+        f"  {sizes.prompt_tokens:,} (trainer.plan.prompt_tokens), {sizes.micro_rows:,} in one forward and backward pass"
+    )
     groups = {
         "all the time": plan.resident,
         "rollout": plan.rollout,
@@ -203,4 +211,6 @@ def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
     for name, free in devices:
         verdict = "enough" if plan.peak <= free else "NOT enough"
         lines.append(f"{name}: {free / 2**30:.2f} GiB free, {verdict}")
+    if any(plan.peak > free for _, free in devices):
+        lines.append(f"what makes it smaller: {SAVING}, or a smaller max_new_tokens")
     return "\n".join(lines if devices else [*lines, "no device whose memory could be told"])
