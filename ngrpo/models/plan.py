@@ -96,8 +96,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
     neighbours   V k ids of 8 bytes
-    cache        rows x (prompt + answer) x L x keys and values, in the dtype of the matmuls; a layer is held twice while
-                 rows leave
+    cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
     activations  see `_activations`
@@ -116,9 +115,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     size = BYTES[sizes.dtype]
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
-    length = sizes.prompt_tokens + sizes.new_tokens
-    layers = config.num_hidden_layers
-    cache = sizes.rows * length * layers * 2 * _key_width(config) * compute
+    held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
+    cache = held * config.num_hidden_layers * 2 * _key_width(config) * compute
     casts = compute < size
     return Plan(
         parameters=parameters,
@@ -131,13 +129,13 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         },
         rollout={
             "gradients": learners * size,
-            "KV cache": cache + cache // layers,
+            "KV cache": cache,
             "logits": sizes.rows * config.vocab_size * (4 + 4 + 8),
         },
         update={
             "gradients": learners * size if (sizes.update_rows or sizes.rows) > sizes.micro_rows else 0,
             "bfloat16 copies": parameters * 2 if casts else 0,
-            "activations": _activations(config, sizes, compute) * sizes.micro_rows * length,
+            "activations": _activations(config, sizes, compute),
             "head": min(HEAD_BYTES, 5 * 4 * sizes.micro_rows * sizes.new_tokens * config.vocab_size),
         },
         step={"gradients": learners * size, "temporaries": 2 * largest * size if trained == parameters else 0},
@@ -146,19 +144,21 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
 
 
 def _activations(config: PreTrainedConfig, sizes: Sizes, compute: int) -> int:
-    """Bytes that autograd keeps per token: of every layer, or of one layer and the inputs of all where they recompute.
+    """Bytes that autograd keeps of a micro-batch: of every layer, or of one layer and the inputs of all that recompute.
 
     A decoder layer with width D, heads of width H together, keys of width K, and an MLP of width I keeps two residual
-    streams and the inputs and outputs of two norms (6 D, float32), queries, attention output and its reordered copy
-    (3 H), keys and values (2 K), and gate, its activation, up and product (4 I); norms of queries and keys keep H + K
-    twice.
+    streams and the inputs and outputs of two norms (6 D, float32), attention output in its order (H), and gate, its
+    activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and keys
+    keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each.
     """
     width, inner, keys = config.hidden_size, config.intermediate_size, _key_width(config)
     heads = config.num_attention_heads * _head_width(config)
     own = 2 * (heads + keys) if config.model_type == "qwen3" else 0
-    stream = 6 * width * BYTES[sizes.dtype]
-    layer = stream + (3 * heads + 2 * keys + own + 4 * inner) * compute
-    kept = width * BYTES[sizes.dtype]
+    prompts = -(-sizes.micro_rows * sizes.prompts // sizes.rows)
+    read = prompts * sizes.prompt_tokens + sizes.micro_rows * sizes.new_tokens
+    places = sizes.micro_rows * (sizes.prompt_tokens + sizes.new_tokens)
+    kept = read * width * BYTES[sizes.dtype]
+    layer = 6 * kept + (read * (heads + own + 4 * inner) + places * 2 * (heads + keys)) * compute
     return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
 
 
