@@ -25,7 +25,7 @@ class Comparison:
 
     Attributes:
         metrics: benchmark -> names of its estimates, `mean@n` first.
-        estimates: arm, benchmark, metric, value, low, high (problems and seeds drawn anew), sd over seeds, seeds,
+        estimates: arm, benchmark, metric, value, low, high (other problems and seeds), sd over seeds, seeds,
             problems, n.
         boot_best: the same for verl's best@k, which never stands beside pass@k.
         tests: arm against baseline or control, per benchmark and metric: gap, low, high, df, p (Welch on seed means),
@@ -129,7 +129,7 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
                 values = rates(benchmark, arm, metric)
                 if values is None:
                     continue
-                low, high = two_level(np.zeros_like(values[:1]), values)
+                low, high = np.clip(two_level(None, values), 0, 100)
                 means = values.mean(axis=1)
                 sd = means.std(ddof=1) if len(means) > 1 else np.nan
                 row = {"arm": arm, "benchmark": benchmark, "metric": metric, "value": means.mean(), "low": low}
@@ -153,7 +153,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
                 if new is None or old is None:
                     continue
                 test = welch(old.mean(axis=1), new.mean(axis=1))
-                low, high = two_level(old, new)
+                low, high = two_level(old, new) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
                 row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
                 row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p}
                 row |= {"two_low": low, "two_high": high}

@@ -91,7 +91,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
             if table is None:
                 continue
             curves = [100 * pass_at_k(n, table.to_numpy(), k) for k in k_grid(n)]
-            bands = np.array([two_level(np.zeros_like(c[:1]), c, draws=999) for c in curves])
+            bands = np.clip([two_level(None, c) for c in curves], 0, 100)
             colour, marker, line = looks[arm]
             axis.plot(
                 k_grid(n),
@@ -107,7 +107,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
     _legend(figure, axes[0])
-    return figure, "Unbiased pass@k against k; bands: 95 %, problems and seeds drawn anew."
+    return figure, "Unbiased pass@k against k; bands: 95 % for other problems and seeds."
 
 
 def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -155,7 +155,7 @@ def _rates(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set(title=benchmark, xlabel="rate", ylabel="mean@n in %")
     _legend(figure, axes[0])
-    return figure, "mean@n over the rate of exploration; 95 %, problems and seeds drawn anew."
+    return figure, "mean@n over the rate of exploration; 95 % for other problems and seeds."
 
 
 def _heat(study: Study, comparison: Comparison, looks: Looks) -> Drawn:

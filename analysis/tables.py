@@ -55,8 +55,8 @@ def of_comparison(comparison: Comparison) -> list[Table]:
 
 
 PASSK = (
-    "in %, unbiased pass@k; brackets: 95 % interval, problems and seeds drawn anew, too narrow where seeds are few; best bold, "
-    "second best underlined among arms that may be ranked"
+    "in %, unbiased pass@k; brackets: 95 % interval for other problems and seeds (of problems alone where there is one seed); "
+    "best bold, second best underlined among arms that may be ranked"
 )
 BOOT = ("in %, the bootstrap with replacement that verl prints and many papers publish; it lies below pass@k and is not to be "
         "compared with it")  # fmt: skip
