@@ -4,15 +4,16 @@ It reads the columns that it needs and no others; what the numbers mean, it does
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from analysis.samples import LoadError, SampleFile, need
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
@@ -20,14 +21,8 @@ SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top
           "eval_every", "checkpoint_every")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trains")
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads")
-COUNTED = ("problem_id", "sample_index", "outcome", "n_tokens")
+MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
 Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
-
-
-class LoadError(ValueError):
-    """Runs or samples that cannot be compared; told in one line."""
-
-    one_line, exit_code = True, 2
 
 
 @dataclass(frozen=True)
@@ -57,17 +52,27 @@ class Study:
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(self.counts["benchmark"]))
 
-    def samples(self, arm: str, benchmark: str, columns: Sequence[str]) -> pd.DataFrame:
-        """Evaluation samples of an arm, all seeds; `columns` as in the sample files, `seed` is added."""
-        parts = []
-        for run in self.runs[self.runs["arm"] == arm].itertuples():
-            kept = run.files.get(benchmark)
-            if kept is not None:
-                wanted = [column for column in columns if column != "seed"]
-                frame = (
-                    kept[wanted] if isinstance(kept, pd.DataFrame) else pq.read_table(kept, columns=wanted).to_pandas()
-                )
-                parts.append(frame.assign(seed=run.seed))
+    def shown(self, benchmark: str) -> list[str] | None:
+        """The problems of which samples are read: all of them (None), or as many as have about MOST rows, drawn once."""
+        part = self.counts[self.counts["benchmark"] == benchmark]
+        per_problem = part.groupby(["arm", "problem_id"])["n"].sum().max()
+        problems = part["problem_id"].unique()
+        if len(problems) * per_problem <= MOST:
+            return None
+        order = np.random.default_rng(0).permutation(len(problems))
+        return sorted(problems[order[: max(1, int(MOST // per_problem))]])
+
+    def samples(
+        self, arm: str, benchmark: str, columns: Sequence[str], problems: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """Evaluation samples of an arm, all seeds, of these problems or of the `shown` ones; `seed` is added."""
+        chosen = self.shown(benchmark) if problems is None else problems
+        wanted = [column for column in columns if column != "seed"]
+        parts = [
+            run.files[benchmark].read(wanted, chosen).assign(seed=run.seed)
+            for run in self.runs[self.runs["arm"] == arm].itertuples()
+            if benchmark in run.files
+        ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "seed"])
 
 
@@ -112,43 +117,18 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
 
 
-def count(path: Path, columns: Sequence[str] = COUNTED) -> pd.DataFrame:
-    """problem_id, n, c, tokens of one sample file: problem, sample, outcome and token columns are read, no text.
-
-    Raises LoadError for rows that are there twice or a column that is not there.
-    """
-    _need(path, columns)
-    table = pq.read_table(path, columns=list(columns), read_dictionary=["problem_id", "outcome"])
-    pairs = table.group_by(["problem_id", "sample_index"]).aggregate([([], "count_all")])
-    if pairs.num_rows < table.num_rows:
-        row = pairs.filter(pc.greater(pairs["count_all"], 1)).slice(0, 1).to_pylist()[0]
-        place = f"column problem_id={row['problem_id']}, sample_index={row['sample_index']}"
-        raise LoadError(f"{path}: {place} is there {row['count_all']} times")
-    correct = pc.cast(pc.equal(pc.cast(table["outcome"], pa.string()), "correct"), pa.int64())
-    grouped = pa.table(
-        {"problem_id": pc.cast(table["problem_id"], pa.string()), "c": correct, "tokens": table["n_tokens"]}
-    ).group_by("problem_id", use_threads=False)
-    frame = grouped.aggregate([("c", "sum"), ("c", "count"), ("tokens", "sum")]).to_pandas()
-    return frame.rename(columns={"c_sum": "c", "c_count": "n", "tokens_sum": "tokens"})
-
-
-def _counted(frame: pd.DataFrame) -> pd.DataFrame:
-    grouped = frame.assign(c=frame["outcome"] == "correct").groupby("problem_id", sort=False)
-    return grouped.agg(c=("c", "sum"), n=("c", "size"), tokens=("n_tokens", "sum")).reset_index()
-
-
 def _read_run(place: Path) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
     record = json.loads((place / "run.json").read_text("utf-8"))
     if record.get("status") != "finished":
         raise ValueError(f"is {record.get('status', 'damaged')}, not finished")
-    files: dict[int, dict[str, Path]] = {}
+    files: dict[int, dict[str, SampleFile]] = {}
     for path in sorted(place.glob("samples/eval/*.parquet")):
         benchmark, _, step = path.stem.rpartition("-")
-        files.setdefault(int(step), {})[benchmark] = path
+        files.setdefault(int(step), {})[benchmark] = SampleFile(path)
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
-    labels = _labels(next(iter(files[max(files)].values())))
+    labels = _labels(next(iter(files[max(files)].values())).path)
     config = flat(record["config"]) | {f"data:{name}": version for name, version in record.get("data", {}).items()}
     run = {"run": place.name, "path": str(place), "seed": int(record["seed"]), "config": config, **labels}
     run |= {"wall_seconds": record.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
@@ -162,15 +142,9 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
 
 
 def _labels(path: Path) -> dict[str, str]:
-    _need(path, ("exploration", "algorithm"))
+    need(path, ("exploration", "algorithm"))
     first = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"])).to_pylist()[0]
     return {name: str(value) for name, value in first.items()}
-
-
-def _need(path: Path, columns: Sequence[str]) -> None:
-    there = pq.read_schema(path).names
-    if missing := [column for column in columns if column not in there]:
-        raise LoadError(f"{path}: has no column {missing[0]}; it has {', '.join(there)}")
 
 
 def _csv(path: Path) -> pd.DataFrame | None:
@@ -220,13 +194,12 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Study:
-    """Runs with their arms as a study; `files` of a run maps benchmarks to sample files or to frames of samples."""
+    """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
         labels = {name: run[name] for name in ("arm", "seed", "run")}
         for benchmark, kept in run["files"].items():
-            counted = _counted(kept) if isinstance(kept, pd.DataFrame) else count(kept)
-            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"]))
+            counts.append(kept.counts().assign(**labels, benchmark=benchmark, step=run["step"]))
         for name, frames in tables.items():
             if run[name] is not None:
                 frames.append(run[name].assign(**labels))

@@ -139,6 +139,50 @@ def test_verl_and_lm_eval_columns_are_known(tmp_path):
     assert foreign.load([f"a={lm_eval}"]).counts["c"].tolist() == [1]
 
 
+def test_texts_are_read_when_asked_for_and_of_the_problems_asked_for(tmp_path, monkeypatch):
+    from analysis import rows
+
+    frame = pd.DataFrame({"id": np.repeat(list("abc"), 2), "correct": 1, "output": [f"x y{i}" for i in range(6)],
+                          "seed": [0, 1] * 3, "data_source": ["u", "u", "v", "v", "v", "v"], "unused": "z"})  # fmt: skip
+    frame.to_parquet(tmp_path / "s.parquet")
+    read = []
+    real = rows._parquet
+    monkeypatch.setitem(rows.KINDS, ".parquet", (rows.KINDS[".parquet"][0], lambda p, w: read.append(w) or real(p, w)))
+    study = foreign.load([f"a={tmp_path / 's.parquet'}"])
+    assert read == [["id", "correct", "data_source", "seed"]] and study.benchmarks == ["u", "v"]
+    found = study.samples("a", "v", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
+    assert found["completion"].tolist() == ["x y4", "x y5"] and found["seed"].tolist() == [0, 1]
+    assert found["n_tokens"].tolist() == [2, 2] and found["gold"].tolist() == ["", ""]
+    study.samples("a", "u", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
+    assert read[1:] == [["output"]], "a second benchmark of the file is read from memory"
+
+
+def test_of_very_many_samples_a_part_of_the_problems_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.load.MOST", 16)
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+    study = load([tmp_path])
+    shown = study.shown("bench")
+    assert len(shown) == 2 and study.counts["c"].tolist() == SOLVED.tolist()
+    assert sorted(study.samples("token_sampling", "bench", ["problem_id"])["problem_id"].unique()) == shown
+    assert study.samples("token_sampling", "bench", ["problem_id"], ["p00"])["problem_id"].tolist() == ["p00"] * 8
+    long = make_run(tmp_path / "long", "token_sampling", 1, SOLVED, samples={"token_ids": list(range(2000))})
+    cells = load([long]).samples("token_sampling", "bench", ["token_ids"])["token_ids"]
+    assert {len(ids) for ids in cells} == {512}, "answers of any length lie in memory as their first tokens"
+
+
+def test_json_values_of_several_kinds_dates_and_broken_surrogates_are_read(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text(
+        '{"id": "2024-01-01", "correct": true, "output": "\\ud800 x\\u0000"}\n'
+        '{"id": 7, "correct": "0", "output": ["y"]}\n{"id": 7.5, "correct": {"none": 1.0}, "extra": 1}\n'
+    )
+    study = foreign.load([f"a={path}"])
+    assert study.counts[["problem_id", "c"]].values.tolist() == [["2024-01-01", 1], ["7", 0], ["7.5", 1]]
+    assert study.samples("a", "samples", ["completion"])["completion"].tolist() == ["? x\0", '["y"]', ""]
+    path.write_text('{"id": "2024-01-01", "correct": 1}\n{"id": "2024-01-02", "correct": 0.0}\n')
+    assert foreign.load([f"a={path}"]).counts["problem_id"].tolist() == ["2024-01-01", "2024-01-02"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -148,6 +192,18 @@ def test_verl_and_lm_eval_columns_are_known(tmp_path):
         ('{"id": 1, "correct": 1, "sample_index": 0}\n{"id": 1, "correct": 1, "sample_index": 0}\n', "more than once"),
         ('{"id": 1, "correct": 1}\n{"id": 1, "correct": 1}\n{"id": 2, "correct": 1}\n', "estimators need as many"),
         ("{", "cannot be read"),
+        ("", "has no problem column"),
+        ('{"id": 1, "correct": 0.5}\n', "column correct, row 1: '0.5' is neither right"),
+        ('{"id": 1, "correct": 1}\n{"id": 1, "correct": NaN}\n', "column correct, row 2"),
+        ('{"id": 1, "correct": 1}\n{"correct": 1}\n', "column id, row 2"),
+        ('{"id": 1, "correct": 1, "seed": 0.5}\n', "column seed, row 1: '0.5' is no whole number"),
+        ('{"id": 1, "correct": 1, "seed": "x"}\n', "column seed: .*x"),
+        ('{"id": 1, "correct": 1, "n_tokens": "x"}\n', "column n_tokens: .*x"),
+        ("[1]\n", "must hold an object per sample"),
+        (
+            '{"id": 1, "correct": 1, "filter": "a"}\n{"id": 1, "correct": 1, "filter": "b"}\n',
+            "column filter: holds several",
+        ),
     ],
 )
 def test_foreign_samples_that_make_no_sense_are_told_by_file_and_column(tmp_path, content, words):
