@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from analysis.samples import LoadError, SampleFile, need
+from analysis.sweeps import without_run
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
@@ -95,6 +96,7 @@ def load(roots: Iterable[str | Path]) -> Study:
             if isinstance(error, LoadError):
                 raise
             left_out.append({"path": str(place), "reason": " ".join(str(error).split()) or type(error).__name__})
+    left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
         shown = "; ".join(f"{row['path']}: {row['reason']}" for row in left_out[:3])
         raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({shown})' if shown else ''}")
@@ -121,7 +123,8 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
     record = json.loads((place / "run.json").read_text("utf-8"))
     if record.get("status") != "finished":
-        raise ValueError(f"is {record.get('status', 'damaged')}, not finished")
+        why = f": {' '.join(str(record['reason']).split())}" if record.get("reason") else ""
+        raise ValueError(f"is {record.get('status', 'damaged')}, not finished{why}")
     files: dict[int, dict[str, SampleFile]] = {}
     for path in sorted(place.glob("samples/eval/*.parquet")):
         benchmark, _, step = path.stem.rpartition("-")

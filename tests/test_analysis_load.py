@@ -49,6 +49,42 @@ def test_runs_that_cannot_be_read_are_listed_with_the_reason(tmp_path):
     assert "broken" in reasons
 
 
+def test_jobs_and_trials_without_a_run_of_their_own_are_listed_with_the_reason(tmp_path):
+    root = tmp_path / "outputs" / "task"
+    there = make_run(root, "token_sampling", 0, SOLVED)
+    failed = make_run(root, "token_sampling", 1, SOLVED, status="failed")
+    record = json.loads((failed / "run.json").read_text()) | {"reason": "out of\nmemory"}
+    (failed / "run.json").write_text(json.dumps(record))
+    jobs = [
+        {"overrides": ["seed=0"], "directory": f"outputs/task/{there.name}", "status": "finished", "error": None},
+        {"overrides": ["seed=1"], "directory": f"outputs/task/{failed.name}", "status": "failed", "error": "x"},
+        {"overrides": ["k=0", "seed=2"], "directory": "outputs/task/a", "status": "refused", "error": "k=0: too few"},
+        {"overrides": ["seed=3"], "directory": "outputs/task/b", "status": "waiting", "error": None},
+        {"overrides": ["seed=4"], "directory": "outputs/task/c", "status": "finished", "error": None},
+        {"overrides": ["task=o"], "directory": "outputs/other/d", "status": "refused", "error": "of another tree"},
+    ]
+    search = root / "sweeps" / "0a1b"
+    search.mkdir(parents=True)
+    (root / "sweeps" / "1234.json").write_text(json.dumps({"arguments": [], "runs": jobs}))
+    (root / "sweeps" / "5678.json").write_text("[]")
+    trials = "number,state,k,mix_rate,bench/mean@8,spread,seconds,reason\n"
+    trials += "0,COMPLETE,1,0.1,0.5,,9,\n1,FAIL,2,0.2,,,9,no such file\n2,PRUNED,3,0.3,,,9,\n3,FAIL,4,0.4,,,,\n"
+    (search / "trials.csv").write_text(trials)
+    (root / "sweeps" / "beef").mkdir()
+    (root / "sweeps" / "beef" / "journal.log").write_text("")
+    found = {path.removeprefix(f"{root}/"): reason for path, reason in load([root]).left_out.itertuples(index=False)}
+    assert found.pop("sweeps/5678.json").startswith("is no record of a sweep")
+    assert found == {
+        failed.name: "is failed, not finished: out of memory",
+        "a (k=0 seed=2)": "refused: k=0: too few",
+        "b (seed=3)": "waiting: its sweep ended before it",
+        "c (seed=4)": "finished: is no longer there",
+        "sweeps/0a1b trial 1 (k=2, mix_rate=0.2)": "no such file",
+        "sweeps/0a1b trial 3 (k=4, mix_rate=0.4)": "its worker died or had no room for it",
+        "sweeps/beef": "its search has not ended: trials that failed are not known yet",
+    }
+
+
 def test_arms_are_named_after_what_varies_and_never_pooled(tmp_path):
     for rate in (0.1, 0.2):
         knobs = {"mix_rate": rate, "exploration": {"_target_": "ngrpo.x.Mix", "rate": rate, "k": 3}}
