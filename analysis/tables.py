@@ -202,7 +202,7 @@ def latex(table: Table) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A sortable table: its cells carry the values to sort by, its text is escaped."""
+    """A sortable table: its cells carry the values to sort by, empty where there is none; its text is escaped."""
     heads = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for name in table.columns
@@ -237,7 +237,7 @@ def _marked(cell: Cell, best: str, end_best: str, second: str, end_second: str, 
 
 
 def _td(cell: Cell, at: int) -> str:
-    value = cell.text if cell.value is None else cell.value
+    value = "" if cell.text == "-" else cell.text if cell.value is None else cell.value
     tag = 'th scope="row"' if at == 0 else "td"
     text = _marked(cell, "<strong>", "</strong>", "<u>", "</u>", html.escape(cell.text))
     return f'<{tag} data-value="{html.escape(str(value))}">{text}</{tag.split()[0]}>'
