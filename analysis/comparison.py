@@ -57,16 +57,19 @@ class Rates:
         self.problems: dict[str, pd.Index] = {}
         for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
             wide = part.pivot(index="seed", columns="problem_id", values="c")
+            place = part["path"].iloc[-1]
             if wide.isna().to_numpy().any():
                 seed = wide.index[wide.isna().any(axis=1)][0]
-                raise LoadError(f"{arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
+                place = part[part["seed"] == seed]["path"].iloc[0]
+                raise LoadError(f"{place}: {arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
             known = self.problems.setdefault(str(benchmark), wide.columns)
             if set(known) != set(wide.columns):
                 odd = sorted(set(known) ^ set(wide.columns))[0]
-                raise LoadError(f"{arm}: {benchmark} has other problems than the first arm has, {odd} for one")
+                raise LoadError(f"{place}: {arm}: {benchmark} has other problems than the first arm has, {odd} for one")
             n = int(part["n"].iloc[0])
             if self.n.setdefault(str(benchmark), n) != n:
-                raise LoadError(f"{arm}: {benchmark} has {n} samples per problem, other arms have {self.n[benchmark]}")
+                known_n = self.n[benchmark]
+                raise LoadError(f"{place}: {arm}: {benchmark} has {n} samples per problem, other arms have {known_n}")
             self.tables[str(benchmark), str(arm)] = wide[known]
 
     def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
@@ -259,6 +262,8 @@ def _beats(tests: pd.DataFrame, arm: str, baseline: str, control: str | None) ->
 
 
 def _sentence(arm: str, other: str, rows: pd.DataFrame, kind: str = "") -> str:
+    if rows.empty:
+        return f"{arm} against {kind}{other}: nothing to compare, for they share no benchmark."
     shown = rows[rows["words"] != "no difference shown"]
     if shown.empty:
         means = rows[rows["metric"].str.startswith("mean@")]["detectable"]

@@ -76,7 +76,7 @@ def _run(arm: str, seed: int, file: "ForeignFile") -> dict[str, Any]:
     files = {str(b): Part(file, int(seed), str(b), own) for b, own in part.groupby("benchmark", sort=False)}
     run = {"run": f"{arm}-s{seed}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
     run |= {"seed": int(seed), "config": {}, "wall_seconds": None, "step": 0, "files": files}
-    return run | {"metrics": None, "timings": None}
+    return run | {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
 
 
 class ForeignFile:
@@ -222,7 +222,12 @@ class Part:
         return self.counted[["problem_id", "n", "c", "tokens"]].reset_index(drop=True)
 
     def read(self, columns: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """Columns as in our own sample files, empty where the file has no such thing; tokens are words."""
+        """Columns as in our own sample files, empty where the file has no such thing; tokens are words.
+
+        Raises LoadError where tokens are asked for and the file has no texts: nothing can be said of their diversity.
+        """
+        if "token_ids" in columns and "completion" not in self.file.columns:
+            raise LoadError(f"samples: {self.file.path} has no text column ({', '.join(OTHERS['completion'])})")
         own = {"n_tokens"} & set(self.file.columns)
         texts = self.file.texts(set(columns) & set(TEXTS) - own, problems)
         keys = self.file.keys.iloc[texts.index]

@@ -33,7 +33,8 @@ class Study:
     Attributes:
         runs: a row per run: run, path, arm, exploration, algorithm, seed, config (dict of dotted keys), tokens
             (generated in training), seconds (of the RL steps), wall_seconds.
-        counts: a row per arm, seed, run, benchmark, step and problem_id: n samples, c correct ones, their tokens.
+        counts: a row per arm, seed, run, benchmark, step and problem_id: n samples, c correct ones, their tokens, and the
+            path of the run or file.
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
     """
@@ -92,15 +93,35 @@ def load(roots: Iterable[str | Path]) -> Study:
     for place in found:
         try:
             runs += _read_run(place)
+        except LoadError:
+            raise
         except (OSError, ValueError, LookupError) as error:
-            if isinstance(error, LoadError):
-                raise
-            left_out.append({"path": str(place), "reason": " ".join(str(error).split()) or type(error).__name__})
+            left_out.append({"path": str(place), "reason": _reason(error)})
+    runs = _countable(_once(runs), left_out)
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
         shown = "; ".join(f"{row['path']}: {row['reason']}" for row in left_out[:3])
         raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({shown})' if shown else ''}")
-    return study_of(_named(_once(runs)), left_out)
+    return study_of(_named(runs), left_out)
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"lacks {words}" if isinstance(error, LookupError) else words
+
+
+def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The runs whose sample files can all be read, with their `counts`; the others are left out."""
+    kept = []
+    for run in runs:
+        try:
+            run["counts"] = {benchmark: file.counts() for benchmark, file in run["files"].items()}
+            kept.append(run)
+        except LoadError:
+            raise
+        except (OSError, ValueError) as error:  # of pyarrow, about damaged files
+            left_out.append({"path": run["path"], "reason": _reason(error)})
+    return kept
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -122,12 +143,16 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 def _read_run(place: Path) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
     record = json.loads((place / "run.json").read_text("utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError("run.json is no object")
     if record.get("status") != "finished":
         why = f": {' '.join(str(record['reason']).split())}" if record.get("reason") else ""
         raise ValueError(f"is {record.get('status', 'damaged')}, not finished{why}")
     files: dict[int, dict[str, SampleFile]] = {}
     for path in sorted(place.glob("samples/eval/*.parquet")):
         benchmark, _, step = path.stem.rpartition("-")
+        if not step.isdigit():
+            raise ValueError(f"{path.name} is not named <benchmark>-<RL step>.parquet")
         files.setdefault(int(step), {})[benchmark] = SampleFile(path)
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
@@ -137,7 +162,8 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
     run |= {"wall_seconds": record.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
     if labels["algorithm"] == "none" and max(files) == 0:
         return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
-    tables = {name: _csv(place / f"{name}.csv") for name in ("metrics", "timings")}
+    needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
+    tables = {name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}
     rows = [{**run, "arm": None, **tables}]
     if 0 in files and max(files) > 0:
         rows.insert(0, {**run, "arm": UNTRAINED, "step": 0, "files": files[0], "metrics": None, "timings": None})
@@ -146,12 +172,20 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
 
 def _labels(path: Path) -> dict[str, str]:
     need(path, ("exploration", "algorithm"))
-    first = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"])).to_pylist()[0]
+    batch = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"]), None)
+    if not batch:
+        raise ValueError(f"{path.name} has no rows")
+    first = batch.to_pylist()[0]
     return {name: str(value) for name, value in first.items()}
 
 
-def _csv(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path) if path.exists() else None
+def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    frame = pd.read_csv(path)
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"{path.name} has no column {missing[0]}")
+    return frame
 
 
 def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -201,8 +235,8 @@ def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Stud
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
         labels = {name: run[name] for name in ("arm", "seed", "run")}
-        for benchmark, kept in run["files"].items():
-            counts.append(kept.counts().assign(**labels, benchmark=benchmark, step=run["step"]))
+        for benchmark, counted in run.pop("counts").items():
+            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"], path=run["path"]))
         for name, frames in tables.items():
             if run[name] is not None:
                 frames.append(run[name].assign(**labels))
@@ -216,12 +250,18 @@ def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Stud
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:
-    """The counts, if every problem of a benchmark has as many samples as the others."""
-    for (arm, seed, benchmark), part in counts.groupby(["arm", "seed", "benchmark"], sort=False):
+    """The counts, if each problem is there once and has as many samples as the others of its arm and benchmark."""
+    twice = counts[counts.duplicated(["arm", "seed", "benchmark", "problem_id"], keep=False)]
+    if len(twice):
+        row = twice.iloc[0]
+        places = twice[(twice["problem_id"] == row["problem_id"]) & (twice["arm"] == row["arm"])]["path"].unique()
+        one = f"{row['arm']}, seed {row['seed']}, {row['benchmark']}"
+        raise LoadError(f"{' and '.join(places[:2])}: both have {one}, column problem_id={row['problem_id']}")
+    for (arm, benchmark), part in counts.groupby(["arm", "benchmark"], sort=False):
         if part["n"].nunique() > 1:
             odd = part[part["n"] != part["n"].mode()[0]].iloc[0]
             raise LoadError(
-                f"{arm}, seed {seed}, {benchmark}: column problem_id={odd['problem_id']} has {odd['n']} samples, others "
-                f"{part['n'].mode()[0]}; estimators need as many for each problem"
+                f"{odd['path']}: {arm}, seed {odd['seed']}, {benchmark}: column problem_id={odd['problem_id']} has "
+                f"{odd['n']} samples, others {part['n'].mode()[0]}; estimators need as many for each problem"
             )
     return counts

@@ -31,6 +31,8 @@ def names(path: Path) -> list[str]:
     if path.suffix not in KINDS:
         raise LoadError(f"samples: {path} must end in {', '.join(KINDS)}")
     found = _told(path, lambda: KINDS[path.suffix][0](path))
+    if not found:
+        raise LoadError(f"samples: {path} has no rows")
     twice = [name for at, name in enumerate(found) if name in found[:at]]
     if twice:
         raise LoadError(f"samples: {path} has two columns {twice[0]}")

@@ -228,7 +228,7 @@ def test_json_values_of_several_kinds_dates_and_broken_surrogates_are_read(tmp_p
         ('{"id": 1, "correct": 1, "sample_index": 0}\n{"id": 1, "correct": 1, "sample_index": 0}\n', "more than once"),
         ('{"id": 1, "correct": 1}\n{"id": 1, "correct": 1}\n{"id": 2, "correct": 1}\n', "estimators need as many"),
         ("{", "cannot be read"),
-        ("", "has no problem column"),
+        ("", "has no rows"),
         ('{"id": 1, "correct": 0.5}\n', "column correct, row 1: '0.5' is neither right"),
         ('{"id": 1, "correct": 1}\n{"id": 1, "correct": NaN}\n', "column correct, row 2"),
         ('{"id": 1, "correct": 1}\n{"correct": 1}\n', "column id, row 2"),
@@ -247,6 +247,56 @@ def test_foreign_samples_that_make_no_sense_are_told_by_file_and_column(tmp_path
     path.write_text(content)
     with pytest.raises(LoadError, match=words.replace("(", r"\(")):
         foreign.load([f"a={path}"])
+
+
+def test_damaged_runs_are_left_out_with_a_reason_that_says_where(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+
+    def broken(seed, break_it):
+        place = make_run(tmp_path, "token_sampling", seed, SOLVED)
+        break_it(place)
+
+    path = records.eval_samples
+    broken(1, lambda place: (place / "samples/eval/zzz-4.parquet").write_bytes(b"PAR1" + b"x" * 30))
+    broken(2, lambda place: (place / "timings.csv").write_text("step\n1\n"))
+    broken(3, lambda place: (place / "run.json").write_text("[]"))
+    broken(4, lambda place: pd.read_parquet(path(place, "bench", 4)).iloc[:0].to_parquet(path(place, "bench", 4)))
+    broken(5, lambda place: path(place, "bench", 4).rename(place / "samples/eval/bench.parquet"))
+    broken(6, lambda place: (place / "run.json").write_text('{"status": "finished"}'))
+    study = load([tmp_path])
+    reasons = {path.split("-s")[1][0]: reason for path, reason in study.left_out.itertuples(index=False)}
+    assert len(study.runs) == 1 and reasons.pop("1").startswith("Parquet magic bytes not found")
+    assert reasons == {
+        "2": "timings.csv has no column tokens",
+        "3": "run.json is no object",
+        "4": "bench-4.parquet has no rows",
+        "5": "bench.parquet is not named <benchmark>-<RL step>.parquet",
+        "6": "lacks 'config'",
+    }
+
+
+def test_files_that_do_not_fit_together_are_told_by_name(tmp_path):
+    def file(name, problems, n):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f'{{"id": "{p}", "correct": 1}}\n' * n for p in problems))
+        return path
+
+    four, three, other = file("four", "ab", 4), file("three", "ab", 3), file("other", "ac", 4)
+    with pytest.raises(LoadError, match=r"four\.jsonl: both have a, seed 0, samples, column problem_id=a"):
+        foreign.load([f"a={four}", f"a={four}"])
+    with pytest.raises(
+        LoadError, match=r"three\.jsonl: a, seed 1, samples: column problem_id=a has 3 samples, others 4"
+    ):
+        foreign.load([f"a={four}", f"a/1={three}", f"a/2={four}"])
+    for wrong, words in (
+        (three, "three.jsonl: b: samples has 3 samples"),
+        (other, "other.jsonl: b: samples has other"),
+    ):
+        with pytest.raises(LoadError, match=words):
+            compare(foreign.load([f"a={four}", f"b={wrong}"]), "a")
+    study = foreign.load([f"a={four}"])
+    with pytest.raises(LoadError, match="has no text column"):
+        study.samples("a", "samples", ["token_ids"])
 
 
 def test_k_beyond_n_other_problems_and_unknown_baselines_are_refused(tmp_path):
