@@ -25,7 +25,7 @@ class Comparison:
 
     Attributes:
         metrics: benchmark -> names of its estimates, `mean@n` first.
-        estimates: arm, benchmark, metric, value, low, high (problems and seeds drawn anew), sd over seeds, seeds,
+        estimates: arm, benchmark, metric, value, low, high (other problems and seeds), sd over seeds, seeds,
             problems, n.
         boot_best: the same for verl's best@k, which never stands beside pass@k.
         tests: arm against baseline or control, per benchmark and metric: gap, low, high, df, p (Welch on seed means),
@@ -57,16 +57,19 @@ class Rates:
         self.problems: dict[str, pd.Index] = {}
         for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
             wide = part.pivot(index="seed", columns="problem_id", values="c")
+            place = part["path"].iloc[-1]
             if wide.isna().to_numpy().any():
                 seed = wide.index[wide.isna().any(axis=1)][0]
-                raise LoadError(f"{arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
+                place = part[part["seed"] == seed]["path"].iloc[0]
+                raise LoadError(f"{place}: {arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
             known = self.problems.setdefault(str(benchmark), wide.columns)
             if set(known) != set(wide.columns):
                 odd = sorted(set(known) ^ set(wide.columns))[0]
-                raise LoadError(f"{arm}: {benchmark} has other problems than the first arm has, {odd} for one")
+                raise LoadError(f"{place}: {arm}: {benchmark} has other problems than the first arm has, {odd} for one")
             n = int(part["n"].iloc[0])
             if self.n.setdefault(str(benchmark), n) != n:
-                raise LoadError(f"{arm}: {benchmark} has {n} samples per problem, other arms have {self.n[benchmark]}")
+                known_n = self.n[benchmark]
+                raise LoadError(f"{place}: {arm}: {benchmark} has {n} samples per problem, other arms have {known_n}")
             self.tables[str(benchmark), str(arm)] = wide[known]
 
     def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
@@ -129,7 +132,7 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
                 values = rates(benchmark, arm, metric)
                 if values is None:
                     continue
-                low, high = two_level(np.zeros_like(values[:1]), values)
+                low, high = np.clip(two_level(None, values), 0, 100)
                 means = values.mean(axis=1)
                 sd = means.std(ddof=1) if len(means) > 1 else np.nan
                 row = {"arm": arm, "benchmark": benchmark, "metric": metric, "value": means.mean(), "low": low}
@@ -153,7 +156,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
                 if new is None or old is None:
                     continue
                 test = welch(old.mean(axis=1), new.mean(axis=1))
-                low, high = two_level(old, new)
+                low, high = two_level(old, new) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
                 row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
                 row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p}
                 row |= {"two_low": low, "two_high": high}
@@ -259,6 +262,8 @@ def _beats(tests: pd.DataFrame, arm: str, baseline: str, control: str | None) ->
 
 
 def _sentence(arm: str, other: str, rows: pd.DataFrame, kind: str = "") -> str:
+    if rows.empty:
+        return f"{arm} against {kind}{other}: nothing to compare, for they share no benchmark."
     shown = rows[rows["words"] != "no difference shown"]
     if shown.empty:
         means = rows[rows["metric"].str.startswith("mean@")]["detectable"]

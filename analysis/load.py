@@ -4,15 +4,17 @@ It reads the columns that it needs and no others; what the numbers mean, it does
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from analysis.samples import LoadError, SampleFile, need
+from analysis.sweeps import without_run
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
@@ -20,14 +22,8 @@ SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top
           "eval_every", "checkpoint_every")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trains")
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads")
-COUNTED = ("problem_id", "sample_index", "outcome", "n_tokens")
+MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
 Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
-
-
-class LoadError(ValueError):
-    """Runs or samples that cannot be compared; told in one line."""
-
-    one_line, exit_code = True, 2
 
 
 @dataclass(frozen=True)
@@ -37,7 +33,8 @@ class Study:
     Attributes:
         runs: a row per run: run, path, arm, exploration, algorithm, seed, config (dict of dotted keys), tokens
             (generated in training), seconds (of the RL steps), wall_seconds.
-        counts: a row per arm, seed, run, benchmark, step and problem_id: n samples, c correct ones, their tokens.
+        counts: a row per arm, seed, run, benchmark, step and problem_id: n samples, c correct ones, their tokens, and the
+            path of the run or file.
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
     """
@@ -57,17 +54,27 @@ class Study:
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(self.counts["benchmark"]))
 
-    def samples(self, arm: str, benchmark: str, columns: Sequence[str]) -> pd.DataFrame:
-        """Evaluation samples of an arm, all seeds; `columns` as in the sample files, `seed` is added."""
-        parts = []
-        for run in self.runs[self.runs["arm"] == arm].itertuples():
-            kept = run.files.get(benchmark)
-            if kept is not None:
-                wanted = [column for column in columns if column != "seed"]
-                frame = (
-                    kept[wanted] if isinstance(kept, pd.DataFrame) else pq.read_table(kept, columns=wanted).to_pandas()
-                )
-                parts.append(frame.assign(seed=run.seed))
+    def shown(self, benchmark: str) -> list[str] | None:
+        """The problems of which samples are read: all of them (None), or as many as have about MOST rows, drawn once."""
+        part = self.counts[self.counts["benchmark"] == benchmark]
+        per_problem = part.groupby(["arm", "problem_id"])["n"].sum().max()
+        problems = part["problem_id"].unique()
+        if len(problems) * per_problem <= MOST:
+            return None
+        order = np.random.default_rng(0).permutation(len(problems))
+        return sorted(problems[order[: max(1, int(MOST // per_problem))]])
+
+    def samples(
+        self, arm: str, benchmark: str, columns: Sequence[str], problems: Collection[str] | None = None
+    ) -> pd.DataFrame:
+        """Evaluation samples of an arm, all seeds, of these problems or of the `shown` ones; `seed` is added."""
+        chosen = self.shown(benchmark) if problems is None else problems
+        wanted = [column for column in columns if column != "seed"]
+        parts = [
+            run.files[benchmark].read(wanted, chosen).assign(seed=run.seed)
+            for run in self.runs[self.runs["arm"] == arm].itertuples()
+            if benchmark in run.files
+        ]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "seed"])
 
 
@@ -86,14 +93,35 @@ def load(roots: Iterable[str | Path]) -> Study:
     for place in found:
         try:
             runs += _read_run(place)
+        except LoadError:
+            raise
         except (OSError, ValueError, LookupError) as error:
-            if isinstance(error, LoadError):
-                raise
-            left_out.append({"path": str(place), "reason": " ".join(str(error).split()) or type(error).__name__})
+            left_out.append({"path": str(place), "reason": _reason(error)})
+    runs = _countable(_once(runs), left_out)
+    left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
         shown = "; ".join(f"{row['path']}: {row['reason']}" for row in left_out[:3])
         raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({shown})' if shown else ''}")
-    return study_of(_named(_once(runs)), left_out)
+    return study_of(_named(runs), left_out)
+
+
+def _reason(error: Exception) -> str:
+    words = " ".join(str(error).split()) or type(error).__name__
+    return f"lacks {words}" if isinstance(error, LookupError) else words
+
+
+def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """The runs whose sample files can all be read, with their `counts`; the others are left out."""
+    kept = []
+    for run in runs:
+        try:
+            run["counts"] = {benchmark: file.counts() for benchmark, file in run["files"].items()}
+            kept.append(run)
+        except LoadError:
+            raise
+        except (OSError, ValueError) as error:  # of pyarrow, about damaged files
+            left_out.append({"path": run["path"], "reason": _reason(error)})
+    return kept
 
 
 def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -112,49 +140,30 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
 
 
-def count(path: Path, columns: Sequence[str] = COUNTED) -> pd.DataFrame:
-    """problem_id, n, c, tokens of one sample file: problem, sample, outcome and token columns are read, no text.
-
-    Raises LoadError for rows that are there twice or a column that is not there.
-    """
-    _need(path, columns)
-    table = pq.read_table(path, columns=list(columns), read_dictionary=["problem_id", "outcome"])
-    pairs = table.group_by(["problem_id", "sample_index"]).aggregate([([], "count_all")])
-    if pairs.num_rows < table.num_rows:
-        row = pairs.filter(pc.greater(pairs["count_all"], 1)).slice(0, 1).to_pylist()[0]
-        place = f"column problem_id={row['problem_id']}, sample_index={row['sample_index']}"
-        raise LoadError(f"{path}: {place} is there {row['count_all']} times")
-    correct = pc.cast(pc.equal(pc.cast(table["outcome"], pa.string()), "correct"), pa.int64())
-    grouped = pa.table(
-        {"problem_id": pc.cast(table["problem_id"], pa.string()), "c": correct, "tokens": table["n_tokens"]}
-    ).group_by("problem_id", use_threads=False)
-    frame = grouped.aggregate([("c", "sum"), ("c", "count"), ("tokens", "sum")]).to_pandas()
-    return frame.rename(columns={"c_sum": "c", "c_count": "n", "tokens_sum": "tokens"})
-
-
-def _counted(frame: pd.DataFrame) -> pd.DataFrame:
-    grouped = frame.assign(c=frame["outcome"] == "correct").groupby("problem_id", sort=False)
-    return grouped.agg(c=("c", "sum"), n=("c", "size"), tokens=("n_tokens", "sum")).reset_index()
-
-
 def _read_run(place: Path) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
     record = json.loads((place / "run.json").read_text("utf-8"))
+    if not isinstance(record, dict):
+        raise ValueError("run.json is no object")
     if record.get("status") != "finished":
-        raise ValueError(f"is {record.get('status', 'damaged')}, not finished")
-    files: dict[int, dict[str, Path]] = {}
+        why = f": {' '.join(str(record['reason']).split())}" if record.get("reason") else ""
+        raise ValueError(f"is {record.get('status', 'damaged')}, not finished{why}")
+    files: dict[int, dict[str, SampleFile]] = {}
     for path in sorted(place.glob("samples/eval/*.parquet")):
         benchmark, _, step = path.stem.rpartition("-")
-        files.setdefault(int(step), {})[benchmark] = path
+        if not step.isdigit():
+            raise ValueError(f"{path.name} is not named <benchmark>-<RL step>.parquet")
+        files.setdefault(int(step), {})[benchmark] = SampleFile(path)
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
-    labels = _labels(next(iter(files[max(files)].values())))
+    labels = _labels(next(iter(files[max(files)].values())).path)
     config = flat(record["config"]) | {f"data:{name}": version for name, version in record.get("data", {}).items()}
     run = {"run": place.name, "path": str(place), "seed": int(record["seed"]), "config": config, **labels}
     run |= {"wall_seconds": record.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
     if labels["algorithm"] == "none" and max(files) == 0:
         return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
-    tables = {name: _csv(place / f"{name}.csv") for name in ("metrics", "timings")}
+    needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
+    tables = {name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}
     rows = [{**run, "arm": None, **tables}]
     if 0 in files and max(files) > 0:
         rows.insert(0, {**run, "arm": UNTRAINED, "step": 0, "files": files[0], "metrics": None, "timings": None})
@@ -162,19 +171,21 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
 
 
 def _labels(path: Path) -> dict[str, str]:
-    _need(path, ("exploration", "algorithm"))
-    first = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"])).to_pylist()[0]
+    need(path, ("exploration", "algorithm"))
+    batch = next(pq.ParquetFile(path).iter_batches(1, columns=["exploration", "algorithm"]), None)
+    if not batch:
+        raise ValueError(f"{path.name} has no rows")
+    first = batch.to_pylist()[0]
     return {name: str(value) for name, value in first.items()}
 
 
-def _need(path: Path, columns: Sequence[str]) -> None:
-    there = pq.read_schema(path).names
-    if missing := [column for column in columns if column not in there]:
-        raise LoadError(f"{path}: has no column {missing[0]}; it has {', '.join(there)}")
-
-
-def _csv(path: Path) -> pd.DataFrame | None:
-    return pd.read_csv(path) if path.exists() else None
+def _csv(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    if not path.exists():
+        return None
+    frame = pd.read_csv(path)
+    if missing := [column for column in columns if column not in frame]:
+        raise ValueError(f"{path.name} has no column {missing[0]}")
+    return frame
 
 
 def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -220,13 +231,12 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Study:
-    """Runs with their arms as a study; `files` of a run maps benchmarks to sample files or to frames of samples."""
+    """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
         labels = {name: run[name] for name in ("arm", "seed", "run")}
-        for benchmark, kept in run["files"].items():
-            counted = _counted(kept) if isinstance(kept, pd.DataFrame) else count(kept)
-            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"]))
+        for benchmark, counted in run.pop("counts").items():
+            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"], path=run["path"]))
         for name, frames in tables.items():
             if run[name] is not None:
                 frames.append(run[name].assign(**labels))
@@ -240,12 +250,18 @@ def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Stud
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:
-    """The counts, if every problem of a benchmark has as many samples as the others."""
-    for (arm, seed, benchmark), part in counts.groupby(["arm", "seed", "benchmark"], sort=False):
+    """The counts, if each problem is there once and has as many samples as the others of its arm and benchmark."""
+    twice = counts[counts.duplicated(["arm", "seed", "benchmark", "problem_id"], keep=False)]
+    if len(twice):
+        row = twice.iloc[0]
+        places = twice[(twice["problem_id"] == row["problem_id"]) & (twice["arm"] == row["arm"])]["path"].unique()
+        one = f"{row['arm']}, seed {row['seed']}, {row['benchmark']}"
+        raise LoadError(f"{' and '.join(places[:2])}: both have {one}, column problem_id={row['problem_id']}")
+    for (arm, benchmark), part in counts.groupby(["arm", "benchmark"], sort=False):
         if part["n"].nunique() > 1:
             odd = part[part["n"] != part["n"].mode()[0]].iloc[0]
             raise LoadError(
-                f"{arm}, seed {seed}, {benchmark}: column problem_id={odd['problem_id']} has {odd['n']} samples, others "
-                f"{part['n'].mode()[0]}; estimators need as many for each problem"
+                f"{odd['path']}: {arm}, seed {odd['seed']}, {benchmark}: column problem_id={odd['problem_id']} has "
+                f"{odd['n']} samples, others {part['n'].mode()[0]}; estimators need as many for each problem"
             )
     return counts

@@ -5,6 +5,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from PIL import Image  # comes with matplotlib
 
 from analysis.comparison import Comparison, Rates
 from analysis.diversity import steps_of
@@ -16,17 +17,22 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 # Okabe and Ito's palette (2008), without its yellow, which paper does not show.
-COLOURS = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+OF_BASELINE, OF_UNTRAINED = ("#000000", "o", "-"), ("#7F7F7F", "o", ":")
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that they pair up anew when these run out
+LINES = ("--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-")
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
 SMOOTH = 3  # RL steps of a moving mean
+FAR = 8  # times the median distance from the median: what lies beyond would press all the rest together
+SHADES = 128  # of a picture: a third of the bytes, and no visible difference
 
 
 def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Path, str]]:
     """All figures that there is data for, as (path of a PNG, caption)."""
-    looks = {arm: (COLOURS[i % 7], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(study.arms)}
+    others = [arm for arm in study.arms if arm not in (UNTRAINED, comparison.baseline)]
+    looks = {arm: (COLOURS[i % 6], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(others)}
+    looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
     figures = []
     with plt.rc_context(STYLE):
         for make in (_forest, _pass_at_k, _learning, _rates, _heat, _cost, _map):
@@ -36,6 +42,8 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
                 path = directory / f"{make.__name__.strip('_')}.png"
                 figure.savefig(path)
                 plt.close(figure)
+                with Image.open(path) as picture:
+                    picture.convert("RGB").quantize(SHADES, dither=Image.Dither.NONE).save(path, optimize=True)
                 figures.append((path, caption))
     return figures
 
@@ -59,26 +67,52 @@ def _legend(figure: Any, axis: Any) -> None:
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
 
 
+def _window(values: Any, *more: float) -> tuple[float, float]:
+    """An axis that holds `more` and all values but those FAR from the others, which are marked at its edge."""
+    known = np.asarray(values, dtype=float).ravel()
+    known = known[np.isfinite(known)]
+    away = np.abs(known - np.median(known))
+    near = [*known[away <= max(FAR * np.median(away), 1)], *more]
+    margin = 0.06 * max(max(near) - min(near), 1)
+    return min(near) - margin, max(near) + margin
+
+
+def _off_scale(value: float, window: tuple[float, float]) -> str | None:
+    """The sign at the edge for a value outside of the window; None inside."""
+    if window[0] <= value <= window[1]:
+        return None
+    return f"◂ {value:+.1f}" if value < window[0] else f"{value:+.1f} ▸"
+
+
 def _forest(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     tests = comparison.tests[comparison.tests["metric"].str.startswith("mean@")]
     if tests.empty:
         return None
+    window = _window(tests[["gap", "low", "high"]], 0.0)
     figure, axes = _panels(
         len(comparison.metrics), height=0.9 + 0.24 * len(tests) / len(comparison.metrics), sharey=True
     )
     for axis, (benchmark, part) in zip(axes, tests.groupby("benchmark", sort=False), strict=False):
-        names = [f"{r.arm} minus {r.against}" for r in part.itertuples()]
         for place, row in enumerate(part.itertuples()):
-            colour, marker, _ = looks[row.arm]
-            if np.isfinite([row.low, row.high]).all():
-                axis.plot([row.low, row.high], [place, place], color=colour, linewidth=1.2)
-            axis.plot(row.gap, place, marker=marker, color=colour, markersize=5)
+            _interval(axis, place, row, looks[row.arm], window)
         axis.axvline(0, color="#555555", linewidth=0.8)
-        axis.set_yticks(range(len(names)), names)
-        axis.set_title(str(benchmark))
+        axis.set_yticks(range(len(part)), [f"{r.arm} minus {r.against}" for r in part.itertuples()])
+        axis.set(title=str(benchmark), xlim=window, xlabel="points of mean@n")
     axes[0].invert_yaxis()
-    figure.supxlabel("difference of mean@n in points", fontsize=8)
-    return figure, "Differences of mean@n with Welch's 95 % interval over training seeds."
+    far = "; ◂ ▸: off the scale, at the printed value" * any(_off_scale(gap, window) for gap in tests["gap"])
+    return figure, f"Differences of mean@n with Welch's 95 % interval over training seeds{far}."
+
+
+def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], window: tuple[float, float]) -> None:
+    sign = _off_scale(row.gap, window)
+    if sign:
+        left = row.gap < window[0]
+        at = {"xy": (0.02 if left else 0.98, place), "xycoords": ("axes fraction", "data")}
+        axis.annotate(sign, **at, ha="left" if left else "right", va="center")
+        return
+    if np.isfinite([row.low, row.high]).all():
+        axis.plot([row.low, row.high], [place, place], color=look[0], linewidth=1.2)
+    axis.plot(row.gap, place, marker=look[1], color=look[0], markersize=5)
 
 
 def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -91,7 +125,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
             if table is None:
                 continue
             curves = [100 * pass_at_k(n, table.to_numpy(), k) for k in k_grid(n)]
-            bands = np.array([two_level(np.zeros_like(c[:1]), c, draws=999) for c in curves])
+            bands = np.clip([two_level(None, c) for c in curves], 0, 100)
             colour, marker, line = looks[arm]
             axis.plot(
                 k_grid(n),
@@ -107,7 +141,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
     _legend(figure, axes[0])
-    return figure, "Unbiased pass@k against k; bands: 95 %, problems and seeds drawn anew."
+    return figure, "Unbiased pass@k against k; bands: 95 % for other problems and seeds."
 
 
 def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -155,7 +189,7 @@ def _rates(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set(title=benchmark, xlabel="rate", ylabel="mean@n in %")
     _legend(figure, axes[0])
-    return figure, "mean@n over the rate of exploration; 95 %, problems and seeds drawn anew."
+    return figure, "mean@n over the rate of exploration; 95 % for other problems and seeds."
 
 
 def _heat(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -179,18 +213,38 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     costs = comparison.costs
     if costs.empty:
         return None
-    figure, axes = _panels(2)
+    gains = {str(arm): _gains(study, comparison, str(arm)) for arm in costs["arm"].unique()}
+    window = _window([value for gain in gains.values() for value in gain])
+    figure, axes = _panels(2, width=3.2, height=2.6)
     for axis, (column, label) in zip(
         axes, (("tokens", "training tokens"), ("seconds", "seconds of RL steps")), strict=True
     ):
-        for arm, part in costs.groupby("arm", sort=False):
-            colour, marker, _ = looks[str(arm)]
-            axis.plot(part[column].mean(), part["gain"].mean(), linestyle="", marker=marker, color=colour, label=arm)
-        axis.set(xlabel=label, ylabel="gain of mean@n in points")
-        axis.set_xlim(0, 1.1 * costs[column].max())
+        for arm, gain in gains.items():
+            (colour, marker, _), x = looks[arm], costs[costs["arm"] == arm][column].mean()
+            sign, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
+            axis.plot(x, inside, linestyle="", marker=marker, color=colour, label=arm, clip_on=False)
+            if sign:
+                far = 6 if gain.mean() < window[0] else -12
+                axis.annotate(f"{gain.mean():+.1f}, off the scale", (x, inside), (0, far), textcoords="offset points",
+                              ha="right" if x > costs[column].median() else "center")  # fmt: skip
+            else:
+                axis.plot([x, x], [gain.min(), gain.max()], color=colour, linewidth=1)
+        axis.set(xlabel=label, ylabel="gain in points of mean@n", ylim=window, xlim=(0, 1.15 * costs[column].max()))
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     _legend(figure, axes[0])
-    return figure, "Gain over the untrained model, mean over benchmarks, against what training cost."
+    return figure, (
+        "Gain over the untrained model, mean over benchmarks, against what training cost; lines: range over seeds."
+    )
+
+
+def _gains(study: Study, comparison: Comparison, arm: str) -> Any:
+    """(S,) gain in mean@n of each seed of an arm, averaged over its benchmarks."""
+    rates, found = Rates(study), []
+    for benchmark, names in comparison.metrics.items():
+        new, old = rates(benchmark, arm, names[0]), rates(benchmark, UNTRAINED, names[0])
+        if new is not None and old is not None:
+            found.append(new.mean(axis=1) - old.mean())
+    return np.mean(found, axis=0)
 
 
 def _map(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -198,7 +252,7 @@ def _map(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     parts = {arm: steps for arm in study.arms if (steps := steps_of(study, arm)) is not None}
     if not parts:
         return None
-    figure, axes = _panels(2)
+    figure, axes = _panels(2, width=3.2, height=2.6)
     for arm, steps in parts.items():
         colour, _, line = looks[arm]
         for axis, column in zip(axes, ("cosine", "displacement"), strict=True):

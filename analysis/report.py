@@ -5,11 +5,12 @@ It puts the rooms of the analysis together; it computes nothing itself.
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from analysis import diversity, mechanism, page, planes, plots, published, tables
 from analysis.comparison import Comparison, compare
-from analysis.load import Study
+from analysis.load import MOST, Study
 from analysis.tables import Table
 
 WHY_SEEDS = (
@@ -36,7 +37,7 @@ def write(
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
     diagnoses, study = mechanism.beside(study, roots)
-    made += [*diversity.tables(study), *mechanism.tables(diagnoses), *known]
+    made += [*_of_samples(study), *mechanism.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = [*plots.draw(study, comparison, out), *planes.draw(diagnoses, out)]
     for table in made:
@@ -47,6 +48,14 @@ def write(
     page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
     lines = ["", *comparison.verdict, *_left_out(study), "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
+
+
+def _of_samples(study: Study) -> list[Table]:
+    """The tables that texts are read for; their notes say where not all of them were."""
+    parts = {benchmark: len(shown) for benchmark in study.benchmarks if (shown := study.shown(benchmark)) is not None}
+    told = "; ".join(f"{benchmark}: {count} problems, drawn at random" for benchmark, count in parts.items())
+    more = f"; of a method with more than {MOST:,} samples, some problems only ({told})" if parts else ""
+    return [replace(t, note=t.note + more * (t.name == "diversity")) for t in diversity.tables(study)]
 
 
 def _markdown(study: Study, comparison: Comparison, made: Sequence[Table], figures: Sequence[tuple[Path, str]]) -> str:

@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 Array = NDArray[np.float64]
-DRAWS = 9_999  # of tests and BCa intervals
-RESAMPLED = 2_000  # of intervals that draw problems and seeds anew
+DRAWS = 9_999  # of permutation tests and BCa intervals
+BLOCK = 2_000_000  # random numbers in memory at once
 
 
 @dataclass(frozen=True)
@@ -68,38 +68,42 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
     return Difference(value, float(low), float(high), float(test.pvalue), float(test.df))
 
 
-def two_level(
-    first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = RESAMPLED, seed: int = 0
-) -> tuple[float, float]:
-    """Percentile interval of mean(second) - mean(first) over problems and seeds, both drawn with replacement.
+def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
+    """Interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
+
+    The variance is that of a table with two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4): of the
+    seed means over S in each arm, plus that of the problems' gaps over P, less their interaction, which both hold. The
+    degrees of freedom are Satterthwaite's (1946). Resampling both instead is too narrow: with three seeds that differ by
+    0.2 logits it covers a difference in 86 % of experiments, where this covers it in 94 % (tests/test_analysis_statistics.py).
 
     Args:
-        first, second: (S, P) and (S', P), the same problem in the same column. A draw takes the same problems in both
-            arms and seeds in each of them by itself.
+        first, second: (S, P) and (S', P), the same problem in the same column; `first` is None for mean(second) alone.
     Returns:
-        (low, high); with few seeds it is too narrow, as every bootstrap is, so it is no test.
+        (low, high). An arm of one seed tells nothing of seeds: then it speaks of other problems only. nan for one problem.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or a.shape[1] == 0:
-        raise ValueError(f"need (S, P) with the same problems, got shapes {a.shape} and {b.shape}")
-    generator, problems = np.random.default_rng(seed), a.shape[1]
-    found = np.empty(draws)
-    block = max(1, 4_000_000 // problems)
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        weights = generator.multinomial(problems, np.full(problems, 1 / problems), size=size).T / problems
-        means = [_weighted(values, weights, generator) for values in (a, b)]
-        found[start : start + size] = means[1] - means[0]
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(found, [tail, 100 - tail])
-    return float(low), float(high)
+    arms = [np.asarray(values, dtype=np.float64) for values in (first, second) if values is not None]
+    if any(values.ndim != 2 or values.shape[1] != arms[0].shape[1] or values.size == 0 for values in arms):
+        raise ValueError(f"need (S, P) with the same problems, got shapes {' and '.join(str(v.shape) for v in arms)}")
+    problems = arms[0].shape[1]
+    if problems < 2:
+        return np.nan, np.nan
+    gaps = arms[-1].mean(axis=0) - (arms[0].mean(axis=0) if len(arms) > 1 else 0.0)
+    of_seeds = [(v.mean(axis=1).var(ddof=1) / len(v), len(v) - 1) for v in arms if len(v) > 1]
+    parts, dfs = np.array([*of_seeds, (gaps.var(ddof=1) / problems, problems - 1)]).T
+    if parts.sum() == 0:
+        return float(gaps.mean()), float(gaps.mean())
+    variance = max(parts.sum() - sum(map(_interaction, arms)), parts.max())
+    half = stats.t.ppf((1 + level) / 2, parts.sum() ** 2 / (parts**2 / dfs).sum()) * np.sqrt(variance)
+    return float(gaps.mean() - half), float(gaps.mean() + half)
 
 
-def _weighted(values: Array, weights: Array, generator: np.random.Generator) -> Array:
-    """(draws,) means of values (S, P) under problem weights (P, draws) and seeds drawn anew for each."""
-    seeds = len(values)
-    drawn = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=weights.shape[1]) / seeds
-    return ((values @ weights) * drawn.T).sum(axis=0)
+def _interaction(values: Array) -> float:
+    """What neither problem nor seed explains of (S, P) values, as a variance of their mean; 0 with one seed."""
+    seeds, problems = values.shape
+    if seeds < 2:
+        return 0.0
+    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
+    return float((rest**2).sum() / ((seeds - 1) * (problems - 1) * seeds * problems))
 
 
 def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Pairs:
@@ -124,22 +128,44 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int 
 
 
 def _bca(gaps: Array, level: float, draws: int, seed: int) -> Difference:
-    """Mean gap with its BCa interval (Efron 1987) and the p of flipping the signs of the gaps."""
+    """Mean gap with its BCa interval (Efron 1987) and the p of flipping the signs of the gaps.
+
+    Gaps of rates take few values, so draws are counts of these values: the same distribution as drawing problems one by
+    one, at a cost that does not grow with their number.
+    """
     value = float(gaps.mean())
     if np.ptp(gaps) == 0:  # no spread to resample: all equal problems, or a single one
         return Difference(value, np.nan, np.nan, 1.0 if value == 0 else np.nan)
-    interval = stats.bootstrap(
-        (gaps,), np.mean, n_resamples=draws, confidence_level=level, method="BCa", rng=np.random.default_rng(seed)
-    ).confidence_interval
-    test = stats.permutation_test(
-        (gaps,),
-        np.mean,
-        permutation_type="samples",
-        n_resamples=draws,
-        rng=np.random.default_rng(seed),
-        vectorized=True,
+    generator, problems = np.random.default_rng(seed), len(gaps)
+    values, counts = np.unique(gaps.round(12), return_counts=True)  # 1/3 - 1/3 must be no value of its own
+    sizes = _blocks(draws, len(values))
+    means = (
+        np.concatenate([generator.multinomial(problems, counts / problems, size=n) @ values for n in sizes]) / problems
     )
-    return Difference(value, float(interval.low), float(interval.high), float(test.pvalue))
+    below = (np.sum(means < value - 1e-12) + np.sum(means <= value + 1e-12)) / (2 * draws)
+    bias, off = stats.norm.ppf(np.clip(below, 1 / draws, 1 - 1 / draws)), gaps - value
+    skew = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
+    at = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, stats.norm.cdf(bias + at / (1 - skew * at)))
+    return Difference(value, float(low), float(high), _flipped(gaps, draws, generator))
+
+
+def _flipped(gaps: Array, draws: int, generator: np.random.Generator) -> float:
+    """Two-sided p of the mean gap under random signs; all signs where there are at most `draws`."""
+    sizes, counts = np.unique(np.abs(gaps.round(12)), return_counts=True)
+    if 2 ** min(len(gaps), 62) <= draws:
+        signs = 1 - 2 * (np.arange(2 ** len(gaps))[:, None] >> np.arange(len(gaps)) & 1)
+        sums, extra = signs @ gaps, 0
+    else:
+        flips = [generator.binomial(counts, 0.5, size=(n, len(counts))) for n in _blocks(draws, len(counts))]
+        sums, extra = np.concatenate([(2 * flip - counts) @ sizes for flip in flips]), 1
+    tails = np.sum(sums >= gaps.sum() - 1e-9), np.sum(sums <= gaps.sum() + 1e-9)
+    return float(min(1.0, 2 * (min(tails) + extra) / (len(sums) + extra)))
+
+
+def _blocks(draws: int, width: int) -> list[int]:
+    size = max(1, BLOCK // width)
+    return [min(size, draws - start) for start in range(0, draws, size)]
 
 
 def solved_by_one_only(only_first: int, only_second: int) -> float:

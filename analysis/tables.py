@@ -55,8 +55,8 @@ def of_comparison(comparison: Comparison) -> list[Table]:
 
 
 PASSK = (
-    "in %, unbiased pass@k; brackets: 95 % interval, problems and seeds drawn anew, too narrow where seeds are few; best bold, "
-    "second best underlined among arms that may be ranked"
+    "in %, unbiased pass@k; brackets: 95 % interval for other problems and seeds (of problems alone where there is one seed); "
+    "best bold, second best underlined among arms that may be ranked"
 )
 BOOT = ("in %, the bootstrap with replacement that verl prints and many papers publish; it lies below pass@k and is not to be "
         "compared with it")  # fmt: skip
@@ -202,7 +202,7 @@ def latex(table: Table) -> str:
 
 
 def html_table(table: Table) -> str:
-    """A sortable table: its cells carry the values to sort by, its text is escaped."""
+    """A sortable table: its cells carry the values to sort by, empty where there is none; its text is escaped."""
     heads = "".join(
         f'<th scope="col" aria-sort="none"><button type="button">{html.escape(name)}</button></th>'
         for name in table.columns
@@ -237,7 +237,7 @@ def _marked(cell: Cell, best: str, end_best: str, second: str, end_second: str, 
 
 
 def _td(cell: Cell, at: int) -> str:
-    value = cell.text if cell.value is None else cell.value
+    value = "" if cell.text == "-" else cell.text if cell.value is None else cell.value
     tag = 'th scope="row"' if at == 0 else "td"
     text = _marked(cell, "<strong>", "</strong>", "<u>", "</u>", html.escape(cell.text))
     return f'<{tag} data-value="{html.escape(str(value))}">{text}</{tag.split()[0]}>'

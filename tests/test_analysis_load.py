@@ -49,6 +49,42 @@ def test_runs_that_cannot_be_read_are_listed_with_the_reason(tmp_path):
     assert "broken" in reasons
 
 
+def test_jobs_and_trials_without_a_run_of_their_own_are_listed_with_the_reason(tmp_path):
+    root = tmp_path / "outputs" / "task"
+    there = make_run(root, "token_sampling", 0, SOLVED)
+    failed = make_run(root, "token_sampling", 1, SOLVED, status="failed")
+    record = json.loads((failed / "run.json").read_text()) | {"reason": "out of\nmemory"}
+    (failed / "run.json").write_text(json.dumps(record))
+    jobs = [
+        {"overrides": ["seed=0"], "directory": f"outputs/task/{there.name}", "status": "finished", "error": None},
+        {"overrides": ["seed=1"], "directory": f"outputs/task/{failed.name}", "status": "failed", "error": "x"},
+        {"overrides": ["k=0", "seed=2"], "directory": "outputs/task/a", "status": "refused", "error": "k=0: too few"},
+        {"overrides": ["seed=3"], "directory": "outputs/task/b", "status": "waiting", "error": None},
+        {"overrides": ["seed=4"], "directory": "outputs/task/c", "status": "finished", "error": None},
+        {"overrides": ["task=o"], "directory": "outputs/other/d", "status": "refused", "error": "of another tree"},
+    ]
+    search = root / "sweeps" / "0a1b"
+    search.mkdir(parents=True)
+    (root / "sweeps" / "1234.json").write_text(json.dumps({"arguments": [], "runs": jobs}))
+    (root / "sweeps" / "5678.json").write_text("[]")
+    trials = "number,state,k,mix_rate,bench/mean@8,spread,seconds,reason\n"
+    trials += "0,COMPLETE,1,0.1,0.5,,9,\n1,FAIL,2,0.2,,,9,no such file\n2,PRUNED,3,0.3,,,9,\n3,FAIL,4,0.4,,,,\n"
+    (search / "trials.csv").write_text(trials)
+    (root / "sweeps" / "beef").mkdir()
+    (root / "sweeps" / "beef" / "journal.log").write_text("")
+    found = {path.removeprefix(f"{root}/"): reason for path, reason in load([root]).left_out.itertuples(index=False)}
+    assert found.pop("sweeps/5678.json").startswith("is no record of a sweep")
+    assert found == {
+        failed.name: "is failed, not finished: out of memory",
+        "a (k=0 seed=2)": "refused: k=0: too few",
+        "b (seed=3)": "waiting: its sweep ended before it",
+        "c (seed=4)": "finished: is no longer there",
+        "sweeps/0a1b trial 1 (k=2, mix_rate=0.2)": "no such file",
+        "sweeps/0a1b trial 3 (k=4, mix_rate=0.4)": "its worker died or had no room for it",
+        "sweeps/beef": "its search has not ended: trials that failed are not known yet",
+    }
+
+
 def test_arms_are_named_after_what_varies_and_never_pooled(tmp_path):
     for rate in (0.1, 0.2):
         knobs = {"mix_rate": rate, "exploration": {"_target_": "ngrpo.x.Mix", "rate": rate, "k": 3}}
@@ -139,6 +175,50 @@ def test_verl_and_lm_eval_columns_are_known(tmp_path):
     assert foreign.load([f"a={lm_eval}"]).counts["c"].tolist() == [1]
 
 
+def test_texts_are_read_when_asked_for_and_of_the_problems_asked_for(tmp_path, monkeypatch):
+    from analysis import rows
+
+    frame = pd.DataFrame({"id": np.repeat(list("abc"), 2), "correct": 1, "output": [f"x y{i}" for i in range(6)],
+                          "seed": [0, 1] * 3, "data_source": ["u", "u", "v", "v", "v", "v"], "unused": "z"})  # fmt: skip
+    frame.to_parquet(tmp_path / "s.parquet")
+    read = []
+    real = rows._parquet
+    monkeypatch.setitem(rows.KINDS, ".parquet", (rows.KINDS[".parquet"][0], lambda p, w: read.append(w) or real(p, w)))
+    study = foreign.load([f"a={tmp_path / 's.parquet'}"])
+    assert read == [["id", "correct", "data_source", "seed"]] and study.benchmarks == ["u", "v"]
+    found = study.samples("a", "v", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
+    assert found["completion"].tolist() == ["x y4", "x y5"] and found["seed"].tolist() == [0, 1]
+    assert found["n_tokens"].tolist() == [2, 2] and found["gold"].tolist() == ["", ""]
+    study.samples("a", "u", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
+    assert read[1:] == [["output"]], "a second benchmark of the file is read from memory"
+
+
+def test_of_very_many_samples_a_part_of_the_problems_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.load.MOST", 16)
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+    study = load([tmp_path])
+    shown = study.shown("bench")
+    assert len(shown) == 2 and study.counts["c"].tolist() == SOLVED.tolist()
+    assert sorted(study.samples("token_sampling", "bench", ["problem_id"])["problem_id"].unique()) == shown
+    assert study.samples("token_sampling", "bench", ["problem_id"], ["p00"])["problem_id"].tolist() == ["p00"] * 8
+    long = make_run(tmp_path / "long", "token_sampling", 1, SOLVED, samples={"token_ids": list(range(2000))})
+    cells = load([long]).samples("token_sampling", "bench", ["token_ids"])["token_ids"]
+    assert {len(ids) for ids in cells} == {512}, "answers of any length lie in memory as their first tokens"
+
+
+def test_json_values_of_several_kinds_dates_and_broken_surrogates_are_read(tmp_path):
+    path = tmp_path / "s.jsonl"
+    path.write_text(
+        '{"id": "2024-01-01", "correct": true, "output": "\\ud800 x\\u0000"}\n'
+        '{"id": 7, "correct": "0", "output": ["y"]}\n{"id": 7.5, "correct": {"none": 1.0}, "extra": 1}\n'
+    )
+    study = foreign.load([f"a={path}"])
+    assert study.counts[["problem_id", "c"]].values.tolist() == [["2024-01-01", 1], ["7", 0], ["7.5", 1]]
+    assert study.samples("a", "samples", ["completion"])["completion"].tolist() == ["? x\0", '["y"]', ""]
+    path.write_text('{"id": "2024-01-01", "correct": 1}\n{"id": "2024-01-02", "correct": 0.0}\n')
+    assert foreign.load([f"a={path}"]).counts["problem_id"].tolist() == ["2024-01-01", "2024-01-02"]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -148,6 +228,18 @@ def test_verl_and_lm_eval_columns_are_known(tmp_path):
         ('{"id": 1, "correct": 1, "sample_index": 0}\n{"id": 1, "correct": 1, "sample_index": 0}\n', "more than once"),
         ('{"id": 1, "correct": 1}\n{"id": 1, "correct": 1}\n{"id": 2, "correct": 1}\n', "estimators need as many"),
         ("{", "cannot be read"),
+        ("", "has no rows"),
+        ('{"id": 1, "correct": 0.5}\n', "column correct, row 1: '0.5' is neither right"),
+        ('{"id": 1, "correct": 1}\n{"id": 1, "correct": NaN}\n', "column correct, row 2"),
+        ('{"id": 1, "correct": 1}\n{"correct": 1}\n', "column id, row 2"),
+        ('{"id": 1, "correct": 1, "seed": 0.5}\n', "column seed, row 1: '0.5' is no whole number"),
+        ('{"id": 1, "correct": 1, "seed": "x"}\n', "column seed: .*x"),
+        ('{"id": 1, "correct": 1, "n_tokens": "x"}\n', "column n_tokens: .*x"),
+        ("[1]\n", "must hold an object per sample"),
+        (
+            '{"id": 1, "correct": 1, "filter": "a"}\n{"id": 1, "correct": 1, "filter": "b"}\n',
+            "column filter: holds several",
+        ),
     ],
 )
 def test_foreign_samples_that_make_no_sense_are_told_by_file_and_column(tmp_path, content, words):
@@ -155,6 +247,56 @@ def test_foreign_samples_that_make_no_sense_are_told_by_file_and_column(tmp_path
     path.write_text(content)
     with pytest.raises(LoadError, match=words.replace("(", r"\(")):
         foreign.load([f"a={path}"])
+
+
+def test_damaged_runs_are_left_out_with_a_reason_that_says_where(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, SOLVED)
+
+    def broken(seed, break_it):
+        place = make_run(tmp_path, "token_sampling", seed, SOLVED)
+        break_it(place)
+
+    path = records.eval_samples
+    broken(1, lambda place: (place / "samples/eval/zzz-4.parquet").write_bytes(b"PAR1" + b"x" * 30))
+    broken(2, lambda place: (place / "timings.csv").write_text("step\n1\n"))
+    broken(3, lambda place: (place / "run.json").write_text("[]"))
+    broken(4, lambda place: pd.read_parquet(path(place, "bench", 4)).iloc[:0].to_parquet(path(place, "bench", 4)))
+    broken(5, lambda place: path(place, "bench", 4).rename(place / "samples/eval/bench.parquet"))
+    broken(6, lambda place: (place / "run.json").write_text('{"status": "finished"}'))
+    study = load([tmp_path])
+    reasons = {path.split("-s")[1][0]: reason for path, reason in study.left_out.itertuples(index=False)}
+    assert len(study.runs) == 1 and reasons.pop("1").startswith("Parquet magic bytes not found")
+    assert reasons == {
+        "2": "timings.csv has no column tokens",
+        "3": "run.json is no object",
+        "4": "bench-4.parquet has no rows",
+        "5": "bench.parquet is not named <benchmark>-<RL step>.parquet",
+        "6": "lacks 'config'",
+    }
+
+
+def test_files_that_do_not_fit_together_are_told_by_name(tmp_path):
+    def file(name, problems, n):
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(f'{{"id": "{p}", "correct": 1}}\n' * n for p in problems))
+        return path
+
+    four, three, other = file("four", "ab", 4), file("three", "ab", 3), file("other", "ac", 4)
+    with pytest.raises(LoadError, match=r"four\.jsonl: both have a, seed 0, samples, column problem_id=a"):
+        foreign.load([f"a={four}", f"a={four}"])
+    with pytest.raises(
+        LoadError, match=r"three\.jsonl: a, seed 1, samples: column problem_id=a has 3 samples, others 4"
+    ):
+        foreign.load([f"a={four}", f"a/1={three}", f"a/2={four}"])
+    for wrong, words in (
+        (three, "three.jsonl: b: samples has 3 samples"),
+        (other, "other.jsonl: b: samples has other"),
+    ):
+        with pytest.raises(LoadError, match=words):
+            compare(foreign.load([f"a={four}", f"b={wrong}"]), "a")
+    study = foreign.load([f"a={four}"])
+    with pytest.raises(LoadError, match="has no text column"):
+        study.samples("a", "samples", ["token_ids"])
 
 
 def test_k_beyond_n_other_problems_and_unknown_baselines_are_refused(tmp_path):

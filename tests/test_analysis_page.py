@@ -1,5 +1,8 @@
 """The HTML page: nothing in it runs but its own script, and it works in a real browser."""
 
+import base64
+import hashlib
+import html
 import re
 import shutil
 from html.parser import HTMLParser
@@ -32,11 +35,12 @@ PAYLOADS = [
 def page(tmp_path_factory):
     root = tmp_path_factory.mktemp("page")
     rng = np.random.default_rng(0)
-    for name, level in (("token_sampling", 0.3), ("gaussian_noise", 0.6)):
+    for name, level in (("token_sampling", 0.3), ("gaussian_noise", 0.6), ("random_noise", 0.4)):
         for seed in range(3):
             text = " ".join(PAYLOADS).replace("\x00", "")
             cells = {"completion": text, "prompt": text, "gold": PAYLOADS[0], "extracted": PAYLOADS[2]}
-            make_run(root / "runs", name, seed, rng.binomial(8, level, 12), rng.binomial(8, 0.2, 12), samples=cells)
+            before = rng.binomial(8, 0.2, 12) if seed < 1 else None
+            make_run(root / "runs", name, seed, rng.binomial(8, level, 12), before, samples=cells)
     report.write(load([root / "runs"]), "token_sampling", root / "out", None, [])
     return root / "out" / "report.html"
 
@@ -62,7 +66,16 @@ def test_model_text_makes_no_node_and_no_handler(page):
     parsed = Parsed()
     parsed.feed(text)
     assert parsed.scripts == 1 and parsed.bad == []
-    assert "default-src 'none'" in text and "49" not in re.findall(r"<pre[^>]*>(.*?)</pre>", text, re.S)[0]
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    for tag in ("script", "style"):
+        (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
+        allowed = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{allowed}'" in html.unescape(policy[1]), "the page's own and nothing else"
+    assert (
+        "default-src 'none'" in html.unescape(policy[1])
+        and "unsafe" not in policy[1]
+        and "49" not in re.findall(r"<pre[^>]*>(.*?)</pre>", text, re.S)[0]
+    )
     assert not re.search(r"[\x00-\x08\x0b\x0e-\x1f\x1b\u202e]", text)
 
 
@@ -100,24 +113,76 @@ def browser():
     started.quit()
 
 
-def test_the_page_sorts_and_opens_in_a_browser_and_runs_no_model_text(page, browser, tmp_path):
+def column(browser, table, at):
+    rows = browser.find_elements("css selector", f"#{table} tbody tr")
+    return [row.find_elements("css selector", "th,td")[at].get_attribute("data-value") for row in rows]
+
+
+def test_the_page_sorts_with_empty_cells_last(page, browser):
     browser.get(page.as_uri())
     assert browser.title == "Comparison against token_sampling"
+    for table, at, empty in (
+        ("passk", 2, 0),
+        ("training", 1, 0),
+        ("tests", 9, 0),
+        ("noise", 2, 0),
+        ("diversity", 3, 4),
+    ):
+        head = browser.find_elements("css selector", f"#{table} thead tr:last-child button")[at]
+        for down in (True, False):
+            head.click()
+            values = column(browser, table, at)
+            there = [value for value in values if value]
+            assert values == there + [""] * empty, (table, at, values)
+            if table != "training":
+                assert [float(v) for v in there] == sorted(map(float, there), reverse=down)
 
-    def column(at):
-        return [row.find_elements("css selector", "th,td")[at].get_attribute("data-value")
-                for row in browser.find_elements("css selector", "#passk tbody tr")]  # fmt: skip
 
-    head = browser.find_elements("css selector", "#passk thead tr:last-child button")[2]
-    for order in (True, False):
-        head.click()
-        values = [float(value) for value in column(2)]
-        assert values == sorted(values, reverse=order) and len(set(values)) == 3
+def test_any_two_methods_are_laid_side_by_side(page, browser, tmp_path):
+    from selenium.webdriver.support.ui import Select
+
+    browser.get(page.as_uri())
     problem = browser.find_element("css selector", "details.problem")
     assert not problem.find_element("css selector", ".pair").is_displayed()
     problem.find_element("css selector", "summary").click()
-    assert problem.find_element("css selector", ".pair").is_displayed()
-    assert "<script>document.title='owned'</script>" in problem.find_element("css selector", ".pair pre").text
-    assert browser.title == "Comparison against token_sampling"
+
+    def sides():
+        shown = [side for side in problem.find_elements("css selector", ".pair > div") if side.is_displayed()]
+        shown.sort(key=lambda side: side.location["x"])
+        return [side.find_element("css selector", "strong").text for side in shown]
+
+    assert sides()[0] == "token_sampling" and len(sides()) == 2
+    left, right = (Select(choice) for choice in browser.find_elements("css selector", ".choice select"))
+    assert [option.text for option in left.options] == ["token_sampling", "gaussian_noise", "random_noise", "untrained"]
+    for pair in (
+        ("random_noise", "gaussian_noise"),
+        ("untrained", "token_sampling"),
+        ("gaussian_noise", "random_noise"),
+    ):
+        left.select_by_visible_text(pair[0])
+        right.select_by_visible_text(pair[1])
+        assert sides() == list(pair)
+    assert "<script>document.title='owned'</script>" in problem.find_element("css selector", ".pair").text
+    assert browser.title == "Comparison against token_sampling", "no model text ran"
     assert browser.save_screenshot(str(tmp_path / "page.png"))
     assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+def test_a_narrow_window_needs_no_sideways_scrolling(page, browser):
+    browser.set_window_size(500, 900)
+    browser.get(page.as_uri())
+    for summary in browser.find_elements("css selector", "details.problem summary")[:2]:
+        summary.click()
+    wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    browser.set_window_size(1280, 1600)
+    assert wide <= 0
+
+
+def test_long_texts_keep_their_end_and_the_page_its_size(tmp_path):
+    for name in ("token_sampling", "gaussian_noise", "a", "b"):
+        text = "x" * 40_000 + f"the end of {name}"
+        make_run(tmp_path / "runs", name, 0, np.arange(9) % 8, samples={"completion": text, "prompt": text})
+    report.write(load([tmp_path / "runs"]), "token_sampling", tmp_path / "out", None, [])
+    text = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert all(f"the end of {name}" in text for name in ("token_sampling", "gaussian_noise", "a", "b"))
+    assert len(re.sub(r'"data:image/png[^"]*"', "", text)) < 500_000

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from study import make_run
 
-from analysis import published, report, tables
+from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
 from analysis.load import load
@@ -135,6 +135,25 @@ def test_bleu_and_distinct_n_by_hand():
     assert bleu([1, 2, 9], [[1, 2, 3]]) == pytest.approx((2 / 3 * 2 / 3 * 1 / 2 * 1) ** 0.25)
     assert bleu([1, 2], [[1, 2, 3, 4]], longest=1) == pytest.approx(np.exp(-1))
     assert distinct_n([[1, 2, 3], [1, 2]], 2) == pytest.approx(2 / 3)
+
+
+def test_what_lies_far_off_does_not_press_an_axis_together_and_is_told():
+    low, high = plots._window([-2.0, -1.0, 0.5, -60.0, -3.0, np.nan], 0.0)
+    assert -5 < low < -3 and 0.5 < high < 2
+    assert plots._off_scale(-60.0, (low, high)) == "◂ -60.0" and plots._off_scale(-1.0, (low, high)) is None
+    assert plots._window([5.0, 6.0, 9.0, 14.0])[1] > 14, "unequal values are no outliers"
+    assert plots._window([3.0])[0] < 3 < plots._window([3.0])[1]
+
+
+def test_no_two_of_many_methods_look_alike(tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plots, "_forest", lambda study, comparison, looks: drawn.update(looks))
+    for name in ("_pass_at_k", "_learning", "_rates", "_heat", "_cost", "_map"):
+        monkeypatch.setattr(plots, name, lambda *_: None)
+    arms(tmp_path, {"token_sampling": 0.3, **{f"m{i:02d}": 0.3 for i in range(23)}}, seeds=(0,))
+    study = load([tmp_path])
+    plots.draw(study, compare(study, "token_sampling"), tmp_path)
+    assert len(set(drawn.values())) == len(study.arms) == 25
 
 
 def test_the_files_of_a_report(tmp_path):

@@ -57,20 +57,43 @@ def test_a_real_difference_is_found_as_often_as_the_detectable_one_promises():
     assert 0.74 < found < 0.86
 
 
-def test_the_two_level_interval_covers_problems_and_seeds():
-    rng = np.random.default_rng(0)
-    a, b = rates(6, 30, 0.2, rng), rates(6, 30, 0.2, rng, shift=0.5)
-    low, high = two_level(a, b)
-    gap = b.mean() - a.mean()
-    assert low < gap < high
-    # Its variance is that of seeds within arms plus that of problems, against the plug-in formula.
-    problems = (b.mean(axis=0) - a.mean(axis=0)).var() / 30
-    seeds = sum(values.mean(axis=1).var() / 6 for values in (a, b))
-    assert (high - low) / 3.92 == pytest.approx(np.sqrt(problems + seeds), rel=0.15)
-    same = np.repeat(a[:1], 3, axis=0)
-    narrow = two_level(same, same)
-    assert narrow == pytest.approx((0.0, 0.0), abs=1e-12), "the same problems are drawn in both arms"
-    with pytest.raises(ValueError, match=r"\(2, 3\)"):
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.2])
+@pytest.mark.parametrize("seeds", [3, pytest.param(5, marks=pytest.mark.slow)])
+def test_the_two_level_interval_covers_the_truth(seeds, spread):
+    """2,000 experiments on problems drawn anew; the truth is an integral over problems and seeds."""
+    x = np.linspace(-8, 8, 4001)
+    weights = stats.norm.pdf(x) / stats.norm.pdf(x).sum()
+    mean, shifted = (weights @ (1 / (1 + np.exp(-(s + np.hypot(1.5, spread) * x)))) for s in (0, 0.5))
+    rng, inside = np.random.default_rng(1), np.zeros(3)
+
+    def drawn(difficulty, shift=0.0):
+        p = 1 / (1 + np.exp(-(difficulty + shift + spread * rng.normal(size=(seeds, 1)))))
+        return rng.binomial(32, np.broadcast_to(p, (seeds, 48))) / 32
+
+    for _ in range(2000):
+        difficulty = rng.normal(0, 1.5, 48)
+        a, b, c = drawn(difficulty), drawn(difficulty), drawn(difficulty, 0.5)
+        for place, (pair, truth) in enumerate((((None, a), mean), ((a, b), 0.0), ((a, c), shifted - mean))):
+            low, high = two_level(*pair)
+            inside[place] += low <= truth <= high
+    assert (inside / 2000 >= 0.92).all() and (inside / 2000 <= 0.985).all(), inside / 2000
+
+
+def test_the_two_level_interval_is_that_of_the_analysis_of_variance():
+    values = rates(4, 30, 0.3, np.random.default_rng(2))
+    mean = values.mean()
+    of_problems = 4 * ((values.mean(axis=0) - mean) ** 2).sum() / 29
+    of_seeds = 30 * ((values.mean(axis=1) - mean) ** 2).sum() / 3
+    rest = (((values - mean) ** 2).sum() - 29 * of_problems - 3 * of_seeds) / (29 * 3)
+    df = (of_problems + of_seeds) ** 2 / (of_problems**2 / 29 + of_seeds**2 / 3)
+    half = stats.t.ppf(0.975, df) * np.sqrt((of_problems + of_seeds - rest) / (4 * 30))
+    assert two_level(None, values) == pytest.approx((mean - half, mean + half))
+    alone = stats.t.interval(0.95, 29, values[0].mean(), stats.sem(values[0]))
+    assert two_level(None, values[:1]) == pytest.approx(alone), "one seed: over problems alone"
+    same = np.repeat(values[:1], 3, axis=0)
+    assert two_level(same, same) == (0.0, 0.0), "problems are paired"
+    assert np.isnan(two_level(None, values[:, :1])).all()
+    with pytest.raises(ValueError, match=r"\(2, 3\) and \(2, 4\)"):
         two_level(np.zeros((2, 3)), np.zeros((2, 4)))
 
 
@@ -80,6 +103,20 @@ def test_the_permutation_test_is_exact_where_it_can_be_enumerated():
     means = [np.mean(gaps * np.array(signs)) for signs in itertools.product((1, -1), repeat=6)]
     p = min(1.0, 2 * np.mean(np.array(means) >= gaps.mean() - 1e-12))
     assert paired(a, b).difference.p == pytest.approx(p)
+
+
+@pytest.mark.parametrize("problems", [12, 60, 800])
+def test_the_paired_interval_and_test_are_scipys(problems):
+    rng = np.random.default_rng(4)
+    a, b = rng.binomial(8, 0.4, (1, problems)) / 8, rng.binomial(8, 0.45, (1, problems)) / 8
+    found = paired(a, b, draws=9_999).difference
+    gaps, options = (b - a)[0], {"n_resamples": 9_999, "rng": np.random.default_rng(0), "batch": 500}
+    interval = stats.bootstrap((gaps,), np.mean, method="percentile" if problems > 100 else "BCa", **options)
+    spread = np.ptp(interval.confidence_interval)
+    assert (found.low, found.high) == pytest.approx(tuple(interval.confidence_interval), abs=0.04 * spread)
+    options["n_resamples"] = np.inf if problems == 12 else 9_999
+    test = stats.permutation_test((gaps,), np.mean, permutation_type="samples", **options)
+    assert found.p == pytest.approx(test.pvalue, abs=1e-9 if problems == 12 else 0.02)
 
 
 def test_pairs_count_every_problem_once():

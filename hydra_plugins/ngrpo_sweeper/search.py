@@ -201,8 +201,7 @@ class SearchSweeper(GridSweeper):
         states = [trial.state.name for trial in trials]
         failed = sum("reason" in trial.user_attrs for trial in trials)
         done, pruned = states.count("COMPLETE"), states.count("PRUNED")
-        if done:
-            write(study, folder, self.settings)
+        write(study, folder, self.settings)
         print(
             f"{done} trials complete, {pruned} pruned, {failed} failed, {states.count('RUNNING')} running elsewhere: {folder}"
         )

@@ -16,7 +16,7 @@ SHOWN = 10  # best trials in the summary
 
 
 def write(study: optuna.Study, folder: Path, settings: Mapping[str, Any]) -> None:
-    """All files of the summary; pictures for a single objective only."""
+    """All files of the summary; only trials.csv where no trial is complete, pictures for a single objective only."""
     names = list(settings["objectives"])
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
@@ -26,6 +26,8 @@ def write(study: optuna.Study, folder: Path, settings: Mapping[str, Any]) -> Non
         writer = csv.writer(file)
         writer.writerow(["number", "state", *keys, *names, "spread", "seconds", "reason"])
         writer.writerows(_row(trial, keys, names) for trial in trials)
+    if not complete:
+        return
     importances = _importances(study, complete) if len(names) == 1 else {}
     (folder / "sweep_summary.md").write_text(_markdown(study, complete, keys, names, importances), "utf-8")
     if len(names) == 1:

@@ -72,10 +72,13 @@ class GridSweeper(Sweeper):
         """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
         arguments = self.with_presets(arguments)
         jobs = self.jobs(arguments)
-        record = jobs[0].directory.parent / "sweeps" / f"{digest(arguments)}.json"
+        records = [
+            place / "sweeps" / f"{digest(arguments)}.json" for place in {job.directory.parent: 0 for job in jobs}
+        ]
         waiting = [job for job in jobs if job.status == "waiting"]
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
+        _write(records, arguments, jobs)
         for batch in self._batches(waiting):
             for job in batch:
                 print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
@@ -83,12 +86,12 @@ class GridSweeper(Sweeper):
             for job, result in zip(batch, found, strict=True):
                 _judge(job, result)
             returns += found
-            _write(record, arguments, jobs)
+            _write(records, arguments, jobs)
         counts = {status: sum(job.status == status for job in jobs) for status in (*DONE, *NOT_DONE)}
         print(", ".join(f"{count} {status}" for status, count in counts.items()))
         if counts["failed"] or counts["refused"] == len(jobs):
             raise SweepFailed(
-                f"{counts['failed']} of {len(jobs)} runs failed, {counts['refused']} were refused: {record}"
+                f"{counts['failed']} of {len(jobs)} runs failed, {counts['refused']} were refused: {records[0]}"
             )
         return returns
 
@@ -205,9 +208,11 @@ def digest(arguments: Sequence[str]) -> str:
     return blake2b("\x1f".join(sorted(arguments)).encode(), digest_size=4).hexdigest()
 
 
-def _write(path: Path, arguments: Sequence[str], jobs: Sequence[Job]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(paths: Sequence[Path], arguments: Sequence[str], jobs: Sequence[Job]) -> None:
+    """The same record in every directory that has runs of the sweep, so that none of its jobs is missing there."""
     rows = [{**asdict(job), "directory": str(job.directory)} for job in jobs]
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"arguments": list(arguments), "runs": rows}, indent=1), "utf-8")
-    partial.replace(path)
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".part")
+        partial.write_text(json.dumps({"arguments": list(arguments), "runs": rows}, indent=1), "utf-8")
+        partial.replace(path)
