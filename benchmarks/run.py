@@ -27,9 +27,13 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import generation
+import growth
 import memory
+import models
+import roofline
 import step
 import strategies
+import where
 
 from ngrpo.provenance import git_commit, hardware, package_versions
 
@@ -39,6 +43,9 @@ PARTS: dict[str, ModuleType] = {
     "generation": generation,
     "strategies": strategies,
     "memory": memory,
+    "growth": growth,
+    "profile": where,
+    "roofline": roofline,
 }
 
 
@@ -49,8 +56,11 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--repeats", type=int, help="pairs of timings per comparison (default: 9, with --quick 2)")
     parser.add_argument("--limit", type=int, help="max_new_tokens (default: 96, with --quick 32)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for generation and strategies")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default) or cuda, for generation, strategies, growth, roofline"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights there")
+    parser.add_argument("--model", choices=models.NAMES, help="the larger one (default: 50m; roofline on a GPU: 1.5b)")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; not a measurement")
     parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results; with --quick nowhere)")
     arguments = parser.parse_args()
@@ -101,9 +111,7 @@ def summarise(folder: Path) -> Path:
 def main() -> None:
     """Measure, print, write, one part after the other."""
     arguments, console, say = parse(), Console(), Console(stderr=True).print
-    options = Options(
-        arguments.threads, arguments.repeats, arguments.limit, arguments.quick, arguments.device, arguments.dtype
-    )
+    options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
     for part in arguments.part:
