@@ -13,7 +13,7 @@ from options import Options
 from reporting import SPREAD, Table, figures, rate
 
 TITLE = "Generation"
-LARGE_LIMIT = 64  # tokens of an answer of the 50 M-parameter model, whose decode step takes a tenth of a second
+LARGE_LIMIT = 32  # tokens of an answer of the 50 M-parameter model, whose decode step takes a tenth of a second
 
 
 def measure(options: Options) -> list[dict[str, Any]]:

@@ -47,12 +47,13 @@ PARTS: dict[str, ModuleType] = {
     "profile": where,
     "roofline": roofline,
 }
+BY_DEFAULT = [part for part in PARTS if part != "roofline"]  # which is for a GPU
 
 
 def parse() -> argparse.Namespace:
     """Options; --quick only shows that everything runs, so it writes nothing unless told where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=BY_DEFAULT, help="default: all but roofline")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--repeats", type=int, help="pairs of timings per comparison (default: 9, with --quick 2)")
     parser.add_argument("--limit", type=int, help="max_new_tokens (default: 96, with --quick 32)")
