@@ -7,6 +7,7 @@ at once, so an interrupted run is continued by naming the parts that are missing
 """
 
 import argparse
+import gc
 import json
 import os
 import shlex
@@ -115,6 +116,7 @@ def main() -> None:
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
+    gc.freeze()  # collecting before every timing otherwise takes longer than what is timed: libraries have many objects
     for part in arguments.part:
         say(f"{part} ...")
         context, measured = measure(part, options)
