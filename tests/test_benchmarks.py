@@ -47,6 +47,20 @@ def test_rows_end_where_they_are_told_to(nano):
     assert torch.equal(nano.theirs(workload, lengths)(), lengths)
 
 
+def test_trl_finds_stops_where_rows_are_told_to_end():
+    pytest.importorskip("trl")
+    import step_trl
+
+    model, lengths, stop = models.stock("nano", "sdpa"), [3, 8, 5, 8, 2], 1
+    step_trl.end_at(model, lengths)
+    prompts = torch.full((5, 4), 7)
+    made = model.generate(
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=9, do_sample=False,
+        pad_token_id=stop, eos_token_id=stop,
+    )[:, 4:].tolist()  # fmt: skip
+    assert [row.index(stop) + 1 if stop in row else len(row) for row in made] == lengths
+
+
 def test_every_strategy_runs_to_the_limit_where_nothing_stops(nano):
     workload = arms.equal(6, prompts=2, group=2)
     for name in arms.STRATEGIES:
