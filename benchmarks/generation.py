@@ -13,7 +13,7 @@ from options import Options
 from reporting import SPREAD, Table, figures, rate
 
 TITLE = "Generation"
-LARGE_LIMIT = 64  # tokens of an answer of the 50 M-parameter model, whose decode step takes a tenth of a second
+LARGE_LIMIT = 32  # tokens of an answer of the 50 M-parameter model, whose decode step takes a tenth of a second
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
@@ -22,7 +22,8 @@ def measure(options: Options) -> list[dict[str, Any]]:
     limit, repeats = options.limit, options.repeats
     workloads = (natural(limit), equal(limit), equal(limit, prompts=256, group=1))
     rows = [_of("tiny", small, workload, repeats) for workload in workloads]
-    name, limit = ("nano", 8) if options.quick else ("50m", LARGE_LIMIT)
+    name = "nano" if options.quick else options.model or "50m"
+    limit = 8 if options.quick else LARGE_LIMIT if options.device == "cpu" else options.limit
     large = Bench.load(name, options.device, options.precision)
     workloads = (imposed(natural(limit, 8)), equal(limit, 8), equal(limit, 64, group=1))
     return rows + [_of(name, large, workload, max(2, repeats // 2)) for workload in workloads]

@@ -15,6 +15,7 @@ class Options:
     quick: bool
     device: str
     dtype: str
+    model: str | None = None  # the larger of the two that are measured; None: the part chooses
 
     @property
     def precision(self) -> torch.dtype:

@@ -7,6 +7,7 @@ at once, so an interrupted run is continued by naming the parts that are missing
 """
 
 import argparse
+import gc
 import json
 import os
 import shlex
@@ -27,9 +28,13 @@ from transformers.utils import logging as transformers_logging
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import generation
+import growth
 import memory
+import models
+import roofline
 import step
 import strategies
+import where
 
 from ngrpo.provenance import git_commit, hardware, package_versions
 
@@ -39,18 +44,25 @@ PARTS: dict[str, ModuleType] = {
     "generation": generation,
     "strategies": strategies,
     "memory": memory,
+    "growth": growth,
+    "profile": where,
+    "roofline": roofline,
 }
+BY_DEFAULT = [part for part in PARTS if part != "roofline"]  # which is for a GPU
 
 
 def parse() -> argparse.Namespace:
     """Options; --quick only shows that everything runs, so it writes nothing unless told where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=list(PARTS), help="default: all")
+    parser.add_argument("--part", nargs="+", choices=PARTS, default=BY_DEFAULT, help="default: all but roofline")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--repeats", type=int, help="pairs of timings per comparison (default: 9, with --quick 2)")
     parser.add_argument("--limit", type=int, help="max_new_tokens (default: 96, with --quick 32)")
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda, for generation and strategies")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu (default) or cuda, for generation, strategies, growth, roofline"
+    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the weights there")
+    parser.add_argument("--model", choices=models.NAMES, help="the larger one (default: 50m; roofline on a GPU: 1.5b)")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes; not a measurement")
     parser.add_argument("--out", type=Path, help="where to write (default: benchmarks/results; with --quick nowhere)")
     arguments = parser.parse_args()
@@ -101,11 +113,10 @@ def summarise(folder: Path) -> Path:
 def main() -> None:
     """Measure, print, write, one part after the other."""
     arguments, console, say = parse(), Console(), Console(stderr=True).print
-    options = Options(
-        arguments.threads, arguments.repeats, arguments.limit, arguments.quick, arguments.device, arguments.dtype
-    )
+    options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
+    gc.freeze()  # collecting before every timing otherwise takes longer than what is timed: libraries have many objects
     for part in arguments.part:
         say(f"{part} ...")
         context, measured = measure(part, options)

@@ -96,11 +96,15 @@ def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
 
 
 def end_at(model: Any, lengths: list[int]) -> None:
-    """Rows of every `generate` end after so many tokens: one less than told, and a stop, which is also the padding."""
-    whole, wanted = model.generate, torch.tensor(lengths)
+    """Rows of every `generate` end after so many tokens, two at least: one less than told, and a stop, which is also the padding.
+
+    The longest rows end the loop, so no padding follows them: they have their last token of their own.
+    """
+    whole, told = model.generate, torch.tensor(lengths)
+    wanted = told - (told < told.max()).long()
 
     def generate(**inputs: Any) -> Any:
-        stop = Lengths(wanted - 1, inputs["input_ids"].shape[1])
+        stop = Lengths(wanted, inputs["input_ids"].shape[1])
         return whole(**inputs, stopping_criteria=StoppingCriteriaList([stop]))
 
     model.generate = generate

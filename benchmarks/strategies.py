@@ -21,7 +21,8 @@ from ngrpo.models import causal
 
 TITLE = "What exploration and evaluation cost"
 TOKENS = 48  # of an answer: a call takes a second, so that its neighbours see the same machine
-ROUNDS = 3  # per repeat
+LARGE_TOKENS = 24  # the same with the larger model
+ROUNDS = 2  # per repeat
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
@@ -29,9 +30,9 @@ def measure(options: Options) -> list[dict[str, Any]]:
     limit, repeats = min(TOKENS, options.limit), options.repeats if options.quick else ROUNDS * options.repeats
     bench = Bench.load(device=options.device, dtype=options.precision, peer=False)
     rows = _of("tiny", bench, equal(limit), repeats)
-    name, limit = ("nano", 4) if options.quick else ("50m", 24)
+    name, limit = ("nano", 4) if options.quick else (options.model or "50m", LARGE_TOKENS)
     large = Bench.load(name, options.device, options.precision, peer=False)
-    rows += _of(name, large, equal(limit, 8), max(2, repeats // 4))
+    rows += _of(name, large, equal(limit, 8), max(2, repeats // 3))
     return [*rows, _evaluation(bench, options, repeats)]
 
 

@@ -1,0 +1,44 @@
+"""Pictures that survive a black-and-white printer: dark lines told apart by marker and dash. It knows no numbers' meaning."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt
+
+STYLES = (("#000000", "o", "-"), ("#b04a00", "s", "--"), ("#2a62a8", "^", ":"))  # of three distinct shades of grey
+SIZE, DPI = (4.6, 3.1), 130
+
+
+def curve(
+    target: Path,
+    axis: str,
+    unit: str,
+    at: Sequence[float],
+    lines: Sequence[tuple[str, Sequence[float], Sequence[float], Sequence[float]]],
+) -> None:
+    """Log-log lines of medians with bars from the lowest to the highest, one per (name, median, lowest, highest)."""
+    figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
+    for (name, middle, low, high), (colour, marker, dash) in zip(lines, STYLES, strict=False):
+        bars = [[m - v for m, v in zip(middle, low, strict=True)], [v - m for m, v in zip(middle, high, strict=True)]]
+        axes.errorbar(at, middle, yerr=bars, label=name, color=colour, marker=marker, linestyle=dash, capsize=2.5)
+    axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
+    axes.set_xticks(at, [f"{value:,}" for value in at])
+    axes.minorticks_off()
+    lowest, highest = min(min(line[2]) for line in lines), max(max(line[3]) for line in lines)
+    axes.set_ylim(lowest / 1.3, highest * 1.3)
+    ticks = _ticks(lowest / 1.3, highest * 1.3)
+    axes.set_yticks(ticks, [f"{value:,g}" for value in ticks])
+    axes.grid(visible=True, color="#cccccc", linewidth=0.5)
+    axes.legend(frameon=False)
+    figure.savefig(target, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """1, 2, 5 times powers of ten within a range."""
+    steps = [base * 10.0**power for power in range(-6, 12) for base in (1, 2, 5)]
+    return [step for step in steps if low <= step <= high]
