@@ -96,7 +96,7 @@ def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
 
 
 def end_at(model: Any, lengths: list[int]) -> None:
-    """Rows of every `generate` end after so many tokens, two at least: one less than told, and a stop, which is also the padding.
+    """Rows of every `generate` end after so many tokens (at least two): one less, and a stop, which is also the padding.
 
     The longest rows end the loop, so no padding follows them: they have their last token of their own.
     """
