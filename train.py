@@ -57,7 +57,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     interrupts = Interrupts()
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     seed_everything(config.seed, verbose=False)
-    task = command_line.build(config.task)
+    task = build_task(config)
     sampler = build_sampler(config, config.exploration, task)
     task = fitting(sampler, task)
     recorder = build_recorder(config, directory, run, sampler, task, interrupts)
@@ -127,6 +127,15 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+def build_task(config: DictConfig) -> Any:
+    """What is trained on, with the rewards that are added to its own."""
+    from ngrpo.tasks.rewards import Rewarded
+
+    functions = {name: command_line.build(node, partial=True) for name, node in config.reward.items()}
+    task = command_line.build(config.task)
+    return Rewarded(task, functions) if functions else task
 
 
 def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> Any:
