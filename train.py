@@ -178,7 +178,9 @@ def build_recorder(
         run=run,
         directory=directory,
         labels={"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")},
-        evaluation=Evaluation(benchmarks, **{key: config.evaluation[key] for key in SIZES}),
+        evaluation=Evaluation(
+            benchmarks, **{key: config.evaluation[key] for key in SIZES}, max_errors=config.grading.max_errors
+        ),
         evaluator=evaluator,
         steps=config.steps,
         eval_every=config.eval_every,

@@ -67,7 +67,7 @@ def prepare() -> None:
     logging.disable(logging.CRITICAL)
     latex2sympy2.PSParser = TwoStageParser
     latex2sympy2.Number = number
-    latex2sympy2._Latex2Sympy.parse_number = lambda _, text: number(text)
+    setattr(latex2sympy2._Latex2Sympy, "parse_number", lambda _, text: number(text))  # noqa: B010 - its type is narrower
     for formula in WARM:
         compare(formula, f"{formula}+1")
     gc.freeze()  # what is there by now stays: collections need not walk it, and forks go on sharing it
@@ -128,7 +128,7 @@ def differ(one: Expr, other: Expr) -> bool:
     if isinstance(one, Symbol) or isinstance(other, Symbol):
         return False
     names = sorted(one.free_symbols | other.free_symbols, key=str)
-    point = {name: Float(1 + (place + 1) * 0.6180339887498949 % 1) for place, name in enumerate(names)}
+    point: dict[Any, Any] = {name: Float(1 + (place + 1) * 0.6180339887498949 % 1) for place, name in enumerate(names)}
     try:
         left, right = (complex(formula.evalf(15, subs=point)) for formula in (one, other))
     except (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError):

@@ -108,7 +108,7 @@ class Workers:
             self._requests, theirs = socket.socketpair()
             command = [sys.executable, "-I", str(WORKER), str(self.seconds * PATIENCE + 0.1)]
             silent = subprocess.DEVNULL
-            self._nursery = subprocess.Popen(command, stdin=theirs, stdout=silent, stderr=silent)
+            self._nursery = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
             theirs.close()
         (tasks, our_tasks), (our_answers, answers) = os.pipe(), os.pipe()
         with suppress(OSError):  # the nursery has just died: so will the process, for want of pipes
