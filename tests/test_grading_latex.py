@@ -67,9 +67,54 @@ def test_right_answers_in_other_words_are_correct_in_any_order_and_number_of_pro
     assert [v.outcome for v in again] == [verdicts[i] for i in order]
 
 
+@pytest.mark.parametrize(
+    ("gold", "answer", "same"),
+    [
+        ("x^3-3x^2+2", "2+x^3-3x^2", True),
+        ("98", "\\frac{2\\left(98\\right)}{2}", True),
+        ("100", "2(98)", False),
+        ("73^\\circ", "{73^{\\circ}}", True),
+        ("x = 2", "{x = 2}", True),
+        ("2007 + \\frac\\pi 2", "\\frac{\\pi}{2}+2007", True),
+        ("e^{-x^2}", "\\frac{1}{e^{x^2}}", True),
+        ("5", "5 cm", True),
+        ("2s", "2", False),
+        ("a + b + c", "a + b + d", False),
+        ("a + b + c", "c + a + b", True),
+        ("\\begin{pmatrix} 7 \\\\ 5 \\end{pmatrix}", "\\begin{pmatrix} 7 & 5 \\end{pmatrix}", False),
+        ("\\begin{pmatrix} 7 \\\\ 5 \\end{pmatrix}", "\\begin{pmatrix}7\\\\\\frac{10}{2}\\end{pmatrix}", True),
+        ("(1,2)", "3", False),
+        ("\\frac{\\sqrt{2}}{3}", "0.471404520791", False),
+    ],
+)
+def test_what_is_equal_as_a_formula_and_nothing_else(grader, gold, answer, same):
+    (verdict,) = grader.grade([boxed(answer)], [gold])
+    assert (verdict.outcome == "correct") == same, verdict
+
+
+def test_no_text_is_run_as_python(monkeypatch):
+    from ngrpo.grading import latex_worker
+
+    def refuse(*_):
+        raise AssertionError("a text was handed to Python")
+
+    latex_worker.prepare()
+    latex_worker.read.cache_clear()
+    monkeypatch.setattr("sympy.parsing.sympy_parser.eval_expr", refuse)
+    monkeypatch.setattr("sympy.parsing.sympy_parser.parse_expr", refuse)
+    for gold, answer in (
+        ("\\frac{3}{4}x+0.5", "0.5+\\frac{6x}{8}+0"),
+        ("12\\sqrt{2}", "\\sqrt{288}"),
+        ("(1, 2.5)", "(1, 5/2)"),
+    ):
+        assert latex_worker.compare(gold, answer) == "correct"
+    assert latex_worker.compare("x+5", "__import__(5)") != "correct"
+
+
 def comparers() -> list[psutil.Process]:
     """All processes that compare formulas and the one that makes them, which is the last."""
-    found = [p for p in psutil.Process().children() if "latex_worker" in " ".join(p.cmdline())]
+    alive = [p for p in psutil.Process().children() if p.status() != psutil.STATUS_ZOMBIE]
+    found = [p for p in alive if "latex_worker" in " ".join(p.cmdline())]
     return [*(child for nursery in found for child in nursery.children()), *found]
 
 
