@@ -66,7 +66,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     sampler = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
     benchmarks = {name: fitting(sampler, benchmark) for name, benchmark in benchmarks.items()}
     note_left_out(run, benchmarks)
-    evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch)
+    evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch, max_errors=config.grading.max_errors)
     labels = {"run": run.path.name, "seed": config.seed, "step": step, "algorithm": "none"}
     labels |= command_line.choices("exploration")
     progress = Progress(step)
@@ -79,7 +79,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     progress.bars.start()
     try:
         progress.evaluation(step, evaluation.batches())
-        for name, entry in evaluation.run(sampler, run.path, labels, advance).items():
+        for name, entry in evaluation.run(sampler, run.path, labels, advance):
             run.record_result(name, step, entry)
     finally:
         progress.stop()

@@ -57,7 +57,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     interrupts = Interrupts()
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     seed_everything(config.seed, verbose=False)
-    task = command_line.build(config.task)
+    task = build_task(config)
     sampler = build_sampler(config, config.exploration, task)
     task = fitting(sampler, task)
     recorder = build_recorder(config, directory, run, sampler, task, interrupts)
@@ -129,6 +129,15 @@ def quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
+def build_task(config: DictConfig) -> Any:
+    """What is trained on, with the rewards that are added to its own."""
+    from ngrpo.tasks.rewards import Rewarded
+
+    functions = {name: command_line.build(node, partial=True) for name, node in config.reward.items()}
+    task = command_line.build(config.task)
+    return Rewarded(task, functions) if functions else task
+
+
 def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> Any:
     """The policy with its algorithm, and the reference and critic where that wants them."""
     from ngrpo.collect import Training
@@ -169,7 +178,9 @@ def build_recorder(
         run=run,
         directory=directory,
         labels={"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")},
-        evaluation=Evaluation(benchmarks, **{key: config.evaluation[key] for key in SIZES}),
+        evaluation=Evaluation(
+            benchmarks, **{key: config.evaluation[key] for key in SIZES}, max_errors=config.grading.max_errors
+        ),
         evaluator=evaluator,
         steps=config.steps,
         eval_every=config.eval_every,

@@ -22,7 +22,13 @@ from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel, encode
 from ngrpo.models.prompting import PLAIN, Prompting
 from ngrpo.rollouts import Rollouts, join_rollouts
-from ngrpo.tasks.base import OUTCOMES, Problem, Score, Subset, Task
+from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Subset, Task
+
+
+class Ungraded(RuntimeError):
+    """More answers have no verdict than may: they would count as wrong, and the score would be too low."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -243,14 +249,45 @@ def results_of(target: Path) -> dict[str, Any]:
     return entry | ({"same_thinking": same} if n > 1 and same else {})
 
 
+def ungraded(target: Path) -> dict[str, float]:
+    """The share of each outcome that is no verdict, in a file of benchmark samples."""
+    outcomes = pyarrow.parquet.read_table(target, columns=["outcome"])["outcome"].to_pylist()
+    return {name: outcomes.count(name) / len(outcomes) for name in UNGRADED}
+
+
+def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> None:
+    """Raises Ungraded where the shares of answers without a verdict, by outcome, add up to more than `limit`."""
+    shares = {name: shares[name] for name in UNGRADED}
+    if sum(shares.values()) > limit:
+        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+        fix = "the same command tries again, a higher grading.max_errors lets them count as wrong"
+        raise Ungraded(f"{where}: too many answers without a verdict ({told}), at most {100 * limit:g} % may be; {fix}")
+
+
+def grade_again(target: Path, task: Task) -> None:
+    """Another try for the answers of a file of benchmark samples that have no verdict; the others stay as they are."""
+    rows = pyarrow.parquet.read_table(target).to_pylist()
+    open_ones = [row for row in rows if row["outcome"] in UNGRADED]
+    problems = {problem.id: problem for problem in task.problems}
+    scores = task.score([problems[row["problem_id"]] for row in open_ones], [row["completion"] for row in open_ones])
+    for row, score in zip(open_ones, scores, strict=True):
+        row |= {"outcome": score.outcome, "reward": float(score.reward)}
+        row |= {"extracted": score.extracted, "solution_path": score.solution_path}
+    records.write_samples(rows, target)
+
+
 @dataclass(frozen=True)
 class Evaluation:
-    """Benchmarks with the settings under which they are sampled: one method runs them all."""
+    """Benchmarks with the settings under which they are sampled: one method runs them all.
+
+    max_errors: the share of a benchmark's answers that may have no verdict.
+    """
 
     benchmarks: Mapping[str, Task]
     n: int
     rows_per_batch: int
     problems: int | None = None
+    max_errors: float = 1.0
 
     def plan(self, name: str) -> list[tuple[int, int]]:
         """The batch plan of one benchmark."""
@@ -270,8 +307,12 @@ class Evaluation:
         advance: Callable[[str, int], None],
         ranks: tuple[int, int] = (0, 1),
         barrier: Callable[[], object] = lambda: None,
-    ) -> dict[str, dict[str, Any]]:
-        """Benchmark -> entry of results.json. `advance(benchmark, tokens)` is called after every batch."""
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch.
+
+        Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
+        not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        """
         targets = {name: records.eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}
@@ -281,5 +322,12 @@ class Evaluation:
         if ranks[0] == 0:
             for name, target in targets.items():
                 merge(target, self.plan(name))
+                if sum(ungraded(target).values()) > self.max_errors:
+                    grade_again(target, self.benchmarks[name])
         barrier()
-        return {name: results_of(target) for name, target in targets.items()}
+        shares = {name: ungraded(target) for name, target in targets.items()}
+        for name, target in targets.items():
+            if sum(shares[name].values()) <= self.max_errors:
+                yield name, results_of(target)
+        for name in targets:
+            refuse_ungraded(f"{name} at RL step {labels['step']}", shares[name], self.max_errors)

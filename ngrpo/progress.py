@@ -15,6 +15,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ngrpo import passk, records
+from ngrpo.tasks.base import UNGRADED
 
 WIDTH = 120  # characters of a table that goes to a file
 LINES = 10  # progress lines of a run whose output is not a terminal
@@ -73,6 +74,11 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], direct
         console = Console(width=WIDTH)
     console.print(passk_table(results, directory))
     for name, steps in results.items():
+        for step, entry in steps.items():
+            shares = {outcome: entry["outcomes"][outcome] for outcome in UNGRADED if entry["outcomes"][outcome]}
+            if shares:
+                told = ", ".join(f"{outcome} {share:.1%}" for outcome, share in shares.items())
+                print(f"{name} at {step}: answers without a verdict count as wrong ({told})")
         share = steps[max(steps, key=int)].get("same_thinking")
         if share:
             print(

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from ngrpo import checkpoints, files, mechanism, records
-from ngrpo.evaluate import Evaluation, Sampler, sample_rows, solved
+from ngrpo.evaluate import Evaluation, Sampler, refuse_ungraded, sample_rows, solved
 from ngrpo.exploration.base import Exploration
 from ngrpo.measures import consumed
 from ngrpo.progress import Progress
@@ -113,8 +113,15 @@ class Recorder:
         tokens = sum(row["n_tokens"] for row in rows)
         seconds = sum(outcome.seconds.values())
         self.progress.step(outcome.step, metrics["reward"], tokens / seconds)
-        if not self.run:
-            return
+        if self.run:
+            self._write(policy, outcome, rows, metrics)
+        # Before any checkpoint of this step: its update took answers without a verdict for wrong.
+        refuse_ungraded(f"RL step {outcome.step}", metrics, self.evaluation.max_errors)
+
+    def _write(self, policy: "Policy", outcome: "Outcome", rows: list[dict[str, Any]], metrics: dict) -> None:
+        assert self.run is not None
+        tokens = sum(row["n_tokens"] for row in rows)
+        seconds = sum(outcome.seconds.values())
         self.run.append_row("metrics", {"step": outcome.step, **metrics})
         for logger in policy.loggers:
             logger.log_metrics(metrics, step=outcome.step)
@@ -162,11 +169,10 @@ class Recorder:
         self.progress.evaluation(step, self.evaluation.batches())
         labels = {**self.labels, "step": step}
         barrier = distributed.barrier if policy.world_size > 1 else lambda: None
-        results = self.evaluation.run(self.evaluator, self.directory, labels, advance, ranks, barrier)
-        self.progress.evaluated()
-        if self.run:
-            for name, entry in results.items():
+        for name, entry in self.evaluation.run(self.evaluator, self.directory, labels, advance, ranks, barrier):
+            if self.run:
                 self.run.record_result(name, step, entry)
+        self.progress.evaluated()
         if self.judge is not None and 0 < step < self.steps and policy.world_size == 1:
             self.judge(step, lambda benchmark: self._solved(benchmark, step))
 

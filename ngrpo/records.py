@@ -30,7 +30,7 @@ SAMPLE_TYPES = {
 }  # fmt: skip
 SAMPLE_COLUMNS = tuple(SAMPLE_TYPES)
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths", "grading"}
 PLACES = {"path", "directory"}  # of a data set: what it holds counts, by its version, and not where it lies
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy"}
 KEPT_HERE = {"status", "reason", "config_hash", "config", "data", "seed", "versions", "git_commit", "hardware",

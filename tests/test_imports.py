@@ -276,6 +276,9 @@ def test_only_known_libraries_are_imported(name):
         "yaml",
         "psutil",
         "math_verify",
+        "latex2sympy2_extended",  # this and the next two come with math_verify
+        "antlr4",
+        "sympy",
         "peft",
         "huggingface_hub",
         "datasets",

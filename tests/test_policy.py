@@ -112,8 +112,8 @@ def test_micro_batches_do_not_change_the_gradient(name, aggregation):
     whole, split = (
         fit(make(STRATEGIES[name](), aggregation=aggregation, micro_batch_rows=rows)).gradients[0] for rows in (16, 3)
     )
-    assert whole.norm() > 0
-    torch.testing.assert_close(split, whole, rtol=1e-9, atol=1e-12 * float(whole.abs().max()))
+    # Not closer: a prompt is read once for those of its rows that are together, and the stock norms round to float32.
+    assert 0 < (split - whole).norm() < 1e-7 * whole.norm()
 
 
 def test_the_gradient_is_that_of_the_formula():

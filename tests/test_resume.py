@@ -15,6 +15,7 @@ SMALL = [
     "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "evaluation.n=2", "evaluation.problems=4",
     "evaluation.rows_per_batch=4", "max_new_tokens=40", "exploration.refresh_every=2", "learning_rate=1e-3",
 ]  # fmt: skip
+ADAPTERS = ["model.lora.r=4", "model.lora.alpha=8", "algorithm.kl.coefficient=0.01"]
 RESULTS = ("metrics.csv", "results.json", "hf/model.safetensors")
 
 
@@ -119,3 +120,28 @@ def test_another_run_in_the_same_directory_is_refused(uninterrupted):
     log, place = directory.with_suffix(".log"), f"hydra.run.dir={directory}"
     text = warm.finish("train.py", log, *SMALL[:-1], "learning_rate=1e-4", place, status=1)
     assert "learning_rate=0.001 there, 0.0001 here" in text and "Traceback" not in text
+
+
+@pytest.fixture(scope="module")
+def adapters_uninterrupted(tmp_path_factory):
+    pytest.importorskip("peft", reason="adapters need peft")
+    directory = tmp_path_factory.mktemp("adapters") / "whole"
+    finish(directory, *ADAPTERS)
+    return directory
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_adapters_that_are_killed_or_stopped_end_as_if_nothing_had_been(adapters_uninterrupted, tmp_path, number):
+    """Only adapters and their optimiser's state are kept; the reference inside them and the KL must come back too."""
+    directory, adapter = tmp_path / "cut", "hf/adapter/adapter_model.safetensors"
+    process = start(directory, *ADAPTERS)
+    while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):
+        time.sleep(0.005)
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode in (143, -9) and not (directory / adapter).exists(), directory.with_suffix(
+        ".log"
+    ).read_text()
+    finish(directory, *ADAPTERS)
+    assert traces(directory) == traces(adapters_uninterrupted)
+    assert (directory / adapter).read_bytes() == (adapters_uninterrupted / adapter).read_bytes()

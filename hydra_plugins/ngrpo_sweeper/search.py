@@ -155,7 +155,7 @@ class SearchSweeper(GridSweeper):
         for job, result in zip(jobs, results, strict=True):
             if result.status != JobStatus.COMPLETED:
                 error = result._return_value
-                if hasattr(error, "exit_code"):
+                if getattr(error, "exit_code", 0) > 128:  # a signal, for which the shell has such codes
                     raise error
                 return None, " ".join(str(error).split()) or type(error).__name__
             try:

@@ -197,7 +197,7 @@ def _judge(job: Job, result: JobReturn) -> None:
         job.status = "finished"
         return
     error = result._return_value
-    if hasattr(error, "exit_code"):
+    if getattr(error, "exit_code", 0) > 128:  # a signal, for which the shell has such codes
         raise error
     job.status = "refused" if type(error).__name__ == "SettingsError" else "failed"
     job.error = " ".join(str(error).split())

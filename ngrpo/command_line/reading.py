@@ -4,6 +4,7 @@ It does not know how the configuration came about.
 """
 
 import functools
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from ngrpo.models import files
 from ngrpo.settings import SettingsError, targets
 
 
-def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
+def build(node: DictConfig | Mapping[str, Any], *, partial: bool = False, **kwargs: Any) -> Any:
     """The object that a node with a `_target_` describes; `kwargs` go to it as they are.
+
+    partial: not the object, but what makes it, also where the node does not say `_partial_`.
 
     Raises:
         SettingsError: a target, here or further inside, that is not on the list of what may be built.
@@ -33,7 +36,7 @@ def build(node: DictConfig | Mapping[str, Any], **kwargs: Any) -> Any:
         make = hydra.utils.instantiate({**content, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
         raise error.__cause__ or error from None
-    return functools.partial(make, **kwargs) if content.get("_partial_") else make(**kwargs)
+    return functools.partial(make, **kwargs) if partial or content.get("_partial_") else make(**kwargs)
 
 
 def run_path() -> Path:
@@ -54,7 +57,7 @@ def plain(node: DictConfig) -> dict[str, Any]:
 
 
 def data_versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Name -> version of the task, the benchmarks and the model, which are a part of what a run is."""
+    """Name -> version of the task, the benchmarks, the model and reward functions of the user's: a part of what a run is."""
     tasks = [config["task"]] if "task" in config else []
     built = [build(node) for node in (*tasks, *(config.get("benchmark") or {}).values())]
     trained = config.get("run")  # of evaluate.py
@@ -63,6 +66,9 @@ def data_versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     for task in built:  # two files of one name are two data sets
         known = versions.get(task.name, task.version)
         versions[task.name] = task.version if known == task.version else f"{known}+{task.version}"
+    for node in (config.get("reward") or {}).values():  # code of the user's own, which has no version
+        if targets.is_users(node["_target_"]) and (source := targets.source_file(node["_target_"])):
+            versions[str(node["_target_"])] = hashlib.sha256(source.read_bytes()).hexdigest()
     return versions | ({"model": weights} if weights else {})
 
 

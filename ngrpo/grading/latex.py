@@ -8,14 +8,13 @@ the problem.
 
 import re
 from collections.abc import Sequence
-from functools import cached_property
+from functools import lru_cache
 
 from ngrpo.grading import written
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.grading.exact import Verdict
 from ngrpo.grading.workers import SECONDS, Workers
 
-TOWER = re.compile(r"\^\{?[^{}\s]*\^|\^\{[^{}]*\^")  # a power in an exponent
 LARGE = re.compile(r"!\s*!|\)\s*!|\d{4,}\s*!|\^\{?-?\d{4,}|\\(?:sum|prod|int|lim)(?![a-zA-Z])|\d{1001}")
 BASE = re.compile(r"[\dA-Za-z]+_\{?\d+\}?")
 REMEMBERED = 100_000  # pairs
@@ -28,9 +27,10 @@ class Latex:
         self.count, self.seconds = workers, seconds
         self._known: dict[tuple[str, str], str] = {}
 
-    @cached_property
+    @property
     def workers(self) -> Workers:
-        return Workers(self.count, self.seconds)
+        """The processes, the same ones for all graders of these sizes."""
+        return _shared(self.count, self.seconds)
 
     def grade(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """Verdicts, one per pair, in order; it raises on no text."""
@@ -40,7 +40,7 @@ class Latex:
         settled = {pair: settle(*pair) for pair in asked}
         open_ones = [pair for pair, outcome in settled.items() if outcome is None]
         if open_ones:
-            formulas = [(written.spelt(gold), written.spelt(answer)) for gold, answer in open_ones]
+            formulas = [(written.formula(gold), written.formula(answer)) for gold, answer in open_ones]
             settled |= dict(zip(open_ones, self.workers.compare(formulas), strict=True))
         if len(self._known) > REMEMBERED:
             self._known.clear()
@@ -49,6 +49,11 @@ class Latex:
         return [
             Verdict(str(found[gold, box]) if box else "unparsed", box) for gold, box in zip(golds, boxes, strict=True)
         ]
+
+
+@lru_cache
+def _shared(count: int, seconds: float) -> Workers:
+    return Workers(count, seconds)
 
 
 def settle(gold: str, answer: str) -> str | None:
@@ -74,7 +79,7 @@ def settle(gold: str, answer: str) -> str | None:
             return "wrong"
     if written.RELATION.search(mine) and not written.RELATION.search(short):
         return "wrong"
-    if not want.isascii() or not have.isascii() or TOWER.search(mine) or LARGE.search(mine):
+    if not want.isascii() or not have.isascii() or written.tower(mine) or LARGE.search(mine):
         return "unparsed"
     return None
 

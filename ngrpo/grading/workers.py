@@ -1,37 +1,49 @@
 """Processes that compare formulas, each of which may be killed: one that overruns or dies costs its answer and no other.
 
-It does not know what is compared. Nothing here uses signals, so it may be called from any thread and after a fork.
+It does not know what is compared. Nothing here uses signals of this process, so it may be called from any thread and
+after a fork.
 """
 
 import atexit
 import json
 import os
 import select
+import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 WORKER = Path(__file__).with_name("latex_worker.py")
 SECONDS = 1.0  # of wall clock for one comparison
+PATIENCE = 1.8  # times that, where other programs kept the processor from it for half of it
 START = 60.0  # seconds in which a process must be ready
 IN_FLIGHT = 16_000  # bytes sent ahead to one process, so that writing never blocks on a full pipe
+DEATHS = 10  # processes that may die on one pair before it is the pair's fault: to crash so many takes a moment only
+
+
+class GraderFailed(RuntimeError):
+    """The processes that compare formulas cannot be started."""
 
 
 @dataclass
 class _Process:
-    """One process and the numbers of the pairs that it has not answered, in order."""
+    """One process, our ends of its pipes, and the numbers of the pairs that it has not answered, in order."""
 
-    popen: subprocess.Popen
+    tasks: int
+    answers: int
     waiting: deque[int] = field(default_factory=deque)
     buffer: bytes = b""
-    since: float = 0.0  # when it began with the first of them
-    ready: bool = False
+    pid: int = 0  # 0 until it is ready
+    dead: bool = False
+    since: float = field(default_factory=time.monotonic)  # when it began with the first of them
+    busy_since: float = 0.0  # its processor seconds at that time
 
 
 class Workers:
@@ -42,104 +54,158 @@ class Workers:
         self._lock = threading.Lock()
         self._owner = 0
         self._idle: list[_Process] = []
+        self._nursery: subprocess.Popen | None = None  # has imported everything and forks the others
+        self._requests: socket.socket | None = None
         atexit.register(self.close)
 
     def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """An outcome for each (gold, answer): what the process says, `timeout`, or `error` where it died on it twice."""
+        """An outcome for each (gold, answer): what the process says, `timeout`, or `error` where several died on it.
+
+        Raises GraderFailed where no process can be started.
+        """
         with self._lock:
             if self._owner != os.getpid():  # a fork has copies of our pipes, which are not its own
-                self._owner, self._idle = os.getpid(), []
-            return self._compare(pairs)
+                self._owner, self._idle, self._nursery, self._requests = os.getpid(), [], None, None
+            return _Batch(pairs, self).run()
+
+    def take(self) -> _Process:
+        """A process to work with, the spare where there is one; another one is on its way."""
+        while len(self._idle) < 2:
+            self._idle.append(self._start())
+        return self._idle.pop(0)
+
+    def give_back(self, processes: Sequence[_Process]) -> None:
+        """They are not needed for now."""
+        self._idle = [*processes, *self._idle]
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the processes that are ready and idle."""
+        return [process.pid for process in self._idle if process.pid]
 
     def close(self) -> None:
         """Ends all processes."""
         if self._owner == os.getpid():
             for process in self._idle:
-                _end(process)
+                end(process)
             self._idle = []
+            self._close_nursery()
 
-    def _compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        outcomes: list[str | None] = [None] * len(pairs)
-        todo, deaths = deque(range(len(pairs))), dict.fromkeys(range(len(pairs)), 0)
-        while len(self._idle) <= self.count:
-            self._idle.append(self._start())
-        at_work = [self._idle.pop(0) for _ in range(self.count)]
-        while any(outcome is None for outcome in outcomes):
-            for process in at_work:
-                self._feed(process, pairs, todo)
-            self._collect(at_work, outcomes)
-            for place, process in enumerate(at_work):
-                late = process.ready and process.waiting and time.monotonic() - process.since > self.seconds
-                if not (late or process.popen.poll() is not None):
-                    continue
-                self._read(process, outcomes)
-                overran = time.monotonic() - process.since >= self.seconds
-                _end(process)
-                if process.waiting and process.ready:
-                    first = process.waiting.popleft()
-                    deaths[first] += 1
-                    if overran or deaths[first] > 1:
-                        outcomes[first] = "timeout" if overran else "error"
-                    else:
-                        process.waiting.appendleft(first)
-                todo.extendleft(reversed(process.waiting))
-                at_work[place] = self._idle.pop(0)
-                self._idle.append(self._start())
-        self._idle = at_work + self._idle
-        return [str(outcome) for outcome in outcomes]
+    def _close_nursery(self) -> None:
+        if self._nursery is not None and self._requests is not None:
+            self._requests.close()
+            self._nursery.kill()
+            self._nursery.wait()
+        self._nursery = self._requests = None
 
     def _start(self) -> _Process:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHONSTARTUP")}
-        command = [sys.executable, "-I", str(WORKER), str(self.seconds + 0.5)]
-        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-        return _Process(subprocess.Popen(command, **pipes, env=environment, bufsize=0), since=time.monotonic())
+        """A process that will be ready in a moment, or found dead if its nursery is."""
+        if self._nursery is not None and self._nursery.poll() is not None:
+            if self._nursery.returncode > 0:  # nobody killed it: it would fail again
+                raise GraderFailed(f"the grader's process ends at once; {sys.executable} {WORKER} 1 says why")
+            self._close_nursery()
+        if self._nursery is None or self._requests is None:
+            self._requests, theirs = socket.socketpair()
+            command = [sys.executable, "-I", str(WORKER), str(self.seconds * PATIENCE + 0.1)]
+            silent = subprocess.DEVNULL
+            self._nursery = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
+            theirs.close()
+        (tasks, our_tasks), (our_answers, answers) = os.pipe(), os.pipe()
+        with suppress(OSError):  # the nursery has just died: so will the process, for want of pipes
+            socket.send_fds(self._requests, [b"+"], [tasks, answers])
+        os.close(tasks)
+        os.close(answers)
+        return _Process(our_tasks, our_answers)
 
-    def _feed(self, process: _Process, pairs: Sequence[tuple[str, str]], todo: deque[int]) -> None:
-        room = IN_FLIGHT - sum(map(_size, (pairs[i] for i in process.waiting)))
-        if not process.ready or process.popen.poll() is not None:
-            return
-        while todo and (room > 0 or not process.waiting):
-            number = todo.popleft()
-            room -= _size(pairs[number])
+
+class _Batch:
+    """Pairs on their way through the processes."""
+
+    def __init__(self, pairs: Sequence[tuple[str, str]], workers: Workers):
+        self.pairs, self.workers = pairs, workers
+        self.lines = [(json.dumps(pair) + "\n").encode() for pair in pairs]
+        self.outcomes: list[str | None] = [None] * len(pairs)
+        self.todo, self.deaths = deque(range(len(pairs))), [0] * len(pairs)
+
+    def run(self) -> list[str]:
+        """The outcomes, once all are there."""
+        at_work = [self.workers.take() for _ in range(self.workers.count)]
+        while any(process.waiting for process in at_work) or self.todo:
+            for process in at_work:
+                self._feed(process)
+            found, _, _ = select.select([process.answers for process in at_work], [], [], 0.02)
+            for place, process in enumerate(at_work):
+                if process.answers in found or self._late(process):
+                    self._read(process)
+                if process.dead or self._late(process):
+                    self._take_back(process)
+                    at_work[place] = self.workers.take()
+        self.workers.give_back(at_work)
+        return [str(outcome) for outcome in self.outcomes]
+
+    def _feed(self, process: _Process) -> None:
+        room = IN_FLIGHT - sum(len(self.lines[number]) for number in process.waiting)
+        while process.pid and self.todo and (room > 0 or not process.waiting):
+            number = self.todo.popleft()
+            room -= len(self.lines[number])
             if not process.waiting:
-                process.since = time.monotonic()
+                process.since, process.busy_since = time.monotonic(), processor_seconds(process.pid)
             process.waiting.append(number)
             try:
-                os.write(process.popen.stdin.fileno(), (json.dumps(pairs[number]) + "\n").encode())  # pyright: ignore
-            except OSError:  # it has just died: its pairs are taken back by whoever looks
+                os.write(process.tasks, self.lines[number])
+            except OSError:  # it died before it was asked
+                process.dead = True
+                self.todo.appendleft(process.waiting.pop())
                 return
 
-    def _collect(self, at_work: Sequence[_Process], outcomes: list[str | None]) -> None:
-        pipes: list[Any] = [process.popen.stdout for process in at_work]
-        found, _, _ = select.select(pipes, [], [], 0.02)
-        for process in at_work:
-            if process.popen.stdout in found:
-                self._read(process, outcomes)
-            elif not process.ready and time.monotonic() - process.since > START:
-                raise RuntimeError(f"the grader's process is not ready after {START:.0f} s: {sys.executable} {WORKER}")
-
-    def _read(self, process: _Process, outcomes: list[str | None]) -> None:
-        pipe: Any = process.popen.stdout
-        while select.select([pipe], [], [], 0)[0]:
-            content = os.read(pipe.fileno(), 65536)
+    def _read(self, process: _Process) -> None:
+        while select.select([process.answers], [], [], 0)[0]:
+            content = os.read(process.answers, 65536)
             if not content:
-                break
+                process.dead = True
+                return
             *lines, process.buffer = (process.buffer + content).split(b"\n")
             for line in lines:
-                if not process.ready:
-                    process.ready = True
-                elif process.waiting:
-                    outcomes[process.waiting.popleft()] = line.decode()
-                process.since = time.monotonic()
+                if not process.pid:
+                    process.pid = int(line)
+                else:
+                    self.outcomes[process.waiting.popleft()] = line.decode()
+            process.since, process.busy_since = time.monotonic(), processor_seconds(process.pid)
+
+    def _late(self, process: _Process) -> bool:
+        """Whether its comparison takes too long; one that hardly got a processor has a little longer."""
+        spent, limit = time.monotonic() - process.since, self.workers.seconds
+        if not process.pid and spent > START:
+            raise GraderFailed(f"the grader's process is not ready after {START:.0f} s: {sys.executable} {WORKER}")
+        if not process.pid or not process.waiting or spent < limit:
+            return False
+        idle = processor_seconds(process.pid) - process.busy_since < limit / 2  # false where the system does not tell
+        return not idle or spent > limit * PATIENCE
+
+    def _take_back(self, process: _Process) -> None:
+        """Ends it; the pair that it was at is a timeout if it overran, else asked again, as all after it are."""
+        if process.waiting:
+            first = process.waiting[0]
+            self.deaths[first] += 1
+            if not process.dead or self.deaths[first] >= DEATHS:
+                self.outcomes[process.waiting.popleft()] = "error" if process.dead else "timeout"
+        self.todo.extendleft(reversed(process.waiting))
+        end(process)
 
 
-def _size(pair: tuple[str, str]) -> int:
-    return 6 * (len(pair[0]) + len(pair[1])) + 16  # JSON may write a sign in six
+def processor_seconds(pid: int) -> float:
+    """What a process has spent on processors; infinity where the system does not tell, so that the wall clock decides."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return float("inf")
 
 
-def _end(process: _Process) -> None:
-    process.popen.kill()
-    process.popen.wait()
-    for pipe in (process.popen.stdin, process.popen.stdout):
-        if pipe:
-            pipe.close()
+def end(process: _Process) -> None:
+    """Kills it, unless it is dead, in which case its number may be another's by now."""
+    if process.pid and not process.dead:
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)
+    os.close(process.tasks)
+    os.close(process.answers)

@@ -17,6 +17,7 @@ ROOMS = {  # where the class of a node must come from; a task is even built befo
     "benchmark": "ngrpo.tasks.",
     "exploration": "ngrpo.exploration.",
     "evaluation.exploration": "ngrpo.exploration.",
+    "reward": "ngrpo.tasks.rewards.",
 }
 PARTS = {"grader": "ngrpo.grading."}  # of a task
 
@@ -76,12 +77,11 @@ def targets_allowed(seen: Composed) -> Iterator[str]:
         target, key = node["_target_"], f"{path}._target_"
         room = next((room for place, room in ROOMS.items() if path == place or path.startswith(f"{place}.")), "")
         room = PARTS.get(path.rpartition(".")[2], room) if room == "ngrpo.tasks." else room
-        refusal = targets.refusal(target)
-        if not refusal and not target.startswith(room):
-            refusal = f"must be found below {room[:-1]}"
+        refusal = _refusal(room, target)
         if refusal:
             seen.broken.update((key, path))
             fix = targets.nearest(target) if str(target).startswith(room) else None
+            fix = fix if fix != target else None
             usual = seen.usual.get(key)
             fix = fix or (usual if usual != target else None)
             yield f"{key}={printable(str(target))}: {refusal}; {f'{key}={fix}' if fix else 'leave it out'}"
@@ -91,11 +91,26 @@ def targets_allowed(seen: Composed) -> Iterator[str]:
                 yield line
 
 
+def _refusal(room: str, target: Any) -> str | None:
+    """Why `target` may not be used in a place whose classes come from `room`, as a phrase."""
+    refusal, users, rewards = targets.refusal(target), targets.is_users(str(target)), room == ROOMS["reward"]
+    if rewards and not users and not str(target).startswith(room):
+        return f"only functions of {room[:-1]} and of packages that NGRPO_REWARDS names (a variable of the shell) may be used"
+    if refusal:
+        return refusal
+    if users and not rewards:
+        return "may stand below reward only"
+    if not users and not target.startswith(room):
+        return f"must be found below {room[:-1]}"
+    return targets.reward_refusal(target) if rewards else None
+
+
 def _arguments(seen: Composed, path: str, node: Any) -> Iterator[str]:
     signature, name = targets.signature(node["_target_"]), node["_target_"].rpartition(".")[2]
     given = set(node) - targets.RESERVED
     for extra in sorted(given - set(signature.takes)) if signature.takes is not None else ():
         yield f"{seen.shown(f'{path}.{extra}')}: {name} takes {', '.join(signature.takes or ())}; ~{path}.{extra}"
+    given |= set(signature.takes[:3]) if path.startswith("reward.") and signature.takes else set()
     for lacking in [] if node.get("_partial_") else [need for need in signature.needs if need not in given]:
         yield f"{path}.{lacking}: is missing, {name} needs it; +{path}.{lacking}=<value>"
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-OUTCOMES = ("correct", "wrong", "unparsed", "timeout", "error")
+UNGRADED = ("timeout", "error")  # no verdict: the grader could not tell
+OUTCOMES = ("correct", "wrong", "unparsed", *UNGRADED)
 
 
 @dataclass(frozen=True)
