@@ -19,7 +19,7 @@ from ngrpo.engine import generate
 from ngrpo.exploration.base import Exploration
 from ngrpo.keys import row_keys
 from ngrpo.models import causal
-from ngrpo.replay import parts, replay_more
+from ngrpo.replay import parts, prompts_of, replay_more
 from ngrpo.rollouts import TOKEN, Rollouts, Step
 
 TITLE = "Share of what the device can do"
@@ -174,15 +174,19 @@ def training_flops(bench: Bench, rollouts: Rollouts, passes: int = 3) -> float:
     """Of forward and backward: 2 per pass, weight of the layers and token, 6 per weight of the head and answer token, and
     4 * width per pass, layer and pair of tokens that attend, half of them since attention is causal.
 
-    passes: forward 1, backward 2, and 1 where layers are computed again. Prompts count once per row, as if nothing were
-    shared, so that a pass that shares them shows a larger share.
+    passes: forward 1, backward 2, and 1 where layers are computed again. Tokens are those that are read: a prompt once for
+    neighbouring rows that share it, and no row's last token.
     """
     config = bench.model.model.config
     head = config.vocab_size * config.hidden_size
     layers = sum(p.numel() for p in bench.model.parameters()) - head
-    lengths = (rollouts.lengths + rollouts.prompt_mask.sum(dim=1)).double()
-    attention = 4 * passes * config.num_hidden_layers * config.hidden_size * lengths.square().sum().item() / 2
-    return 2 * passes * layers * lengths.sum().item() + 6 * head * rollouts.lengths.sum().item() + attention
+    prompt = prompts_of(rollouts)
+    first = torch.cat((prompt.new_ones(1), prompt.diff())).bool()
+    fed = rollouts.lengths - 1
+    read = (rollouts.prompt_mask[first].sum() + fed.sum()).item()
+    rows = (fed + rollouts.prompt_mask.sum(dim=1)).double()
+    attention = 4 * passes * config.num_hidden_layers * config.hidden_size * rows.square().sum().item() / 2
+    return 2 * passes * layers * read + 6 * head * rollouts.lengths.sum().item() + attention
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:

@@ -29,7 +29,7 @@ def nano():
 
 
 def test_a_random_model_is_the_same_every_time(nano):
-    other = models.stock("nano", "grouped")
+    other = models.stock("nano", arms.PEER_ATTENTION)
     assert all(torch.equal(a, b) for a, b in zip(nano.model.model.parameters(), other.parameters(), strict=True))
 
 

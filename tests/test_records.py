@@ -545,10 +545,12 @@ def take(): return records.RunDirectory.open({!r}, {!r}, hash={!r})
 
 
 def test_a_second_process_is_refused_and_a_killed_one_is_no_obstacle(tmp_path):
-    code = "run = take(); child = os.fork(); child or time.sleep(60); print(child, flush=True); sys.stdin.read()"
+    # A line in one write, because those of two processes mingle otherwise.
+    told = "os.write(1, b'%d\\n' % child)"
+    code = f"run = take(); child = os.fork(); {told}; child or time.sleep(60); sys.stdin.read()"
     holder = python(OPEN.format(str(tmp_path), CONFIG, HASH) + code)
     assert holder.stdout
-    child = int(holder.stdout.readline())  # of the parent alone: lines of two processes may mingle
+    child = max(int(holder.stdout.readline()) for _ in range(2))  # both are past the fork
     try:
         with pytest.raises(RunLocked, match=f"{tmp_path} is in use by pid {holder.pid}:") as error:
             RunDirectory.open(tmp_path, CONFIG, hash=HASH)
