@@ -4,11 +4,13 @@ One table and one picture per axis. It does not know why.
 """
 
 import csv
+import os
+import signal
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +26,7 @@ from step import OUR_ROWS, OURS, THEIRS
 from turns import REPOSITORY, Arm, environment
 
 TITLE = "How cost grows"
+PATIENCE = 300  # seconds for the few steps of a run
 ENGINE, PEER = "engine", "transformers generate"
 
 
@@ -104,13 +107,26 @@ def _processes(count: int) -> dict[str, Any]:
         values = {"steps": 6, "evaluation.before": "false", "evaluation.problems": 2, "evaluation.n": 2}
         values |= {"benchmark": "story_math", "trainer.threads": 1, "hydra.run.dir": run, "trainer.accelerator": "cpu"}
         values |= {"trainer": "ddp", "trainer.devices": count} if count > 1 else {}
-        command = [sys.executable, "train.py", *(f"{name}={value}" for name, value in values.items())]
-        done = subprocess.run(command, cwd=REPOSITORY, env=environment(1), capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit("\n".join(["train.py ended with an error:", *done.stderr.splitlines()[-5:]]))
+        _run([sys.executable, "train.py", *(f"{name}={value}" for name, value in values.items())])
         with open(run / "timings.csv", newline="", encoding="utf-8") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file) if int(row["step"]) > 1]
     return {"at": count, "seconds": {"ngrpo": seconds}}
+
+
+def _run(command: list[str]) -> None:
+    """A command to its end; SystemExit where that is an error or does not come. Ranks go with the one that started them."""
+    started = subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment(1), text=True, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        _, errors = started.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        errors = f"not done after {PATIENCE} seconds"
+    if started.returncode != 0:
+        with suppress(ProcessLookupError):
+            os.killpg(started.pid, signal.SIGKILL)
+        raise SystemExit("\n".join([f"{command[1]} did not finish:", *errors.splitlines()[-5:]]))
 
 
 def lines(points: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[float], list[float], list[float]]]:
