@@ -192,8 +192,8 @@ def _decode(
         if position and position % DRAW_BLOCK == 0:
             block = draws_from(keys, position)
         draws = block[batch.rows, position % DRAW_BLOCK]
-        step, batch.state = strategy.sample(logits, batch.state, draws, model.table)
-        batch.record(step, strategy.log_prob(step, logits, model.table), entropy(logits), stops)
+        step, log_prob, batch.state = strategy.sample_and_log_prob(logits, batch.state, draws, model.table)
+        batch.record(step, log_prob, entropy(logits), stops)
         if position + 1 == limit:
             break
         fed = strategy.embed(step, model.table, draws)

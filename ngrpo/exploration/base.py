@@ -81,6 +81,13 @@ class Exploration(nn.Module, ABC):
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         """The objective's log-probability (...,) float32 of recorded steps under logits (..., V)."""
 
+    def sample_and_log_prob(
+        self, logits: Tensor, state: State, draws: Draws, table: Tensor
+    ) -> tuple[Step, Tensor, State]:
+        """`sample`, and `log_prob` of what it drew: for strategies whose two terms share much work."""
+        step, state = self.sample(logits, state, draws, table)
+        return step, self.log_prob(step, logits, table), state
+
 
 def mixture(steps: Step, table: Tensor) -> Tensor:
     """(N, D): sum over the K candidates of weight * E[id], in candidate order."""

@@ -9,7 +9,8 @@ from torch import Tensor
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
     """Logits over the temperature, in float32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1 else logits / temperature
 
 
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
@@ -74,7 +75,8 @@ def filtered(
 
 def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
     """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64."""
-    cdf = scores.double().softmax(dim=-1).cumsum(dim=-1)
+    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
+    cdf = weights.cumsum(dim=-1, dtype=torch.float64)
     target = uniform.double()[:, None] * cdf[:, -1:]
     token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(

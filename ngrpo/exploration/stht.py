@@ -57,10 +57,17 @@ class SoftTokens(Exploration):
         return {"thought": counts, "insert": counts - 1, **self.answer.start(rows, device)}
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+        step, _, state = self.sample_and_log_prob(logits, state, draws, table)
+        return step, state
+
+    def sample_and_log_prob(
+        self, logits: Tensor, state: State, draws: Draws, table: Tensor
+    ) -> tuple[Step, Tensor, State]:
         state = self._open_answer_at_limit(state)
         thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
-        hard = draw_token(tempered(logits, self.temperature), draws.token)
-        tokens = torch.where(thinking, logits.argmax(dim=-1), hard)
+        tokens, hard = logits.argmax(dim=-1), ~thinking
+        if hard.any():
+            tokens[hard] = draw_token(tempered(logits[hard], self.temperature), draws[hard].token)
         if inserting.any():
             tokens[inserting] = self.inserted[state["insert"][inserting]]
         role = torch.where(thinking, GAUSSIAN, torch.where(inserting, FORCED, TOKEN))
@@ -69,11 +76,11 @@ class SoftTokens(Exploration):
         offset = torch.zeros(len(tokens), table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32))
         offset = offset.to(table.device)
         sigma = self.relative_scale * self.rms
-        if soft.any():
-            noise = draws[soft].normal(table.shape[-1])
-            offset[soft] = self._expected(logits[soft], table) + sigma * noise
+        mean = self._expected(logits[soft], table)
+        offset[soft] = mean + sigma * draws[soft].normal(table.shape[-1])
         role = torch.where(thinking & ~soft, FORCED, role)
-        return Step(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset), state
+        step = Step(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset)
+        return step, self._scored(step, logits, mean), state
 
     def _open_answer_at_limit(self, state: State) -> State:
         if self.think_limit is None:
@@ -101,13 +108,15 @@ class SoftTokens(Exploration):
         return overwrite(fed, steps.explored, steps.offset[steps.explored])
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
-        log_probs = token_log_prob(tempered(logits, self.temperature), steps.tokens)
+        return self._scored(steps, logits, self._expected(logits[steps.role == GAUSSIAN], table))
+
+    def _scored(self, steps: Step, logits: Tensor, mean: Tensor) -> Tensor:
+        """log_prob, given the expected embeddings (N, D) of the steps with a density."""
         soft = steps.role == GAUSSIAN
-        if not soft.any():
-            return log_probs
         assert steps.offset is not None and steps.scale is not None
-        density = gaussian_log_density(steps.offset[soft], self._expected(logits[soft], table), steps.scale[soft])
-        return log_probs.masked_scatter(soft, density.to(log_probs.dtype))
+        density = gaussian_log_density(steps.offset[soft], mean, steps.scale[soft])
+        hard = token_log_prob(tempered(logits[~soft], self.temperature), steps.tokens[~soft])
+        return hard.new_zeros(soft.shape).masked_scatter(soft, density.to(hard.dtype)).masked_scatter(~soft, hard)
 
 
 def gaussian_log_density(value: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
