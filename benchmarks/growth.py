@@ -105,8 +105,8 @@ def _processes(count: int) -> dict[str, Any]:
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         values = {"steps": 6, "evaluation.before": "false", "evaluation.problems": 2, "evaluation.n": 2}
-        values |= {"benchmark": "story_math", "trainer.threads": 1, "hydra.run.dir": run, "trainer.accelerator": "cpu"}
-        values |= {"trainer": "ddp", "trainer.devices": count} if count > 1 else {}
+        values |= {"benchmark": "story_math", "trainer": "cpu", "trainer.threads": 1, "hydra.run.dir": run}
+        values |= {"trainer.strategy": "ddp", "trainer.devices": count} if count > 1 else {}
         _run([sys.executable, "train.py", *(f"{name}={value}" for name, value in values.items())])
         with open(run / "timings.csv", newline="", encoding="utf-8") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file) if int(row["step"]) > 1]

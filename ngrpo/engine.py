@@ -106,10 +106,10 @@ class KeyValueCache(Cache):
         rows, heads, _, width = query.shape
         query = query.view(rows, key.shape[1], heads // key.shape[1], width)
         shared = self._grid(query) @ prompt.prompt_keys.mT
-        shared = self._rows(shared.masked_fill(self.hidden_columns, -torch.inf), query.shape[2])
+        shared = self._rows(shared.masked_fill_(self.hidden_columns, -torch.inf), query.shape[2])
         scores = torch.cat((shared, query @ key.mT), dim=-1)
         # In float32 whatever the model runs in: the weights of long answers are small.
-        weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul(scale).softmax(dim=-1).to(value.dtype)
+        weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(scale).softmax(dim=-1).to(value.dtype)
         length = shared.shape[-1]
         mixed = self._rows(self._grid(weights[..., :length]) @ prompt.prompt_values, query.shape[2])
         return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)

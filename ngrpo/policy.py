@@ -5,13 +5,14 @@ It does not know the names of strategies and algorithms. All counting is in RL s
 
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
 from time import perf_counter
 from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor, distributed
 from transformers import get_scheduler
 
@@ -222,9 +223,11 @@ class Policy(lightning.LightningModule):
         optimizer = self.optimizers()
         optimizer.zero_grad()  # pyright: ignore
         figures: dict[str, float] = {}
-        for index in parts(batch.rollouts, self.training_plan.micro_batch_rows):
+        micro_batches = parts(batch.rollouts, self.training_plan.micro_batch_rows)
+        for left, index in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
             loss, seen = self._loss(batch.rows(index), counts)
-            self.manual_backward(loss * self.world_size)  # DDP averages over ranks; the counts are already global
+            with self._local() if left else nullcontext():
+                self.manual_backward(loss * self.world_size)  # DDP averages over ranks; the counts are already global
             figures = {name: figures.get(name, 0.0) + value for name, value in seen.items()}
         figures = self._sum_over_ranks(figures)
         figures["grad_norm"] = self._step(optimizer) if counts.tokens else 0.0
@@ -269,6 +272,11 @@ class Policy(lightning.LightningModule):
                 raise NotFinite(f"the gradient's norm is {norm.item()}: lower learning_rate or check the reward")
         optimizer.step()
         return norms[0].item()
+
+    def _local(self) -> AbstractContextManager[None]:
+        """Within it, gradients add up on every rank by itself; the first backward pass after it sums them over ranks."""
+        strategy = self.trainer.strategy
+        return strategy.block_backward_sync() if isinstance(strategy, ParallelStrategy) else nullcontext()
 
     @property
     def world_size(self) -> int:

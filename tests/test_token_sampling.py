@@ -7,7 +7,7 @@ from decode_step import TRAPS, VOCABULARY, V, one_step, random, trapped_table
 from scipy import stats
 
 from ngrpo.exploration.base import SuffixMatch
-from ngrpo.exploration.scores import draw_token, filtered, nucleus, tempered
+from ngrpo.exploration.scores import BLOCK, LARGE, draw_token, filtered, nucleus, tempered
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.keys import Draws
 from ngrpo.rollouts import Step
@@ -18,14 +18,18 @@ def table() -> torch.Tensor:
     return trapped_table()
 
 
-def test_tokens_are_the_inverse_cdf_in_id_order():
-    scores, uniform = random(300, V, scale=3), torch.rand(300, dtype=torch.float64)
+@pytest.mark.parametrize(("dtype", "slack"), [(torch.float32, 1e-7), (torch.float64, 1e-14)])
+@pytest.mark.parametrize("size", [V, LARGE + 1, LARGE + 5 * BLOCK])
+def test_tokens_are_the_inverse_cdf_in_id_order(size, dtype, slack):
+    scores, uniform = random(300, size, scale=3).to(dtype), torch.rand(300, dtype=torch.float64)
+    scores[:, size // 2 :] = scores[:, size // 2 :].masked_fill(random(300, size - size // 2) > 0, -torch.inf)
+    tokens = draw_token(scores, uniform)
     for row in range(300):
         weights = np.exp(scores[row].double().numpy() - scores[row].max().item())
         cdf = np.cumsum(weights) / weights.sum()
-        assert draw_token(scores[row : row + 1], uniform[row : row + 1]).item() == np.searchsorted(
-            cdf, uniform[row].item(), "right"
-        )
+        token = tokens[row].item()
+        assert weights[token] > 0
+        assert cdf[token] - weights[token] / weights.sum() - slack <= uniform[row].item() <= cdf[token] + slack
 
 
 def test_tokens_come_as_often_as_their_probability():
@@ -35,12 +39,13 @@ def test_tokens_come_as_often_as_their_probability():
     assert stats.chisquare(torch.bincount(tokens, minlength=12).numpy(), expected.numpy()).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("size", [8, LARGE + 1])
 @pytest.mark.parametrize("uniform", [0.0, 0.5, 1 - 2.0**-53])
-def test_a_token_of_probability_zero_never_comes(uniform):
-    scores = torch.full((1, 8), -torch.inf)
-    scores[0, [2, 5]] = torch.tensor([0.3, -40.0])
-    assert draw_token(scores, torch.tensor([uniform], dtype=torch.float64)).item() in (2, 5)
-    scores = torch.full((1, 8), -torch.inf)
+def test_a_token_of_probability_zero_never_comes(uniform, size):
+    scores = torch.full((1, size), -torch.inf)
+    scores[0, [2, size - 3]] = torch.tensor([0.3, -40.0])
+    assert draw_token(scores, torch.tensor([uniform], dtype=torch.float64)).item() in (2, size - 3)
+    scores = torch.full((1, size), -torch.inf)
     scores[0, 3] = 1.0
     assert draw_token(scores, torch.tensor([uniform], dtype=torch.float64)).item() == 3
 

@@ -5,6 +5,10 @@ It does not know what a token is fed as.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+BLOCK = 128  # tokens
+LARGE = 4096  # tokens of a vocabulary from which on blocks are faster
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -28,14 +32,24 @@ def candidates(scores: Tensor, count: int) -> Tensor:
 
     topk alone leaves open which of several equal scores it takes, so those level with the last one are chosen anew.
     """
-    values, ids = scores.topk(count, dim=-1)
+    values, ids = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
+    unsure = values[..., count - 1] == values[..., -1]
+    values, ids = values[..., :count], ids[..., :count]
+    if scores.is_cuda or unsure.any():  # a GPU would have to be waited for
+        ids = _lowest(scores, values, ids)
+    ids = ids.sort(dim=-1).values
+    order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, order)
+
+
+def _lowest(scores: Tensor, values: Tensor, ids: Tensor) -> Tensor:
+    """The ids (..., count) of the largest scores with those level with the last replaced by the lowest that are."""
+    count = values.shape[-1]
     places = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
     level = torch.where(scores == values[..., -1:], -places, -scores.shape[-1]).topk(count, dim=-1).indices
     above = (values > values[..., -1:]).sum(dim=-1, keepdim=True)
     slots = torch.arange(count, device=scores.device)
-    ids = torch.where(slots < above, ids, level.gather(-1, (slots - above).clamp(min=0))).sort(dim=-1).values
-    order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, order)
+    return torch.where(slots < above, ids, level.gather(-1, (slots - above).clamp(min=0)))
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
@@ -74,26 +88,41 @@ def filtered(
 
 
 def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
-    """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64."""
-    weights = (scores - scores.amax(dim=-1, keepdim=True)).exp_()
-    cdf = weights.cumsum(dim=-1, dtype=torch.float64)
-    target = uniform.double()[:, None] * cdf[:, -1:]
-    token = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous()).squeeze(
-        -1
-    )  # rounding must not reach a token of probability 0
-    return torch.minimum(token, last).clamp(max=scores.shape[-1] - 1)  # NaN sorts past the end
+    """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64.
+
+    A large vocabulary is summed by blocks, and token by token in the block of the target only.
+    """
+    p, target = scores.softmax(dim=-1), uniform.double()[:, None]
+    if p.shape[-1] <= LARGE:
+        cdf = p.cumsum(dim=-1, dtype=torch.float64)
+        return _inverse(cdf, target * cdf[:, -1:]).squeeze(-1)
+    if p.shape[-1] % BLOCK:
+        p = F.pad(p, (0, -p.shape[-1] % BLOCK))
+    p = p.unflatten(-1, (-1, BLOCK))
+    ends = p.sum(dim=-1, dtype=torch.float64).cumsum(dim=-1)
+    target = target * ends[:, -1:]
+    block = _inverse(ends, target)
+    before = F.pad(ends, (1, 0)).gather(-1, block)
+    within = p.take_along_dim(block[..., None], dim=1).squeeze(1).cumsum(dim=-1, dtype=torch.float64)
+    return (block * BLOCK + _inverse(before + within, target)).squeeze(-1)
+
+
+def _inverse(cdf: Tensor, target: Tensor) -> Tensor:
+    """(B, 1) first places where cdf (B, N) exceeds target (B, 1), none where nothing was added any more by rounding."""
+    place = torch.searchsorted(cdf, target, right=True)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())  # rounding must not reach a token of probability 0
+    return torch.minimum(place, last).clamp(max=cdf.shape[-1] - 1)  # NaN sorts past the end
 
 
 def token_log_prob(scores: Tensor, tokens: Tensor) -> Tensor:
     """(...,) log softmax(scores) at `tokens`."""
-    return scores.gather(-1, tokens[..., None]).squeeze(-1) - scores.logsumexp(dim=-1)
+    return scores.log_softmax(dim=-1).gather(-1, tokens[..., None]).squeeze(-1)
 
 
 def entropy(scores: Tensor) -> Tensor:
     """(...,) nats of softmax(scores (..., V))."""
     log_p = scores.log_softmax(dim=-1)
-    return -(log_p.exp() * log_p.nan_to_num(neginf=0.0)).sum(dim=-1)
+    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(dim=-1)  # 0 x -inf is 0
 
 
 def gumbel(uniforms: Tensor) -> Tensor:
