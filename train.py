@@ -116,6 +116,7 @@ def print_plan(config: DictConfig) -> None:
         recompute=config.trainer.gradient_checkpointing,
         k=config.exploration.get("k", 0),
         update_rows=share // config.algorithm.mini_batches * config.group_size,
+        device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
     )
     print(plan.told(plan.needs(plan.architecture(config.model.path), sizes), plan.available()))
 

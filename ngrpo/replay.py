@@ -15,10 +15,8 @@ from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.attention import PackedRows
 from ngrpo.models.causal import CausalModel
-from ngrpo.models.head import read_logits
+from ngrpo.models.head import chunk_tokens, read_logits
 from ngrpo.rollouts import GAUSSIAN, Rollouts
-
-HEAD_ELEMENTS = 2**24  # logits of one chunk: tokens x vocabulary
 
 
 class Replayed(NamedTuple):
@@ -51,7 +49,7 @@ def replay_more(
     with model.autocast():
         row, time, before = states(model, strategy, rollouts)
         steps = rollouts.steps[row, time]
-        chunk = max(1, HEAD_ELEMENTS // len(model.table))
+        chunk = chunk_tokens(len(model.table), model.table.device.type)
 
         def reading(logits: Tensor, start: int) -> tuple[Tensor, ...]:
             here = steps[start : start + chunk]

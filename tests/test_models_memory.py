@@ -49,12 +49,11 @@ def measure_head(vocabulary: int, width: int, tokens: int):
 
     from ngrpo.exploration.scores import token_log_prob
     from ngrpo.models.causal import CausalModel
-    from ngrpo.models.head import read_logits
-    from ngrpo.replay import HEAD_ELEMENTS
+    from ngrpo.models.head import chunk_tokens, read_logits
 
     sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, tie_word_embeddings=False, **sizes)
-    model, chunk = CausalModel(Qwen2ForCausalLM(config).eval()), HEAD_ELEMENTS // vocabulary
+    model, chunk = CausalModel(Qwen2ForCausalLM(config).eval()), chunk_tokens(vocabulary, "cpu")
     hidden, chosen = torch.randn(tokens, width, requires_grad=True), torch.randint(0, vocabulary, (tokens,))
 
     def reading(logits: torch.Tensor, start: int) -> tuple[torch.Tensor, ...]:

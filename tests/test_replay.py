@@ -290,7 +290,7 @@ def test_the_head_never_sees_more_than_a_chunk(exact, made, monkeypatch):
     seen = []
     head = exact.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
-    monkeypatch.setattr(replaying, "HEAD_ELEMENTS", 7 * 64 + 3)
+    monkeypatch.setattr(replaying, "chunk_tokens", lambda vocabulary, device: 7)
     try:
         found = replay(exact, strategy, rollouts).detach()
         chunked = gradients(exact, strategy, rollouts)

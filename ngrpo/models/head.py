@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from ngrpo.models.causal import CausalModel
 
 GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
+# Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to be made anew.
+CHUNK = {"cpu": 2**22, "cuda": 2**24}
+CHUNK_TOKENS = 96  # at least: every chunk reads the whole head
 
 # What is wanted of the logits (n, V) of the states that begin at a place: tensors with one entry per state.
 Reading = Callable[[Tensor, int], tuple[Tensor, ...]]
+
+
+def chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits are in memory at a time; device: its type."""
+    return max(CHUNK_TOKENS, CHUNK.get(device, 2**24) // vocabulary)
 
 
 def read_logits(

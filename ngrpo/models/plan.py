@@ -14,11 +14,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
+from ngrpo.models.head import chunk_tokens
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
 SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
-HEAD_BYTES = 5 * 4 * 2**24  # a chunk of logits (replay.HEAD_ELEMENTS, float32), its softmax and their gradients
+LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Sizes:
     """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbour table; `kept` checkpoints on disk;
-    `update_rows` answers of one optimiser step, None for all."""
+    `update_rows` answers of one optimiser step, None for all; `device`: cpu or cuda."""
 
     rows: int
     prompts: int
@@ -42,6 +43,7 @@ class Sizes:
     k: int = 0
     kept: int = 2
     update_rows: int | None = None
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
     activations  see `_activations`
-    head         a chunk of logits, whatever the length
+    head         a chunk of logits, whatever the length (head.chunk_tokens)
     step         AdamW's temporaries, two of the largest parameter
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
@@ -136,7 +138,9 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
             "gradients": learners * size if (sizes.update_rows or sizes.rows) > sizes.micro_rows else 0,
             "bfloat16 copies": parameters * 2 if casts else 0,
             "activations": _activations(config, sizes, compute),
-            "head": min(HEAD_BYTES, 5 * 4 * sizes.micro_rows * sizes.new_tokens * config.vocab_size),
+            "head": LOGIT_BYTES
+            * config.vocab_size
+            * min(chunk_tokens(config.vocab_size, sizes.device), sizes.micro_rows * sizes.new_tokens),
         },
         step={"gradients": learners * size, "temporaries": 2 * largest * size if trained == parameters else 0},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
