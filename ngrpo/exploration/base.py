@@ -75,7 +75,7 @@ class Exploration(nn.Module, ABC):
         fed = F.embedding(steps.tokens, table)
         if steps.mix_ids is None or steps.mix_weights is None:
             return fed
-        return overwrite(fed, steps.explored, mixture(steps[steps.explored], table))
+        return overwrite(fed, steps.explored, mixture(steps, table))
 
     @abstractmethod
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
@@ -90,14 +90,16 @@ class Exploration(nn.Module, ABC):
 
 
 def mixture(steps: Step, table: Tensor) -> Tensor:
-    """(N, D): sum over the K candidates of weight * E[id], in candidate order."""
+    """(N, D) at the N explored steps: sum over the K candidates of weight * E[id], in candidate order."""
     assert steps.mix_ids is not None and steps.mix_weights is not None
-    return (F.embedding(steps.mix_ids, table) * steps.mix_weights[..., None].to(table.dtype)).sum(dim=-2)
+    where = steps.explored.nonzero(as_tuple=True)
+    ids, weights = steps.mix_ids[where], steps.mix_weights[where]
+    return (F.embedding(ids, table) * weights[..., None].to(table.dtype)).sum(dim=-2)
 
 
 def overwrite(fed: Tensor, where: Tensor, values: Tensor) -> Tensor:
     """`fed` (..., D) with `values` (N, D) at the N true places of `where` (...,), differentiable in both."""
-    return fed.masked_scatter(where[..., None], values.to(fed.dtype))
+    return fed.index_put(where.nonzero(as_tuple=True), values.to(fed.dtype))
 
 
 class SuffixMatch:

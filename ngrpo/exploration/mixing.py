@@ -17,7 +17,7 @@ from ngrpo.rollouts import FORCED, TOKEN, Step
 
 # The anchor (B,) of a mixture, from logits (B, V) and the sampled tokens (B,).
 ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "argmax": lambda logits, tokens: logits.argmax(dim=-1),
+    "argmax": lambda logits, tokens: logits.max(dim=-1).indices,  # argmax takes twice the time
     "sampled": lambda logits, tokens: tokens,
 }
 

@@ -37,5 +37,5 @@ class NormMatchedNoise(NeighborMix):
             return fed
         where = steps.explored
         direction = F.normalize(draws[where].normal(table.shape[-1]), dim=-1)
-        anchor = mixture(steps[where], table)
+        anchor = mixture(steps, table)
         return overwrite(fed, where, anchor + (direction * steps.scale[where][:, None]).to(table.dtype))

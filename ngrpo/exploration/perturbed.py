@@ -76,7 +76,7 @@ class PerturbedThinking(ThinkingSampling):
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
-        return overwrite(fed, steps.explored, mixture(steps[steps.explored], table.detach()))
+        return overwrite(fed, steps.explored, mixture(steps, table.detach()))
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.mix_ids is not None and steps.scores is not None

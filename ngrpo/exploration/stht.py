@@ -65,7 +65,7 @@ class SoftTokens(Exploration):
     ) -> tuple[Step, Tensor, State]:
         state = self._open_answer_at_limit(state)
         thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
-        tokens, hard = logits.argmax(dim=-1), ~thinking
+        tokens, hard = logits.max(dim=-1).indices, ~thinking
         if hard.any():
             tokens[hard] = draw_token(tempered(logits[hard], self.temperature), draws[hard].token)
         if inserting.any():
