@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.fairness import PLAIN
+from analysis.fairness import PLAIN, controls
 from analysis.load import LoadError
 from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
 from ngrpo import passk
@@ -219,22 +219,9 @@ def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
     return {"displacement": own["displacement"].mean(), "cosine": own["cosine"].mean(), "changed": changed}
 
 
-def controls(sampled: Sampled) -> dict[str, str]:
-    """Strategy -> the one of the others that is built alike, at the same rate, with nothing but the anchor to mix."""
-    built = sampled.compositions
-    found = {}
-    for name, node in built.items():
-        if (node.get("k") or 1) <= 1:
-            continue
-        for other, its in built.items():
-            if all(its.get(key) == node.get(key) for key in ("_target_", "rate")) and its.get("k") == 1:
-                found[name] = other
-    return found
-
-
 def _pairs(sampled: Sampled) -> pd.DataFrame:
     matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
-    matches += [pair for pair in controls(sampled).items() if pair[1] != PLAIN]
+    matches += [pair for pair in controls(sampled.compositions).items() if pair[1] != PLAIN]
     found = sampled.answers
     frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
     for name in ("p", "p_only") if len(frame) else ():

@@ -35,9 +35,20 @@ def judge(study: Study, baseline: str) -> Fairness:
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
     apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
     ranked = [arm for arm in trained if arm not in apart]
-    among = [baseline, *ranked]
-    controls = {arm: other for arm in among if (other := _control(configs, arm, among))}
-    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, controls), controls)
+    found = controls({arm: _strategy(configs[arm]) for arm in [baseline, *ranked]})
+    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, found), found)
+
+
+def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name -> the strategy among `strategies`, settings by name, that is built alike and acts at the same rate, with
+    nothing but the anchor to mix."""
+    found = {}
+    for name, mixes in strategies.items():
+        for other, its in strategies.items():
+            alike = all(its.get(key) == mixes.get(key) for key in ("_target_", "rate"))
+            if _needs_control(mixes) and alike and its.get("k") == 1:
+                found.setdefault(name, other)
+    return found
 
 
 def _missing(
@@ -55,8 +66,9 @@ def _missing(
     if not set(plain) - {UNTRAINED}:
         lines.append(f"plain token sampling is missing: train.py exploration={PLAIN}")
     for arm in [baseline, *ranked]:
-        if _needs_control(configs[arm]) and arm not in controls:
-            rate = configs[arm].get("exploration.rate")
+        if _needs_control(_strategy(configs[arm])) and arm not in controls:
+            rate = _strategy(configs[arm])["rate"]
+            rate = "null" if rate is None else rate
             lines.append(f"{arm} has no rate-matched control: train.py exploration=rate_matched_greedy mix_rate={rate}")
     for arm in [baseline, *ranked]:
         seeds = study.runs[study.runs["arm"] == arm]["seed"].nunique()
@@ -66,18 +78,12 @@ def _missing(
     return lines
 
 
-def _needs_control(config: Mapping[str, Any]) -> bool:
+def _strategy(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the strategy of a run."""
+    prefix = "exploration."
+    return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+
+
+def _needs_control(strategy: Mapping[str, Any]) -> bool:
     """Whether a strategy mixes neighbours in at some rate: then greedy steps at that rate may explain its effect."""
-    return (config.get("exploration.rate") or 0) > 0 and (config.get("exploration.k") or 1) > 1
-
-
-def _control(configs: Mapping[str, Mapping[str, Any]], arm: str, among: list[str]) -> str | None:
-    config = configs[arm]
-    if not _needs_control(config):
-        return None
-    for other in among:
-        here = configs[other]
-        same = all(here.get(f"exploration.{key}") == config.get(f"exploration.{key}") for key in ("_target_", "rate"))
-        if same and here.get("exploration.k") == 1:
-            return other
-    return None
+    return strategy.get("rate", 0) != 0 and (strategy.get("k") or 1) > 1  # a rate of None means every step
