@@ -39,10 +39,10 @@ demo: $(STAMP)  ## Train the bundled model with neighbour mixing and print Pass@
 	@$(BIN)/python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 
 test: $(STAMP)  ## Run the tests, all but the slow ones
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -m 'not slow'
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m 'not slow'
 
 test-all: $(STAMP)  ## Run every test
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 services:  ## Install the database server and the browser that some tests start (Debian, Ubuntu; needs root)
 	apt-get install -y -q postgresql chromium chromium-driver

@@ -223,7 +223,7 @@ def test_two_workers_with_the_same_values_share_a_run(tmp_path):
     assert states(tmp_path) == ["COMPLETE"] * 6
 
 
-@pytest.mark.parametrize("pruner", ["median", "wilcoxon"])
+@pytest.mark.parametrize("pruner", ["median", pytest.param("wilcoxon", marks=pytest.mark.slow)])
 def test_poor_trials_stop_early_and_count(tmp_path, pruner):
     settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]", f"sweep.pruner={pruner}"]
     settings.append("sweep.objectives=[story_math_val/mean@32]")
@@ -236,7 +236,7 @@ def test_poor_trials_stop_early_and_count(tmp_path, pruner):
     assert f"{12 - len(pruned)} trials complete, {len(pruned)} pruned, 0 failed" in out
 
 
-@pytest.mark.parametrize("moment", [0.5, 2.0])
+@pytest.mark.parametrize("moment", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
 def test_after_a_killed_worker_the_study_reaches_exactly_its_total(tmp_path, moment):
     command = [*SPACE, "sweep.n_trials=9", "sweep.sampler=random"]
     workers = [start_search(tmp_path, *command, NAP="0.6") for _ in range(3)]
@@ -255,7 +255,7 @@ def test_after_a_killed_worker_the_study_reaches_exactly_its_total(tmp_path, mom
     assert len({trial.number for trial in found}) == len(found)
 
 
-@pytest.mark.parametrize("kept", [1, 20, -1])
+@pytest.mark.parametrize("kept", [pytest.param(1, marks=pytest.mark.slow), 20, -1])
 def test_a_torn_journal_goes_on(tmp_path, kept):
     assert search(tmp_path, *SPACE, "sweep.n_trials=3")[0] == 0
     path = study(tmp_path)[1]
