@@ -16,6 +16,7 @@ TARGET = "ngrpo.exploration.neighbor_mix.NeighborMix"
 WRONG = {
     # keys
     "mixrate=0.1": ["mixrate=0.1|mix_rate|exploration=neighbor_mix"],
+    "reward={brief:1}": ["reward.brief=1|reward|_target_|+reward.brief="],
     "learning_rat=1": ["learning_rat=1|nearest|learning_rate=1"],
     "lr=0.1": ["lr=0.1|learning_rate=0.1"],
     "weight_decay=0.1": ["weight_decay=0.1|optimizer.weight_decay=0.1"],

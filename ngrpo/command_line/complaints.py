@@ -117,6 +117,8 @@ def _meant(key: str, value: str, known: Known, schema: Schema, chosen: Known) ->
         lacks = f"{group}={chosen[group]} has no {key}" if chosen.get(group) else f"nothing chosen here has {key}"
         return f"{lacks}, it belongs to {' and '.join(owners)}; add {owners[0]}"
     nearest, parent = schema.nearest(key, known), key.rpartition(".")[0]
+    if known.get(parent) == {}:
+        return f"{parent} takes functions by name, each with its _target_; '+{key}={{_target_: package.function}}'"
     if nearest is not None:
         owner = "" if has(known, nearest) else "".join(f" {owner}" for owner in schema.owners.get(nearest, [])[:1])
         return f"there is no {key}, the nearest name is {nearest}; {nearest}={value}{owner}"
