@@ -119,7 +119,7 @@ def comparers() -> list[psutil.Process]:
 
 
 def graded_under_fire(count: int, makers: bool, call=lambda work: work()) -> tuple[int, list[str], list[str]]:
-    """(kills, outcomes, what they should be) while every 0.2 s a process is killed: one that compares, or any."""
+    """(kills, outcomes, what they should be) while every 0.1 s a process is killed: one that compares, or any."""
     workers, stop, kills = Workers(1), threading.Event(), []
     pairs = [
         (f"\\sqrt{{{i}}}+\\frac{{1}}{{7}}", f"\\frac{{1}}{{7}}+\\sqrt{{{i + i % 2}}}") for i in range(2, count + 2)
@@ -127,7 +127,7 @@ def graded_under_fire(count: int, makers: bool, call=lambda work: work()) -> tup
 
     def murder():
         generator = random.Random(0)
-        while not stop.wait(0.2):
+        while not stop.wait(0.1):
             with contextlib.suppress(psutil.NoSuchProcess, IndexError):
                 process = generator.choice(comparers()[: None if makers else -1])
                 process.kill()
