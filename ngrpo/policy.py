@@ -224,9 +224,9 @@ class Policy(lightning.LightningModule):
         optimizer.zero_grad()  # pyright: ignore
         figures: dict[str, float] = {}
         micro_batches = parts(batch.rollouts, self.training_plan.micro_batch_rows)
-        for left, index in zip(reversed(range(len(micro_batches))), micro_batches, strict=True):
+        for number, index in enumerate(micro_batches, start=1):
             loss, seen = self._loss(batch.rows(index), counts)
-            with self._local() if left else nullcontext():
+            with self._local() if number < len(micro_batches) else nullcontext():
                 self.manual_backward(loss * self.world_size)  # DDP averages over ranks; the counts are already global
             figures = {name: figures.get(name, 0.0) + value for name, value in seen.items()}
         figures = self._sum_over_ranks(figures)

@@ -73,7 +73,7 @@ class Search:
         """(A, count) ids of the rows nearest to the ordinary rows `anchors` (A,), nearest first."""
         queries = self._queries(anchors)
         # Products are left to torch on every device: the BLAS that comes with faiss takes the slowest of its kernels on
-        # processors that it does not know, which is ten times slower. For distances that are none, faiss is faster.
+        # processors that it does not know, which is five times slower. For distances that are none, faiss is faster.
         best = self._best_by_faiss if self.metric == "l1" and not queries.is_cuda else self._best_by_torch
         scores, places = best(queries, min(self.count + 2, len(self.rows)))
         scores = scores.masked_fill(places == self.place[anchors, None], -torch.inf)
