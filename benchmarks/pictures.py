@@ -39,6 +39,7 @@ def curve(
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 times powers of ten within a range."""
-    steps = [base * 10.0**power for power in range(-6, 12) for base in (1, 2, 5)]
+    """Round numbers within a range, more of them where it is short."""
+    bases = (1, 2, 5) if high > 10 * low else (1, 1.5, 2, 3, 4, 5, 7)
+    steps = [base * 10.0**power for power in range(-6, 12) for base in bases]
     return [step for step in steps if low <= step <= high]

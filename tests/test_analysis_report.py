@@ -11,6 +11,7 @@ from study import make_run
 from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
+from analysis.fairness import controls
 from analysis.load import load
 from ngrpo.passk import boot_best_at_k, pass_at_k
 
@@ -80,6 +81,14 @@ def test_arms_that_differ_in_more_than_their_strategy_are_shown_and_not_ranked(t
     table = tables.of_comparison(comparison)[0]
     row = next(row for row in table.rows if row[0].text == "random_noise")
     assert not any(cell.place for cell in row)
+
+
+def test_a_control_mixes_nothing_at_the_same_rate_and_no_rate_means_every_step():
+    def mixing(rate, k):
+        return {"_target_": "mix", "rate": rate, "k": k}
+
+    arms = {"always": mixing(None, 3), "greedy": mixing(None, 1), "tenth": mixing(0.1, 3), "never": mixing(0, 3)}
+    assert controls(arms | {"soft": {"_target_": "soft"}}) == {"always": "greedy"}
 
 
 def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):

@@ -26,7 +26,8 @@ SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": lambda a, b: -(a - b).square().sum(dim=-1),
     "l1": lambda a, b: -(a - b).abs().sum(dim=-1),
 }
-# Components of pairs of rows per second, in a join on two CPU cores: measured, and less than was measured with AVX-512.
+# Components of pairs of rows per second, in a join on two CPU cores. Products: 7.6e10 measured with AVX-512, less assumed
+# for others; l1: measured on AMD Zen 3.
 _RATES = {"cosine": 6e10, "dot": 6e10, "l2": 6e10, "l1": 4.5e9}
 
 
