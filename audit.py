@@ -9,9 +9,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import command_line
-from ngrpo.settings import SettingsError
-from ngrpo.settings.composed import printable
+from ngrpo import cli
+from ngrpo.cli.settings import SettingsError
+from ngrpo.cli.settings.composed import printable
 
 
 def main(config: DictConfig) -> None:
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     if not nodes:
         raise SettingsError(["nothing to check; name data sets, as task=gsm8k or benchmark='[aime25,math500]'"])
     for name, node in nodes.items():
-        audit(name, command_line.build(node))
+        audit(name, cli.build(node))
 
 
 def audit(name: str, task: Any) -> None:
@@ -41,5 +41,5 @@ def audit(name: str, task: Any) -> None:
 
 
 if __name__ == "__main__":
-    command_line.prepare("audit")
-    command_line.run(main, "audit")
+    cli.prepare("audit")
+    cli.run(main, "audit")

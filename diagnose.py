@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
-from ngrpo import command_line, files, records
-from ngrpo.settings import SettingsError
+from ngrpo import cli
+from ngrpo.cli.settings import SettingsError
+from ngrpo.rundir import files, records
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from ngrpo.evaluate import Sampler
+    from ngrpo.rollout.sampling import Sampler
     from ngrpo.tasks.base import Task
 
 
@@ -24,11 +25,11 @@ def main(config: DictConfig) -> dict[str, Any]:
     """Compose, sample, diagnose, report; the same command again continues where it was interrupted."""
     from analysis import diagnosis, diagnosis_page
 
-    plain, versions = command_line.plain(config), command_line.data_versions(config)
+    plain, versions = cli.plain(config), cli.data_versions(config)
     digest = records.config_hash(plain, versions)
     info = {"threads": os.cpu_count(), "batch_plan": {key: config[key] for key in ("n", "rows_per_batch")}}
     opened = records.RunDirectory.open(
-        command_line.run_path(), plain, hash=digest, fresh=config.fresh, info=info, versions=versions
+        cli.run_path(), plain, hash=digest, fresh=config.fresh, info=info, versions=versions
     )
     with opened as run:
         done = run.status == "finished"
@@ -47,14 +48,14 @@ def main(config: DictConfig) -> dict[str, Any]:
 
 def sample(config: DictConfig, run: records.RunDirectory) -> None:
     """Draw every batch that is not there yet, under each strategy."""
-    from ngrpo.diagnose import Draw, chosen, draw_all, finish, token_of
-    from ngrpo.evaluate import fitting, note_left_out
+    from ngrpo.evaluation.diagnosis import Draw, chosen, draw_all, finish, token_of
     from ngrpo.models import causal
-    from ngrpo.progress import Progress
+    from ngrpo.rollout.sampling import fitting, note_left_out
+    from ngrpo.rundir.progress import Progress
 
-    composed = command_line.compositions(list(config.strategies))
+    composed = cli.compositions(list(config.strategies))
     nodes = {name: part.exploration for name, part in composed.items()}
-    run.update(compositions={name: command_line.plain(node) for name, node in nodes.items()})
+    run.update(compositions={name: cli.plain(node) for name, node in nodes.items()})
     if (run.path / "timings.csv").exists():
         return
     tokenizer = causal.load_tokenizer(config.model.path, config.model.trust_remote_code)
@@ -62,7 +63,7 @@ def sample(config: DictConfig, run: records.RunDirectory) -> None:
         named = [token_of(tokenizer, str(text)) for text in config.tokens]
     except ValueError as error:
         raise SettingsError([str(error)]) from None
-    task = command_line.build(config.task)
+    task = cli.build(config.task)
     samplers = samplers_of(config, nodes, tokenizer, task)
     first = next(iter(samplers.values()))
     task = fitting(first, task)
@@ -85,16 +86,16 @@ def samplers_of(
     """One model, and a sampler of it for each strategy."""
     import torch
 
-    from ngrpo.evaluate import Sampler
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
+    from ngrpo.rollout.sampling import Sampler
 
     asked, device = config.model, "cuda" if torch.cuda.is_available() else "cpu"
     model = causal.load(asked.path, asked.dtype, asked.attention, trust_remote_code=asked.trust_remote_code).to(device)
     prompting, samplers = Prompting(asked.prompt, asked.answer_start), {}
     words = causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix)
     for name, node in nodes.items():
-        strategy = command_line.build(node).to(device)
+        strategy = cli.build(node).to(device)
         strategy.bind(words, model.table.detach())
         strategy.prepare(model.table.detach(), 0, model.head.detach())
         samplers[name] = Sampler(model, tokenizer, strategy, config.max_new_tokens, prompting)
@@ -102,5 +103,5 @@ def samplers_of(
 
 
 if __name__ == "__main__":
-    command_line.prepare("diagnose")
-    command_line.run(main, "diagnose")
+    cli.prepare("diagnose")
+    cli.run(main, "diagnose")

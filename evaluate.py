@@ -11,19 +11,20 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import command_line, records
+from ngrpo import cli
+from ngrpo.rundir import records
 
 
 def main(config: DictConfig) -> dict[str, Any]:
     """Compose, build, sample, report; the same command again continues where it was interrupted."""
-    from ngrpo.progress import print_results
+    from ngrpo.rundir.progress import print_results
 
-    directory = command_line.run_path()
+    directory = cli.run_path()
     trained = json.loads(Path(config.run, "run.json").read_text("utf-8")) if config.run else {}
     asked = trained.get("config", {}).get("model", {})  # a run's own model is asked, and read, as it was in training
     config.model.update({key: asked[key] for key in ("prompt", "answer_start") if key in asked})
-    versions = command_line.data_versions(config)
-    plain = command_line.plain(config)
+    versions = cli.data_versions(config)
+    plain = cli.plain(config)
     digest = records.config_hash(plain, versions)
     info = {"threads": os.cpu_count(), "batch_plan": {key: config[key] for key in ("n", "rows_per_batch")}}
     opened = records.RunDirectory.open(directory, plain, hash=digest, fresh=config.fresh, info=info, versions=versions)
@@ -42,11 +43,11 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     import torch
     from safetensors.torch import load_file
 
-    from ngrpo.evaluate import Evaluation, Sampler, fitting, note_left_out
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
-    from ngrpo.progress import Progress
-    from ngrpo.recorder import STRATEGY_FILE, Interrupted, Interrupts
+    from ngrpo.rollout.sampling import Evaluation, Sampler, fitting, note_left_out
+    from ngrpo.rundir.progress import Progress
+    from ngrpo.rundir.recorder import STRATEGY_FILE, Interrupted, Interrupts
 
     interrupts = Interrupts()
     path = str(Path(config.run, "hf")) if config.run else config.model.path
@@ -54,8 +55,8 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     trust = config.model.trust_remote_code
     model = causal.load(path, config.model.dtype, config.model.attention, trust_remote_code=trust).to(device)
     tokenizer = causal.load_tokenizer(path, trust)
-    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
-    task, strategy = next(iter(benchmarks.values())), command_line.build(config.exploration).to(device)
+    benchmarks = {name: cli.build(node) for name, node in config.benchmark.items()}
+    task, strategy = next(iter(benchmarks.values())), cli.build(config.exploration).to(device)
     prompting = Prompting(config.model.prompt, config.model.answer_start)
     strategy.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())
     step = trained.get("config", {}).get("steps", 0)
@@ -68,7 +69,7 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
     note_left_out(run, benchmarks)
     evaluation = Evaluation(benchmarks, config.n, config.rows_per_batch, max_errors=config.grading.max_errors)
     labels = {"run": run.path.name, "seed": config.seed, "step": step, "algorithm": "none"}
-    labels |= command_line.choices("exploration")
+    labels |= cli.choices("exploration")
     progress = Progress(step)
 
     def advance(benchmark: str, tokens: int) -> None:
@@ -86,5 +87,5 @@ def sample(config: DictConfig, run: records.RunDirectory, trained: dict[str, Any
 
 
 if __name__ == "__main__":
-    command_line.prepare("evaluate")
-    command_line.run(main, "evaluate")
+    cli.prepare("evaluate")
+    cli.run(main, "evaluate")

@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import command_line
+from ngrpo import cli
 
 
 def main(config: DictConfig) -> None:
     """Compose, load, compare, write."""
     from analysis import foreign, load, report
 
-    plain = command_line.plain(config)
+    plain = cli.plain(config)
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")
@@ -30,5 +30,5 @@ def _listed(value: Any) -> list[Any]:
 
 
 if __name__ == "__main__":
-    command_line.prepare("report")
-    command_line.run(main, "report")
+    cli.prepare("report")
+    cli.run(main, "report")

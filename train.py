@@ -11,20 +11,21 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import command_line, records
+from ngrpo import cli
+from ngrpo.rundir import records
 
 SIZES = ("n", "rows_per_batch", "problems")  # of an evaluation: the batch plan
 
 
 def main(config: DictConfig) -> dict[str, Any] | None:
     """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
-    from ngrpo.progress import print_results
-    from ngrpo.pruning import Pruned
+    from ngrpo.evaluation.pruning import Pruned
+    from ngrpo.rundir.progress import print_results
 
     if config.trainer.get("plan"):
         return print_plan(config)
-    directory = command_line.run_path()
-    plain, versions = command_line.plain(config), command_line.data_versions(config)
+    directory = cli.run_path()
+    plain, versions = cli.plain(config), cli.data_versions(config)
     if int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)):
         return train(config, directory, None)
     plan = {key: config.evaluation[key] for key in SIZES}
@@ -50,8 +51,8 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
     import torch
     from lightning.pytorch import Trainer, seed_everything
 
-    from ngrpo.evaluate import fitting, note_left_out
-    from ngrpo.recorder import Interrupts
+    from ngrpo.rollout.sampling import fitting, note_left_out
+    from ngrpo.rundir.recorder import Interrupts
 
     quiet_lightning()
     interrupts = Interrupts()
@@ -68,7 +69,7 @@ def train(config: DictConfig, directory: Path, run: records.RunDirectory | None)
         devices=config.trainer.devices,
         strategy=config.trainer.strategy,
         max_epochs=1,
-        logger=command_line.build(config.logger, save_dir=directory) if config.get("logger") and run else False,
+        logger=cli.build(config.logger, save_dir=directory) if config.get("logger") and run else False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -88,8 +89,8 @@ def shared_problems(config: DictConfig) -> dict[str, Any]:
     """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
     from ngrpo.tasks.overlap import overlap
 
-    benchmarks = {name: command_line.build(node) for name, node in config.benchmark.items()}
-    found = overlap(command_line.build(config.task), benchmarks)
+    benchmarks = {name: cli.build(node) for name, node in config.benchmark.items()}
+    found = overlap(cli.build(config.task), benchmarks)
     for name, counts in found.items():
         if any(counts.values()):
             print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
@@ -98,7 +99,7 @@ def shared_problems(config: DictConfig) -> dict[str, Any]:
 
 def print_plan(config: DictConfig) -> None:
     """What one process of this run will need, and whether the devices here have it."""
-    from ngrpo.models import plan
+    from ngrpo.models import sizes as plan
 
     share = config.prompts_per_step // config.trainer.devices
     lora = config.model.lora and config.model.lora.r
@@ -134,19 +135,19 @@ def build_task(config: DictConfig) -> Any:
     """What is trained on, with the rewards that are added to its own."""
     from ngrpo.tasks.rewards import Rewarded
 
-    functions = {name: command_line.build(node, partial=True) for name, node in config.reward.items()}
-    task = command_line.build(config.task)
+    functions = {name: cli.build(node, partial=True) for name, node in config.reward.items()}
+    task = cli.build(config.task)
     return Rewarded(task, functions) if functions else task
 
 
 def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> Any:
     """The policy with its algorithm, and the reference and critic where that wants them."""
-    from ngrpo.collect import Training
-    from ngrpo.critic import Critic
-    from ngrpo.policy import Policy
-    from ngrpo.reference import Base, Reference
+    from ngrpo.training.collect import Training
+    from ngrpo.training.critic import Critic
+    from ngrpo.training.policy import Policy
+    from ngrpo.training.reference import Base, Reference
 
-    algorithm = command_line.build(config.algorithm)
+    algorithm = cli.build(config.algorithm)
     training = Training(
         steps=config.steps,
         prompts_per_step=config.prompts_per_step,
@@ -154,7 +155,7 @@ def build_policy(config: DictConfig, sampler: Any, task: Any, recorder: Any) -> 
         learning_rate=config.learning_rate,
         seed=config.seed,
         micro_batch_rows=config.trainer.micro_batch_rows,
-        **command_line.plain(config.optimizer),
+        **cli.plain(config.optimizer),
     )
     reference = None
     if algorithm.kl["coefficient"] > 0:
@@ -167,18 +168,18 @@ def build_recorder(
     config: DictConfig, directory: Path, run: records.RunDirectory | None, sampler: Any, task: Any, interrupts: Any
 ) -> Any:
     """What keeps the run directory, with the benchmarks and the strategy that they are sampled with."""
-    from ngrpo.evaluate import Evaluation, fitting
-    from ngrpo.progress import Progress
-    from ngrpo.pruning import Judge
-    from ngrpo.recorder import Recorder
+    from ngrpo.evaluation.pruning import Judge
+    from ngrpo.rollout.sampling import Evaluation, fitting
+    from ngrpo.rundir.progress import Progress
+    from ngrpo.rundir.recorder import Recorder
 
     evaluator = build_sampler(config, config.evaluation.exploration, task, sampler)
-    benchmarks = {name: fitting(evaluator, command_line.build(node)) for name, node in config.benchmark.items()}
+    benchmarks = {name: fitting(evaluator, cli.build(node)) for name, node in config.benchmark.items()}
     trial = config.get("sweep", {}).get("trial")
     return Recorder(
         run=run,
         directory=directory,
-        labels={"run": directory.name, "seed": config.seed, **command_line.choices("exploration", "algorithm")},
+        labels={"run": directory.name, "seed": config.seed, **cli.choices("exploration", "algorithm")},
         evaluation=Evaluation(
             benchmarks, **{key: config.evaluation[key] for key in SIZES}, max_errors=config.grading.max_errors
         ),
@@ -211,18 +212,18 @@ def load_model(config: DictConfig, lora: DictConfig | None = None) -> Any:
 
 def build_sampler(config: DictConfig, strategy: DictConfig, task: Any, like: Any = None) -> Any:
     """A sampler under `strategy`, with the model and tokenizer of `like` where one is given."""
-    from ngrpo.evaluate import Sampler
     from ngrpo.models import causal
     from ngrpo.models.prompting import Prompting
+    from ngrpo.rollout.sampling import Sampler
 
     tokenizer = like.tokenizer if like else causal.load_tokenizer(config.model.path, config.model.trust_remote_code)
     model = like.model if like else load_model(config, config.model.lora)
-    built = command_line.build(strategy)
+    built = cli.build(strategy)
     prompting = Prompting(config.model.prompt, config.model.answer_start)
     built.bind(causal.vocabulary(tokenizer, model, prompting.answer_start, task.answer_prefix), model.table.detach())
     return Sampler(model, tokenizer, built, config.max_new_tokens, prompting)
 
 
 if __name__ == "__main__":
-    command_line.prepare("config")
-    command_line.run(main)
+    cli.prepare("config")
+    cli.run(main)

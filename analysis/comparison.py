@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.fairness import Fairness, judge
 from analysis.load import UNTRAINED, LoadError, Study
 from analysis.statistics import Array, detectable, false_discovery, paired, solved_by_one_only, two_level, welch
-from ngrpo import passk
+from ngrpo.evaluation import passk
 
 ALPHA = 0.05
 SHOWN_K = 8  # besides k = n

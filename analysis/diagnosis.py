@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from analysis.fairness import PLAIN, controls
 from analysis.load import LoadError
 from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
-from ngrpo import passk
+from ngrpo.evaluation import passk
 
 LEVEL = 0.95
 COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",

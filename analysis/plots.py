@@ -11,7 +11,7 @@ from analysis.comparison import Comparison, Rates
 from analysis.diversity import steps_of
 from analysis.load import UNTRAINED, Study
 from analysis.statistics import two_level
-from ngrpo.passk import k_grid, pass_at_k
+from ngrpo.evaluation.passk import k_grid, pass_at_k
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

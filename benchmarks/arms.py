@@ -13,16 +13,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
-from ngrpo.engine import generate
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.gumbel_soft import GumbelSoft
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.keys import Draws, row_keys
 from ngrpo.models import causal
-from ngrpo.rollouts import Step
+from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.keys import Draws, row_keys
+from ngrpo.rollout.records import Step
 from ngrpo.tasks.story_math import StoryMath
 
 PEER_ATTENTION = "sdpa"  # what transformers takes by default; on a CPU its other kernel, eager, is slower still

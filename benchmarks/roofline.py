@@ -15,12 +15,12 @@ from options import Options
 from reporting import Table
 from torch import Tensor
 
-from ngrpo.engine import generate
 from ngrpo.exploration.base import Exploration
-from ngrpo.keys import row_keys
 from ngrpo.models import causal
-from ngrpo.replay import parts, prompts_of, replay_more
-from ngrpo.rollouts import TOKEN, Rollouts, Step
+from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.keys import row_keys
+from ngrpo.rollout.records import TOKEN, Rollouts, Step
+from ngrpo.training.replay import parts, prompts_of, replay_more
 
 TITLE = "Share of what the device can do"
 

@@ -36,7 +36,7 @@ import step
 import strategies
 import where
 
-from ngrpo.provenance import git_commit, hardware, package_versions
+from ngrpo.rundir.provenance import git_commit, hardware, package_versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PARTS: dict[str, ModuleType] = {

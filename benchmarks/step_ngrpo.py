@@ -19,7 +19,7 @@ sys.path.insert(0, str(REPOSITORY))
 import torch
 
 import train
-from ngrpo import command_line
+from ngrpo import cli
 from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.story_math import StoryMath
 
@@ -90,8 +90,8 @@ def main() -> None:
     if lengths is not None:
         tell_apart()
     sys.argv = ["train.py", *overrides(options)]
-    command_line.prepare("config")
-    command_line.run(train.main)
+    cli.prepare("config")
+    cli.run(train.main)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ from measuring import Timing, between
 from options import Options
 from reporting import SPREAD, Table, figures
 
-from ngrpo.engine import generate
-from ngrpo.evaluate import Sampler, evaluate_benchmark
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.keys import row_keys
 from ngrpo.models import causal
+from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.keys import row_keys
+from ngrpo.rollout.sampling import Sampler, evaluate_benchmark
 
 TITLE = "What exploration and evaluation cost"
 TOKENS = 48  # of an answer: a call takes a second, so that its neighbours see the same machine

@@ -116,7 +116,7 @@ def main() -> None:
     arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))
     import train
-    from ngrpo import command_line
+    from ngrpo import cli
 
     found: dict[str, Any] = {}
     policy_of = train.build_policy
@@ -129,8 +129,8 @@ def main() -> None:
         values |= {"evaluation.problems": 1, "evaluation.n": 1}
         values |= {"prompts_per_step": 2, "group_size": 2, "max_new_tokens": 24} if arguments.quick else {}
         sys.argv = ["train.py", *(f"{name}={value}" for name, value in values.items())]
-        command_line.prepare("config")
-        command_line.run(train.main)
+        cli.prepare("config")
+        cli.run(train.main)
     print(json.dumps(found), file=answers, flush=True)
 
 

@@ -5,7 +5,6 @@ import math
 import os
 from collections import Counter
 from functools import cache
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -14,25 +13,19 @@ import itertools
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from ngrpo.cli.reading import build, plain, register_resolvers
+from places import CONF, FAMILIES
 
-from ngrpo.command_line.reading import build, plain, register_resolvers
-from ngrpo.engine import generate
 from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.keys import row_keys
 from ngrpo.models.causal import CausalModel
+from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.keys import row_keys
 
 torch.set_num_threads(1)
 
 LONG = ("test_sweeper.py", "test_resume.py")  # begun first: at the end, one process would be left alone with them
-CONF = Path(__file__).resolve().parents[1] / "conf"
 ROWS, SIZE, WIDTH = 64, 60, 32  # embedding rows, ids that the tokenizer has, width
-FAMILIES = {
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-    "llama": (LlamaConfig, LlamaForCausalLM),
-}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

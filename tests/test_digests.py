@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 
 TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS))
+sys.path.insert(0, str(TESTS / "helpers"))
 import warm  # noqa: E402
 
 DIGESTS = TESTS / "data" / "digests_0.1.json"

@@ -67,7 +67,9 @@ def test_the_files_are_there():
         "records",
     ]
     assert {f"ngrpo.{room}" for room in rooms} <= set(FILES)
-    assert "ngrpo.exploration.base" in imports("ngrpo.engine") and "torch" in imports("ngrpo.engine")
+    assert "ngrpo.exploration.base" in imports("ngrpo.rollout.engines.transformers") and "torch" in imports(
+        "ngrpo.rollout.engines.transformers"
+    )
 
 
 def inside(name: str, room: str) -> bool:
@@ -80,13 +82,13 @@ def our_imports(name: str) -> set[str]:
 
 # Each may import those after it only: entry points, policy, evaluate, engine and replay, exploration, rollouts.
 CHAIN = (
-    ("ngrpo.policy",),
-    ("ngrpo.collect",),
-    ("ngrpo.evaluate",),
-    ("ngrpo.engine", "ngrpo.replay"),
+    ("ngrpo.training.policy",),
+    ("ngrpo.training.collect",),
+    ("ngrpo.rollout.sampling",),
+    ("ngrpo.rollout.engines.transformers", "ngrpo.training.replay"),
     ("ngrpo.exploration",),
-    ("ngrpo.rollouts",),
-    ("ngrpo.keys",),
+    ("ngrpo.rollout.records",),
+    ("ngrpo.rollout.keys",),
 )
 
 
@@ -120,39 +122,50 @@ def test_no_circle_of_imports():
 
 # What a room may import of ours; rooms that are not named here are bound by the chain alone.
 ONLY = {
-    "ngrpo.keys": (),
-    "ngrpo.rollouts": ("ngrpo.keys",),
-    "ngrpo.exploration": ("ngrpo.exploration", "ngrpo.rollouts", "ngrpo.keys"),
-    "ngrpo.engine": (
+    "ngrpo.rollout.keys": (),
+    "ngrpo.rollout.records": ("ngrpo.rollout.keys",),
+    "ngrpo.exploration": ("ngrpo.exploration", "ngrpo.rollout.records", "ngrpo.rollout.keys"),
+    "ngrpo.rollout.engines.transformers": (
         "ngrpo.exploration.base",
         "ngrpo.exploration.scores",
         "ngrpo.models.attention",
         "ngrpo.models.causal",
-        "ngrpo.rollouts",
-        "ngrpo.keys",
+        "ngrpo.rollout.records",
+        "ngrpo.rollout.keys",
     ),
-    "ngrpo.replay": (
+    "ngrpo.training.replay": (
         "ngrpo.exploration",
         "ngrpo.exploration.base",
         "ngrpo.exploration.scores",
         "ngrpo.models.attention",
         "ngrpo.models.causal",
         "ngrpo.models.head",
-        "ngrpo.rollouts",
-        "ngrpo.keys",
+        "ngrpo.rollout.records",
+        "ngrpo.rollout.keys",
     ),
-    "ngrpo.advantages": (),
-    "ngrpo.losses": (),
-    "ngrpo.groups": (),
-    "ngrpo.selections": (),
-    "ngrpo.algorithm": ("ngrpo.groups", "ngrpo.losses", "ngrpo.selections"),
-    "ngrpo.critic": ("ngrpo.exploration.base", "ngrpo.models.causal", "ngrpo.replay", "ngrpo.rollouts"),
-    "ngrpo.passk": (),
-    "ngrpo.records": ("ngrpo", "ngrpo.files", "ngrpo.lock", "ngrpo.provenance", "ngrpo.tasks.base"),
+    "ngrpo.algorithm.advantages": (),
+    "ngrpo.algorithm.losses": (),
+    "ngrpo.algorithm.groups": (),
+    "ngrpo.algorithm.selections": (),
+    "ngrpo.algorithm.algorithm": ("ngrpo.algorithm.groups", "ngrpo.algorithm.losses", "ngrpo.algorithm.selections"),
+    "ngrpo.training.critic": (
+        "ngrpo.exploration.base",
+        "ngrpo.models.causal",
+        "ngrpo.training.replay",
+        "ngrpo.rollout.records",
+    ),
+    "ngrpo.evaluation.passk": (),
+    "ngrpo.rundir.records": (
+        "ngrpo",
+        "ngrpo.rundir.files",
+        "ngrpo.rundir.lock",
+        "ngrpo.rundir.provenance",
+        "ngrpo.tasks.base",
+    ),
     "ngrpo.grading": ("ngrpo.grading",),
     "ngrpo.tasks": ("ngrpo.tasks", "ngrpo.grading"),
     "ngrpo.models": ("ngrpo.models", "ngrpo.exploration.base", "ngrpo.tasks"),
-    "analysis": ("analysis", "ngrpo.passk", "ngrpo.records"),
+    "analysis": ("analysis", "ngrpo.evaluation.passk", "ngrpo.rundir.records"),
     "hydra_plugins": ("hydra_plugins",),
 }
 
@@ -183,8 +196,8 @@ def test_strategies_are_named_in_configs_only(name):
 
 
 LIBRARIES = {
-    "hydra": (*ENTRY_POINTS, "ngrpo.command_line", "hydra_plugins"),
-    "lightning": (*ENTRY_POINTS, "ngrpo.policy", "ngrpo.reference", "ngrpo.critic"),
+    "hydra": (*ENTRY_POINTS, "ngrpo.cli", "hydra_plugins"),
+    "lightning": (*ENTRY_POINTS, "ngrpo.training.policy", "ngrpo.training.reference", "ngrpo.training.critic"),
     "pytorch_lightning": (),
 }
 
@@ -200,15 +213,15 @@ FORBIDDEN = {
     "analysis": ("torch", "transformers", "hydra", "lightning", "omegaconf"),
     "ngrpo.tasks": ("torch", "transformers", "tokenizers"),
     "ngrpo.grading": ("torch", "transformers", "tokenizers"),
-    "ngrpo.passk": ("torch", "matplotlib", "pandas"),
-    "ngrpo.records": ("torch", "matplotlib", "pandas"),
-    "ngrpo.rollouts": ("transformers",),
+    "ngrpo.evaluation.passk": ("torch", "matplotlib", "pandas"),
+    "ngrpo.rundir.records": ("torch", "matplotlib", "pandas"),
+    "ngrpo.rollout.records": ("transformers",),
     "ngrpo.exploration": ("transformers", "omegaconf"),
-    "ngrpo.advantages": ("transformers", "omegaconf"),
-    "ngrpo.losses": ("transformers", "omegaconf"),
-    "ngrpo.groups": ("transformers", "omegaconf"),
-    "ngrpo.selections": ("transformers", "omegaconf"),
-    "ngrpo.algorithm": ("transformers", "omegaconf"),
+    "ngrpo.algorithm.advantages": ("transformers", "omegaconf"),
+    "ngrpo.algorithm.losses": ("transformers", "omegaconf"),
+    "ngrpo.algorithm.groups": ("transformers", "omegaconf"),
+    "ngrpo.algorithm.selections": ("transformers", "omegaconf"),
+    "ngrpo.algorithm.algorithm": ("transformers", "omegaconf"),
 }
 
 

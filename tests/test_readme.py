@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from ngrpo.replay import replay
+from ngrpo.training.replay import replay
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text("utf-8")
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ngrpo.keys import Draws
-from ngrpo.rollouts import Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import Step
 
 State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers them when rows leave the batch
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.perturbed import PerturbedThinking
-from ngrpo.keys import Draws
-from ngrpo.rollouts import DIRICHLET
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import DIRICHLET
 
 SMALLEST = 0.01  # of alpha: log-weights of about -1 / alpha stay small enough for float32
 ROUNDS = 8  # proposals per gamma variate; all are rejected with a probability below 1e-10

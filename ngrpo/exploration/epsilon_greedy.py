@@ -11,8 +11,8 @@ from torch import Tensor
 from ngrpo.exploration.base import State, Vocabulary
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.keys import Draws
-from ngrpo.rollouts import TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import TOKEN, Step
 
 
 class EpsilonGreedy(TokenSampling):

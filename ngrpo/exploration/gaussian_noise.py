@@ -9,8 +9,8 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import State, overwrite
 from ngrpo.exploration.token_sampling import ThinkingSampling
-from ngrpo.keys import Draws
-from ngrpo.rollouts import Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import Step
 
 
 def root_mean_square(table: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.perturbed import PerturbedThinking
-from ngrpo.keys import Draws
-from ngrpo.rollouts import GAUSSIAN
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import GAUSSIAN
 
 
 class GaussianSoft(PerturbedThinking):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ngrpo.exploration.perturbed import PerturbedThinking
 from ngrpo.exploration.scores import gumbel
-from ngrpo.keys import Draws
-from ngrpo.rollouts import GUMBEL
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import GUMBEL
 
 RELIABLE = -3.0  # candidates of smaller log-probability count in no density
 SLACK = 1e-3  # clamped noise stands exactly at a bound: rounding must not decide whether it has a gradient

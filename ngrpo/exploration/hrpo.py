@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import State, Vocabulary
 from ngrpo.exploration.scores import draw_token
 from ngrpo.exploration.token_sampling import ThinkingSampling
-from ngrpo.keys import Draws, row_key
-from ngrpo.rollouts import TOKEN, Step
+from ngrpo.rollout.keys import Draws, row_key
+from ngrpo.rollout.records import TOKEN, Step
 
 C = 8.0  # sharpness of the gate
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token, entropy, tempered
 from ngrpo.exploration.token_sampling import ThinkingSampling
-from ngrpo.keys import Draws
-from ngrpo.rollouts import FORCED, TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import FORCED, TOKEN, Step
 
 # The anchor (B,) of a mixture, from logits (B, V) and the sampled tokens (B,).
 ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import State, mixture, overwrite
 from ngrpo.exploration.neighbor_mix import NeighborMix
-from ngrpo.keys import Draws
-from ngrpo.rollouts import Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import Step
 
 
 class NormMatchedNoise(NeighborMix):

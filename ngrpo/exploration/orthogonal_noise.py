@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import overwrite
 from ngrpo.exploration.mixing import AnchoredMix
 from ngrpo.exploration.scores import candidates, tempered
-from ngrpo.keys import Draws
-from ngrpo.rollouts import Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import Step
 
 
 class OrthogonalNoise(AnchoredMix):

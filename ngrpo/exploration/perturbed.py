@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import State, mixture, overwrite
 from ngrpo.exploration.scores import candidates, draw_token, tempered, token_log_prob
 from ngrpo.exploration.token_sampling import ThinkingSampling
-from ngrpo.keys import Draws
-from ngrpo.rollouts import TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import TOKEN, Step
 
 CUT = -1e30  # score of a candidate outside the nucleus: finite, because records are multiplied by masks
 

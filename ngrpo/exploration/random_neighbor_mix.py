@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ngrpo.exploration.base import State, Vocabulary
 from ngrpo.exploration.neighbor_mix import NeighborMix
-from ngrpo.keys import Draws, row_key
-from ngrpo.rollouts import Step
+from ngrpo.rollout.keys import Draws, row_key
+from ngrpo.rollout.records import Step
 
 
 class RandomNeighborMix(NeighborMix):

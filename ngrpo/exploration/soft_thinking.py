@@ -9,8 +9,8 @@ from torch import Tensor
 from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary
 from ngrpo.exploration.mixing import one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, entropy, filtered, tempered, token_log_prob
-from ngrpo.keys import Draws
-from ngrpo.rollouts import FORCED, TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import FORCED, TOKEN, Step
 
 
 class SoftThinking(Exploration):

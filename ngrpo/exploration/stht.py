@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary, overwrite
 from ngrpo.exploration.gaussian_noise import root_mean_square
 from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
-from ngrpo.keys import Draws
-from ngrpo.rollouts import FORCED, GAUSSIAN, TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, Step
 
 
 class SoftTokens(Exploration):

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ngrpo.exploration.base import Exploration, State, Thinking, Vocabulary
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
-from ngrpo.keys import Draws
-from ngrpo.rollouts import TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import TOKEN, Step
 
 
 class TokenSampling(Exploration):

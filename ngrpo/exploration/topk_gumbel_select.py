@@ -11,8 +11,8 @@ from ngrpo.exploration.base import State
 from ngrpo.exploration.mixing import one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, gumbel
 from ngrpo.exploration.token_sampling import ThinkingSampling
-from ngrpo.keys import Draws
-from ngrpo.rollouts import TOKEN, Step
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import TOKEN, Step
 
 
 class TopkGumbelSelect(ThinkingSampling):

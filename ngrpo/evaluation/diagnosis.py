@@ -1,0 +1,158 @@
+"""Answers to the same problems under several strategies that share their random numbers, and what was fed on the way.
+
+Batch by batch and resumable. It does not know what is concluded from the answers.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ngrpo.evaluation import mechanism
+from ngrpo.rollout.keys import row_key
+from ngrpo.rollout.sampling import Answers, Sampler, answer, batch_plan, merge, partial_file, sample_rows
+from ngrpo.rundir import files, records
+from ngrpo.tasks.base import Problem, Task
+
+STEP_ROWS = 48  # explored steps of one batch that are kept, vectors and all, until the pictures are made
+WARM_UP = 4  # tokens of an answer that is not timed: the first call of a strategy pays for what later ones find ready
+LISTED = 12  # frequent anchors whose neighbours are listed
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What is sampled: P problems of a task, n answers to each under every strategy. Files go to `directory`."""
+
+    task: Task
+    problems: Sequence[Problem]
+    n: int
+    rows_per_batch: int
+    seed: int
+    directory: Path
+
+    @property
+    def plan(self) -> list[tuple[int, int]]:
+        """Ranges of problems that are sampled together, the same for every strategy."""
+        return batch_plan(len(self.problems), self.n, self.rows_per_batch)
+
+    @property
+    def timings(self) -> Path:
+        """Written after everything else that is sampled: where it is, nothing is left to draw."""
+        return self.directory / "timings.csv"
+
+    def samples(self, strategy: str) -> Path:
+        """The file of a strategy's answers."""
+        return self.directory / "samples" / f"{records.checked_name(strategy)}.parquet"
+
+    def part(self, strategy: str, index: int, kind: str) -> Path:
+        """Where the steps (`parquet`) or the timing (`json`) of a batch wait for the others; the timing comes last."""
+        return self.directory / "parts" / f"{strategy}-{index}.{kind}"
+
+
+def chosen(task: Task, most: int, seed: int) -> list[Problem]:
+    """At most so many problems of a task, drawn anew by every seed, in the order of the task."""
+    order = np.random.default_rng(row_key("diagnose", seed) % 2**63).permutation(len(task.problems))[:most]
+    return [task.problems[at] for at in sorted(order.tolist())]
+
+
+def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
+    """Row identities of a batch. No strategy is in them: two strategies answer with the same random numbers."""
+    return [(draw.seed, draw.task.name, p.id, i) for p in problems for i in range(draw.n)]
+
+
+@torch.no_grad()
+def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
+    """Draws every batch that is not there yet, strategies in turn, so that a machine's moods meet them all.
+
+    `advance(strategy)` is called after every batch of a strategy, drawn now or before.
+    """
+    warm = False
+    for index, (start, end) in enumerate(draw.plan):
+        for name, sampler in samplers.items():
+            if not draw.part(name, index, "json").exists():
+                if not warm:
+                    _warm_up(samplers, draw)
+                warm = True
+                _batch(name, sampler, draw, index, draw.problems[start:end])
+            advance(name)
+
+
+def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
+    """All batches to the files that last: samples/, steps, planes and neighbours (parquet), timings.csv.
+
+    named: tokens whose neighbours are wanted besides the most frequent anchors.
+    """
+    table, strategy, words = sampler.model.table.detach(), sampler.strategy, sampler.tokenizer
+    batches = range(len(draw.plan))
+    for name in strategies:
+        merge(draw.samples(name), draw.plan)
+    parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
+    steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
+    ordinary = strategy.vocabulary.ordinary(len(table), table.device)
+
+    def text(token: int) -> str:
+        return str(words.decode([token]))
+
+    wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
+    wanted = [token for token in wanted if token in named or bool(ordinary[token])]
+    planes = mechanism.plane_rows(steps, table, ordinary, text)
+    kept = [{key: cell for key, cell in row.items() if key != "fed"} for row in steps]
+    files.write_parquet(kept, draw.directory / "steps.parquet")
+    files.write_parquet(planes, draw.directory / "planes.parquet")
+    listed = mechanism.neighbour_rows(wanted, table, ordinary, text)
+    files.write_parquet(listed, draw.directory / "neighbours.parquet")
+    times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
+    files.write_csv(times, draw.timings)
+    shutil.rmtree(draw.directory / "parts")
+
+
+def token_of(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
+    """The one token that `text` is, as it stands or at the beginning of a word. Raises ValueError where it is none."""
+    for form in (text, f" {text}"):
+        ids = tokenizer.encode(form, add_special_tokens=False)
+        if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
+            return ids[0]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    parts = ", ".join(repr(tokenizer.decode([token])) for token in ids[:8])
+    raise ValueError(f"tokens={text}: must name single tokens of the model, and this is {len(ids)} ({parts})")
+
+
+def _warm_up(samplers: Mapping[str, Sampler], draw: Draw) -> None:
+    first = draw.problems[:1]
+    for sampler in samplers.values():
+        length = min(WARM_UP, sampler.max_new_tokens)
+        answer(replace(sampler, max_new_tokens=length), draw.task, first, identities(draw, first))
+
+
+def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequence[Problem]) -> None:
+    started = time.perf_counter()
+    answers = answer(sampler, draw.task, problems, identities(draw, problems))
+    seconds = time.perf_counter() - started
+    labels: dict[str, Any] = {"run": draw.directory.name, "benchmark": draw.task.name, "exploration": name}
+    labels |= {"algorithm": "none", "step": 0, "seed": draw.seed}
+    rows = sample_rows(answers, sampler.strategy.vocabulary.stops, labels)
+    records.write_samples(rows, partial_file(draw.samples(name), index))
+    files.write_parquet(_steps(answers, sampler), draw.part(name, index, "parquet"))
+    tokens = int(answers.rollouts.lengths.sum())
+    timing = {"strategy": name, "batch": index, "answers": len(rows), "tokens": tokens, "seconds": seconds}
+    files.write_json(timing, draw.part(name, index, "json"))
+
+
+def _steps(answers: Answers, sampler: Sampler) -> list[dict[str, Any]]:
+    """Some explored steps of a batch with the vectors that were fed."""
+    where = mechanism.spread(answers.rollouts, STEP_ROWS)
+    if not len(where):
+        return []
+    table: Tensor = sampler.model.table.detach()
+    fed = mechanism.fed_vectors(answers.rollouts, where, sampler.strategy, table)
+    rows = mechanism.step_rows(answers, where, fed, table)
+    return [{**row, "fed": vector} for row, vector in zip(rows, fed.tolist(), strict=True)]

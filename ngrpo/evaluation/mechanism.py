@@ -1,0 +1,171 @@
+"""What exploration feeds, seen in the embedding table: steps, nearest tokens, neighbours, and the plane around an anchor.
+
+It takes rollouts and the table; which strategy made a step, it does not know.
+
+N steps, V tokens, D width.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.exploration.base import Exploration
+from ngrpo.rollout.records import Rollouts
+from ngrpo.rollout.sampling import Answers
+from ngrpo.training.measures import anchors, consumed, displacement
+
+CHUNK = 16_384  # rows of the table that are looked at together
+PLANES, AROUND, FED = 4, 6, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
+LISTED = 8  # neighbours of a token in the table
+MOVED = 1e-6  # displacement below which a vector is the anchor's own
+Names = Callable[[int], str]  # token id -> its text
+
+
+def spread(rollouts: Rollouts, most: int) -> Tensor:
+    """(N, 2) row and position of at most so many explored steps whose vector the model read, evenly over all of them."""
+    where = (rollouts.steps.explored & consumed(rollouts)).nonzero()
+    if len(where) <= most:
+        return where
+    return where[torch.linspace(0, len(where) - 1, most, device=where.device).long()]
+
+
+def fed_vectors(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor) -> Tensor:
+    """(N, D) float32: what the model read at `where` (N, 2), rebuilt from the record."""
+    row, time = where.unbind(dim=1)
+    with torch.no_grad():
+        return strategy.embed(rollouts.steps[row, time], table, rollouts.draws[row, time]).float()
+
+
+def step_rows(answers: Answers, where: Tensor, fed: Tensor, table: Tensor) -> list[dict[str, Any]]:
+    """What exploration did at `where` (N, 2): anchor, candidates, weights, cosine, displacement, nearest token."""
+    rollouts, group = answers.rollouts, answers.rollouts.group_size
+    row, time = where.unbind(dim=1)
+    steps = rollouts.steps[row, time]
+    distance, cosine = displacement(fed, steps, table)
+    nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
+    ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
+    weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()
+    columns = {
+        "problem_id": [answers.problems[at // group].id for at in row.tolist()],
+        "sample_index": [at % group for at in row.tolist()],
+        "position": time.tolist(),
+        "token": steps.tokens.tolist(),
+        "anchor": anchors(steps).tolist(),
+        "candidates": ids,
+        "weights": weights,
+        "cosine": cosine.tolist(),
+        "displacement": distance.tolist(),
+        "nearest": nearest,
+    }
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
+    """(N,) the row of the table (V, D) with the highest cosine to each vector (N, D); of equal rows any."""
+    wanted = F.normalize(vectors.float(), dim=-1)
+    best = torch.full((len(vectors),), -torch.inf, device=vectors.device)
+    found = torch.zeros(len(vectors), dtype=torch.int64, device=vectors.device)
+    for start in range(0, len(table), CHUNK):
+        part = F.normalize(table[start : start + CHUNK].float(), dim=-1)
+        score, at = (wanted @ part.T).max(dim=-1)
+        found = torch.where(score > best, at + start, found)
+        best = torch.maximum(best, score)
+    return found
+
+
+def neighbours(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
+    """Ids and cosines, both (N, count), of the ordinary rows nearest to each token, itself left out; nearest first.
+
+    ordinary: (V,) bool, which rows may be neighbours. `count` falls to what there is. In float64, ties by lowest id.
+    """
+    device = table.device
+    chosen = torch.tensor(list(tokens), dtype=torch.int64, device=device)
+    anchors = F.normalize(table[chosen].double(), dim=-1)
+    parts = table.split(CHUNK)
+    cosines = torch.cat([anchors @ F.normalize(part.double(), dim=-1).T for part in parts], dim=1)
+    cosines[:, ~ordinary] = -torch.inf
+    cosines[torch.arange(len(chosen), device=device), chosen] = -torch.inf
+    most = min(count, int(ordinary.sum()) - 1)
+    ids = cosines.sort(dim=-1, descending=True, stable=True).indices[:, :most]
+    return ids, cosines.gather(1, ids)
+
+
+def plane(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The two principal components of `points` (N, D), and where these and `others` (M, D) lie on them.
+
+    Returns:
+        coordinates (N + M, 2) float64, the length (N + M,) of what each point differs from the first one by beside the
+        plane, and the share of the points' variance along each axis (2,). An axis points to where its largest loading
+        is positive.
+    """
+    centre = points.double().mean(dim=0)
+    _, sizes, directions = torch.linalg.svd(points.double() - centre, full_matrices=False)
+    axes = torch.zeros(2, points.shape[1], dtype=torch.float64, device=points.device)
+    axes[: len(directions)] = directions[:2]
+    axes *= torch.sign(axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)))
+    shares = F.pad(sizes.square() / sizes.square().sum().clamp(min=1e-300), (0, 2))[:2]
+    every = torch.cat((points, others.to(points.dtype))).double()
+    away = every - every[0]
+    return (every - centre) @ axes.T, (away - away @ axes.T @ axes).norm(dim=-1), shares
+
+
+def plane_rows(
+    steps: Sequence[dict[str, Any]], table: Tensor, ordinary: Tensor, name: Names, most: int = PLANES
+) -> list[dict[str, Any]]:
+    """Pictures of the table around the anchors that most strategies moved, as rows to draw (N-GRPO, Figure 1).
+
+    steps: rows of `step_rows` with `strategy` and `fed`. A picture is the plane of the anchor, its nearest neighbours and
+    the tokens nearest to what was fed; the fed vectors are laid on it, and `off_plane` is how far, in units of the
+    anchor's length, they have moved away from the anchor in directions that the picture does not show.
+    """
+    moved = [row for row in steps if row["displacement"] > MOVED]
+    return [row for anchor in often(moved, most) for row in _picture(anchor, moved, table, ordinary, name)]
+
+
+def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
+    """The anchors of `steps`, those of most strategies first, then the most frequent."""
+    counts = Counter(row["anchor"] for row in steps)
+    kinds = Counter(anchor for anchor, _ in {(row["anchor"], row["strategy"]) for row in steps})
+    return sorted(counts, key=lambda anchor: (-kinds[anchor], -counts[anchor], anchor))[:most]
+
+
+def neighbour_rows(
+    tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = LISTED
+) -> list[dict[str, Any]]:
+    """A row per token and neighbour: token, text, rank from 1, neighbour, its text, cosine."""
+    if not len(tokens):
+        return []
+    ids, cosines = (values.tolist() for values in neighbours(tokens, count, table, ordinary))
+    return [
+        {"token": token, "text": name(token), "rank": rank, "neighbour": ids[at][rank - 1],
+         "neighbour_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}
+        for at, token in enumerate(tokens) for rank in range(1, len(ids[at]) + 1)
+    ]  # fmt: skip
+
+
+def _picture(
+    anchor: int, steps: Sequence[dict[str, Any]], table: Tensor, ordinary: Tensor, name: Names
+) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    for strategy in dict.fromkeys(row["strategy"] for row in steps):
+        own = [row for row in steps if row["strategy"] == strategy and row["anchor"] == anchor]
+        shown += own[:: -(-len(own) // FED)] if own else []
+    around = neighbours([anchor], AROUND, table, ordinary)[0][0].tolist()
+    reached = [token for token in dict.fromkeys(row["nearest"] for row in shown) if token not in (anchor, *around)]
+    tokens = [anchor, *around, *reached]
+    fed = torch.tensor([row["fed"] for row in shown], dtype=torch.float64, device=table.device)
+    coordinates, off, shares = plane(table[tokens], fed)
+    kinds = ["anchor"] + ["neighbour"] * len(around) + ["nearest"] * len(reached)
+    length = float(table[anchor].double().norm())
+    common = {"anchor": anchor, "anchor_text": name(anchor), "share_x": float(shares[0]), "share_y": float(shares[1])}
+    labels = [(kind, None, token) for kind, token in zip(kinds, tokens, strict=True)]
+    labels += [("fed", row["strategy"], row["nearest"]) for row in shown]
+    return [
+        {**common, "kind": kind, "strategy": strategy, "token": token, "text": name(token), "x": x, "y": y,
+         "off_plane": distance / max(length, 1e-12)}
+        for (kind, strategy, token), (x, y), distance in zip(labels, coordinates.tolist(), off.tolist(), strict=True)
+    ]  # fmt: skip

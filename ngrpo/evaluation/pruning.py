@@ -1,0 +1,62 @@
+"""A run that is a trial of a search: what it reports after each evaluation, and whether it should go on.
+
+It does not know how trials are chosen.
+"""
+
+import json
+from collections.abc import Callable
+
+from ngrpo.evaluation.passk import Array, pass_at_k
+
+Solved = Callable[[str], tuple[int, Array]]  # benchmark -> samples per problem, correct ones of each problem (P,)
+
+
+class Pruned(Exception):
+    """The search has seen enough of this trial; what was computed stays, and the same command would go on."""
+
+
+class Judge:
+    """Reports the first objective after every evaluation but the last.
+
+    `text` is what the sweeper puts into `sweep.trial`: JSON with storage (a journal file or a database URL), study, trial
+    id, objective, pruner and `first`, the place of the run's RL step 0 on the trial's own axis.
+    """
+
+    def __init__(self, text: str):
+        import optuna
+        from optuna.storages import JournalStorage, RDBStorage
+        from optuna.storages.journal import JournalFileBackend
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        given = json.loads(text)
+        place = given["storage"]
+        storage = RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
+        pruners = {
+            "median": lambda: optuna.pruners.MedianPruner(),
+            "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(),
+            "hyperband": lambda: optuna.pruners.HyperbandPruner(),
+            "wilcoxon": lambda: optuna.pruners.WilcoxonPruner(),
+        }
+        study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruners[given["pruner"]]())
+        self.trial = optuna.trial.Trial(study, given["trial"])
+        self.objective, self.first = given["objective"], given["first"]
+        self.by_problem = given["pruner"] == "wilcoxon"
+
+    def __call__(self, step: int, solved: Solved) -> None:
+        """Raises Pruned where the trial should stop after the evaluation at RL step `step`."""
+        benchmark, _, estimate = self.objective.partition("/")
+        kind, _, k = estimate.partition("@")
+        n, correct = solved(benchmark)
+        values = correct / n if kind == "mean" else pass_at_k(n, correct, int(k))
+        place, mean = self.first + step, float(values.mean())
+        if not self.by_problem:
+            self.trial.report(mean, place)
+            poor = self.trial.should_prune()
+        else:  # trials are compared problem by problem, each at a place of its own; samplers read the last one, the mean
+            first = place * (len(values) + 1)
+            for problem, value in enumerate(values):
+                self.trial.report(float(value), first + problem)
+            poor = self.trial.should_prune()
+            self.trial.report(mean, first + len(values))
+        if poor:
+            raise Pruned(f"pruned after RL step {step}")

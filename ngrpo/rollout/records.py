@@ -1,0 +1,191 @@
+"""The records that everything else exchanges: one decode step, and one batch of rollouts.
+
+Dimension letters, used in every shape comment: P prompts, G group, B = P * G rows, S prompt length, T answer length,
+D width, V vocabulary, K candidates of a mixture. This room knows neither models nor rewards.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.rollout.keys import Draws
+
+TOKEN, GAUSSIAN, GUMBEL, DIRICHLET, FORCED = range(5)  # roles: which log-probability applies to a step
+
+
+class NotFinite(ValueError):
+    """Logits, a loss or a gradient became NaN or infinite; what was saved before is untouched."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was fed and what was realised, for one decode step (leading shape (B,)) or many ((B, T), or (N,) flattened).
+
+    tokens       (...,) int64      realised token: what goes in the text and the reward
+    role         (...,) int64      TOKEN | GAUSSIAN | GUMBEL | DIRICHLET | FORCED (inserted text: no loss)
+    explored     (...,) bool       where exploration acted
+    mix_ids      (..., K) or None  recipe: fed = sum of weight * E[id]; None: fed = E[tokens]
+    mix_weights  (..., K) or None
+    scores       (..., K) or None  perturbed scores of Gumbel-type strategies
+    scale        (...,) or None    size of keyed noise; the noise itself is regenerated from the row's key
+    offset       (..., D) or None  a soft vector that cannot be regenerated, added to the recipe
+    """
+
+    tokens: Tensor
+    role: Tensor
+    explored: Tensor
+    mix_ids: Tensor | None = None
+    mix_weights: Tensor | None = None
+    scores: Tensor | None = None
+    scale: Tensor | None = None
+    offset: Tensor | None = None
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
+        """The same record with `change` applied to every field that is there."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Step(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
+
+    def __getitem__(self, index) -> "Step":
+        return self.map(lambda value: value[index])
+
+
+def neutral(name: str, step: Step, like: Tensor) -> Tensor:
+    """What an absent field of `step` means, shaped like the same field of a step that has it."""
+    empty = torch.zeros((*step.tokens.shape, *like.shape[step.tokens.dim() :]), dtype=like.dtype, device=like.device)
+    if name == "mix_ids":
+        empty = step.tokens[..., None].expand_as(empty).clone()
+    if name == "mix_weights":
+        empty[..., 0] = 1
+    return empty
+
+
+def stack_steps(steps: Sequence[Step]) -> Step:
+    """(B,) steps to one (B, T) record. A field is None only if no step has it; elsewhere absence becomes its meaning."""
+    stacked = {}
+    for f in fields(Step):
+        present = next((getattr(step, f.name) for step in steps if getattr(step, f.name) is not None), None)
+        if present is None:
+            stacked[f.name] = None
+            continue
+        values = [getattr(step, f.name) for step in steps]
+        filled = [neutral(f.name, s, present) if v is None else v for s, v in zip(steps, values, strict=True)]
+        stacked[f.name] = torch.stack(filled, dim=1)
+    return Step(**stacked)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """One batch of rollouts, checked once, where it is made.
+
+    prompts      (B, S) int64, left-padded
+    prompt_mask  (B, S) bool, true on the prompt's own tokens
+    steps        Step of (B, T), right-padded
+    mask         (B, T) bool, true through the end-of-text token
+    log_probs    (B, T) float32, of the rollout engine; 0 where the loss mask is false
+    entropy      (B, T) float32, nats, of softmax(logits) before temperature and filters; 0 where mask is false
+    keys         (B,) int64, the rows' random keys
+    group_size   G; rows of one prompt stand together
+    """
+
+    prompts: Tensor
+    prompt_mask: Tensor
+    steps: Step
+    mask: Tensor
+    log_probs: Tensor
+    entropy: Tensor
+    keys: Tensor
+    group_size: int
+
+    def __post_init__(self) -> None:
+        rows, width = self.prompts.shape
+        length = self.mask.shape[1]
+        expected = {"prompt_mask": (rows, width), "mask": (rows, length), "log_probs": (rows, length), "keys": (rows,)}
+        expected |= {"entropy": (rows, length)}
+        for name, shape in expected.items():
+            _require(
+                tuple(getattr(self, name).shape) == shape, name, f"shape {tuple(getattr(self, name).shape)}", shape
+            )
+        for f in fields(Step):
+            value = getattr(self.steps, f.name)
+            if value is not None:
+                _require(
+                    tuple(value.shape[:2]) == (rows, length), f"steps.{f.name}", tuple(value.shape), (rows, length)
+                )
+        _require(rows % self.group_size == 0, "group_size", self.group_size, f"a divisor of {rows} rows")
+        _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
+        _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")
+        for name in ("log_probs", "entropy"):  # a filter can hide a logit that is not finite, entropy sees them all
+            if not getattr(self, name).isfinite().all():
+                raise NotFinite(f"Rollouts.{name}: got a value that is not finite, expected finite log-probabilities")
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """(B, T) bool: steps that the loss may touch, so all but padding and inserted text."""
+        return self.mask & (self.steps.role != FORCED)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) answer lengths in tokens, the end-of-text token included."""
+        return self.mask.sum(dim=1)
+
+    @property
+    def draws(self) -> Draws:
+        """The random numbers of every step, (B, T)."""
+        return Draws(self.keys[:, None], torch.arange(self.mask.shape[1], device=self.keys.device)[None])
+
+    def rows(self, index: Tensor) -> "Rollouts":
+        """Some rows as a batch of single-row groups, trimmed to their own longest prompt and answer."""
+        length = int(self.lengths[index].max())
+        start = int(self.prompt_mask[index].any(dim=0).to(torch.int8).argmax())
+        return replace(
+            self,
+            prompts=self.prompts[index, start:],
+            prompt_mask=self.prompt_mask[index, start:],
+            steps=self.steps.map(lambda value: value[index, :length]),
+            mask=self.mask[index, :length],
+            log_probs=self.log_probs[index, :length],
+            entropy=self.entropy[index, :length],
+            keys=self.keys[index],
+            group_size=1,
+        )
+
+
+def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
+    """Rows of several batches with the same group size as one: prompts padded on the left, answers on the right."""
+    width = max(part.prompts.shape[1] for part in parts)
+    length = max(part.mask.shape[1] for part in parts)
+
+    def left(values: Sequence[Tensor]) -> Tensor:
+        return torch.cat([F.pad(value, (width - value.shape[1], 0)) for value in values])
+
+    def right(values: Sequence[Tensor]) -> Tensor:
+        padding = [(0, 0) * (value.dim() - 2) + (0, length - value.shape[1]) for value in values]
+        return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
+
+    columns = {}
+    for f in fields(Step):
+        values = [getattr(part.steps, f.name) for part in parts]
+        like = next((value for value in values if value is not None), None)
+        if like is None:
+            columns[f.name] = None
+            continue
+        pairs = zip(parts, values, strict=True)
+        columns[f.name] = right([neutral(f.name, part.steps, like) if v is None else v for part, v in pairs])
+    return Rollouts(
+        prompts=left([part.prompts for part in parts]),
+        prompt_mask=left([part.prompt_mask for part in parts]),
+        steps=Step(**columns),
+        mask=right([part.mask for part in parts]),
+        log_probs=right([part.log_probs for part in parts]),
+        entropy=right([part.entropy for part in parts]),
+        keys=torch.cat([part.keys for part in parts]),
+        group_size=parts[0].group_size,
+    )
+
+
+def _require(holds: bool, name: str, got: object, expected: object) -> None:
+    if not holds:
+        raise ValueError(f"Rollouts.{name}: got {got}, expected {expected}")

@@ -1,0 +1,252 @@
+"""Checkpoints that survive a kill at any moment: plain containers, a checksum for each file, never a pickle that runs.
+
+What the tensors in them mean, it does not know.
+"""
+
+import hashlib
+import json
+import random
+import re
+import warnings
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from ngrpo.rundir.files import write_atomically, write_json
+
+MANIFEST = "manifest.json"
+CHECKPOINT = re.compile(r"step-(\d{8})(-replaced)?\.pt")
+URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+ATOMS = {type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size}
+TENSORS = {torch.Tensor, torch.nn.Parameter}
+
+Entries = dict[str, dict[str, Any]]
+
+
+class CheckpointError(RuntimeError):
+    """There are checkpoints, and none of them can be used, or a state that could not be loaded again."""
+
+
+def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+    """Writes `state` as `step-<8 digits>.pt` and lists it, with its sha256, in manifest.json.
+
+    At every moment of it the newest listed and undamaged file is a whole checkpoint: the file is in place before the
+    manifest names it, and older ones go only after that. Checkpoints of later steps go too, as those steps are being
+    done again.
+
+    Args:
+        directory: is made if it is missing; one process at a time.
+        step: RL steps done, 0 to 99,999,999.
+        state: dicts, lists and tuples of tensors, numbers, texts, bytes and None, as `torch.load` accepts them with
+            weights_only=True.
+        keep: how many checkpoints stay, this one included.
+    Returns:
+        the file.
+    Raises:
+        CheckpointError: `state` holds something else; the message has its key path.
+        ValueError: a URL, a step or a `keep` out of range.
+        OSError: the disk is full or cannot be written; the older checkpoints are then intact.
+    """
+    directory = _local(directory)
+    if not 0 <= step < 10**8 or keep < 1:
+        raise ValueError(f"a checkpoint needs 0 <= step < 10**8 and keep >= 1, got step={step}, keep={keep}")
+    _refuse_unloadable(state, "state")
+    entries = _tidy(directory)
+    path = directory / f"step-{step:08d}.pt"
+    if path.name in entries:
+        _set_aside(path, entries)
+    entry = {"step": step, **_write(path, state)}
+    earlier = {name: other for name, other in entries.items() if other["step"] < step}
+    kept = dict(sorted({**earlier, path.name: entry}.items())[-keep:])
+    write_json(kept, directory / MANIFEST)
+    _remove_unlisted(directory, kept)
+    return path
+
+
+def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
+    """(step, state) of the newest checkpoint whose checksum holds, tensors on the CPU; None where none was saved.
+
+    A damaged or missing file is passed over for the one before it, with a RuntimeWarning that names it.
+
+    Raises:
+        CheckpointError: there are checkpoints, but none that can be used.
+        ValueError: a URL.
+    """
+    directory = _local(directory)
+    entries = _read_manifest(directory)
+    reasons = []
+    for name, entry in sorted(entries.items(), key=_age, reverse=True):
+        try:
+            state = _load(directory / name, entry)
+        except (OSError, CheckpointError) as error:
+            reasons.append(f"{name}: {error}")
+            continue
+        for reason in reasons:
+            warnings.warn(f"{directory}: passed over {reason}; continuing from {name}", RuntimeWarning, stacklevel=2)
+        return entry["step"], state
+    if reasons:
+        raise CheckpointError(f"{directory} has no usable checkpoint ({'; '.join(reasons)}): fresh=true starts anew")
+    return None
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of python, numpy, torch on the CPU and on every CUDA device in use."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(words), gauss],
+        "numpy": [
+            str(name),
+            torch.from_numpy(np.asarray(keys, np.int64)),
+            int(position),
+            int(has_gauss),
+            float(cached),
+        ],
+        "torch": torch.get_rng_state(),
+        # Asking for the state would start CUDA on every device of a run that does not use it.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+    }
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Puts the generators back to a `rng_state`; a RuntimeWarning tells if the number of CUDA devices differs."""
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(state["torch"])
+    saved, present = len(state["cuda"]), torch.cuda.device_count()
+    if saved > present:
+        warnings.warn(f"the checkpoint has {saved} CUDA generators, here are {present}", RuntimeWarning, stacklevel=2)
+    for device, generator in enumerate(state["cuda"][:present]):
+        torch.cuda.set_rng_state(generator, device)
+
+
+class _Digest:
+    """A file that is hashed as it is written, so that a checkpoint is neither buffered nor read again."""
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
+
+    def write(self, data: bytes | memoryview) -> int:
+        try:
+            self.file.write(data)
+        except OSError as error:
+            self.error = error
+            raise
+        self.sha256.update(data)
+        self.bytes += len(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    written: dict[str, Any] = {}
+
+    def stream(file: BinaryIO) -> None:
+        digest = _Digest(file)
+        try:
+            torch.save(state, digest)  # pyright: ignore[reportArgumentType]
+        except RuntimeError:
+            # torch answers a failed write with an error of its own, which says nothing of the disk.
+            if digest.error is not None:
+                raise digest.error from None
+            raise
+        written.update(sha256=digest.sha256.hexdigest(), bytes=digest.bytes)
+
+    write_atomically(path, stream)
+    return written
+
+
+def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != entry["sha256"]:
+        raise CheckpointError(f"its {path.stat().st_size} bytes do not match the checksum of the manifest")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a pickle can fail in any way, and each of them means: not this one
+        raise CheckpointError(f"refused by torch ({str(error).splitlines()[0][:120]})") from error
+
+
+def _tidy(directory: Path) -> Entries:
+    """The listed checkpoints that exist, after the remains of a killed save were removed."""
+    directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / MANIFEST).exists() and not _files(directory):
+        # Then a file without a manifest is never the remains of a first save, but always a lost manifest.
+        write_json({}, directory / MANIFEST)
+    entries = {name: entry for name, entry in _read_manifest(directory).items() if (directory / name).exists()}
+    _remove_unlisted(directory, entries)
+    for part in directory.glob(".*.part"):
+        part.unlink()
+    return entries
+
+
+def _set_aside(path: Path, entries: Entries) -> None:
+    """Renames an earlier checkpoint of the same step, listed under both names while it happens."""
+    aside = path.with_stem(f"{path.stem}-replaced")
+    entries[aside.name] = entries[path.name]
+    write_json(entries, path.parent / MANIFEST)
+    path.replace(aside)
+
+
+def _remove_unlisted(directory: Path, entries: Entries) -> None:
+    for path in _files(directory):
+        if path.name not in entries:
+            path.unlink()
+
+
+def _files(directory: Path) -> list[Path]:
+    return [path for path in directory.glob("step-*.pt") if CHECKPOINT.fullmatch(path.name)]
+
+
+def _age(item: tuple[str, Mapping[str, Any]]) -> tuple[int, bool]:
+    name, entry = item
+    return entry["step"], "-replaced" not in name
+
+
+def _read_manifest(directory: Path) -> Entries:
+    path = directory / MANIFEST
+    if not path.exists():
+        if files := _files(directory):
+            raise CheckpointError(f"{directory} holds {files[0].name} and no {MANIFEST}: fresh=true starts anew")
+        return {}
+    try:
+        entries = json.loads(path.read_text("utf-8"))
+        if all(_is_entry(name, entry) for name, entry in entries.items()):
+            return entries
+    except (ValueError, TypeError, AttributeError, KeyError):
+        pass
+    raise CheckpointError(f"{path} is damaged: fresh=true starts anew")
+
+
+def _is_entry(name: str, entry: Mapping[str, Any]) -> bool:
+    named_step = CHECKPOINT.fullmatch(name)
+    return named_step is not None and int(named_step[1]) == entry["step"] and isinstance(entry["sha256"], str)
+
+
+def _refuse_unloadable(value: Any, where: str) -> None:
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            if type(key) not in (str, int):
+                raise CheckpointError(f"{where} has the key {key!r}: a checkpoint takes keys that are str or int")
+            _refuse_unloadable(item, f"{where}.{key}")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _refuse_unloadable(item, f"{where}[{index}]")
+    elif type(value) not in ATOMS | TENSORS:
+        kind = f"{type(value).__module__}.{type(value).__name__}"
+        raise CheckpointError(f"{where} is a {kind}: a checkpoint takes tensors, numbers, texts and plain containers")
+
+
+def _local(directory: str | Path) -> Path:
+    if URL.match(str(directory)):
+        raise ValueError(f"checkpoints are kept in local directories, not at {directory}")
+    return Path(directory)

@@ -1,0 +1,137 @@
+"""What a run says on the terminal while it works, and the Pass@k table at its end.
+
+It reads records and knows nothing of how they came about.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet
+from rich import box, get_console
+from rich.console import Console
+from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from ngrpo.evaluation import passk
+from ngrpo.rundir import records
+from ngrpo.tasks.base import UNGRADED
+
+WIDTH = 120  # characters of a table that goes to a file
+LINES = 10  # progress lines of a run whose output is not a terminal
+
+
+class Progress:
+    """A bar for the RL steps and one for each evaluation; plain lines where there is no terminal."""
+
+    def __init__(self, steps: int, quiet: bool = False):
+        self.console = Console(quiet=True) if quiet else get_console()  # shared: a sweep shows its trials around ours
+        self.steps, self.every = steps, max(1, steps // LINES)
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+        times = (TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self.bars = Bars(*columns, *times, console=self.console, disable=not self.console.is_terminal)
+        self.training: TaskID | None = None
+        self.evaluating: TaskID | None = None
+
+    def start(self, done: int) -> None:
+        """Show the bars from RL step `done` on."""
+        self.bars.start()
+        self.training = self.bars.add_task("RL step", total=self.steps, completed=done, note="")
+
+    def stop(self) -> None:
+        """Leave the terminal in order."""
+        self.bars.stop()
+
+    def step(self, step: int, reward: float, rate: float) -> None:
+        """One RL step is done."""
+        note = f"reward {reward:.3f}  {rate:,.0f} tokens/s"
+        if self.training is not None:
+            self.bars.update(self.training, completed=step, note=note)
+        if not self.console.is_terminal and (step % self.every == 0 or step == self.steps):
+            self.console.print(f"RL step {step}/{self.steps}  {note}", highlight=False)
+
+    def evaluation(self, step: int, batches: int) -> None:
+        """An evaluation of so many batches begins."""
+        self.evaluating = self.bars.add_task(f"evaluate at {step}", total=batches, note="")
+
+    def batch(self, benchmark: str, tokens: int) -> None:
+        """One batch of it is done."""
+        if self.evaluating is not None:
+            self.bars.update(self.evaluating, advance=1, note=benchmark)
+
+    def evaluated(self) -> None:
+        """The evaluation is over."""
+        if self.evaluating is not None:
+            task = self.bars.tasks[self.bars.task_ids.index(self.evaluating)]
+            self.bars.update(self.evaluating, completed=task.total, note="")
+        self.evaluating = None
+
+
+def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> None:
+    """The Pass@k table and the directory, whole also where the output is no terminal."""
+    console = get_console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(passk_table(results, directory))
+    for name, steps in results.items():
+        for step, entry in steps.items():
+            shares = {outcome: entry["outcomes"][outcome] for outcome in UNGRADED if entry["outcomes"][outcome]}
+            if shares:
+                told = ", ".join(f"{outcome} {share:.1%}" for outcome, share in shares.items())
+                print(f"{name} at {step}: answers without a verdict count as wrong ({told})")
+        share = steps[max(steps, key=int)].get("same_thinking")
+        if share:
+            print(
+                f"{name}: pass@k not meaningful for {share:.0%} of problems: all samples of one share a thinking trace"
+            )
+    print(directory)
+
+
+def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> Table:
+    """Per benchmark and RL step: mean@n and pass@k with 95 % intervals, and the paired change of mean@n."""
+    entries = [entry for steps in results.values() for entry in steps.values()]
+    n = min(entry["n_samples"] for entry in entries)
+    shown = [k for k in (1, 8, n) if k <= n and str(k) in entries[0]["pass@k"]]
+    shown = [k for k in dict.fromkeys(shown) if k != 1 or n == 1]
+    table = Table(
+        title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD
+    )
+    for heading in ("benchmark", "step", f"mean@{n}", *(f"pass@{k}" for k in shown), f"change of mean@{n}"):
+        table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
+    for name, steps in results.items():
+        first, last = (f(steps, key=int) for f in (min, max))
+        for step in dict.fromkeys((first, last)):
+            entry = steps[step]
+            cells = [_interval(entry["mean@n"]), *(_interval(entry["pass@k"][str(k)]) for k in shown)]
+            change = "" if step == first else _change(directory, name, int(first), int(last))
+            table.add_row(name, step, *cells, change, end_section=step == last)
+    return table
+
+
+def change_of_mean(directory: Path, benchmark: str, first: int, last: int) -> tuple[float, float, float]:
+    """Paired difference of mean@n between two RL steps, in points of 100, with its 95 % interval over problems."""
+    before, after = (_solve_rates(directory, benchmark, step) for step in (first, last))
+    pairs = [(before[problem], after[problem]) for problem in before if problem in after]
+    old, new = ([pair[i] for pair in pairs] for i in (0, 1))
+    low, high = passk.paired_interval(old, new)
+    value = sum(b - a for a, b in pairs) / len(pairs)
+    return 100 * value, 100 * float(low), 100 * float(high)
+
+
+def _solve_rates(directory: Path, benchmark: str, step: int) -> dict[str, float]:
+    path = records.eval_samples(directory, benchmark, step)
+    frame = pyarrow.parquet.read_table(path, columns=["problem_id", "outcome"]).to_pandas()
+    return (frame["outcome"] == "correct").groupby(frame["problem_id"]).mean().to_dict()
+
+
+def _interval(estimate: Mapping[str, float]) -> str:
+    if estimate["low"] is None:  # one problem has no interval
+        return f"{100 * estimate['value']:.1f}"
+    value, low, high = (100 * estimate[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.0f}, {high:.0f}]"
+
+
+def _change(directory: Path, benchmark: str, first: int, last: int) -> str:
+    value, low, high = change_of_mean(directory, benchmark, first, last)
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -1,0 +1,124 @@
+"""Reward shaping and filters of groups against published points and plain loops over answers."""
+
+import pytest
+import torch
+
+from ngrpo.algorithm.groups import (
+    Groups,
+    correct_only,
+    finished,
+    mixed,
+    not_all_correct,
+    not_all_wrong,
+    overlong_punishment,
+    unlikeliness,
+    wrong_only,
+)
+
+
+def groups(rewards, lengths=None, truncated=None, log_probs=None, correct=None, limit: int = 20_480) -> Groups:
+    rewards = torch.as_tensor(rewards, dtype=torch.float64)
+    return Groups(
+        rewards=rewards,
+        correct=rewards > 0 if correct is None else torch.as_tensor(correct),
+        lengths=torch.as_tensor(torch.ones_like(rewards) if lengths is None else lengths).long(),
+        truncated=torch.as_tensor(torch.zeros_like(rewards) if truncated is None else truncated).bool(),
+        log_probs=torch.as_tensor(-torch.ones_like(rewards) if log_probs is None else log_probs).double(),
+        limit=limit,
+    )
+
+
+def random_groups(seed: int = 0, count: int = 60, size: int = 6) -> Groups:
+    generator = torch.Generator().manual_seed(seed)
+    rewards = (torch.rand(count, size, generator=generator) < torch.rand(count, 1, generator=generator)).double()
+    return groups(
+        rewards,
+        lengths=torch.randint(1, 41, (count, size), generator=generator),
+        truncated=torch.rand(count, size, generator=generator) < 0.3,
+        log_probs=-torch.randint(1, 6, (count, size), generator=generator),  # few values: ties
+        limit=40,
+    )
+
+
+def test_the_punishment_at_its_published_points():
+    points = {1: 0.0, 16_384: 0.0, 18_432: -0.5, 20_480: -1.0, 16_385: -1 / 4096, 30_000: -1.0}
+    shaped = overlong_punishment(groups([[1.0] * 6], lengths=[list(points)]), buffer=4096)
+    assert shaped[0].tolist() == pytest.approx([1 + value for value in points.values()], abs=1e-12)
+    halved = overlong_punishment(groups([[0.0] * 6], lengths=[list(points)]), buffer=4096, factor=0.5)
+    assert halved[0].tolist() == pytest.approx([value / 2 for value in points.values()], abs=1e-12)
+
+
+@pytest.mark.parametrize(("buffer", "factor"), [(10, 1.0), (40, 0.3), (1, 2.0)])
+def test_the_punishment_is_linear_in_the_tokens_of_the_buffer(buffer, factor):
+    given = random_groups()
+    made = overlong_punishment(given, buffer=buffer, factor=factor)
+    assert made.dtype == torch.float64
+    for answer in zip(given.rewards.flatten().tolist(), given.lengths.flatten().tolist(), made.flatten(), strict=True):
+        reward, length, shaped = answer
+        used = max(0, length - (given.limit - buffer))
+        assert shaped.item() == pytest.approx(reward - factor * min(used, buffer) / buffer, abs=1e-12)
+
+
+def test_a_right_answer_that_is_punished_stays_right():
+    given = groups([[1.0, 1.0], [0.0, 1.0]], lengths=[[20_480, 20_480], [5, 20_480]])
+    assert overlong_punishment(given, buffer=10, factor=2.0).tolist() == [[-1.0, -1.0], [0.0, -1.0]]
+    assert given.correct.tolist() == [[True, True], [False, True]] and not_all_correct(given).tolist() == [False, True]
+
+
+def test_hand_values_of_unlikeliness():
+    given = groups([[1, 1, 0, 1]], log_probs=[[-1.0, -4.0, -2.0, -3.0]])
+    made = unlikeliness(given, strength=0.25)[0].tolist()
+    assert made == pytest.approx([1 - 0.25 * 3 / 4, 1.0, 0.0, 1 - 0.25 * 1 / 4], abs=1e-12)
+
+
+def test_ties_share_the_lower_rank():
+    given = groups([[1, 1, 1, 1]], log_probs=[[-2.0, -1.0, -2.0, -3.0]])
+    made = unlikeliness(given, strength=1.0)[0].tolist()
+    assert made == pytest.approx([2 / 4, 1 / 4, 2 / 4, 1.0], abs=1e-12)
+    alike = unlikeliness(groups([[1, 1, 0]], log_probs=[[-5.0] * 3]), strength=0.3)[0].tolist()
+    assert alike == pytest.approx([0.8, 0.8, 0.0], abs=1e-12)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_unlikeliness_against_a_loop_over_answers(strength):
+    given = random_groups()
+    made = unlikeliness(given, strength=strength)
+    for p, (rewards, likelihoods) in enumerate(zip(given.rewards.tolist(), given.log_probs.tolist(), strict=True)):
+        for i, reward in enumerate(rewards):
+            rank = sorted(likelihoods, reverse=True).index(likelihoods[i]) + 1
+            factor = 1 - strength * (6 - rank) / 6 if given.correct[p, i] else 1.0
+            assert made[p, i].item() == pytest.approx(reward * factor, abs=1e-12)
+
+
+def test_wrong_answers_keep_what_they_earned():
+    given = groups([[-0.7, 0.4, 1.0]], log_probs=[[-1.0, -2.0, -3.0]], correct=[[False, False, True]])
+    assert unlikeliness(given, strength=1.0).tolist() == [[-0.7, 0.4, 1.0]]
+
+
+def test_group_filters_follow_the_verdict_and_not_the_reward():
+    verdicts = [[True, True, True], [False, False, False], [True, False, True]]
+    for rewards in ([[1.0] * 3, [0.0] * 3, [1.0, 0.0, 1.0]], [[-1.0] * 3, [5.0] * 3, [0.0] * 3]):
+        given = groups(rewards, correct=verdicts)
+        assert mixed(given).tolist() == [False, False, True]
+        assert not_all_correct(given).tolist() == [False, True, True]
+        assert not_all_wrong(given).tolist() == [True, False, True]
+
+
+def test_group_filters_count_right_answers():
+    given = random_groups(count=300)
+    right = [sum(row) for row in given.correct.tolist()]
+    assert mixed(given).tolist() == [0 < number < 6 for number in right]
+    assert not_all_correct(given).tolist() == [number < 6 for number in right]
+    assert not_all_wrong(given).tolist() == [number > 0 for number in right]
+    kept = given.rewards[mixed(given)]
+    assert (kept.amax(dim=1) > kept.amin(dim=1)).all() and 0 < len(kept) < 300
+
+
+def test_row_filters_look_at_one_answer_each():
+    given = random_groups()
+    assert torch.equal(finished(given), ~given.truncated)
+    assert torch.equal(correct_only(given), given.rewards == 1)
+    assert torch.equal(wrong_only(given), given.rewards == 0)
+    alone = groups([[1.0], [0.0]], truncated=[[True], [False]])
+    assert finished(alone).tolist() == [[False], [True]]
+    assert correct_only(alone).tolist() == [[True], [False]] and wrong_only(alone).tolist() == [[False], [True]]

@@ -1,0 +1,185 @@
+"""Every file in conf/ composes, says which command uses it, and names only what may be built."""
+
+import inspect
+import json
+import re
+import shlex
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from ngrpo.cli import arguments, build
+from ngrpo.cli.arguments import CONF, VERSION_BASE, examine
+from ngrpo.cli.jobs import Job
+from ngrpo.cli.overrides import parse
+from ngrpo.cli.reading import register_resolvers
+from ngrpo.cli.schema import Schema
+from ngrpo.cli.settings import SettingsError, machine, targets
+from ngrpo.cli.settings.composed import flat
+from ngrpo.cli.settings.limits import FIELDS
+from ngrpo.tasks import rows
+
+PRIMARY = sorted(CONF.glob("*.yaml"))
+CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
+COMMAND = re.compile(r"# python (train|evaluate|report|audit|diagnose)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
+TARGETS = sorted(
+    {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
+)
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(CONF))
+
+
+def choice(path: Path) -> tuple[str, str]:
+    """(group, option), where an option of a sub-group is `sub/option`."""
+    group, _, option = named(path).removesuffix(".yaml").partition("/")
+    return group, option
+
+
+def heading(path: Path) -> str:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return "\n".join(lines[: next(at for at, line in enumerate(lines) if not line.startswith("#"))])
+
+
+def used_by(path: Path) -> str:
+    """The primary configuration of the first command in the file's heading."""
+    return {"train": "config", "evaluate": "evaluate", "audit": "audit"}[COMMAND.findall(heading(path))[0][0]]
+
+
+SCHEMAS: dict[tuple[str, ...], Schema] = {}
+
+
+@pytest.fixture(autouse=True)
+def any_machine(monkeypatch):
+    monkeypatch.setattr(machine, "gpu_refusal", lambda devices: None)
+    monkeypatch.setattr(machine, "package_refusal", lambda target: None)
+    monkeypatch.setattr(
+        arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
+    )
+    register_resolvers()
+
+
+@pytest.fixture(autouse=True)
+def public_data_sets(monkeypatch):
+    """Rows with the columns of all of them; nothing is downloaded."""
+    columns = {f"Incorrect Answer {number}": f"no {number}" for number in (1, 2, 3)} | {"Correct Answer": "yes"}
+    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(64))
+    monkeypatch.setattr(rows, "_download", lambda name, dataset, subset, split: rows.Rows(dataset, "0", made))
+
+
+def own_files(name: str, directory: Path) -> list[str]:
+    """What one has to give beside the choice, where its file leaves that open."""
+    file = directory / "own.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"What is {at}?", "answer": at}) + "\n" for at in range(64)))
+    given = {
+        "model/hf.yaml": "model.path=ngrpo/models/tiny_qwen2",
+        "task/hf.yaml": "task.dataset=owner/name",
+        "task/jsonl.yaml": f"task.path={file}",
+        "task/verl_parquet.yaml": f"task.path={file}",
+        "benchmark/jsonl.yaml": f"benchmark.path={file}",
+    }
+    return [given[name]] if name in given else []
+
+
+@pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
+def test_the_heading_holds_commands_that_use_the_file_and_work(path):
+    commands = COMMAND.findall(heading(path))
+    assert commands, "the first lines of the file are comments with the command that uses it"
+    if path in CHOICES:
+        group, option = choice(path)
+        assert any(re.search(rf"\b{group}=\[?['\"]?{option}\b", line) for _, line in commands)
+    for script, line in commands:
+        if "<" not in line and "hub id" not in line and "Qwen/" not in line:
+            name = {"train": "config"}.get(script, script)
+            assert examine(name, shlex.split(line)).problems == []
+
+
+@pytest.mark.parametrize("path", [*PRIMARY, *CHOICES], ids=named)
+def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path, tmp_path):
+    name, chosen = (path.stem, []) if path in PRIMARY else (used_by(path), ["=".join(choice(path))])
+    assert examine(name, [*chosen, *own_files(named(path), tmp_path)]).problems == []
+    config = SCHEMAS[name,].reference(chosen)
+    known = flat(config)
+    for key in OmegaConf.select(OmegaConf.load(path), "limits") or {}:
+        assert key in known
+        assert set(config.limits[key]) <= FIELDS
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_targets_may_be_built_and_their_arguments_are_read_right(target):
+    assert targets.refusal(target) is None
+    module, _, name = target.rpartition(".")
+    if not module.startswith("ngrpo"):
+        return
+    built = getattr(import_module(module), name)
+    parameters = {parameter.name: parameter.default for parameter in inspect.signature(built).parameters.values()}
+    signature = targets.signature(target)
+    if signature.takes is not None:
+        assert set(signature.takes) == set(parameters)
+        assert set(signature.needs) == {
+            name for name, default in parameters.items() if default is inspect.Parameter.empty
+        }
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system", "builtins.eval", "subprocess.Popen", "shutil.rmtree", "pickle.loads", "torch.load",
+        "functools.partial", "importlib.import_module", "runpy.run_path", "hydra.utils.instantiate",
+        "ngrpo", "ngrpo.algorithm.losses", "ngrpo.exploration.stht", "ngrpo.algorithm.losses.Tensor", "ngrpo.algorithm.losses.torch.load",
+        "ngrpo.rundir.records.write_atomically", "ngrpo.rundir.records.shutil.rmtree", "ngrpo.exploration..stht.SoftTokens",
+        "ngrpo.exploration.stht.SoftTokens.__init__", "ngrpo.tasks._x.Y", "ngrpo.exploration/../../x.Y",
+        "lightning.pytorch.loggers.wandb.os.system", "", 3, None,
+    ],
+)  # fmt: skip
+def test_nothing_else_may_be_built_however_deep_it_stands(target):
+    assert targets.refusal(target)
+    inner = {
+        "_target_": "ngrpo.tasks.story_math.StoryMath",
+        "levels": [{"_target_": target}],
+        "split": "train",
+        "size": 1,
+    }
+    for node in ({"_target_": target}, inner, OmegaConf.create(inner)):
+        with pytest.raises(SettingsError, match="_target_="):
+            build(node)
+
+
+def test_build_hands_on_arguments_as_they_are():
+    node = {"_target_": "ngrpo.tasks.story_math.StoryMath", "split": "train", "size": 3}
+    levels = (1, 2)
+    assert build(node, levels=levels).levels is levels
+    assert build({**node, "_partial_": True}, levels=levels)().levels is levels
+    with pytest.raises(ValueError, match="split"):  # the error of the class itself, not one of Hydra about it
+        build({**node, "split": "nope"}, levels=levels)
+
+
+def misspelt(word: str) -> list[str]:
+    """`word` with one letter dropped, doubled, or swapped with the next."""
+    dropped = {word[:at] + word[at + 1 :] for at in range(len(word))}
+    doubled = {word[:at] + word[at] + word[at:] for at in range(len(word))}
+    swapped = {word[:at] + word[at + 1] + word[at] + word[at + 2 :] for at in range(len(word) - 1)}
+    return sorted((dropped | doubled | swapped) - {word, ""})
+
+
+def test_misspelt_keys_are_understood():
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        schema = Schema(GlobalHydra.instance().config_loader(), "config", [])
+        reference = schema.reference([])
+        top = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
+        inner = [key for key in flat(reference) if "." in key and "._" not in key]
+        cases = [(key, wrong) for key in (*top, *inner) for wrong in misspelt(key.rpartition(".")[2])][::2]
+        right = 0
+        for at, (key, wrong) in enumerate(cases):
+            parent, dot, _ = key.rpartition(".")
+            overrides, _ = parse([f"{'+' * (at % 3)}{parent}{dot}{wrong}=1"], schema.loader)
+            job = Job(schema, overrides)
+            lines = [line for override in job.unknown() for line in job.unknown_problem(override)]
+            right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)
+    assert len(cases) > 250
+    assert right >= 0.95 * len(cases)

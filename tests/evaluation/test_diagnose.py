@@ -1,0 +1,259 @@
+"""Sampling before training: shared random numbers, what was fed as the table sees it, and the whole command."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import warm
+from ngrpo.cli.arguments import examine
+from ngrpo.cli.schema import Schema
+from study import make_run
+from torch.nn import functional as F
+from transformers import AutoTokenizer
+
+from analysis import report
+from analysis.diagnosis import diagnose, read
+from analysis.load import LoadError, load
+from ngrpo.cli import arguments
+from ngrpo.evaluation import mechanism
+from ngrpo.evaluation.diagnosis import token_of
+from ngrpo.training.measures import consumed
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+TINY = REPOSITORY / "ngrpo" / "models" / "tiny_qwen2"
+SMALL = ["problems=4", "n=2", "group_size=2", "rows_per_batch=4", "max_new_tokens=24"]
+RUN = [*SMALL, "strategies=[token_sampling,gaussian_noise,neighbor_mix]", "mix_rate=0.5", "tokens=[seven]"]
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "neighbor_mix", "rate_matched_greedy"])
+def test_the_same_keys_give_the_same_tokens_until_exploration_acts(name, setting, make_strategy, make_rollouts):
+    model, vocabulary = setting
+    plain = make_rollouts(model, make_strategy("token_sampling", model, vocabulary), seed="shared")
+    other = make_rollouts(model, make_strategy(name, model, vocabulary, rate=0.3), seed="shared")
+    foreign = make_rollouts(model, make_strategy("token_sampling", model, vocabulary), seed="others")
+    alike, differ = 0, 0
+    for row in range(len(plain.keys)):
+        acted = other.steps.explored[row].nonzero()
+        first = min(int(acted[0]) if len(acted) else 99, int(plain.lengths[row]), int(other.lengths[row]))
+        assert torch.equal(plain.steps.tokens[row, :first], other.steps.tokens[row, :first])
+        alike += first
+        shorter = min(int(plain.lengths[row]), int(foreign.lengths[row]))
+        differ += int((plain.steps.tokens[row, :shorter] != foreign.steps.tokens[row, :shorter]).sum())
+    assert alike > 40 and differ > 40
+    assert plain.steps.tokens.tolist() != other.steps.tokens.tolist()
+
+
+def test_the_plane_is_that_of_a_singular_value_decomposition():
+    rng = np.random.default_rng(0)
+    points, others = rng.normal(size=(9, 20)), rng.normal(size=(5, 20))
+    coordinates, off, shares = mechanism.plane(torch.from_numpy(points), torch.from_numpy(others))
+    centred = points - points.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = axes[:2] * np.sign([axis[np.abs(axis).argmax()] for axis in axes[:2]])[:, None]
+    every = np.concatenate([points, others])
+    assert np.allclose(coordinates, (every - points.mean(axis=0)) @ axes.T, atol=1e-10)
+    assert np.allclose(shares, sizes[:2] ** 2 / (centred**2).sum(), atol=1e-10)
+    away = every - every[0]
+    assert np.allclose(off**2, (away**2).sum(axis=1) - ((away @ axes.T) ** 2).sum(axis=1), atol=1e-10)
+
+
+def test_a_plane_of_one_or_two_points_has_what_it_can_have():
+    for count in (1, 2):
+        points = torch.eye(3, dtype=torch.float64)[:count]
+        coordinates, off, shares = mechanism.plane(points, torch.zeros(2, 3))
+        assert coordinates.isfinite().all() and off.isfinite().all() and coordinates.shape == (count + 2, 2)
+        assert shares.tolist() == pytest.approx([float(count == 2), 0.0])
+
+
+def test_neighbours_and_nearest_tokens_are_those_of_brute_force(monkeypatch):
+    monkeypatch.setattr(mechanism, "CHUNK", 7)  # so that the table comes in several parts
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(40, 6, generator=generator)
+    table[11] = table[10]  # a tie
+    ordinary = torch.ones(40, dtype=torch.bool)
+    ordinary[[3, 10, 25]] = False
+    ids, cosines = mechanism.neighbours([0, 5, 11, 25], 4, table, ordinary)
+    rows = F.normalize(table.double(), dim=-1).numpy()
+    for at, token in enumerate([0, 5, 11, 25]):
+        scores = {other: rows[token] @ rows[other] for other in range(40) if ordinary[other] and other != token}
+        wanted = sorted(scores, key=lambda other: (-scores[other], other))[:4]
+        assert ids[at].tolist() == wanted
+        assert np.allclose(cosines[at], [scores[other] for other in wanted], atol=1e-12)
+    vectors = torch.cat([table[[9, 30]] * 3, torch.randn(6, 6, generator=generator)])
+    found = mechanism.nearest_tokens(vectors, table)
+    brute = F.cosine_similarity(vectors[:, None].double(), table[None].double(), dim=-1).argmax(dim=1)
+    assert torch.equal(found, brute) and found[:2].tolist() == [9, 30]
+    assert mechanism.neighbours([0], 99, table, ordinary)[0].shape == (1, 36)
+
+
+def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, make_rollouts):
+    model, vocabulary = setting
+    rollouts = make_rollouts(model, make_strategy("gaussian_noise", model, vocabulary))
+    every = (rollouts.steps.explored & consumed(rollouts)).nonzero()
+    assert torch.equal(mechanism.spread(rollouts, 10_000), every)
+    some = mechanism.spread(rollouts, 7)
+    assert len(some) == 7 and torch.equal(some[[0, -1]], every[[0, -1]]) and len(some.unique(dim=0)) == 7
+    strategy = make_strategy("gaussian_noise", model, vocabulary)
+    fed = mechanism.fed_vectors(rollouts, some, strategy, model.table.detach())
+    anchor = F.embedding(rollouts.steps.tokens[some[:, 0], some[:, 1]], model.table)
+    assert ((fed - anchor).norm(dim=-1) > 0.05 * anchor.norm(dim=-1)).all()
+
+
+def test_a_token_is_named_by_its_text():
+    words = AutoTokenizer.from_pretrained(TINY)
+    assert words.decode([token_of(words, "seven")]).strip() == "seven"
+    with pytest.raises(ValueError, match="tokens=seven plus: must name single tokens"):
+        token_of(words, "seven plus")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One diagnosis of the bundled model at the smallest size: its directory, and what was printed."""
+    place = tmp_path_factory.mktemp("diagnosis")
+    run = place / "run"
+    text = warm.finish("diagnose.py", place / "log", *RUN, f"hydra.run.dir={run}")
+    return run, text
+
+
+def test_the_page_says_what_the_samples_say(finished):
+    run, text = finished
+    assert "The sample is too small to tell: 4 problems, and at least 14 are needed" in text
+    page = (run / "diagnose.md").read_text("utf-8")
+    assert "mix right and wrong" in page or "all wrong" in page or "not well-formed" in page
+    numbers = pd.read_csv(run / "diagnose.csv").set_index("strategy")
+    assert list(numbers.index) == ["token_sampling", "gaussian_noise", "neighbor_mix"]
+    for name in numbers.index:
+        frame = pd.read_parquet(run / "samples" / f"{name}.parquet")
+        assert len(frame) == 8 and set(frame["exploration"]) == {name}
+        assert numbers.loc[name, "mean"] == pytest.approx(100 * (frame["outcome"] == "correct").mean())
+        assert numbers.loc[name, "cut"] == pytest.approx(100 * (frame["finish_reason"] == "length").mean())
+        explored = frame["explored_steps"].sum() / frame["n_tokens"].sum()
+        assert numbers.loc[name, "explored"] == pytest.approx(100 * explored)
+    assert numbers.loc["token_sampling", "speed"] == 1 and (numbers["tokens_per_second"] > 0).all()
+    assert not (run / "parts").exists() and json.loads((run / "run.json").read_text())["status"] == "finished"
+
+
+def test_the_coordinates_are_those_of_the_model(finished):
+    run, _ = finished
+    steps, planes, listed = (pd.read_parquet(run / f"{name}.parquet") for name in ("steps", "planes", "neighbours"))
+    assert set(steps["strategy"]) == {"gaussian_noise", "neighbor_mix"} and "fed" not in steps
+    assert set(planes["kind"]) >= {"anchor", "neighbour", "fed"}
+    assert (planes[planes["kind"] == "anchor"].groupby("anchor").size() == 1).all()
+    anchors = planes[planes["kind"] == "anchor"]
+    assert (anchors["token"] == anchors["anchor"]).all() and (anchors["off_plane"] == 0).all()
+    first = listed.iloc[0]
+    assert first["text"].strip() == "seven" and first["rank"] == 1 and first["cosine"] >= listed.iloc[1]["cosine"]
+    assert first["neighbour_text"].strip() in {"six", "eight", "five"}  # number words lie together
+
+
+def test_a_finished_diagnosis_is_told_again_and_not_sampled_again(finished, tmp_path):
+    run, text = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*.p*") if path.is_file()}
+    again = warm.finish("diagnose.py", tmp_path / "log", *RUN, f"hydra.run.dir={run}")
+    assert again.startswith("already diagnosed") and again.partition("\n")[2] == text
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_a_killed_diagnosis_goes_on_and_ends_with_the_same_samples(finished, tmp_path):
+    run, _ = finished
+    cut = tmp_path / "cut"
+    arguments = [*RUN, f"hydra.run.dir={cut}"]
+    process = warm.start("diagnose.py", tmp_path / "log", *arguments)
+    while process.is_alive() and not list(cut.glob("parts/*.json")):
+        time.sleep(0.002)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(timeout=60)
+    assert process.exitcode == -9 and not (cut / "diagnose.md").exists()
+    with pytest.raises(LoadError, match="no finished diagnosis"):
+        read(cut)
+    warm.finish("diagnose.py", tmp_path / "log", *arguments)
+    for path in sorted((run / "samples").glob("*.parquet")):
+        first, second = (pd.read_parquet(p).drop(columns="run") for p in (path, cut / "samples" / path.name))
+        pd.testing.assert_frame_equal(first, second)
+    pd.testing.assert_frame_equal(*(pd.read_parquet(place / "planes.parquet") for place in (run, cut)))
+    left, right = (diagnose(read(place)).pairs for place in (run, cut))
+    pd.testing.assert_frame_equal(left, right)
+
+
+def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(finished, tmp_path):
+    run, _ = finished
+    rng = np.random.default_rng(0)
+    for name in ("token_sampling", "gaussian_noise"):
+        make_run(tmp_path / "runs", name, 0, rng.binomial(8, 0.5, 10), rng.binomial(8, 0.2, 10))
+    roots = [tmp_path / "runs", run]
+    report.write(load(roots), "token_sampling", tmp_path / "out", None, [], roots)
+    html = (tmp_path / "out" / "report.html").read_text("utf-8")
+    assert (
+        "Nearest neighbours of tokens (tiny_qwen2)" in html and "seven" in html and "two principal components" in html
+    )
+    assert (tmp_path / "out" / "planes.png").exists() and str(run) not in html
+    report.write(load(roots[:1]), "token_sampling", tmp_path / "plain", None, [], roots[:1])
+    assert "principal components" not in (tmp_path / "plain" / "report.html").read_text("utf-8")
+
+
+WRONG = {
+    "strategies=[neighbor_mix]": "must have token_sampling among them|'strategies=[token_sampling,neighbor_mix]'",
+    "strategies=neighbor_mix": "must be a list|'strategies=[token_sampling,neighbor_mix]'",
+    "strategies=[token_sampling,neighbour_mix]": "neighbour_mix|neighbor_mix",
+    "strategies=[token_sampling,stht,stht]": "names a strategy twice|'strategies=[token_sampling,stht]'",
+    "strategies=[]": "must have token_sampling",
+    "exploration=stht": "several strategies are compared|'strategies=[token_sampling,stht]'",
+    "mix_rate=2": "mix_rate=2|from 0 to 1",
+    "strategies=[token_sampling,stht] mix_rate=0.2": "mix_rate=0.2|exploration=neighbor_mix",
+    "mixrate=0.2": "mixrate=0.2|mix_rate",
+    "top_p=0.9": "top_p=0.9|must be 1|Gaussian",
+    "n=1": "n=1|at least 2",
+    "group_size=17": "group_size=17|at most n=16|group_size=16",
+    "problems=0": "problems=0|at least 1",
+    "steps=3": "steps=3|there is no steps",
+    "benchmark=story_math": "there is no benchmark here",
+    "task=nothing": "task=nothing|story_math",
+    "model=./nothing": "model.path=./nothing|is no directory",
+    "exploration.scale=-1": "exploration.scale=-1|at least 0",
+    "max_new_tokens=5000": "max_new_tokens=5000|positions",
+    "tokens=seven": "tokens=seven|must be a list",
+}
+
+
+@pytest.fixture(scope="module")
+def schemas():
+    """The YAML files stay the same: read once for all cases."""
+    kept, patch = {}, pytest.MonkeyPatch()
+    patch.setattr(arguments, "Schema", lambda loader, *rest: kept.setdefault(str(rest), Schema(loader, *rest)))
+    yield
+    patch.undo()
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_each_mistake_is_one_line(line, schemas):
+    found = examine("diagnose", line.split(" ")).problems
+    assert found and all(word in found[0] for word in WRONG[line].split("|")), found
+    assert len(found) == 1 or line == "exploration.scale=-1", found
+
+
+def test_knobs_go_to_the_strategies_that_have_them():
+    examined = examine("diagnose", ["mix_rate=0.3", "seed=3", "exploration.scale=0.5"])
+    assert examined.problems == [] and examined.argv == ["+mix_rate=0.3", "seed=3", "+exploration.scale=0.5"]
+    assert examine("diagnose", ["seed=3"]).argv == ["seed=3"]
+
+
+def test_the_entry_point_ends_with_status_2_and_leaves_nothing(tmp_path):
+    command = [sys.executable, REPOSITORY / "diagnose.py", "strategies=[stht]", "n=0"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == "" and len(done.stderr.splitlines()) == 2
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines()) and list(tmp_path.iterdir()) == []
+
+
+def test_a_text_that_is_no_token_is_told_in_one_line(tmp_path):
+    text = warm.finish(
+        "diagnose.py", tmp_path / "log", *SMALL, "tokens=[seven plus]", f"hydra.run.dir={tmp_path / 'run'}", status=2
+    )
+    assert text.startswith("error: tokens=seven plus: must name single tokens") and len(text.splitlines()) == 1

@@ -1,0 +1,386 @@
+"""Grids of jobs: which cells there are, which run again, and what the shell is told."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+JOB = """
+import json, os, sys
+from ngrpo import cli
+class Broken(RuntimeError):
+    one_line = True
+class Stopped(RuntimeError):
+    one_line, exit_code = True, 143
+def main(config):
+    path = cli.run_path()
+    rate = config.get("mix_rate")
+    print("job", cli.choices("exploration")["exploration"], config.seed, rate)
+    if config.seed == 7: raise Broken("the run broke")
+    if config.seed == 8: raise Stopped("the run was stopped")
+    (path / "run.json").write_text(json.dumps({"status": "running" if config.seed == 9 else "finished"}))
+cli.prepare("config")
+cli.run(main)
+"""
+
+
+def sweep(folder, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", JOB, "-m", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
+    jobs = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("job ")]
+    return done, jobs
+
+
+def record(folder) -> dict:
+    (path,) = folder.glob("outputs/*/sweeps/*.json")
+    return json.loads(path.read_text())
+
+
+def test_a_knob_is_dropped_where_it_is_lacking_and_what_becomes_equal_runs_once(tmp_path):
+    done, jobs = sweep(tmp_path, "exploration=token_sampling,neighbor_mix", "mix_rate=0.1,0.2", "seed=0,1")
+    mixed = [["neighbor_mix", seed, rate] for rate in ("0.1", "0.2") for seed in ("0", "1")]
+    assert sorted(jobs) == sorted([["token_sampling", "0", "None"], ["token_sampling", "1", "None"], *mixed])
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "6 finished, 0 finished before, 0 refused, 0 failed"
+    rows = record(tmp_path)["runs"]
+    assert len({row["directory"] for row in rows}) == 6
+    assert [row["overrides"] for row in rows if "token" in row["directory"]] == [
+        ["exploration=token_sampling", f"seed={seed}"] for seed in (0, 1)
+    ]
+
+
+def test_a_failing_run_is_recorded_and_does_not_stop_the_others(tmp_path):
+    done, jobs = sweep(tmp_path, "seed=0,7,1")
+    assert [seed for _, seed, _ in jobs] == ["0", "7", "1"] and done.returncode == 1
+    assert "error: seed=7: the run broke" in done.stderr and "Traceback" not in done.stderr
+    assert done.stdout.splitlines()[-1] == "2 finished, 0 finished before, 0 refused, 1 failed"
+    assert [(row["status"], row["error"]) for row in record(tmp_path)["runs"]] == [
+        ("finished", None), ("failed", "the run broke"), ("finished", None),
+    ]  # fmt: skip
+
+
+def test_the_same_command_runs_only_what_is_missing(tmp_path):
+    assert len(sweep(tmp_path, "seed=0,9")[1]) == 2
+    done, jobs = sweep(tmp_path, "seed=0,9")
+    assert [seed for _, seed, _ in jobs] == ["9"]
+    assert done.stdout.splitlines()[-1] == "1 finished, 1 finished before, 0 refused, 0 failed"
+    assert [seed for _, seed, _ in sweep(tmp_path, "seed=0,1")[1]] == ["1"]
+
+
+def test_a_cell_without_a_meaning_is_refused_and_is_no_failure(tmp_path):
+    done, jobs = sweep(tmp_path, "exploration=stht,token_sampling", "algorithm=gspo,grpo")
+    assert len(jobs) == 3 and done.returncode == 0
+    assert "this exploration: is refused here, because one ratio per answer" in done.stderr
+    assert done.stdout.splitlines()[-1] == "3 finished, 0 finished before, 1 refused, 0 failed"
+
+
+def test_an_interrupt_ends_the_sweep(tmp_path):
+    done, jobs = sweep(tmp_path, "seed=0,8,1")
+    assert [seed for _, seed, _ in jobs] == ["0", "8"] and done.returncode == 143
+    assert done.stderr.count("the run was stopped") == 1
+
+
+@pytest.mark.parametrize("wrong", ["mix_rate=interval(0.1,0.4)", "nothing=1,2"])
+def test_what_is_no_grid_is_told_in_one_line(tmp_path, wrong):
+    done, jobs = sweep(tmp_path, "exploration=neighbor_mix", wrong)
+    assert not jobs and done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("outputs/*/sweeps"))
+
+
+def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
+    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate")
+    assert [rate for _, _, rate in jobs] == ["0", "0.05", "0.1", "0.15", "0.2", "0.4", "1"]
+    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate", "mix_rate=0.3", "seed=1")
+    assert jobs == [["neighbor_mix", "1", "0.3"]]
+
+
+# --- searches: a job that takes no time and has an optimum ----------------------------------------------------------------
+
+SEARCHED = """
+import json, math, os, sys, time
+import numpy as np
+from ngrpo import cli
+class Broken(RuntimeError):
+    one_line = True
+class RunLocked(Broken): pass
+def main(config):
+    path = cli.run_path()
+    rate, k = config.get("mix_rate") or 0.0, config.get("k") or 1
+    with open("ran.txt", "a") as file:
+        file.write(f"{path.name}\\n")
+    if os.environ.get("LOCKS"):
+        try:
+            os.mkdir(path / "held")
+        except FileExistsError:
+            raise RunLocked("in use") from None
+    time.sleep(float(os.environ.get("NAP", "0")))
+    if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
+    if os.environ.get("REPORTS"):
+        from ngrpo.evaluation.pruning import Judge, Pruned
+        judge = Judge(config.sweep.trial)
+        try:
+            for step in (10, 20):
+                judge(step, lambda _: (32, np.round(32 * rate * np.arange(1, 9) / 4)))
+        except Pruned as stop:
+            return {"pruned": str(stop)}
+    value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
+    estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}
+    (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
+    if os.environ.get("LOCKS"): os.rmdir(path / "held")
+    (path / "timings.csv").write_text("step,tokens_per_second\\n1,10\\n2,30\\n")
+cli.prepare("config")
+cli.run(main)
+"""
+SPACE = ["sweep=optuna", "exploration=neighbor_mix", "mix_rate=interval(0.02,0.4)", "k=choice(1,2,3,4)"]
+
+
+def start_search(folder, *arguments, **environment):
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", SEARCHED, "-m", *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
+    )
+
+
+def search(folder, *arguments, **environment):
+    process = start_search(folder, *arguments, **environment)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def study(folder):
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    (path,) = folder.glob("outputs/*/sweeps/*/journal.log")
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=path.parent.name, storage=storage), path
+
+
+def states(folder) -> list[str]:
+    return sorted(trial.state.name for trial in study(folder)[0].trials)
+
+
+def test_a_search_reaches_its_total_and_the_same_command_adds_nothing(tmp_path):
+    status, _, err = search(tmp_path, *SPACE, "sweep.n_trials=6")
+    assert status == 0 and states(tmp_path) == ["COMPLETE"] * 6, err
+    before = [(trial.number, trial.params, trial.values) for trial in study(tmp_path)[0].trials]
+    assert search(tmp_path, *SPACE, "sweep.n_trials=6")[0] == 0
+    assert search(tmp_path, *SPACE, "sweep.n_trials=8")[0] == 0
+    after = [(trial.number, trial.params, trial.values) for trial in study(tmp_path)[0].trials]
+    assert after[:6] == before and len(after) == 8
+    folder = study(tmp_path)[1].parent
+    assert {"sweep_summary.md", "trials.csv", "history.png", "surface.png", "importances.png"} <= {
+        p.name for p in folder.iterdir()
+    }
+    best = max(value[0] for *_, value in after)
+    assert (
+        f"{best:.4g}" in (folder / "sweep_summary.md").read_text()
+        and "8 trials complete, 0 pruned, 0 failed" in search(tmp_path, *SPACE, "sweep.n_trials=8")[1]
+    )
+
+
+def test_a_knob_is_suggested_only_where_a_choice_has_it_and_seeds_are_averaged(tmp_path):
+    space = ["sweep=optuna", "exploration=token_sampling,neighbor_mix", "mix_rate=tag(log,interval(0.02,0.4))"]
+    status, _, err = search(
+        tmp_path, *space, "sweep.n_trials=8", "sweep.seeds=[0,1]", "sweep.sampler=random",
+        "sweep.objectives=[story_math_val/pass@8,timings/tokens_per_second]", "sweep.directions=[maximize,maximize]",
+    )  # fmt: skip
+    trials = study(tmp_path)[0].trials
+    assert status == 0 and len(trials) == 8, err
+    for trial in trials:
+        assert ("mix_rate" in trial.params) == (trial.params["exploration"] == "neighbor_mix")
+        first, second = trial.user_attrs["seeds"]
+        assert trial.values == pytest.approx([(a + b) / 2 for a, b in zip(first, second, strict=True)])
+        assert trial.user_attrs["spread"] == pytest.approx([0.0005, 0.0]) and trial.values[1] == 20
+    assert {trial.params["exploration"] for trial in trials} == {"token_sampling", "neighbor_mix"}
+
+
+def test_failing_trials_are_recorded_with_their_reason_and_count(tmp_path):
+    status, out, _ = search(tmp_path, *SPACE, "sweep.n_trials=8", "sweep.sampler=random", BREAKS="0.2", NAN="1")
+    trials = study(tmp_path)[0].trials
+    reasons = [trial.user_attrs["reason"] for trial in trials if trial.state.name == "FAIL"]
+    assert status == 1 and len(trials) == 8 and reasons
+    assert set(reasons) <= {"the run broke", "story_math_val/pass@8 is nan"}
+    assert f"{8 - len(reasons)} trials complete, 0 pruned, {len(reasons)} failed" in out
+
+
+def test_two_workers_with_the_same_values_share_a_run(tmp_path):
+    command = ["sweep=optuna", "exploration=neighbor_mix", "k=choice(1,2)", "sweep.n_trials=6", "sweep.sampler=random"]
+    workers = [start_search(tmp_path, *command, NAP="0.5", LOCKS="1") for _ in range(2)]
+    for worker in workers:
+        worker.communicate(timeout=120)
+    assert states(tmp_path) == ["COMPLETE"] * 6
+
+
+@pytest.mark.parametrize("pruner", ["median", pytest.param("wilcoxon", marks=pytest.mark.slow)])
+def test_poor_trials_stop_early_and_count(tmp_path, pruner):
+    settings = ["sweep.n_trials=12", "sweep.sampler=random", "sweep.seeds=[0,1]", f"sweep.pruner={pruner}"]
+    settings.append("sweep.objectives=[story_math_val/mean@32]")
+    status, out, err = search(tmp_path, *SPACE, *settings, REPORTS="1")
+    trials = study(tmp_path)[0].trials
+    pruned = [trial for trial in trials if trial.state.name == "PRUNED"]
+    assert status == 0 and len(trials) == 12 and 1 <= len(pruned) <= 7, err
+    best = max((trial for trial in trials if trial not in pruned), key=lambda trial: trial.params["mix_rate"])
+    assert all(trial.params["mix_rate"] < best.params["mix_rate"] for trial in pruned)
+    assert f"{12 - len(pruned)} trials complete, {len(pruned)} pruned, 0 failed" in out
+
+
+@pytest.mark.parametrize("moment", [pytest.param(0.5, marks=pytest.mark.slow), 2.0])
+def test_after_a_killed_worker_the_study_reaches_exactly_its_total(tmp_path, moment):
+    command = [*SPACE, "sweep.n_trials=9", "sweep.sampler=random"]
+    workers = [start_search(tmp_path, *command, NAP="0.6") for _ in range(3)]
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("ran.txt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(moment)
+    workers[0].kill()
+    for worker in workers:
+        worker.communicate(timeout=120)
+    status, _, err = search(tmp_path, *command)
+    found = study(tmp_path)[0].trials
+    reasons = [trial.user_attrs["reason"] for trial in found if "reason" in trial.user_attrs]
+    assert status == 0 and not reasons and [trial.state.name for trial in found].count("COMPLETE") == 9, err
+    assert not any(trial.state.name in ("RUNNING", "WAITING") for trial in found)
+    assert len({trial.number for trial in found}) == len(found)
+
+
+@pytest.mark.parametrize("kept", [pytest.param(1, marks=pytest.mark.slow), 20, -1])
+def test_a_torn_journal_goes_on(tmp_path, kept):
+    assert search(tmp_path, *SPACE, "sweep.n_trials=3")[0] == 0
+    path = study(tmp_path)[1]
+    whole = path.read_bytes()
+    last = whole[:-1].rfind(b"\n") + 1
+    path.write_bytes(whole[: last + kept] if kept > 0 else whole[:kept])
+    status, out, err = search(tmp_path, *SPACE, "sweep.n_trials=4")
+    assert status == 0, err
+    assert "moved aside" in out and states(tmp_path).count("COMPLETE") == 4
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (["mix_rate=interval(0.4,0.02)"], ["mix_rate", "0.4"]),
+        (["sweep.sampler=best"], ["sweep.sampler=best", "tpe, random, grid"]),
+        (["sweep.objectives=[story_math/pass@8]"], ["story_math/pass@8", "story_math_val/mean@32"]),
+        (["sweep.sampler=grid"], ["mix_rate has no listed values"]),
+        (["sweep.storage=sqlite:////nowhere/at/all.db"], ["sweep.storage=sqlite:////nowhere/at/all.db"]),
+        (["seed=0,1"], ["sweep.seeds"]),
+        (["sweep.n_trials=0"], ["sweep.n_trials=0", "at least 1"]),
+    ],
+)  # fmt: skip
+def test_a_search_that_cannot_be_is_told_in_one_line(tmp_path, wrong, words):
+    keys = {text.partition("=")[0] for text in wrong}
+    command = [text for text in SPACE if text.partition("=")[0] not in keys]
+    status, _, err = search(tmp_path, *command, *wrong)
+    assert status == 2 and len(err.strip().splitlines()) == 1 and all(word in err for word in words), err
+    assert not list(tmp_path.glob("outputs/*/sweeps/*/journal.log"))
+
+
+def check_database(folder, url):
+    workers = [start_search(folder, *SPACE, "sweep.n_trials=5", f"sweep.storage={url}") for _ in range(3)]
+    assert [worker.communicate(timeout=120)[1] for worker in workers] == [""] * 3
+    import optuna
+
+    (name,) = optuna.get_all_study_names(url)
+    trials = optuna.load_study(study_name=name, storage=url).trials
+    states = [trial.state.name for trial in trials]
+    assert len({str(trial.params) for trial in trials if trial.params}) == 5, "workers draw different numbers"
+    assert states.count("COMPLETE") == 5 and not {"RUNNING", "WAITING"} & set(states)
+
+
+def test_a_database_serves_workers_that_start_together(tmp_path):
+    check_database(tmp_path, f"sqlite:///{tmp_path}/study.db")
+
+
+@pytest.fixture
+def postgres():
+    """The URL of a server of one's own, run by an unprivileged user; `make services` installs the programs."""
+    pytest.importorskip("psycopg2")
+    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if not places:
+        pytest.skip("PostgreSQL is not installed: make services")
+    programs, folder = places[-1].parent, Path(tempfile.mkdtemp(prefix="ngrpo-postgres-"))
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
+    if as_nobody:
+        os.chown(folder, 65534, 65534)
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+
+    def run(program, *arguments):
+        command = [*as_nobody, str(programs / program), "-D", str(folder / "data"), *arguments]
+        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
+
+    run("initdb", "-U", "ngrpo", "--auth=trust")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+    run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
+    yield f"postgresql+psycopg2://ngrpo@127.0.0.1:{port}/postgres"
+    run("pg_ctl", "-w", "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+def test_a_server_serves_too(tmp_path, postgres):
+    check_database(tmp_path, postgres)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "package"), [("joblib", "joblib_launcher"), ("submitit_local", "submitit_launcher")]
+)
+def test_other_launchers_place_the_runs(tmp_path, launcher, package):
+    pytest.importorskip(f"hydra_plugins.hydra_{package}")
+    settings = [f"hydra/launcher={launcher}", *(["hydra.launcher.n_jobs=2"] if launcher == "joblib" else [])]
+    done, _ = sweep(tmp_path, "seed=0,7,1", *settings)
+    assert done.stdout.splitlines()[-1] == "2 finished, 0 finished before, 0 refused, 1 failed", done.stderr
+    assert done.returncode == 1 and "error: 1 of 3 runs failed" in done.stderr
+    assert [row["error"] is None for row in record(tmp_path)["runs"]] == [True, False, True]
+
+
+def test_a_search_over_real_runs(tmp_path):
+    import warm
+
+    small = ["prompts_per_step=2", "group_size=2", "max_new_tokens=40", "evaluation.n=8", "evaluation.problems=3"]
+    budget = ["steps=2", "eval_every=1", "evaluation.before=false", "trainer.threads=1", "sweep.n_trials=6"]
+    log = tmp_path / "log"
+    text = warm.finish("train.py", log, "-m", *SPACE, *small, *budget, f"hydra.sweep.dir={tmp_path}")
+    trials = study(tmp_path)[0].trials
+    assert len(trials) == 6 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, text
+    assert all(list(trial.intermediate_values) == [1] for trial in trials)
+    complete = [trial for trial in trials if trial.values]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/run.json")]
+    assert len(complete) == sum(run["status"] == "finished" for run in runs) >= 3
+    for trial in complete:
+        (run,) = [r for r in runs if r["config"]["mix_rate"] == trial.params["mix_rate"]]
+        assert str(run["config"]["k"]) == trial.params["k"] and list(run["config"]["benchmark"]) == ["story_math_val"]
+
+
+def test_the_trials_are_shown_on_a_terminal_while_they_run(tmp_path):
+    import pty
+
+    control, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
+    command = [sys.executable, "-c", SEARCHED, "-m", *SPACE, "sweep.n_trials=3"]
+    process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, env=environment)
+    os.close(terminal)
+    shown = b""
+    while True:
+        try:
+            shown += os.read(control, 65536)
+        except OSError:  # the last one to write has gone
+            break
+    os.close(control)
+    assert process.wait(timeout=60) == 0, shown
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    last = text[text.rindex("3 complete") :]
+    assert "1 running" in text and "3 to reach" in last and "story_math_val/pass@8" in last
+    assert all(f"{trial.values[0]:.4g}" in last for trial in study(tmp_path)[0].trials)
