@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import cli
+from ngrpo import build, cli
 from ngrpo.cli.settings import SettingsError
 from ngrpo.cli.settings.composed import printable
 
@@ -21,7 +21,7 @@ def main(config: DictConfig) -> None:
     if not nodes:
         raise SettingsError(["nothing to check; name data sets, as task=gsm8k or benchmark='[aime25,math500]'"])
     for name, node in nodes.items():
-        audit(name, cli.build(node))
+        audit(name, build.task(node))
 
 
 def audit(name: str, task: Any) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import cli
+from ngrpo import build, cli
 
 
 def main(config: DictConfig) -> None:
     """Compose, load, compare, write."""
     from analysis import foreign, load, report
 
-    plain = cli.plain(config)
+    plain = build.plain(config)
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")

@@ -13,14 +13,15 @@ import itertools
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from ngrpo.cli.reading import build, plain, register_resolvers
 from places import CONF, FAMILIES
 
-from ngrpo.exploration.base import Vocabulary
+from ngrpo.build import instantiate, plain
+from ngrpo.cli.reading import register_resolvers
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.keys import row_keys
+from ngrpo.rollout.records import Vocabulary
 
 torch.set_num_threads(1)
 
@@ -33,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def _model(family: str, tied: bool, dtype: torch.dtype, attention: str, seed: int, precision: str) -> CausalModel:
+def _model(family: str, tied: bool, dtype: torch.dtype, seed: int, precision: str) -> CausalModel:
     config_class, model_class = FAMILIES[family]
     config = config_class(
         vocab_size=ROWS,
@@ -63,7 +64,7 @@ def _model(family: str, tied: bool, dtype: torch.dtype, attention: str, seed: in
             value = 1.0 / math.sqrt(parameter.shape[1]) * noise  # attention scores with one of about 1
         parameter.data.copy_(value)
     assert sum(parameter.numel() for parameter in model.parameters()) <= 50_000
-    return CausalModel(model.to(dtype), precision, attention=attention)
+    return CausalModel(model.to(dtype), precision)
 
 
 def _make_model(
@@ -71,12 +72,11 @@ def _make_model(
     *,
     tied: bool = False,
     dtype: torch.dtype = torch.float32,
-    attention: str = "grouped",
     seed: int = 0,
     precision: str = "float32",
 ) -> CausalModel:
     """Every call gives a model of its own, so that a test may change it."""
-    return copy.deepcopy(_model(family, tied, dtype, attention, seed, precision))
+    return copy.deepcopy(_model(family, tied, dtype, seed, precision))
 
 
 @pytest.fixture(scope="session")
@@ -108,7 +108,7 @@ def make_keys():
 
 @cache
 def _vocabulary(family: str, tied: bool, seed: int) -> Vocabulary:
-    model = _model(family, tied, torch.float32, "grouped", seed, "float32")
+    model = _model(family, tied, torch.float32, seed, "float32")
     strategy = TokenSampling()
     strategy.bind(Vocabulary(SIZE, (0,), (0,)), model.table.detach())
     tokens = generate(model, strategy, *_prompts(6), _keys(96, "vocabulary"), 24).steps.tokens.tolist()
@@ -156,7 +156,7 @@ def make_strategy():
 
     def make(name: str, model: CausalModel, vocabulary: Vocabulary, temperature: float = 1.0, **changes):
         node = {**_exploration(name, temperature), **changes}
-        strategy = build({**node, "rate": 0.5} if "rate" in node and "rate" not in changes else node)
+        strategy = instantiate({**node, "rate": 0.5} if "rate" in node and "rate" not in changes else node)
         strategy.bind(vocabulary, model.table.detach())
         strategy.prepare(model.table.detach(), 0, model.head.detach())
         return strategy

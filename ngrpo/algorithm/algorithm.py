@@ -3,26 +3,24 @@
 It puts published formulas together and does not know models, prompts or processes.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ngrpo.algorithm.groups import Groups
-from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Counts, TokenLoss
-from ngrpo.algorithm.selections import Tokens
+from ngrpo.algorithm.inputs import Counts, Groups, LossInputs, TokenLoss, Tokens
+from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
+
+WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """
     advantage        rewards (P, G) -> (P, G); with a critic (token rewards, values, mask), all (B, T) -> advantages, returns
-    loss             (log_probs, old, advantages, mask), all (B, T) -> TokenLoss; by naming `selected`, `top_log_probs` or
-                     `greedy` among its arguments it asks for them
+    loss             LossInputs -> TokenLoss; what it needs besides log-probabilities it declares (losses.asks)
     aggregation      a name in losses.AGGREGATIONS
     kl               coefficient, estimator (k1, k2, k3) and placement (loss, reward)
     reward           name -> Groups -> rewards (P, G), one after the other
@@ -38,7 +36,7 @@ class Algorithm:
     """
 
     advantage: Callable[..., Any]
-    loss: Callable[..., TokenLoss]
+    loss: Loss
     aggregation: str
     kl: Mapping[str, Any]
     inner_epochs: int = 1
@@ -55,6 +53,12 @@ class Algorithm:
     critic: Mapping[str, Any] | None = None
 
     @property
+    def asks(self) -> frozenset[str]:
+        """The optional fields of LossInputs that must be computed."""
+        declared = getattr(getattr(self.loss, "func", self.loss), "asks", frozenset())
+        return declared | {"entropy"} if self.entropy_bonus else declared
+
+    @property
     def penalises_reward(self) -> bool:
         """Whether the KL to the reference is subtracted from the reward."""
         return self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
@@ -63,6 +67,11 @@ class Algorithm:
     def needs_old_log_probs(self) -> bool:
         """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection."""
         return self.penalises_reward or self.select is not None or self.inner_epochs * self.mini_batches > 1
+
+    @property
+    def needs_rollout_entropy(self) -> bool:
+        """Whether the entropy of the rollout is used before the first update."""
+        return self.select is not None or self.token_advantage is not None
 
     def keeps(self, groups: Groups) -> Tensor:
         """(P,) bool: groups that may enter the step."""
@@ -79,30 +88,45 @@ class Algorithm:
             groups = replace(groups, rewards=shape(groups))
         return groups.rewards
 
-    @cached_property
-    def _asked(self) -> set[str]:
-        return set(inspect.signature(self.loss).parameters)
+    def penalty(self, old: Tensor | None, reference: Tensor | None) -> Tensor | float:
+        """(B, T) what the KL to the reference takes from the reward of each token; 0 where it is no part of the reward."""
+        if old is None or reference is None or not self.penalises_reward:
+            return 0.0
+        return self.kl["coefficient"] * KL_ESTIMATORS[self.kl["estimator"]](old, reference)
 
-    def token_loss(
-        self,
-        log_probs: Tensor,
-        old: Tensor,
-        advantages: Tensor,
-        mask: Tensor,
-        reference: Tensor | None = None,
-        entropy: Tensor | None = None,
-        **extras: Tensor | None,
-    ) -> tuple[TokenLoss, Tensor]:
+    def group_advantages(self, rewards: Tensor, penalty: Tensor | float, mask: Tensor) -> Tensor:
+        """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
+        taken = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
+        advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
+        return advantages.float().view(-1, 1).expand(mask.shape)
+
+    def critic_advantages(
+        self, rewards: Tensor, penalty: Tensor | float, values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Advantages, whitened over all tokens that count, and returns, both (B, T) float32; `total` sums over ranks.
+
+        The reward stands at the last token of an answer that counts, penalties at their own.
+        """
+        last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
+        tokens = last * rewards.view(-1, 1).to(values.dtype) - penalty * mask
+        advantages, returns = self.advantage(tokens, values, mask)
+        seen = advantages[mask].double()
+        count, first, second = total(torch.stack((mask.sum().double(), seen.sum(), seen.square().sum())))
+        mean = first / count.clamp(min=1)
+        variance = (second - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+        return ((advantages - mean) / (variance + WHITENING).sqrt() * mask).float(), returns.float()
+
+    def token_loss(self, inputs: LossInputs, reference: Tensor | None = None) -> tuple[TokenLoss, Tensor]:
         """The loss of every token with all that is added to it, and the KL to the reference, both (B, T)."""
-        wanted = {name: value for name, value in extras.items() if name in self._asked}
-        policy = self.loss(log_probs, old, advantages, mask, **wanted)
-        loss, divergence = policy.loss, torch.zeros_like(log_probs)
+        policy = self.loss(inputs)
+        loss, divergence = policy.loss, torch.zeros_like(inputs.log_probs)
         if reference is not None:
-            divergence = KL_ESTIMATORS[self.kl["estimator"]](log_probs, reference)
+            divergence = KL_ESTIMATORS[self.kl["estimator"]](inputs.log_probs, reference)
             if self.kl["placement"] == "loss":
                 loss = loss + self.kl["coefficient"] * divergence
-        if entropy is not None:
-            loss = loss - self.entropy_bonus * entropy
+        if self.entropy_bonus:
+            assert inputs.entropy is not None
+            loss = loss - self.entropy_bonus * inputs.entropy
         return TokenLoss(loss, policy.clipped), divergence.detach()
 
     def weights(self, mask: Tensor, counts: Counts) -> Tensor:

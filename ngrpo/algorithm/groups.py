@@ -1,33 +1,12 @@
 """What is known of the answers of an RL step before any token is weighed: rewards to reshape, groups and rows to keep.
 
-Pure functions of `Groups`, one per published rule. Nothing here knows models, tokens or configuration.
+Pure functions of `Groups`, one per published rule.
 """
-
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Groups:
-    """Facts of P groups of G answers, each (P, G).
-
-    rewards    float64, as the task gave them
-    correct    bool, the task's verdict: a right answer that is punished for its length is still right
-    lengths    int64, tokens
-    truncated  bool, cut off at the limit
-    log_probs  float64, sum over the answer's tokens at the time of the rollout
-    limit      the longest answer that is allowed, in tokens
-    """
-
-    rewards: Tensor
-    correct: Tensor
-    lengths: Tensor
-    truncated: Tensor
-    log_probs: Tensor
-    limit: int
-
+from ngrpo.algorithm.inputs import Groups
 
 # --- reward shaping: Groups -> rewards (P, G) --------------------------------------------------------------------------
 

@@ -1,196 +1,130 @@
 """Policy losses, KL estimators and token aggregations: pure functions, one per published formula.
 
-Everything is (B, T) and masked (true on the tokens that count). An aggregation gives each token's weight within the
-whole mini-batch, so that the loss of any split into micro-batches or ranks sums to the same number. Nothing here knows
-models or configuration.
+A loss takes LossInputs and gives a TokenLoss. An aggregation gives each token's weight within the whole mini-batch, so
+that the loss of any split into micro-batches or ranks sums to the same number.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from ngrpo.algorithm.inputs import Counts, LossInputs, TokenLoss
+
 LOG_RATIO_LIMIT = 20.0  # exp() of more than this overflows long before it means anything (verl uses the same bound)
 
 
-class TokenLoss(NamedTuple):
-    """Per-token loss (B, T), to be minimised, and where clipping cut the gradient (B, T) bool."""
-
-    loss: Tensor
-    clipped: Tensor
+Loss = Callable[..., TokenLoss]
 
 
-class Counts(NamedTuple):
-    """Sizes of a whole mini-batch over all micro-batches and ranks: tokens that count, sequences that have any, and the
-    longest answer that is allowed."""
+def asks(*names: str) -> Callable[[Loss], Loss]:
+    """Declares which optional fields of LossInputs a loss needs; without it a loss is given none of them."""
 
-    tokens: Tensor
-    sequences: Tensor
-    length: int
+    def declare(loss: Loss) -> Loss:
+        loss.asks = frozenset(names)  # pyright: ignore[reportFunctionMemberAccess]
+        return loss
+
+    return declare
 
 
 def clipped_surrogate(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-    dual_clip: float | None = None,
+    inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2, dual_clip: float | None = None
 ) -> TokenLoss:
-    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(log_probs - old_log_probs).
+    """-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A) with r = exp(log_probs - old).
 
     Sources: PPO, arXiv 1707.06347, equation 7; GRPO, arXiv 2402.03300, equation 3; clip_high > clip_low: DAPO, arXiv
     2503.14476, equation 10; dual_clip caps the loss of a negative advantage at -dual_clip * A (arXiv 1912.09729,
     equation 5; verl's default 3, absent from the GRPO papers).
     """
-    return _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, dual_clip)
+    return _surrogate(inputs, _log_ratio(inputs).exp(), clip_low, clip_high, dual_clip)
 
 
 def sequence_surrogate(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
-    dual_clip: float | None = None,
+    inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4, dual_clip: float | None = None
 ) -> TokenLoss:
     """The clipped surrogate of one ratio per answer, s = exp(mean over its tokens of log pi - log pi_old).
 
     Every token carries the loss of its answer: sequence_mean_token_mean makes a mean over answers of it.
     Source: GSPO, arXiv 2507.18071, equations 5 to 7.
     """
-    ratio = _row_mean(_log_ratio(log_probs, old_log_probs), mask).exp().expand_as(log_probs)
-    return _surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
+    ratio = _row_mean(_log_ratio(inputs), inputs.mask).exp().expand_as(inputs.log_probs)
+    return _surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
 
 
 def sequence_token_surrogate(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 3e-4,
-    clip_high: float = 4e-4,
-    dual_clip: float | None = None,
+    inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4, dual_clip: float | None = None
 ) -> TokenLoss:
     """The same with s_t = sg[s] pi_t / sg[pi_t]: the value of the answer's ratio, the gradient of the token's.
 
     Equal advantages within an answer give the gradient of `sequence_surrogate`. Source: GSPO-token, arXiv 2507.18071,
     equations 13 and 14.
     """
-    value = _row_mean(_log_ratio(log_probs, old_log_probs), mask).detach()
-    ratio = (value + log_probs - log_probs.detach()).exp()
-    return _surrogate(ratio, advantages, mask, clip_low, clip_high, dual_clip)
+    value = _row_mean(_log_ratio(inputs), inputs.mask).detach()
+    ratio = (value + inputs.log_probs - inputs.log_probs.detach()).exp()
+    return _surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
 
 
-def geometric_surrogate(
-    log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor, *, clip: float = 0.4
-) -> TokenLoss:
+def geometric_surrogate(inputs: LossInputs, *, clip: float = 0.4) -> TokenLoss:
     """-A times the geometric mean over the answer's ratios, each clipped in log space on the side that A rewards.
 
     log r is capped at clip where A > 0 and floored at -clip where A < 0; A is the answer's mean advantage. Every token
     carries the loss of its answer. Source: GMPO, arXiv 2507.20673.
     """
-    value = _row_mean(advantages, mask)
-    log_ratio = _log_ratio(log_probs, old_log_probs)
+    value = _row_mean(inputs.advantages, inputs.mask)
+    log_ratio = _log_ratio(inputs)
     bounded = torch.where(value > 0, log_ratio.clamp(max=clip), log_ratio.clamp(min=-clip))
-    loss = (-value * _row_mean(bounded, mask).exp()).expand_as(log_probs)
-    return TokenLoss(loss, (bounded != log_ratio) & (value != 0) & mask)
+    loss = (-value * _row_mean(bounded, inputs.mask).exp()).expand_as(inputs.log_probs)
+    return TokenLoss(loss, (bounded != log_ratio) & (value != 0) & inputs.mask)
 
 
-def clipped_weight(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    clip_low: float = 1.0,
-    clip_high: float = 4.0,
-) -> TokenLoss:
+def clipped_weight(inputs: LossInputs, *, clip_low: float = 1.0, clip_high: float = 4.0) -> TokenLoss:
     """-sg[clip(r, 1 - clip_low, 1 + clip_high)] A log pi: the ratio is a bounded weight, so every token keeps its gradient.
 
     Source: CISPO, arXiv 2506.13585, equation 4; ScaleRL, arXiv 2510.13786, bounds r by 5 and not from below. `clipped`
     tells where the weight was bounded.
     """
-    ratio = _log_ratio(log_probs, old_log_probs).exp().detach()
+    ratio = _log_ratio(inputs).exp().detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
-    return TokenLoss(-weight * advantages * log_probs, (weight != ratio) & mask)
+    return TokenLoss(-weight * inputs.advantages * inputs.log_probs, (weight != ratio) & inputs.mask)
 
 
-def reinforce(log_probs: Tensor, old_log_probs: Tensor, advantages: Tensor, mask: Tensor) -> TokenLoss:
+def reinforce(inputs: LossInputs) -> TokenLoss:
     """-A log pi: the score-function estimator, no ratio and no clip (Williams, 1992). One update per rollout."""
-    return TokenLoss(-advantages * log_probs, torch.zeros_like(mask))
+    return TokenLoss(-inputs.advantages * inputs.log_probs, torch.zeros_like(inputs.mask))
 
 
-def selected_only(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    selected: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-) -> TokenLoss:
+@asks("selected")
+def selected_only(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> TokenLoss:
     """The clipped surrogate on the selected tokens (B, T), 0 on the others, which still count in denominators.
 
     Source: "Beyond the 80/20 Rule", arXiv 2506.01939, with the tokens of highest entropy.
     """
-    whole = _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, None)
+    selected, whole = inputs.chosen, clipped_surrogate(inputs, clip_low=clip_low, clip_high=clip_high)
     return TokenLoss(whole.loss * selected, whole.clipped & selected)
 
 
-def selected_clipped(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    selected: Tensor,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
-) -> TokenLoss:
+@asks("selected")
+def selected_clipped(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> TokenLoss:
     """The clipped surrogate without gradient on the selected tokens. Source: Clip-Cov, arXiv 2505.22617."""
-    whole = _surrogate(_log_ratio(log_probs, old_log_probs).exp(), advantages, mask, clip_low, clip_high, None)
-    return TokenLoss(whole.loss * ~selected, whole.clipped | (selected & mask))
+    selected, whole = inputs.chosen, clipped_surrogate(inputs, clip_low=clip_low, clip_high=clip_high)
+    return TokenLoss(whole.loss * ~selected, whole.clipped | (selected & inputs.mask))
 
 
-def selected_penalised(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    selected: Tensor,
-    coefficient: float = 1.0,
-) -> TokenLoss:
+@asks("selected")
+def selected_penalised(inputs: LossInputs, *, coefficient: float = 1.0) -> TokenLoss:
     """-r A, plus coefficient |log r| on the selected tokens; no clip. Source: KL-Cov, arXiv 2505.22617.
 
     At the first update |log r| is 0 and has no gradient there (torch takes 0), so the penalty acts from the second on.
     """
-    log_ratio = _log_ratio(log_probs, old_log_probs)
-    loss = -log_ratio.exp() * advantages + coefficient * log_ratio.abs() * selected
-    return TokenLoss(loss, torch.zeros_like(mask))
+    log_ratio = _log_ratio(inputs)
+    loss = -log_ratio.exp() * inputs.advantages + coefficient * log_ratio.abs() * inputs.chosen
+    return TokenLoss(loss, torch.zeros_like(inputs.mask))
 
 
+@asks("selected", "top_log_probs", "greedy")
 def top_smoothed(
-    log_probs: Tensor,
-    old_log_probs: Tensor,
-    advantages: Tensor,
-    mask: Tensor,
-    *,
-    selected: Tensor,
-    top_log_probs: Tensor,
-    greedy: Tensor,
-    smoothing: float = 0.01,
-    penalty: float = 1.1,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    inputs: LossInputs, *, smoothing: float = 0.01, penalty: float = 1.1, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> TokenLoss:
     """The clipped surrogate that spreads the gradient of right answers over the K likeliest tokens, on selected tokens.
 
@@ -198,11 +132,12 @@ def top_smoothed(
     token's log-probability (top_log_probs (B, T, K)). A < 0: A is multiplied by `penalty` where the realised token is the
     likeliest (`greedy` (B, T)). Source: SimKO, arXiv 2510.14807.
     """
-    ratio = _log_ratio(log_probs, old_log_probs).exp()
-    spread = ratio.detach() * (top_log_probs - top_log_probs.detach()).exp().mean(dim=-1)
+    assert inputs.top_log_probs is not None and inputs.greedy is not None
+    ratio, top, advantages, selected = _log_ratio(inputs).exp(), inputs.top_log_probs, inputs.advantages, inputs.chosen
+    spread = ratio.detach() * (top - top.detach()).exp().mean(dim=-1)
     ratio = torch.where(selected & (advantages > 0), (1 - smoothing) * ratio + smoothing * spread, ratio)
-    advantages = torch.where(selected & greedy & (advantages < 0), penalty * advantages, advantages)
-    return _surrogate(ratio, advantages, mask, clip_low, clip_high, None)
+    advantages = torch.where(selected & inputs.greedy & (advantages < 0), penalty * advantages, advantages)
+    return _surrogate(replace(inputs, advantages=advantages), ratio, clip_low, clip_high, None)
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
@@ -217,8 +152,8 @@ def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, c
     return 0.5 * torch.maximum(plain, (bounded - returns).square())
 
 
-def _log_ratio(log_probs: Tensor, old_log_probs: Tensor) -> Tensor:
-    return (log_probs - old_log_probs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+def _log_ratio(inputs: LossInputs) -> Tensor:
+    return (inputs.log_probs - inputs.old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
 def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -227,8 +162,9 @@ def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def _surrogate(
-    ratio: Tensor, advantages: Tensor, mask: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
+    inputs: LossInputs, ratio: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> TokenLoss:
+    advantages = inputs.advantages
     plain = -ratio * advantages
     bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
     loss = torch.maximum(plain, bounded)
@@ -237,7 +173,7 @@ def _surrogate(
         ceiling = -dual_clip * advantages
         capped = (advantages < 0) & (loss > ceiling)
         loss, clipped = torch.where(capped, ceiling, loss), clipped | capped
-    return TokenLoss(loss, clipped & mask)
+    return TokenLoss(loss, clipped & inputs.mask)
 
 
 def kl_k1(log_probs: Tensor, reference: Tensor) -> Tensor:

@@ -3,21 +3,10 @@
 They look at the whole batch of a process, never at a micro-batch. Nothing here knows models or configuration.
 """
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-
-class Tokens(NamedTuple):
-    """Detached facts of a batch, each (B, T): log-probabilities before the first update, advantages, entropy of the
-    rollout in nats, uniforms in [0, 1) that belong to the tokens, and the mask of those that count."""
-
-    log_probs: Tensor
-    advantages: Tensor
-    entropy: Tensor
-    uniform: Tensor
-    mask: Tensor
+from ngrpo.algorithm.inputs import Tokens
 
 
 def high_entropy(tokens: Tokens, *, share: float = 0.2) -> Tensor:

@@ -22,10 +22,9 @@ from ngrpo import __version__
 from ngrpo.cli import settings
 from ngrpo.cli.arguments import CONF, VERSION_BASE, examine
 from ngrpo.cli.compared import compositions
-from ngrpo.cli.reading import build, choices, data_versions, plain, run_path
 from ngrpo.cli.settings import SettingsError
 
-__all__ = ["build", "choices", "compositions", "data_versions", "plain", "prepare", "run", "run_path"]
+__all__ = ["compositions", "prepare", "run"]
 
 
 def prepare(config_name: str) -> None:

@@ -18,9 +18,13 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.evaluation import mechanism
+from ngrpo.evaluation.benchmarks import batch_plan, merge, partial_file
+from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import row_key
-from ngrpo.rollout.sampling import Answers, Sampler, answer, batch_plan, merge, partial_file, sample_rows
-from ngrpo.rundir import files, records
+from ngrpo.rollout.sampling import Answers, Sampler, answer, sample_rows
+from ngrpo.rundir import files
+from ngrpo.rundir.recorder import Progress, write_samples
+from ngrpo.rundir.schema import checked_name
 from ngrpo.tasks.base import Problem, Task
 
 STEP_ROWS = 48  # explored steps of one batch that are kept, vectors and all, until the pictures are made
@@ -30,8 +34,9 @@ LISTED = 12  # frequent anchors whose neighbours are listed
 
 @dataclass(frozen=True)
 class Draw:
-    """What is sampled: P problems of a task, n answers to each under every strategy. Files go to `directory`."""
+    """What is sampled: P problems of a task, n answers of `model` to each under every strategy. Files go to `directory`."""
 
+    model: CausalModel
     task: Task
     problems: Sequence[Problem]
     n: int
@@ -51,7 +56,7 @@ class Draw:
 
     def samples(self, strategy: str) -> Path:
         """The file of a strategy's answers."""
-        return self.directory / "samples" / f"{records.checked_name(strategy)}.parquet"
+        return self.directory / "samples" / f"{checked_name(strategy)}.parquet"
 
     def part(self, strategy: str, index: int, kind: str) -> Path:
         """Where the steps (`parquet`) or the timing (`json`) of a batch wait for the others; the timing comes last."""
@@ -71,7 +76,7 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 @torch.no_grad()
 def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
-    """Draws every batch that is not there yet, strategies in turn, so that a machine's moods meet them all.
+    """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all.
 
     `advance(strategy)` is called after every batch of a strategy, drawn now or before.
     """
@@ -91,7 +96,7 @@ def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Seque
 
     named: tokens whose neighbours are wanted besides the most frequent anchors.
     """
-    table, strategy, words = sampler.model.table.detach(), sampler.strategy, sampler.tokenizer
+    table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
     for name in strategies:
         merge(draw.samples(name), draw.plan)
@@ -140,19 +145,30 @@ def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequen
     labels: dict[str, Any] = {"run": draw.directory.name, "benchmark": draw.task.name, "exploration": name}
     labels |= {"algorithm": "none", "step": 0, "seed": draw.seed}
     rows = sample_rows(answers, sampler.strategy.vocabulary.stops, labels)
-    records.write_samples(rows, partial_file(draw.samples(name), index))
-    files.write_parquet(_steps(answers, sampler), draw.part(name, index, "parquet"))
+    write_samples(rows, partial_file(draw.samples(name), index))
+    files.write_parquet(_steps(answers, sampler, draw.model.table.detach()), draw.part(name, index, "parquet"))
     tokens = int(answers.rollouts.lengths.sum())
     timing = {"strategy": name, "batch": index, "answers": len(rows), "tokens": tokens, "seconds": seconds}
     files.write_json(timing, draw.part(name, index, "json"))
 
 
-def _steps(answers: Answers, sampler: Sampler) -> list[dict[str, Any]]:
+def _steps(answers: Answers, sampler: Sampler, table: Tensor) -> list[dict[str, Any]]:
     """Some explored steps of a batch with the vectors that were fed."""
     where = mechanism.spread(answers.rollouts, STEP_ROWS)
     if not len(where):
         return []
-    table: Tensor = sampler.model.table.detach()
     fed = mechanism.fed_vectors(answers.rollouts, where, sampler.strategy, table)
     rows = mechanism.step_rows(answers, where, fed, table)
     return [{**row, "fed": vector} for row, vector in zip(rows, fed.tolist(), strict=True)]
+
+
+def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
+    """Draws every batch that is not there yet, under each strategy, and writes the files that last."""
+    progress = Progress(0)
+    progress.bars.start()
+    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
+    try:
+        draw_all(samplers, draw, lambda name: progress.bars.update(bar, advance=1, note=name))
+    finally:
+        progress.stop()
+    finish(draw, next(iter(samplers.values())), list(samplers), named)

@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration
+from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.records import Rollouts
-from ngrpo.rollout.sampling import Answers
-from ngrpo.training.measures import anchors, consumed, displacement
+from ngrpo.rollout.sampling import Answers, displacement
 
 CHUNK = 16_384  # rows of the table that are looked at together
 PLANES, AROUND, FED = 4, 6, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
@@ -27,7 +27,7 @@ Names = Callable[[int], str]  # token id -> its text
 
 def spread(rollouts: Rollouts, most: int) -> Tensor:
     """(N, 2) row and position of at most so many explored steps whose vector the model read, evenly over all of them."""
-    where = (rollouts.steps.explored & consumed(rollouts)).nonzero()
+    where = (rollouts.steps.explored & rollouts.consumed).nonzero()
     if len(where) <= most:
         return where
     return where[torch.linspace(0, len(where) - 1, most, device=where.device).long()]
@@ -54,7 +54,7 @@ def step_rows(answers: Answers, where: Tensor, fed: Tensor, table: Tensor) -> li
         "sample_index": [at % group for at in row.tolist()],
         "position": time.tolist(),
         "token": steps.tokens.tolist(),
-        "anchor": anchors(steps).tolist(),
+        "anchor": steps.anchors.tolist(),
         "candidates": ids,
         "weights": weights,
         "cosine": cosine.tolist(),
@@ -62,6 +62,16 @@ def step_rows(answers: Answers, where: Tensor, fed: Tensor, table: Tensor) -> li
         "nearest": nearest,
     }
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def explored_steps(
+    step: int, answers: Answers, where: Tensor, strategy: Exploration, model: CausalModel
+) -> list[dict[str, Any]]:
+    """Rows of samples/steps.parquet for RL step `step`, one for each place `where` (N, 2)."""
+    with model.gathered():
+        table = model.table.detach()
+        fed = fed_vectors(answers.rollouts, where, strategy, table)
+        return [{"step": step, **row} for row in step_rows(answers, where, fed, table)]
 
 
 def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:

@@ -1,21 +1,20 @@
-"""A run that is a trial of a search: what it reports after each evaluation, and whether it should go on.
-
-It does not know how trials are chosen.
-"""
+"""A run that is a trial of a search: what it reports after each evaluation, and whether it should go on."""
 
 import json
 from collections.abc import Callable
 
-from ngrpo.evaluation.passk import Array, pass_at_k
+import numpy as np
 
-Solved = Callable[[str], tuple[int, Array]]  # benchmark -> samples per problem, correct ones of each problem (P,)
+from ngrpo.evaluation.passk import pass_at_k
+
+Solved = Callable[[str], np.ndarray]  # benchmark -> (P, n) bool, whether each sample of its problems is correct
 
 
 class Pruned(Exception):
     """The search has seen enough of this trial; what was computed stays, and the same command would go on."""
 
 
-class Judge:
+class PruningReporter:
     """Reports the first objective after every evaluation but the last.
 
     `text` is what the sweeper puts into `sweep.trial`: JSON with storage (a journal file or a database URL), study, trial
@@ -46,7 +45,8 @@ class Judge:
         """Raises Pruned where the trial should stop after the evaluation at RL step `step`."""
         benchmark, _, estimate = self.objective.partition("/")
         kind, _, k = estimate.partition("@")
-        n, correct = solved(benchmark)
+        table = solved(benchmark)
+        n, correct = table.shape[1], table.sum(axis=1)
         values = correct / n if kind == "mean" else pass_at_k(n, correct, int(k))
         place, mean = self.first + step, float(values.mean())
         if not self.by_problem:

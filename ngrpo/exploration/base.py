@@ -5,8 +5,7 @@ what was fed, `log_prob` gives the term that the objective uses. A strategy does
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,33 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import Step, Vocabulary
 
 State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers them when rows leave the batch
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a strategy may know of the token ids.
-
-    size           number of ids the tokenizer can produce; embedding rows beyond it are padding
-    reserved       ids that are special or added tokens: never a neighbour, never mixed
-    stops          ids that end a text
-    answer_start   ids of the text that ends the thinking part; empty: the whole text is thinking
-    answer_prefix  ids of the text that opens the final answer
-    """
-
-    size: int
-    reserved: tuple[int, ...]
-    stops: tuple[int, ...]
-    answer_start: tuple[int, ...] = ()
-    answer_prefix: tuple[int, ...] = ()
-
-    def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
-        """(rows,) bool: the rows of an embedding table that stand for ordinary tokens."""
-        allowed = torch.arange(rows, device=device) < self.size
-        allowed[torch.tensor([*self.reserved, *self.stops], dtype=torch.int64, device=device)] = False
-        return allowed
 
 
 class Exploration(nn.Module, ABC):
@@ -75,7 +50,7 @@ class Exploration(nn.Module, ABC):
         fed = F.embedding(steps.tokens, table)
         if steps.mix_ids is None or steps.mix_weights is None:
             return fed
-        return overwrite(fed, steps.explored, mixture(steps, table))
+        return where_explored(steps, fed, lambda places: mixture(steps[places], table))
 
     @abstractmethod
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
@@ -90,46 +65,18 @@ class Exploration(nn.Module, ABC):
 
 
 def mixture(steps: Step, table: Tensor) -> Tensor:
-    """(N, D) at the N explored steps: sum over the K candidates of weight * E[id], in candidate order."""
+    """(..., D): sum over the K candidates of weight * E[id], in candidate order."""
     assert steps.mix_ids is not None and steps.mix_weights is not None
-    where = steps.explored.nonzero(as_tuple=True)
-    ids, weights = steps.mix_ids[where], steps.mix_weights[where]
-    return (F.embedding(ids, table) * weights[..., None].to(table.dtype)).sum(dim=-2)
+    return (F.embedding(steps.mix_ids, table) * steps.mix_weights[..., None].to(table.dtype)).sum(dim=-2)
 
 
-def overwrite(fed: Tensor, where: Tensor, values: Tensor) -> Tensor:
-    """`fed` (..., D) with `values` (N, D) at the N true places of `where` (...,), differentiable in both."""
-    return fed.index_put(where.nonzero(as_tuple=True), values.to(fed.dtype))
+def chosen_places(where: Tensor) -> Any:
+    """An index of the true places of `where`, or of all places where counting the true ones would wait for the device."""
+    return where.nonzero(as_tuple=True) if where.device.type == "cpu" else ...
 
 
-class SuffixMatch:
-    """Whether each row's realised text has just ended with `suffix`; kept as a state entry of recent tokens (B, L)."""
-
-    def __init__(self, suffix: tuple[int, ...], name: str = "recent"):
-        self.suffix, self.name = suffix, name
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return {self.name: torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
-
-    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        """(B,) bool and the new state after `tokens` (B,) were realised. An empty suffix never matches."""
-        recent = torch.cat((state[self.name][:, 1:], tokens[:, None]), dim=1)
-        matched = torch.full_like(tokens, bool(self.suffix), dtype=torch.bool)
-        for column, token in enumerate(self.suffix):  # one token at a time, so that nothing is copied to a device
-            matched = matched & (recent[:, column] == token)
-        return matched, {**state, self.name: recent}
-
-
-class Thinking:
-    """Which rows still think: every row, until its realised text ends with `answer_start`; a state entry (B,) bool."""
-
-    def __init__(self, vocabulary: Vocabulary):
-        self.answer = SuffixMatch(vocabulary.answer_start)
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
-
-    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        """(B,) bool, whether `tokens` (B,) end the delimiter, and the new state; such a token is no thought any more."""
-        ended, state = self.answer.push(state, tokens)
-        return ended, {**state, "thinking": state["thinking"] & ~ended}
+def where_explored(steps: Step, fed: Tensor, make: Callable[[Any], Tensor]) -> Tensor:
+    """`fed` (..., D) with `make(places)` (..., D) at the explored steps, differentiable in both."""
+    places = chosen_places(steps.explored)
+    made = make(places).to(fed.dtype)
+    return torch.where(steps.explored[..., None], made, fed) if places is ... else fed.index_put(places, made)

@@ -8,11 +8,11 @@ import math
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State, Vocabulary
+from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, Step, Vocabulary
 
 
 class EpsilonGreedy(TokenSampling):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, overwrite
+from ngrpo.exploration.base import State, where_explored
 from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step
@@ -46,8 +46,7 @@ class GaussianNoise(ThinkingSampling):
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
-        if steps.scale is None or not steps.explored.any():
+        if steps.scale is None:
             return fed
-        where = steps.explored
-        noise = draws[where].normal(table.shape[-1]) * steps.scale[where][:, None]
-        return overwrite(fed, where, fed[where] + noise.to(table.dtype))
+        scale, width = steps.scale[..., None], table.shape[-1]
+        return where_explored(steps, fed, lambda at: fed[at] + (draws[at].normal(width) * scale[at]).to(table.dtype))

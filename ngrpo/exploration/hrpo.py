@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, Vocabulary
+from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token
 from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.rollout.keys import Draws, row_key
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, Step, Vocabulary
 
 C = 8.0  # sharpness of the gate
 

@@ -67,7 +67,7 @@ class AnchoredMix(ThinkingSampling):
         mixed = chosen & ~ended & self.ordinary[anchors] & self.ordinary[tokens]
         explored = chosen if self.replaces else mixed
         role = torch.where(explored, self.mixed_role, TOKEN)
-        if not mixed.any():
+        if mixed.device.type == "cpu" and not mixed.any():  # a recipe is no work for a device that would be waited for
             return Step(tokens, role, explored), state
         asked = torch.where(mixed, anchors, 0)  # a row that is not mixed has no neighbours searched
         recipe = one_hot_elsewhere(mixed, tokens, *self.recipe(logits, scores, asked))

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.mixing import AnchoredMix
 from ngrpo.exploration.neighbors import NeighborTable
 from ngrpo.exploration.scores import tempered
+from ngrpo.rollout.records import Vocabulary
 
 # Weights (B, K) of candidates (B, K), the anchor first, from the logits and the filtered scores z / temperature (B, V).
 Weighing = Callable[[Tensor, Tensor, Tensor, float], Tensor]

@@ -4,12 +4,13 @@ What it gains over token sampling is not due to where the neighbours lie. It doe
 """
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, mixture, overwrite
+from ngrpo.exploration.base import State, mixture, where_explored
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step
@@ -35,7 +36,10 @@ class NormMatchedNoise(NeighborMix):
         fed = F.embedding(steps.tokens, table)
         if steps.scale is None:
             return fed
-        where = steps.explored
-        direction = F.normalize(draws[where].normal(table.shape[-1]), dim=-1)
-        anchor = mixture(steps, table)
-        return overwrite(fed, where, anchor + (direction * steps.scale[where][:, None]).to(table.dtype))
+        scale = steps.scale[..., None]
+
+        def moved(at: Any) -> Tensor:
+            direction = F.normalize(draws[at].normal(table.shape[-1]), dim=-1)
+            return mixture(steps[at], table) + (direction * scale[at]).to(table.dtype)
+
+        return where_explored(steps, fed, moved)

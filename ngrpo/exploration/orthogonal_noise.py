@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import overwrite
+from ngrpo.exploration.base import where_explored
 from ngrpo.exploration.mixing import AnchoredMix
 from ngrpo.exploration.scores import candidates, tempered
 from ngrpo.rollout.keys import Draws
@@ -45,11 +45,14 @@ class OrthogonalNoise(AnchoredMix):
         fed = F.embedding(steps.tokens, table)
         if steps.mix_ids is None or steps.mix_weights is None:
             return fed
-        where = steps.explored
-        vectors = F.embedding(steps.mix_ids[where], table)
-        first, others = vectors[:, :1], vectors[:, 1:]
+        return where_explored(steps, fed, lambda at: self._moved(steps[at], table, draws[at]))
+
+    def _moved(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        assert steps.mix_ids is not None and steps.mix_weights is not None
+        vectors = F.embedding(steps.mix_ids, table)
+        first, others = vectors[..., :1, :], vectors[..., 1:, :]
         along = (others * first).sum(dim=-1, keepdim=True) / first.square().sum(dim=-1, keepdim=True).clamp(min=1e-12)
         width = {"scalar": 1, "elementwise": table.shape[-1]}[self.noise]
-        xi = draws[where].normal(others.shape[1] * width).view(*others.shape[:2], width).to(table.dtype)
-        weights = steps.mix_weights[where][:, 1:, None].to(table.dtype)
-        return overwrite(fed, where, first[:, 0] + (weights * (others - along * first) * xi).sum(dim=1))
+        xi = draws.normal(others.shape[-2] * width).view(*others.shape[:-1], width).to(table.dtype)
+        weights = steps.mix_weights[..., 1:, None].to(table.dtype)
+        return first.squeeze(-2) + (weights * (others - along * first) * xi).sum(dim=-2)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, mixture, overwrite
+from ngrpo.exploration.base import State, mixture, where_explored
 from ngrpo.exploration.scores import candidates, draw_token, tempered, token_log_prob
 from ngrpo.exploration.token_sampling import ThinkingSampling
 from ngrpo.rollout.keys import Draws
@@ -76,7 +76,7 @@ class PerturbedThinking(ThinkingSampling):
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
-        return overwrite(fed, steps.explored, mixture(steps, table.detach()))
+        return where_explored(steps, fed, lambda at: mixture(steps[at], table.detach()))
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.mix_ids is not None and steps.scores is not None

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State, Vocabulary
+from ngrpo.exploration.base import State
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.rollout.keys import Draws, row_key
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import Step, Vocabulary
 
 
 class RandomNeighborMix(NeighborMix):

@@ -35,7 +35,7 @@ def candidates(scores: Tensor, count: int) -> Tensor:
     values, ids = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
     unsure = values[..., count - 1] == values[..., -1]
     values, ids = values[..., :count], ids[..., :count]
-    if scores.is_cuda or unsure.any():  # a GPU would have to be waited for
+    if scores.device.type != "cpu" or unsure.any():  # any other would have to be waited for
         ids = _lowest(scores, values, ids)
     ids = ids.sort(dim=-1).values
     order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices

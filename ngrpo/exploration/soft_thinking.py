@@ -6,11 +6,12 @@ It does not know how to be trained: the thinking part has no distribution to tak
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary
+from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.mixing import one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, entropy, filtered, tempered, token_log_prob
+from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, Step
+from ngrpo.rollout.records import FORCED, TOKEN, Step, Vocabulary
 
 
 class SoftThinking(Exploration):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State, SuffixMatch, Vocabulary, overwrite
+from ngrpo.exploration.base import Exploration, State, chosen_places, where_explored
 from ngrpo.exploration.gaussian_noise import root_mean_square
 from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
+from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, Step
+from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, Step, Vocabulary
 
 
 class SoftTokens(Exploration):
@@ -65,19 +66,25 @@ class SoftTokens(Exploration):
     ) -> tuple[Step, Tensor, State]:
         state = self._open_answer_at_limit(state)
         thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
-        tokens, hard = logits.max(dim=-1).indices, ~thinking
-        if hard.any():
-            tokens[hard] = draw_token(tempered(logits[hard], self.temperature), draws[hard].token)
-        if inserting.any():
-            tokens[inserting] = self.inserted[state["insert"][inserting]]
+        tokens, hard = logits.max(dim=-1).indices, chosen_places(~thinking)
+        drawn = tokens.clone()
+        drawn[hard] = draw_token(tempered(logits[hard], self.temperature), draws[hard].token)
+        tokens = torch.where(thinking, tokens, drawn)
+        if len(self.inserted):
+            text = self.inserted[state["insert"].clamp(0, len(self.inserted) - 1)]
+            tokens = torch.where(inserting, text, tokens)
         role = torch.where(thinking, GAUSSIAN, torch.where(inserting, FORCED, TOKEN))
         soft = thinking & ~torch.isin(tokens, self.stops)
         state = self._advance(state, tokens, thinking)
-        offset = torch.zeros(len(tokens), table.shape[-1], dtype=torch.promote_types(table.dtype, torch.float32))
-        offset = offset.to(table.device)
-        sigma = self.relative_scale * self.rms
-        mean = self._expected(logits[soft], table)
-        offset[soft] = mean + sigma * draws[soft].normal(table.shape[-1])
+        exact, sigma, places = (
+            torch.promote_types(table.dtype, torch.float32),
+            self.relative_scale * self.rms,
+            chosen_places(soft),
+        )
+        mean = self._expected(logits[places], table)
+        offset = torch.zeros(len(tokens), table.shape[-1], dtype=exact, device=table.device)
+        offset[places] = mean + sigma * draws[places].normal(table.shape[-1])
+        offset = torch.where(soft[:, None], offset, 0)
         role = torch.where(thinking & ~soft, FORCED, role)
         step = Step(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset)
         return step, self._scored(step, logits, mean), state
@@ -105,18 +112,22 @@ class SoftTokens(Exploration):
         fed = F.embedding(steps.tokens, table)
         if steps.offset is None:
             return fed
-        return overwrite(fed, steps.explored, steps.offset[steps.explored])
+        offset = steps.offset
+        return where_explored(steps, fed, lambda at: offset[at])
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
-        return self._scored(steps, logits, self._expected(logits[steps.role == GAUSSIAN], table))
+        return self._scored(steps, logits, self._expected(logits[chosen_places(steps.role == GAUSSIAN)], table))
 
     def _scored(self, steps: Step, logits: Tensor, mean: Tensor) -> Tensor:
         """log_prob, given the expected embeddings (N, D) of the steps with a density."""
         soft = steps.role == GAUSSIAN
         assert steps.offset is not None and steps.scale is not None
-        density = gaussian_log_density(steps.offset[soft], mean, steps.scale[soft])
-        hard = token_log_prob(tempered(logits[~soft], self.temperature), steps.tokens[~soft])
-        return hard.new_zeros(soft.shape).masked_scatter(soft, density.to(hard.dtype)).masked_scatter(~soft, hard)
+        places, others = chosen_places(soft), chosen_places(~soft)
+        density = gaussian_log_density(steps.offset[places], mean, steps.scale[places])
+        hard = token_log_prob(tempered(logits[others], self.temperature), steps.tokens[others])
+        if places is ...:
+            return torch.where(soft, density.to(hard.dtype), hard)
+        return hard.new_zeros(soft.shape).index_put(places, density.to(hard.dtype)).index_put(others, hard)
 
 
 def gaussian_log_density(value: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:

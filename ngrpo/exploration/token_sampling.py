@@ -6,10 +6,11 @@ It knows no embedding but that of the sampled token.
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import Exploration, State, Thinking, Vocabulary
+from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
+from ngrpo.exploration.thinking import Thinking
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, Step, Vocabulary
 
 
 class TokenSampling(Exploration):

@@ -7,7 +7,7 @@ an embedding's neighbours.
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State
+from ngrpo.exploration.base import State, chosen_places
 from ngrpo.exploration.mixing import one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, gumbel
 from ngrpo.exploration.token_sampling import ThinkingSampling
@@ -36,18 +36,19 @@ class TopkGumbelSelect(ThinkingSampling):
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = self.scores(logits)
         tokens = draw_token(scores, draws.token)
-        chosen = (state["thinking"] & (draws.explore < self.rate)).nonzero().squeeze(-1)
-        noisy = scores[chosen] + gumbel(draws[chosen].uniforms(scores.shape[-1])).to(scores.dtype)
-        anchors = noisy.argmax(dim=-1)
+        chosen = state["thinking"] & (draws.explore < self.rate)
+        places = chosen_places(chosen)
+        noisy = scores[places] + gumbel(draws[places].uniforms(scores.shape[-1])).to(scores.dtype)
+        anchors = tokens.clone()
+        anchors[places] = noisy.argmax(dim=-1)
         if self.realise_anchor:
-            tokens = tokens.index_copy(0, chosen, anchors)
+            tokens = torch.where(chosen, anchors, tokens)
         _, state = self.thinking.push(state, tokens)
-        plain = ~(state["thinking"] & self.ordinary[tokens])
-        mixed = torch.zeros_like(plain).index_copy(0, chosen, self.ordinary[anchors]) & ~plain
+        mixed = chosen & self.ordinary[anchors] & state["thinking"] & self.ordinary[tokens]
         role = torch.full_like(tokens, TOKEN)
-        if not len(chosen):
+        if not len(noisy):
             return Step(tokens, role, mixed), state
-        picked = candidates(noisy.masked_fill(~self.ordinary, -torch.inf), self.k)
-        ids = tokens[:, None].repeat(1, self.k).index_copy(0, chosen, picked)
+        ids = tokens[:, None].repeat(1, self.k)
+        ids[places] = candidates(noisy.masked_fill(~self.ordinary, -torch.inf), self.k)
         weights = scores.gather(-1, ids).softmax(dim=-1)
         return Step(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights)), state

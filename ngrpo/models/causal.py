@@ -1,31 +1,31 @@
 """Any Hugging Face causal language model, seen as three things: an embedding table, a backbone and a head.
 
-It does not know what is fed through it or why.
+The head reads many hidden states a chunk at a time, in the backward pass too: no chunk's logits outlive it, and the head's
+gradient is one buffer that all chunks add to, where autograd alone would make one as large as the vocabulary per chunk.
 """
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils import logging as transformers_logging
 
-from ngrpo.exploration.base import Vocabulary
-from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
-from ngrpo.models.attention import Layout, PackedRows, registered
-from ngrpo.models.prompting import PLAIN, Prompting
+from ngrpo.models.attention import NAME, Layout, PackedRows
+
+GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
+# Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to be made anew.
+CHUNK = {"cpu": 2**22, "cuda": 2**24}
+CHUNK_TOKENS = 96  # at least: every chunk reads the whole head
+
+# What is wanted of the logits (n, V) of the states that begin at a place: tensors with one entry per state.
+Reading = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 
 class CausalModel(nn.Module):
@@ -37,16 +37,14 @@ class CausalModel(nn.Module):
         precision: str = "float32",
         lora: Mapping[str, Any] | None = None,
         recompute: bool = False,
-        attention: str = "grouped",
     ):
         """lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
 
         recompute: keep only the input of each layer for the backward pass (gradient checkpointing).
-        attention: a name of attention.KERNELS; the model's own setting is replaced.
         """
         super().__init__()
         self.model, self.precision = model, precision
-        model.set_attn_implementation(registered(attention))
+        model.set_attn_implementation(NAME)
         self._recomputed: list[nn.Module] = []
         self._refuse_windows()
         self._check_path()
@@ -58,6 +56,11 @@ class CausalModel(nn.Module):
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
         return torch.autocast(self.table.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within it `table` and `head` are whole, wherever their parts are kept; on one device they always are."""
+        yield
 
     @property
     def table(self) -> Tensor:
@@ -146,67 +149,81 @@ class CausalModel(nn.Module):
             raise ValueError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
 
 
-def load(
-    path: str,
-    dtype: str = "float32",
-    attention: str = "grouped",
-    precision: str = "float32",
-    *,
-    lora: Mapping[str, Any] | None = None,
-    recompute: bool = False,
-    trust_remote_code: bool = False,
-) -> CausalModel:
-    """The model at a local directory or hub id: safetensors only, and no remote code unless it is asked for.
+def chunk_tokens(vocabulary: int, device: str) -> int:
+    """Tokens whose logits are in memory at a time; device: its type."""
+    return max(CHUNK_TOKENS, CHUNK.get(device, 2**24) // vocabulary)
 
-    Raises ValueError where the checkpoint lacks weights that the architecture needs.
+
+def read_logits(
+    model: CausalModel, hidden: Tensor, chunk: int, reading: Reading, learners: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """`reading` of the logits of hidden states (N, D), `chunk` at a time, put together.
+
+    Gradients flow into the states, the head and `learners`: all else that `reading` depends on.
     """
-    transformers_logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-        str(files.directory(path) or path),
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
-    if report["missing_keys"]:
-        raise ValueError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
-    return CausalModel(model.eval(), precision, lora, recompute, attention)
+    if torch.is_grad_enabled() and len(hidden) > chunk and isinstance(model.model.get_output_embeddings(), nn.Linear):
+        learners = [learner for learner in learners if learner.requires_grad]
+        return _InChunks.apply(model, chunk, reading, hidden, model.head, *learners)  # pyright: ignore
+    # An empty batch still runs once, so that every parameter gets a gradient.
+    starts = range(0, max(len(hidden), 1), chunk)
+    return _joined([reading(model.logits(hidden[start : start + chunk]), start) for start in starts])
 
 
-def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer beside the model."""
-    return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=trust_remote_code)
+def _joined(pieces: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
 
-def vocabulary(
-    tokenizer: PreTrainedTokenizerBase, model: CausalModel, answer_start: str | None, answer_prefix: str
-) -> Vocabulary:
-    """What strategies may know of the tokens. Added tokens count as reserved even where they are not special."""
-    added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
-    configured = model.model.generation_config.eos_token_id
-    stops = configured if isinstance(configured, list) else [configured]
-    stops = {token for token in (*stops, tokenizer.eos_token_id) if isinstance(token, int)}
-    if not stops:
-        raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token")
-    return Vocabulary(
-        size=len(tokenizer),
-        reserved=tuple(sorted(added)),
-        stops=tuple(sorted(stops)),
-        answer_start=tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else (),
-        answer_prefix=tuple(tokenizer.encode(answer_prefix, add_special_tokens=False)) if answer_prefix else (),
-    )
+class _InChunks(torch.autograd.Function):
+    """Forward keeps nothing but its inputs; backward computes each chunk of logits again and its gradient by hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, model: CausalModel, chunk: int, reading: Reading, hidden: Tensor, head: Tensor, *learners: Tensor
+    ) -> tuple[Tensor, ...]:
+        ctx.model, ctx.chunk, ctx.reading = model, chunk, reading
+        ctx.save_for_backward(hidden, head, *learners)
+        starts = range(0, len(hidden), chunk)
+        made = _joined([reading(model.logits(hidden[start : start + chunk]), start) for start in starts])
+        ctx.mark_non_differentiable(*(value for value in made if not value.is_floating_point()))
+        return made
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, head, *learners = ctx.saved_tensors
+        of_hidden, of_learners = torch.empty_like(hidden), [torch.zeros_like(learner) for learner in learners]
+        of_head = torch.zeros_like(head) if head.requires_grad else None
+        with ctx.model.autocast():
+            for start in range(0, len(hidden), ctx.chunk):
+                part = hidden[start : start + ctx.chunk]
+                wanted = [None if g is None else g[start : start + ctx.chunk] for g in gradients]
+                of_logits, more = _of_chunk(ctx.model, part, ctx.reading, start, wanted, learners)
+                with torch.autocast(part.device.type, enabled=False):
+                    of_hidden[start : start + ctx.chunk] = of_logits @ head.to(of_logits.dtype)
+                    if of_head is not None:
+                        _add_products(of_head, of_logits, part.to(of_logits.dtype))
+                for total, gradient in zip(of_learners, more, strict=True):
+                    if gradient is not None:
+                        total += gradient
+        return None, None, None, of_hidden, of_head, *of_learners
 
 
-def encode(
-    tokenizer: PreTrainedTokenizerBase, texts: list[str], context: int, prompting: Prompting = PLAIN
-) -> tuple[Tensor, Tensor]:
-    """Prompts as ids and mask, both (P, S), left-padded. Raises ValueError where one exceeds `context` tokens."""
-    ids = [prompting.encode(tokenizer, text) for text in texts]
-    width = max(len(row) for row in ids)
-    if width > context or not all(ids):
-        longest = max(range(len(ids)), key=lambda row: len(ids[row]))
-        raise ValueError(f"a prompt has {width} tokens, allowed are 1 to {context}: {texts[longest][:80]!r}")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    padded = torch.tensor([[pad] * (width - len(row)) + row for row in ids])
-    lengths = torch.tensor([len(row) for row in ids])
-    return padded, torch.arange(width)[None] >= width - lengths[:, None]
+def _of_chunk(
+    model: CausalModel, part: Tensor, reading: Reading, start: int, wanted: Sequence[Tensor | None], learners: Sequence
+) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The gradient of one chunk's logits, in the precision that the head computes in, and those of the learners."""
+    raw = model.model.get_output_embeddings()(part).detach().requires_grad_()  # pyright: ignore
+    with torch.enable_grad():
+        made = reading(raw.to(torch.promote_types(raw.dtype, torch.float32)), start)
+    pairs = [(value, g) for value, g in zip(made, wanted, strict=True) if value.requires_grad and g is not None]
+    values, given = zip(*pairs, strict=True)
+    of_logits, *more = torch.autograd.grad(values, [raw, *learners], given, allow_unused=True)
+    return of_logits, more
+
+
+def _add_products(total: Tensor, of_logits: Tensor, part: Tensor) -> None:
+    """total (V, D) += of_logits (n, V) transposed times part (n, D), without a second tensor of that size."""
+    if total.dtype == part.dtype:
+        total.addmm_(of_logits.T, part)
+        return
+    for rows, columns in zip(total.split(GRADIENT_ROWS), of_logits.split(GRADIENT_ROWS, dim=1), strict=True):
+        rows += columns.T @ part

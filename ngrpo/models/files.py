@@ -12,26 +12,25 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ngrpo.rundir.schema import Unreadable, read_run
+
+BUNDLED = {"ngrpo:tiny": Path(__file__).resolve().with_name("tiny_qwen2")}  # models that come with the package, by name
 FINGERPRINTED = 2**24  # bytes of each file: enough to reach into the weights, past any header
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def directory(path: str) -> Path | None:
-    """A model's directory, looked for from the working directory, then from the repository; None if it is none."""
-    for base in (Path.cwd(), REPOSITORY):
-        place = base / Path(path).expanduser()
-        if place.is_dir():
-            return place
-    return None
+    """The directory of a bundled model or of a path; None if it is none."""
+    place = BUNDLED.get(path) or Path.cwd() / Path(path).expanduser()
+    return place if place.is_dir() else None
 
 
-def fingerprint(path: str) -> str | None:
+def fingerprint(path: str) -> str:
     """Which weights a model directory holds: a digest of its config.json and of the head and size of every safetensors
-    file, so that it takes no time for large models either. None for a hub id."""
+    file, so that it takes no time for large models either. A hub id stands for itself."""
     place = directory(path)
     if place is None:
-        return None
+        return path
     digest = blake2b(digest_size=8)
     for file in sorted([place / "config.json", *place.glob("*.safetensors")]):
         if file.is_file():
@@ -63,8 +62,10 @@ def run_refusal(run: Any) -> str | None:
     """Why a finished run's model cannot be evaluated from the directory `run`, as a phrase; None where it can."""
     if not isinstance(run, str) or not Path(run).is_dir():
         return "is no directory"
-    if not isinstance(_json(Path(run, "run.json")), dict):
-        return "holds no run.json, so it is no run directory"
+    try:
+        read_run(run)
+    except Unreadable as error:
+        return " ".join(str(error).removeprefix(f"{run} ").split())
     if not Path(run, "hf").is_dir():
         return "holds no hf/ with a model, so the run has not finished"
     inner = refusal(str(Path(run, "hf").absolute()))
@@ -93,6 +94,17 @@ def ordinary_tokens(place: Path) -> int | None:
 def positions(place: Path) -> int | None:
     """How many tokens the model can attend to; None where config.json does not say."""
     return _setting(_json(place / "config.json"), "max_position_embeddings")
+
+
+def sliding_layers(path: str) -> list[str]:
+    """Kinds of layers, as config.json names them, that do not see all tokens; empty where none are known of."""
+    place = directory(path)
+    settings = _json(place / "config.json") if place else None
+    if not isinstance(settings, dict):
+        return []
+    windowed = settings.get("sliding_window") and settings.get("use_sliding_window", True)
+    kinds = settings.get("layer_types") or (["sliding_attention"] if windowed else [])
+    return sorted({str(kind) for kind in kinds if not str(kind).startswith("full")})
 
 
 def _setting(settings: Any, name: str) -> int | None:

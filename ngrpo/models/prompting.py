@@ -1,22 +1,26 @@
-"""How the words of a problem become the ids that a model reads, and what ends the part in which it thinks.
+"""How the words of a problem become the ids that a model reads, and what ends the part in which it thinks."""
 
-It does not know what the words ask for.
-"""
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-FULL_WIDTH_BAR = "\uff5c"  # stands in the signs of the R1 tokenizers, each of which is a single token
+from ngrpo.tasks.base import Problem, Subset, Task
+
+FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
+
+# A problem's text as the model is asked, and whether the tokenizer puts its own begin-of-text token in front.
+Rendered = tuple[str, bool]
 
 
-def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     """The text as it is, after the begin-of-text token where the tokenizer puts one."""
-    return tokenizer.encode(text)
+    return text, True
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     """The text as a user's message in the checkpoint's chat template, up to where the assistant begins.
 
     A template writes its own begin-of-text token, so the tokenizer must not add a second one. Raises ValueError where
@@ -25,24 +29,22 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     if not tokenizer.chat_template:
         raise ValueError("model.prompt=chat: the tokenizer has no chat template; model.prompt=plain or model.prompt=r1")
     turn = [{"role": "user", "content": text}]
-    written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-    return tokenizer.encode(str(written), add_special_tokens=False)
+    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
 
 
-def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     """The raw prompt `<|User|> ... <|Assistant|><think>` (arXiv 2606.10768, appendix A).
 
-    Where the tokenizer has DeepSeek's own signs for the two roles, with full-width bars, these are used: spelt with
-    ASCII bars they would be read as ordinary text by the models that were trained on the signs.
+    Where the tokenizer has DeepSeek's own tokens for the two roles, with full-width bars, these are used: spelt with
+    ASCII bars they would be read as ordinary text by the models that were trained on the tokens.
     """
-    own = tokenizer.get_vocab()
-    signs = ["<|User|>", "<|Assistant|>"]
-    wide = [sign.replace("|", FULL_WIDTH_BAR) for sign in signs]
-    user, assistant = wide if set(wide) <= set(own) else signs
-    return tokenizer.encode(f"{user}{text}{assistant}<think>\n")
+    roles = ["<|User|>", "<|Assistant|>"]
+    wide = [role.replace("|", FULL_WIDTH_BAR) for role in roles]
+    user, assistant = wide if set(wide) <= set(tokenizer.get_vocab()) else roles
+    return f"{user}{text}{assistant}<think>\n", True
 
 
-FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, str], list[int]]] = {"plain": plain, "chat": chat, "r1": r1}
+FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, str], Rendered]] = {"plain": plain, "chat": chat, "r1": r1}
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,47 @@ class Prompting:
     form: str = "plain"
     answer_start: str | None = "</think>"
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-        """Ids of the prompt for a problem's text."""
-        return FORMS[self.form](tokenizer, text)
+    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of the prompts for the texts of problems."""
+        rendered = [FORMS[self.form](tokenizer, text) for text in texts]
+        if not rendered:
+            return []
+        found: Any = tokenizer([text for text, _ in rendered], add_special_tokens=rendered[0][1])
+        return found["input_ids"]
 
 
 PLAIN = Prompting()
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Every prompt that a run may ask, encoded once, before it begins, by its text and whether it is a message.
+
+    room: the tokens that a prompt may have.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    prompting: Prompting
+    room: int
+    ids: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
+
+    def read(self, task: Task) -> Task:
+        """Encodes the task's prompts and returns the task, without the messages that leave no room for the answer.
+
+        Raises ValueError where nothing is left, or where a prompt that is no message is empty or does not fit.
+        """
+        problems = list(task.problems)
+        for message, form in ((True, self.prompting), (False, PLAIN)):
+            texts = [problem.prompt for problem in problems if problem.is_message is message]
+            for text, ids in zip(texts, form.encode(self.tokenizer, texts), strict=True):
+                self.ids[text, message] = np.asarray(ids, np.int32)
+        kept = [problem for problem in problems if self._fits(problem)]
+        if not kept:
+            raise ValueError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
+        return task if len(kept) == len(problems) else Subset(task, kept)
+
+    def _fits(self, problem: Problem) -> bool:
+        width = len(self.ids[problem.prompt, problem.is_message])
+        if not problem.is_message and not 0 < width <= self.room:
+            raise ValueError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
+        return 0 < width <= self.room

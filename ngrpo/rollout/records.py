@@ -1,4 +1,4 @@
-"""The records that everything else exchanges: one decode step, and one batch of rollouts.
+"""The records that everything else exchanges: a vocabulary, one decode step, and one batch of rollouts.
 
 Dimension letters, used in every shape comment: P prompts, G group, B = P * G rows, S prompt length, T answer length,
 D width, V vocabulary, K candidates of a mixture. This room knows neither models nor rewards.
@@ -18,6 +18,30 @@ TOKEN, GAUSSIAN, GUMBEL, DIRICHLET, FORCED = range(5)  # roles: which log-probab
 
 class NotFinite(ValueError):
     """Logits, a loss or a gradient became NaN or infinite; what was saved before is untouched."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """What a strategy may know of the token ids.
+
+    size           number of ids the tokenizer can produce; embedding rows beyond it are padding
+    reserved       ids that are special or added tokens: never a neighbour, never mixed
+    stops          ids that end a text
+    answer_start   ids of the text that ends the thinking part; empty: the whole text is thinking
+    answer_prefix  ids of the text that opens the final answer
+    """
+
+    size: int
+    reserved: tuple[int, ...]
+    stops: tuple[int, ...]
+    answer_start: tuple[int, ...] = ()
+    answer_prefix: tuple[int, ...] = ()
+
+    def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
+        """(rows,) bool: the rows of an embedding table that stand for ordinary tokens."""
+        allowed = torch.arange(rows, device=device) < self.size
+        allowed[torch.tensor([*self.reserved, *self.stops], dtype=torch.int64, device=device)] = False
+        return allowed
 
 
 @dataclass(frozen=True)
@@ -50,6 +74,11 @@ class Step:
 
     def __getitem__(self, index) -> "Step":
         return self.map(lambda value: value[index])
+
+    @property
+    def anchors(self) -> Tensor:
+        """The token (...,) that a fed vector stands around: the first candidate of its recipe, or the realised token."""
+        return self.tokens if self.mix_ids is None else self.mix_ids[..., 0]
 
 
 def neutral(name: str, step: Step, like: Tensor) -> Tensor:
@@ -85,7 +114,8 @@ class Rollouts:
     steps        Step of (B, T), right-padded
     mask         (B, T) bool, true through the end-of-text token
     log_probs    (B, T) float32, of the rollout engine; 0 where the loss mask is false
-    entropy      (B, T) float32, nats, of softmax(logits) before temperature and filters; 0 where mask is false
+    entropy      (B, T) float32, nats, of softmax(logits) before temperature and filters; 0 where mask is false; None where
+                 the engine does not tell it
     keys         (B,) int64, the rows' random keys
     group_size   G; rows of one prompt stand together
     """
@@ -95,7 +125,7 @@ class Rollouts:
     steps: Step
     mask: Tensor
     log_probs: Tensor
-    entropy: Tensor
+    entropy: Tensor | None
     keys: Tensor
     group_size: int
 
@@ -103,7 +133,7 @@ class Rollouts:
         rows, width = self.prompts.shape
         length = self.mask.shape[1]
         expected = {"prompt_mask": (rows, width), "mask": (rows, length), "log_probs": (rows, length), "keys": (rows,)}
-        expected |= {"entropy": (rows, length)}
+        expected |= {} if self.entropy is None else {"entropy": (rows, length)}
         for name, shape in expected.items():
             _require(
                 tuple(getattr(self, name).shape) == shape, name, f"shape {tuple(getattr(self, name).shape)}", shape
@@ -117,14 +147,19 @@ class Rollouts:
         _require(rows % self.group_size == 0, "group_size", self.group_size, f"a divisor of {rows} rows")
         _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
         _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")
-        for name in ("log_probs", "entropy"):  # a filter can hide a logit that is not finite, entropy sees them all
-            if not getattr(self, name).isfinite().all():
+        for name, value in (("log_probs", self.log_probs), ("entropy", self.entropy)):
+            if value is not None and not value.isfinite().all():  # a filter can hide a logit that entropy sees
                 raise NotFinite(f"Rollouts.{name}: got a value that is not finite, expected finite log-probabilities")
 
     @property
     def loss_mask(self) -> Tensor:
         """(B, T) bool: steps that the loss may touch, so all but padding and inserted text."""
         return self.mask & (self.steps.role != FORCED)
+
+    @property
+    def consumed(self) -> Tensor:
+        """(B, T) bool: steps whose fed vector the model read, so all but the last of each row."""
+        return self.mask & F.pad(self.mask[:, 1:], (0, 1))
 
     @property
     def lengths(self) -> Tensor:
@@ -147,43 +182,10 @@ class Rollouts:
             steps=self.steps.map(lambda value: value[index, :length]),
             mask=self.mask[index, :length],
             log_probs=self.log_probs[index, :length],
-            entropy=self.entropy[index, :length],
+            entropy=None if self.entropy is None else self.entropy[index, :length],
             keys=self.keys[index],
             group_size=1,
         )
-
-
-def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    """Rows of several batches with the same group size as one: prompts padded on the left, answers on the right."""
-    width = max(part.prompts.shape[1] for part in parts)
-    length = max(part.mask.shape[1] for part in parts)
-
-    def left(values: Sequence[Tensor]) -> Tensor:
-        return torch.cat([F.pad(value, (width - value.shape[1], 0)) for value in values])
-
-    def right(values: Sequence[Tensor]) -> Tensor:
-        padding = [(0, 0) * (value.dim() - 2) + (0, length - value.shape[1]) for value in values]
-        return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
-
-    columns = {}
-    for f in fields(Step):
-        values = [getattr(part.steps, f.name) for part in parts]
-        like = next((value for value in values if value is not None), None)
-        if like is None:
-            columns[f.name] = None
-            continue
-        pairs = zip(parts, values, strict=True)
-        columns[f.name] = right([neutral(f.name, part.steps, like) if v is None else v for part, v in pairs])
-    return Rollouts(
-        prompts=left([part.prompts for part in parts]),
-        prompt_mask=left([part.prompt_mask for part in parts]),
-        steps=Step(**columns),
-        mask=right([part.mask for part in parts]),
-        log_probs=right([part.log_probs for part in parts]),
-        entropy=right([part.entropy for part in parts]),
-        keys=torch.cat([part.keys for part in parts]),
-        group_size=parts[0].group_size,
-    )
 
 
 def _require(holds: bool, name: str, got: object, expected: object) -> None:

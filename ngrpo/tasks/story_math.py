@@ -3,6 +3,7 @@
 It does not know who solves them. A problem depends only on version, split, wording, level and index.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -10,7 +11,18 @@ from random import Random
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
 from ngrpo.tasks.base import Problem, Score
-from ngrpo.tasks.story_text import ANSWER_PREFIX, ANSWER_START, LIMIT, NUMBERS, WORDINGS, read_equations, tell_story
+from ngrpo.tasks.story_text import (
+    ANSWER_PREFIX,
+    ANSWER_START,
+    EQUALS,
+    LIMIT,
+    MINUS,
+    NUMBERS,
+    PLUS,
+    VALUES,
+    WORDINGS,
+    tell_story,
+)
 
 VERSION = "v1"
 MAX_LEVEL = 8
@@ -48,28 +60,13 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
             return story
 
 
-class StoryProblems(Sequence):
-    """The problems of a `StoryMath`, made when they are looked at."""
-
-    def __init__(self, split: str, levels: tuple[int, ...], size: int, wording: str):
-        self.split, self.levels, self.size, self.wording = split, levels, size, wording
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(self.size))]
-        if not -self.size <= index < self.size:
-            raise IndexError(f"story_math has {self.size} problems, got index {index}; task.size=N asks for more")
-        index %= self.size
-        level = self.levels[index % len(self.levels)]
-        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
-        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
-        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
-        story = draw_story(rng, level, self.split)
-        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
-        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
+def story_problem(split: str, wording: str, level: int, index: int) -> Problem:
+    """The problem that its place in the task alone decides."""
+    part = split if wording == "common" else f"{split}-{wording}"
+    identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
+    rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+    story = draw_story(rng, level, split)
+    return Problem(identity, tell_story(rng, story.start, story.changes, WORDINGS[wording]), NUMBERS[story.answer])
 
 
 @dataclass
@@ -106,7 +103,8 @@ class StoryMath:
             raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
         if self.size < 1:
             raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
-        self.problems = StoryProblems(self.split, levels, self.size, self.wording)
+        drawn = enumerate(itertools.islice(itertools.cycle(levels), self.size))
+        self.problems = [story_problem(self.split, self.wording, level, index) for index, level in drawn]
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
@@ -120,3 +118,22 @@ class StoryMath:
             return Score(0.0, "unparsed", extracted, path)
         right = same_integer(extracted, problem.gold)
         return Score(float(right), "correct" if right else "wrong", extracted, path)
+
+
+def read_equations(text: str) -> list[str]:
+    """Equations of a worked solution in their order, in digits: `twelve plus three is fifteen` is `3+12=15`.
+
+    The operands of a sum are sorted and the words for an operation or for equality are not told apart, so two
+    wordings of one solution read the same. Anything that is not an equation is passed over; time is linear.
+    """
+    words, equations = text.split(), []
+    for at in range(len(words) - 4):
+        left, operation, right, equals, result = words[at : at + 5]
+        if equals not in EQUALS or not (left in VALUES and right in VALUES and result in VALUES):
+            continue
+        a, b, c = VALUES[left], VALUES[right], VALUES[result]
+        if operation in PLUS:
+            equations.append(f"{min(a, b)}+{max(a, b)}={c}")
+        elif operation in MINUS:
+            equations.append(f"{a}-{b}={c}")
+    return equations

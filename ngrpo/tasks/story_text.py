@@ -98,22 +98,3 @@ def tell_change(rng: Random, pronoun: str, change: int, wording: Wording) -> str
         (" more", "", "", f" from a {rng.choice(wording.people)}") if change > 0 else (" of them", "", "")
     )
     return f"{link}{pronoun} {verb} {amount}{tail} ."
-
-
-def read_equations(text: str) -> list[str]:
-    """Equations of a worked solution in their order, in digits: `twelve plus three is fifteen` is `3+12=15`.
-
-    The operands of a sum are sorted and the words for an operation or for equality are not told apart, so two
-    wordings of one solution read the same. Anything that is not an equation is passed over; time is linear.
-    """
-    words, equations = text.split(), []
-    for at in range(len(words) - 4):
-        left, operation, right, equals, result = words[at : at + 5]
-        if equals not in EQUALS or not (left in VALUES and right in VALUES and result in VALUES):
-            continue
-        a, b, c = VALUES[left], VALUES[right], VALUES[result]
-        if operation in PLUS:
-            equations.append(f"{min(a, b)}+{max(a, b)}={c}")
-        elif operation in MINUS:
-            equations.append(f"{a}-{b}={c}")
-    return equations

@@ -1,7 +1,4 @@
-"""Which prompts an RL step answers, and which of the answers enter its loss.
-
-It does not know what is done with the answers.
-"""
+"""Which prompts an RL step answers, and which of the answers enter its loss."""
 
 from dataclasses import dataclass
 
@@ -9,15 +6,18 @@ import torch
 from torch import Tensor
 
 from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.ranks import Ranks
+from ngrpo.rollout.join import join
 from ngrpo.rollout.keys import row_key
 from ngrpo.rollout.records import NotFinite
-from ngrpo.rollout.sampling import Answers, Sampler, answer, groups_of, join
+from ngrpo.rollout.sampling import Answers, Sampler, answer, groups_of
 from ngrpo.tasks.base import Problem, Task
 
 
 @dataclass(frozen=True)
-class Training:
-    """The sizes of a run: steps, prompts_per_step and group_size count RL steps, prompts and completions."""
+class TrainingConfig:
+    """The sizes of a run: steps, prompts_per_step and group_size count RL steps, prompts and completions; eval_every 0:
+    only before the first and after the last RL step."""
 
     steps: int
     prompts_per_step: int
@@ -30,38 +30,41 @@ class Training:
     max_grad_norm: float
     schedule: str
     warmup_steps: int
+    eval_every: int = 0
+    evaluate_before: bool = True
+    checkpoint_every: int = 10
 
 
-def problems_of(task: Task, training: Training, step: int, draw: int = 0) -> list[Problem]:
+def problems_of(task: Task, config: TrainingConfig, step: int, draw: int = 0) -> list[Problem]:
     """The prompts of RL step `step` (from 1): the task in an order shuffled anew for every pass through it.
 
     A function of seed, step and draw alone, so the data position needs no state of its own. Draws after the first, which
     replace groups that were not kept, walk through the task in orders of their own.
     """
-    size, wanted = len(task.problems), training.prompts_per_step
+    size, wanted = len(task.problems), config.prompts_per_step
     if size < wanted:
         raise ValueError(f"prompts_per_step={wanted}: {task.name} has {size} problems only")
     per_pass = size // wanted
     epoch, position = divmod(step - 1, per_pass)
-    identity = ("order", training.seed, epoch, *([draw] if draw else []))
+    identity = ("order", config.seed, epoch, *([draw] if draw else []))
     generator = torch.Generator().manual_seed(row_key(*identity) % 2**63)
     order = torch.randperm(size, generator=generator)[position * wanted : (position + 1) * wanted]
     return [task.problems[i] for i in order.tolist()]
 
 
 def collect(
-    sampler: Sampler, task: Task, algorithm: Algorithm, plan: Training, step: int, ranks: tuple[int, int] = (0, 1)
+    sampler: Sampler, task: Task, algorithm: Algorithm, config: TrainingConfig, step: int, ranks: Ranks
 ) -> tuple[Answers, Tensor, dict[str, float]]:
     """This rank's share of a step's groups, which rows enter the loss (B,) bool, and figures of the group filter.
 
     Groups that the filter refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where
-    that does not suffice, refused groups fill the batch and enter no loss. ranks = (rank, world).
+    that does not suffice, refused groups fill the batch and enter no loss.
     """
-    share = plan.prompts_per_step // ranks[1]
+    share = config.prompts_per_step // ranks.world
     draws: list[Answers] = []
     kept: list[Tensor] = []
     while not draws or (len(draws) <= algorithm.max_resamples and int(torch.cat(kept).sum()) < share):
-        draws.append(_draw(sampler, task, plan, step, len(draws), ranks))
+        draws.append(_draw(sampler, task, config, step, len(draws), ranks))
         kept.append(algorithm.keeps(groups_of(draws[-1], sampler)))
     keeps = torch.cat(kept)
     answers = draws[0]
@@ -74,12 +77,12 @@ def collect(
     return answers, counted, {"draws": float(len(draws)), "kept": keeps.double().mean().item()}
 
 
-def _draw(sampler: Sampler, task: Task, plan: Training, step: int, draw: int, ranks: tuple[int, int]) -> Answers:
+def _draw(sampler: Sampler, task: Task, config: TrainingConfig, step: int, draw: int, ranks: Ranks) -> Answers:
     """Answers to this rank's share of the prompts; whole groups stay together."""
-    problems = problems_of(task, plan, step, draw)
-    share = len(problems) // ranks[1]
-    problems = problems[ranks[0] * share : (ranks[0] + 1) * share]
-    identities = [(plan.seed, step, draw, p.id, i) for p in problems for i in range(plan.group_size)]
+    problems = problems_of(task, config, step, draw)
+    share = len(problems) // ranks.world
+    problems = problems[ranks.rank * share : (ranks.rank + 1) * share]
+    identities = [(config.seed, step, draw, p.id, i) for p in problems for i in range(config.group_size)]
     try:
         return answer(sampler, task, problems, identities)
     except NotFinite as error:

@@ -1,7 +1,6 @@
 """The critic: a model of its own that tells, before each token, the return still to come.
 
-It reads the fed vectors that the policy read, rebuilt with its own embedding table. It does not know how its values are
-used.
+It reads the fed vectors that the policy read, rebuilt with its own embedding table.
 """
 
 import lightning
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.records import Rollouts
-from ngrpo.training.replay import parts, states
+from ngrpo.training.replay import micro_batches, states
 
 
 class Critic(lightning.LightningModule):
@@ -37,7 +36,7 @@ class Critic(lightning.LightningModule):
     def values(self, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
         """`forward` without gradient, `rows` at a time."""
         whole = torch.zeros(rollouts.mask.shape, dtype=self.head.weight.dtype, device=rollouts.mask.device)
-        for index in parts(rollouts, rows):
+        for index in micro_batches(rollouts, rows):
             part = rollouts.rows(index)
             whole[index, : part.mask.shape[1]] = self(strategy, part)
         return whole

@@ -14,8 +14,7 @@ from torch.nn import functional as F
 from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.attention import PackedRows
-from ngrpo.models.causal import CausalModel
-from ngrpo.models.head import chunk_tokens, read_logits
+from ngrpo.models.causal import CausalModel, chunk_tokens, read_logits
 from ngrpo.rollout.records import GAUSSIAN, Rollouts
 
 
@@ -26,23 +25,26 @@ class Replayed(NamedTuple):
     entropy        (B, T) nats of softmax(logits), before temperature and filters
     top_log_probs  (B, T, K) log softmax(logits) of the K likeliest tokens
     greedy         (B, T) bool, the realised token is the likeliest
+    hidden         (B, T, D) the states that the steps were drawn from
     """
 
     log_probs: Tensor
     entropy: Tensor | None = None
     top_log_probs: Tensor | None = None
     greedy: Tensor | None = None
+    hidden: Tensor | None = None
 
 
-def replay(model: CausalModel, strategy: Exploration, rollouts: Rollouts) -> Tensor:
-    """(B, T) log-probabilities, float32 at least, of the rollouts' steps; 0 where the loss mask is false."""
-    return replay_more(model, strategy, rollouts).log_probs
-
-
-def replay_more(
-    model: CausalModel, strategy: Exploration, rollouts: Rollouts, *, entropy: bool = False, top_k: int = 0
+def replay(
+    model: CausalModel,
+    strategy: Exploration,
+    rollouts: Rollouts,
+    *,
+    entropy: bool = False,
+    top_k: int = 0,
+    hidden: bool = False,
 ) -> Replayed:
-    """Log-probabilities of the rollouts' steps, and what else is asked for.
+    """Log-probabilities, float32 at least, of the rollouts' steps, and what else is asked for.
 
     The fed vectors are rebuilt with this model's own embedding table. Gradients flow into the model and the strategy.
     """
@@ -63,8 +65,10 @@ def replay_more(
 
         learners = [model.table] if GAUSSIAN in steps.role else []  # a density around the expected embedding
         flat = read_logits(model, before, chunk, reading, [*learners, *strategy.parameters()])
+    flat = (*flat, before) if hidden else flat
     log_probs, *rest = (v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat)
-    return Replayed(log_probs, rest.pop(0) if entropy else None, *rest)
+    names = ["entropy"] * entropy + ["top_log_probs", "greedy"] * bool(top_k) + ["hidden"] * hidden
+    return Replayed(log_probs, **dict(zip(names, rest, strict=True)))
 
 
 def states(
@@ -129,7 +133,7 @@ def prompts_of(rollouts: Rollouts) -> Tensor:
     return F.pad((ids[1:] != ids[:-1]).any(dim=1).cumsum(dim=0), (1, 0))
 
 
-def parts(rollouts: Rollouts, rows: int) -> list[Tensor]:
+def micro_batches(rollouts: Rollouts, rows: int) -> list[Tensor]:
     """Row indices in micro-batches of at most `rows`: rows of one prompt together, prompts with answers alike in length."""
     length, prompt = rollouts.lengths + rollouts.prompt_mask.sum(dim=1), prompts_of(rollouts)
     longest = length.new_zeros(len(length)).scatter_reduce(0, prompt, length, "amax")[prompt]
@@ -137,11 +141,15 @@ def parts(rollouts: Rollouts, rows: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def replay_in_parts(model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
-    """`replay` without gradient, `rows` at a time."""
-    dtype = torch.promote_types(model.table.dtype, torch.float32)
-    whole = torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device)
-    for index in parts(rollouts, rows):
+def replay_in_micro_batches(
+    model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int, *, entropy: bool = False
+) -> Replayed:
+    """Log-probabilities, and entropy where it is asked for, without gradient, `rows` at a time."""
+    dtype, names = torch.promote_types(model.table.dtype, torch.float32), ["log_probs"] + ["entropy"] * entropy
+    whole = {name: torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device) for name in names}
+    for index in micro_batches(rollouts, rows):
         part = rollouts.rows(index)
-        whole[index, : part.mask.shape[1]] = replay(model, strategy, part)
-    return whole
+        found = replay(model, strategy, part, entropy=entropy)
+        for name, values in whole.items():
+            values[index, : part.mask.shape[1]] = getattr(found, name)
+    return Replayed(**whole)

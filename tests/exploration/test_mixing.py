@@ -20,12 +20,11 @@ from decode_step import (
 from scipy import optimize
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.neighbors import nearest
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.rollout.records import FORCED
+from ngrpo.rollout.records import FORCED, Vocabulary
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from decode_step import (
 from scipy import stats
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.dirichlet_soft import DirichletSoft, log_gamma_variates
 from ngrpo.exploration.gaussian_soft import GaussianSoft
 from ngrpo.exploration.gumbel_soft import GumbelSoft
@@ -29,7 +28,7 @@ from ngrpo.exploration.perturbed import CUT
 from ngrpo.exploration.scores import gumbel
 from ngrpo.exploration.soft_thinking import SoftThinking
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Step
+from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Step, Vocabulary
 from ngrpo.training.replay import replay
 
 

@@ -5,12 +5,12 @@ import torch
 from decode_step import random, texts, thinking_part
 
 from ngrpo.algorithm.losses import clipped_surrogate
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines import transformers as engine
 from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.records import Vocabulary
 from ngrpo.training.replay import replay
 
 

@@ -3,9 +3,8 @@
 import torch
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import Step, Vocabulary
 
 V, D = 64, 16
 VOCABULARY = Vocabulary(60, (0, 1, 2), (1, 3), (10, 11), (12, 13))

@@ -7,11 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.models import causal
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.records import Vocabulary
 from ngrpo.training.reference import Base, Reference
 from ngrpo.training.replay import replay
 

@@ -7,13 +7,12 @@ import pytest
 import torch
 from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
 
-from ngrpo.exploration.base import Vocabulary
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines import transformers as engine
 from ngrpo.rollout.engines.transformers import decode_step, entropy, generate, prefill
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Rollouts
+from ngrpo.rollout.records import Rollouts, Vocabulary
 
 SETTINGS = [
     ("qwen2", False, "grouped"),

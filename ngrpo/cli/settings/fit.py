@@ -1,12 +1,10 @@
 """Whether values fit one another, the model, the tasks and this machine. It leaves out values that are broken alone."""
 
-import importlib
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer
 
@@ -120,12 +118,12 @@ def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
 
     Of messages only the shortest prompt: those that are too long for the model are left out of the run and counted.
     """
+    from ngrpo import build
+
     content = json.loads(node)
     if not isinstance(content, dict) or "_target_" not in content:
         raise ValueError("has no _target_, so there is no task to build")
-    module, _, name = content["_target_"].rpartition(".")
-    build: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    problems = build(**{key: value for key, value in content.items() if key not in targets.RESERVED}).problems
+    problems = build.task(content).problems
     first = problems[:most]
     if all(problem.is_message for problem in first):
         first = [min(first, key=lambda problem: len(problem.prompt))]

@@ -17,6 +17,7 @@ ROOMS = {  # where the class of a node must come from; a task is even built befo
     "benchmark": "ngrpo.tasks.",
     "exploration": "ngrpo.exploration.",
     "evaluation.exploration": "ngrpo.exploration.",
+    "engine": "ngrpo.rollout.engines.",
     "reward": "ngrpo.tasks.rewards.",
 }
 PARTS = {"grader": "ngrpo.grading."}  # of a task

@@ -1,18 +1,20 @@
-"""Decoding with fed vectors over an unmodified model: prefill once per prompt, fan out to the group, decode, compact.
+"""Decoding with fed vectors over an unmodified transformers model: prefill once per prompt, fan out, decode, compact.
 
-It knows neither strategy names nor text nor rewards. Four functions in reading order: `prefill`, `decode_step`,
-`generate`, and `assemble`, which turns the recorded steps into Rollouts.
+It knows neither strategy names nor text nor rewards. In reading order: `generate`, `prefill`, `decode`, `decode_step`, and
+`assemble`, which turns the recorded steps into Rollouts. On an accelerator nothing is read back within a decode step.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import entropy
-from ngrpo.models.attention import Kernel
+from ngrpo.models import files
+from ngrpo.models.attention import KeyValueCache
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, Rollouts, Step, neutral, stack_steps
@@ -22,122 +24,46 @@ DRAW_BLOCK = 64  # decode steps whose uniforms are made in one go
 SYNC_EVERY = 16  # decode steps between two looks at unfinished rows on an accelerator; a CPU looks at every one
 
 
-class _Layer(CacheLayerMixin):
-    """Keys and values of one layer: those of the prompts, once per prompt, and those of the answers so far.
+class TransformersEngine:
+    """The reference engine: decodes with the very model that is trained, in this process; see engines.base.Engine."""
 
-    prompt_keys, prompt_values (P, H', S, d), padded on the right; keys, values (B, H', capacity, d), of which `length`
-    columns are filled.
-    """
+    model: CausalModel | None = None
 
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.prompt_keys: Tensor | None = None
-        self.prompt_values: Tensor | None = None
+    def refuses(self, strategy: Exploration, model: str) -> str | None:
+        kinds = files.sliding_layers(model)
+        return f"has layers of kind {', '.join(kinds)}, and only full attention can be replayed" if kinds else None
 
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Room for the answers, at the first of their tokens."""
-        self.keys, self.values = (
-            states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
-        )
-        self.is_initialized = True
+    def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
+        self.model = model
+        with model.gathered():
+            prepared = [s.prepare(model.table.detach(), step, model.head.detach()) for s in strategies]
+        return {name: value for figures in prepared for name, value in figures.items()}
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if self.prompt_keys is None:
-            self.prompt_keys, self.prompt_values = key_states.contiguous(), value_states.contiguous()
-            return key_states, value_states
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        rows, end = len(key_states), self.length + 1
-        self.keys[:rows, :, self.length : end] = key_states
-        self.values[:rows, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
+    def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
+        if self.model is None:
+            raise RuntimeError("the engine has no weights yet: sync comes before generate")
+        device = self.model.table.device
+        with self.model.gathered():
+            return generate(self.model, strategy, prompts.to(device), mask.to(device), keys.to(device), limit)
 
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was. Only rows that move are copied: none may be read after it was written."""
-        if self.keys is None or self.values is None:
-            return
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
-        for states in (self.keys, self.values):
-            states[moved, :, : self.length] = states[rows[moved], :, : self.length]
+    def sleep(self) -> None:
+        """Nothing is kept between calls: a cache lives as long as the call that fills it."""
 
-    def select_prompts(self, prompts: Tensor) -> None:
-        assert self.prompt_keys is not None and self.prompt_values is not None
-        self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
+    def close(self) -> None:
+        self.model = None
 
 
-class KeyValueCache(Cache):
-    """The model's cache, and the layout of a decode step: every row sees its prompt, held once, and its own answer.
-
-    slots (B,) says which place of the grid (P, G) of prompts and their rows each row has; None: row after row, all there.
-    """
-
-    def __init__(self, layers: int, prompt_mask: Tensor, new_tokens: int):
-        super().__init__(layers=[_Layer(new_tokens) for _ in range(layers)])
-        self.lengths = prompt_mask.sum(dim=1)
-        self.fan_out(1)
-
-    def fan_out(self, group: int) -> None:
-        """From now on `group` rows stand for each prompt, side by side."""
-        self.group = group
-        self.slots: Tensor | None = None
-        self.positions = self.lengths.repeat_interleave(group)  # of the next token, per row
-        columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
-        self.hidden_columns = (columns >= self.lengths[:, None])[:, None, None]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
-        """One softmax over the prompt's keys, multiplied for all rows of a prompt at once, and the row's own.
-
-        Query heads that share keys are rows of one matrix, so nothing is repeated for them either.
-        """
-        prompt = self.layers[layer]
-        assert isinstance(prompt, _Layer) and prompt.prompt_keys is not None and prompt.prompt_values is not None
-        rows, heads, _, width = query.shape
-        query = query.view(rows, key.shape[1], heads // key.shape[1], width)
-        shared = self._grid(query) @ prompt.prompt_keys.mT
-        shared = self._rows(shared.masked_fill_(self.hidden_columns, -torch.inf), query.shape[2])
-        scores = torch.cat((shared, query @ key.mT), dim=-1)
-        # In float32 whatever the model runs in: the weights of long answers are small.
-        weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(scale).softmax(dim=-1).to(value.dtype)
-        length = shared.shape[-1]
-        mixed = self._rows(self._grid(weights[..., :length]) @ prompt.prompt_values, query.shape[2])
-        return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)
-
-    def _grid(self, rows: Tensor) -> Tensor:
-        """(P, H', G * h, x) of (B, H', h, x): all that is multiplied with the same prompt as one matrix."""
-        if self.slots is not None:
-            places = len(self.lengths) * self.group
-            rows = rows.new_zeros(places, *rows.shape[1:]).index_copy(0, self.slots, rows)
-        return rows.view(-1, self.group, *rows.shape[1:]).transpose(1, 2).flatten(2, 3)
-
-    def _rows(self, grid: Tensor, shared: int) -> Tensor:
-        """(B, H', h, x) of (P, H', G * h, x), with h = shared."""
-        rows = grid.unflatten(2, (self.group, shared)).transpose(1, 2).flatten(0, 1)
-        return rows if self.slots is None else rows.index_select(0, self.slots)
-
-    def select(self, rows: Tensor) -> None:
-        """Keep `rows`: those below len(rows) in their places, the others in the gaps. Prompts without rows leave too."""
-        for layer in self.layers:
-            layer.select(rows)  # pyright: ignore[reportAttributeAccessIssue]
-        slots = torch.arange(len(self.positions), device=rows.device) if self.slots is None else self.slots
-        self.slots, self.positions = slots[rows], self.positions[rows]
-        live, prompt = (self.slots // self.group).unique(return_inverse=True)
-        if len(live) <= COMPACT_BELOW * len(self.lengths):
-            self.lengths, self.hidden_columns = self.lengths[live], self.hidden_columns[live]
-            self.slots = prompt * self.group + self.slots % self.group
-            for layer in self.layers:
-                layer.select_prompts(live)  # pyright: ignore[reportAttributeAccessIssue]
+@torch.no_grad()
+def generate(
+    model: CausalModel, strategy: Exploration, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, limit: int
+) -> Rollouts:
+    """What Engine.generate promises, for a model in eval mode and tensors on its device."""
+    with model.autocast():
+        logits, cache = prefill(model, prompts, prompt_mask, limit)
+        cache.fan_out(len(keys) // len(prompts))
+        fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(cache.group)
+        rows = decode(model, strategy, logits[fan], cache, keys, limit)
+    return assemble(rows, prompts[fan], prompt_mask[fan], keys, cache.group)
 
 
 def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens: int) -> tuple[Tensor, KeyValueCache]:
@@ -146,8 +72,36 @@ def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens
     columns = torch.arange(int(cache.lengths.max()), device=prompts.device).expand(len(prompts), -1)
     source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
-    hidden = model.hidden(torch.nn.functional.embedding(ids, model.table), columns, None, cache)
+    hidden = model.hidden(F.embedding(ids, model.table), columns, None, cache)
     return model.logits(hidden[torch.arange(len(prompts), device=prompts.device), cache.lengths - 1]), cache
+
+
+def decode(
+    model: CausalModel, strategy: Exploration, logits: Tensor, cache: KeyValueCache, keys: Tensor, limit: int
+) -> "Decoding":
+    """Decode steps from the first logits (B, V) on, until all rows have ended or have `limit` tokens."""
+    device = logits.device
+    rows = Decoding(len(keys), strategy.start(len(keys), device), device)
+    stops = torch.tensor(strategy.vocabulary.stops, device=device)
+    sync_every = 1 if device.type == "cpu" else SYNC_EVERY
+    block = draws_from(keys, 0)
+    for position in range(limit):
+        if position and position % DRAW_BLOCK == 0:
+            block = draws_from(keys, position)
+        draws = block[rows.alive, position % DRAW_BLOCK]
+        step, log_prob, rows.state = strategy.sample_and_log_prob(logits, rows.state, draws, model.table)
+        rows.record(step, log_prob, entropy(logits), stops)
+        if position + 1 == limit:
+            break
+        fed = strategy.embed(step, model.table, draws)
+        keep = rows.shrink() if (position + 1) % sync_every == 0 else None
+        if keep is not None:
+            if not len(keep):
+                break
+            fed = fed[keep]
+            cache.select(keep)
+        logits = decode_step(model, fed, cache)
+    return rows
 
 
 def decode_step(model: CausalModel, fed: Tensor, cache: KeyValueCache) -> Tensor:
@@ -157,70 +111,20 @@ def decode_step(model: CausalModel, fed: Tensor, cache: KeyValueCache) -> Tensor
     return model.logits(hidden[:, -1])
 
 
-@torch.no_grad()
-def generate(
-    model: CausalModel,
-    strategy: Exploration,
-    prompts: Tensor,
-    prompt_mask: Tensor,
-    keys: Tensor,
-    max_new_tokens: int,
-) -> Rollouts:
-    """Rollouts of B = len(keys) rows for P prompts (P, S), left-padded; rows of one prompt stand together.
-
-    Every row ends with a stop token of the strategy's vocabulary or at max_new_tokens. The model should be in eval mode.
-    Raises rollouts.NotFinite where logits were not finite.
-    """
-    with model.autocast():
-        logits, cache = prefill(model, prompts, prompt_mask, max_new_tokens)
-        cache.fan_out(len(keys) // len(prompts))
-        fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(cache.group)
-        batch = _decode(model, strategy, logits[fan], cache, keys, max_new_tokens)
-    return assemble(batch, prompts[fan], prompt_mask[fan], keys, cache.group)
-
-
-def _decode(
-    model: CausalModel, strategy: Exploration, logits: Tensor, cache: KeyValueCache, keys: Tensor, limit: int
-) -> "_Batch":
-    """The loop of `generate`, from the first logits (B, V) on."""
-    device = logits.device
-    batch = _Batch(len(keys), strategy.start(len(keys), device), device)
-    stops = torch.tensor(strategy.vocabulary.stops, device=device)
-    sync_every = 1 if device.type == "cpu" else SYNC_EVERY
-    block = draws_from(keys, 0)
-    for position in range(limit):
-        if position and position % DRAW_BLOCK == 0:
-            block = draws_from(keys, position)
-        draws = block[batch.rows, position % DRAW_BLOCK]
-        step, log_prob, batch.state = strategy.sample_and_log_prob(logits, batch.state, draws, model.table)
-        batch.record(step, log_prob, entropy(logits), stops)
-        if position + 1 == limit:
-            break
-        fed = strategy.embed(step, model.table, draws)
-        keep = batch.shrink() if (position + 1) % sync_every == 0 else None
-        if keep is not None:
-            if not len(keep):
-                break
-            fed = fed[keep]
-            cache.select(keep)
-        logits = decode_step(model, fed, cache)
-    return batch
-
-
 def draws_from(keys: Tensor, position: int) -> Draws:
     """The random numbers (B, DRAW_BLOCK) of every row from one decode position on, uniforms made in one go."""
     steps = torch.arange(position, position + DRAW_BLOCK, device=keys.device)
     return Draws(keys[:, None], steps[None]).made()
 
 
-class _Batch:
-    """The rows still being decoded, and what was recorded since rows last left."""
+class Decoding:
+    """The rows still being decoded (`alive`, their numbers), and what was recorded since rows last left."""
 
     def __init__(self, rows: int, state: State, device: torch.device):
-        self.rows = torch.arange(rows, device=device)
+        self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.state = state
-        self.segments: list[tuple[Tensor, list[tuple[Step, Tensor, Tensor, Tensor]]]] = [(self.rows, [])]
+        self.segments: list[tuple[Tensor, list[tuple[Step, Tensor, Tensor, Tensor]]]] = [(self.alive, [])]
 
     def record(self, step: Step, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
@@ -229,20 +133,20 @@ class _Batch:
 
     def shrink(self) -> Tensor | None:
         """Indices of the rows to keep, if it is time for the finished ones to leave: the last rows fill their gaps."""
-        alive = (~self.finished).nonzero().squeeze(-1)
-        if len(alive) and len(alive) > COMPACT_BELOW * len(self.rows):
+        going_on = (~self.finished).nonzero().squeeze(-1)
+        if len(going_on) and len(going_on) > COMPACT_BELOW * len(self.alive):
             return None
-        keep = torch.arange(len(alive), device=alive.device)
-        keep[self.finished[: len(alive)]] = alive[alive >= len(alive)]
-        self.rows, self.finished = self.rows[keep], self.finished[keep]
+        keep = torch.arange(len(going_on), device=going_on.device)
+        keep[self.finished[: len(going_on)]] = going_on[going_on >= len(going_on)]
+        self.alive, self.finished = self.alive[keep], self.finished[keep]
         self.state = {name: value[keep] for name, value in self.state.items()}
-        self.segments.append((self.rows, []))
+        self.segments.append((self.alive, []))
         return keep
 
 
-def assemble(batch: _Batch, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, group: int) -> Rollouts:
+def assemble(decoding: Decoding, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, group: int) -> Rollouts:
     """One (B, T) record from the segments between which rows left the batch."""
-    segments = [(rows, steps) for rows, steps in batch.segments if steps]
+    segments = [(rows, steps) for rows, steps in decoding.segments if steps]
     length = sum(len(steps) for _, steps in segments)
     parts = [stack_steps([step for step, *_ in steps]) for _, steps in segments]
     others = [[torch.stack(column, dim=1) for column in list(zip(*steps, strict=True))[1:]] for _, steps in segments]
@@ -265,4 +169,6 @@ def assemble(batch: _Batch, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, 
     steps = Step(**{name: place(name, [getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
     mask, log_probs, entropy = place("mask", masks), place("log_probs", log_probs), place("entropy", entropies)
     assert mask is not None and log_probs is not None and entropy is not None
+    if steps.scores is None and not steps.explored.any():  # settled here, so that rate 0 is token sampling to the bit
+        steps = replace(steps, mix_ids=None, mix_weights=None)
     return Rollouts(prompts, prompt_mask, steps, mask, log_probs, entropy, keys, group)

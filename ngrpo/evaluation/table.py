@@ -1,7 +1,4 @@
-"""What a run says on the terminal while it works, and the Pass@k table at its end.
-
-It reads records and knows nothing of how they came about.
-"""
+"""The Pass@k table that a run ends with."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,62 +7,13 @@ from typing import Any
 import pyarrow.parquet
 from rich import box, get_console
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from rich.table import Table
 
 from ngrpo.evaluation import passk
-from ngrpo.rundir import records
+from ngrpo.rundir.schema import eval_samples
 from ngrpo.tasks.base import UNGRADED
 
 WIDTH = 120  # characters of a table that goes to a file
-LINES = 10  # progress lines of a run whose output is not a terminal
-
-
-class Progress:
-    """A bar for the RL steps and one for each evaluation; plain lines where there is no terminal."""
-
-    def __init__(self, steps: int, quiet: bool = False):
-        self.console = Console(quiet=True) if quiet else get_console()  # shared: a sweep shows its trials around ours
-        self.steps, self.every = steps, max(1, steps // LINES)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        times = (TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bars = Bars(*columns, *times, console=self.console, disable=not self.console.is_terminal)
-        self.training: TaskID | None = None
-        self.evaluating: TaskID | None = None
-
-    def start(self, done: int) -> None:
-        """Show the bars from RL step `done` on."""
-        self.bars.start()
-        self.training = self.bars.add_task("RL step", total=self.steps, completed=done, note="")
-
-    def stop(self) -> None:
-        """Leave the terminal in order."""
-        self.bars.stop()
-
-    def step(self, step: int, reward: float, rate: float) -> None:
-        """One RL step is done."""
-        note = f"reward {reward:.3f}  {rate:,.0f} tokens/s"
-        if self.training is not None:
-            self.bars.update(self.training, completed=step, note=note)
-        if not self.console.is_terminal and (step % self.every == 0 or step == self.steps):
-            self.console.print(f"RL step {step}/{self.steps}  {note}", highlight=False)
-
-    def evaluation(self, step: int, batches: int) -> None:
-        """An evaluation of so many batches begins."""
-        self.evaluating = self.bars.add_task(f"evaluate at {step}", total=batches, note="")
-
-    def batch(self, benchmark: str, tokens: int) -> None:
-        """One batch of it is done."""
-        if self.evaluating is not None:
-            self.bars.update(self.evaluating, advance=1, note=benchmark)
-
-    def evaluated(self) -> None:
-        """The evaluation is over."""
-        if self.evaluating is not None:
-            task = self.bars.tasks[self.bars.task_ids.index(self.evaluating)]
-            self.bars.update(self.evaluating, completed=task.total, note="")
-        self.evaluating = None
 
 
 def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], directory: Path) -> None:
@@ -120,7 +68,7 @@ def change_of_mean(directory: Path, benchmark: str, first: int, last: int) -> tu
 
 
 def _solve_rates(directory: Path, benchmark: str, step: int) -> dict[str, float]:
-    path = records.eval_samples(directory, benchmark, step)
+    path = eval_samples(directory, benchmark, step)
     frame = pyarrow.parquet.read_table(path, columns=["problem_id", "outcome"]).to_pandas()
     return (frame["outcome"] == "correct").groupby(frame["problem_id"]).mean().to_dict()
 

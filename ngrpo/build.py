@@ -1,0 +1,339 @@
+"""From a configuration to objects: the only place that constructs, each configured node at most once per process.
+
+Nothing heavy is imported before something heavy is built, so that the check of a command line may build the tasks that
+the run then trains on.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
+from omegaconf import DictConfig, OmegaConf
+
+from ngrpo.cli.settings import SettingsError, targets
+from ngrpo.models import files
+from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.schema import STRATEGY_FILE, config_hash, read_run
+from ngrpo.tasks.base import Subset, Task
+
+if TYPE_CHECKING:
+    from ngrpo.evaluation.benchmarks import Evaluation
+    from ngrpo.evaluation.diagnosis import Draw
+    from ngrpo.exploration.base import Exploration
+    from ngrpo.models.causal import CausalModel
+    from ngrpo.models.prompting import Prompts
+    from ngrpo.rollout.engines.base import Engine
+    from ngrpo.rollout.sampling import Sampler
+    from ngrpo.training.parts import Parts
+    from ngrpo.training.policy import Policy
+
+BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is sampled, and how rows are cut into passes
+
+
+def plain(node: DictConfig) -> dict[str, Any]:
+    """A node, or all of a configuration, as resolved mappings and lists."""
+    content = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(content, dict)
+    return {str(name): child for name, child in content.items()}
+
+
+def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, **kwargs: Any) -> Any:
+    """The object that a node with a `_target_` describes; `kwargs` go to it as they are.
+
+    partial: not the object, but what makes it, also where the node does not say `_partial_`.
+
+    Raises:
+        SettingsError: a target, here or further inside, that is not on the list of what may be built.
+    """
+    content = plain(node) if isinstance(node, DictConfig) else dict(node)
+    found = [(path, inner["_target_"], targets.refusal(inner["_target_"])) for path, inner in targets.nodes(content)]
+    lines = [f"{f'{path}.' if path else ''}_target_={target}: {refusal}" for path, target, refusal in found if refusal]
+    if lines or "_target_" not in content:
+        raise SettingsError(lines or ["_target_: is missing, so there is nothing to build"])
+    try:
+        make = hydra.utils.instantiate({**content, "_partial_": True}, _convert_="all")
+    except InstantiationException as error:
+        raise error.__cause__ or error from None
+    return functools.partial(make, **kwargs) if partial or content.get("_partial_") else make(**kwargs)
+
+
+def task(node: DictConfig | Mapping[str, Any]) -> Task:
+    """The task or benchmark of a node; the same node gives the same object for as long as the process lives."""
+    return _task(json.dumps(plain(node) if isinstance(node, DictConfig) else node, sort_keys=True))
+
+
+@functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
+def _task(node: str) -> Task:
+    return instantiate(json.loads(node))
+
+
+def tasks(config: DictConfig | Mapping[str, Any]) -> dict[str, Task]:
+    """The benchmarks of a configuration by name."""
+    return {str(name): task(node) for name, node in (config.get("benchmark") or {}).items()}
+
+
+def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
+    """Name -> version of the task, the benchmarks, the model and reward functions of the user's: a part of what a run is."""
+    found: dict[str, str] = {}
+    trained = [task(config["task"])] if config.get("task") else []
+    for one in (*trained, *tasks(config).values()):  # two files of one name are two data sets
+        known = found.get(one.name, one.version)
+        found[one.name] = one.version if known == one.version else f"{known}+{one.version}"
+    for node in (config.get("reward") or {}).values():  # code of the user's own, which has no version
+        if targets.is_users(node["_target_"]) and (source := targets.source_file(node["_target_"])):
+            found[str(node["_target_"])] = hashlib.sha256(source.read_bytes()).hexdigest()
+    evaluated = config.get("run")
+    return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
+
+
+@dataclass(frozen=True)
+class Job:
+    """What this process has been asked for. `follows`: it is not the first of the processes that train together."""
+
+    config: DictConfig
+    kind: str
+
+    @property
+    def directory(self) -> Path:
+        """Where the run is kept."""
+        return Path(HydraConfig.get().runtime.output_dir)
+
+    @property
+    def follows(self) -> bool:
+        """Whether another process of the same run keeps the directory."""
+        return bool(int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)))
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Of the data and the model."""
+        return versions(self.config)
+
+    def labels(self, *groups: str) -> dict[str, Any]:
+        """What stands in every sample row of the run: its name, the seed, and its choices in these groups."""
+        chosen = HydraConfig.get().runtime.choices
+        return {"run": self.directory.name, "seed": self.config.seed, **{group: chosen.get(group) for group in groups}}
+
+    def open(self, **info: Any) -> RunDirectory:
+        """The run directory, locked; `info` goes to run.json."""
+        config = plain(self.config)
+        trainer, batching = config.get("trainer", {}), config.get("evaluation", config)
+        facts = {"threads": trainer.get("threads") or os.cpu_count(), "devices": trainer.get("devices", 1)}
+        facts["batching"] = {key: batching[key] for key in BATCHING if key in batching}
+        digest = config_hash(config, self.versions)
+        return RunDirectory.open(
+            self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"], info=facts | info,
+            versions=self.versions,
+        )  # fmt: skip
+
+
+def training_job(config: DictConfig) -> Job:
+    """What train.py has been asked for."""
+    kind = "smoke" if HydraConfig.get().runtime.choices.get("trainer") == "smoke" else "run"
+    return Job(config, "trial" if config.get("sweep", {}).get("trial") else kind)
+
+
+def overlap_info(config: DictConfig) -> dict[str, Any]:
+    """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
+    from ngrpo.tasks.overlap import overlap
+
+    found = overlap(task(config.task), tasks(config))
+    for name, counts in found.items():
+        if any(counts.values()):
+            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
+    return {"overlap": found} if found else {}
+
+
+def training(job: Job, run: RunDirectory | None) -> "Parts":
+    """Everything that loop.run takes; `run` is None on every rank but the first."""
+    import torch
+    from transformers import set_seed
+
+    from ngrpo.evaluation.benchmarks import Evaluation
+    from ngrpo.evaluation.pruning import PruningReporter
+    from ngrpo.rundir.interrupts import Interrupts
+    from ngrpo.rundir.recorder import Progress, Recorder
+    from ngrpo.training.parts import Parts
+
+    config, interrupts = job.config, Interrupts()
+    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    set_seed(config.seed)
+    engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
+    model = causal_model(config, config.model.lora)
+    prompts = _prompts(config, model)
+    trained = prompts.read(_rewarded(config))
+    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
+    evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
+    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    if run:
+        note_left_out(run, {"training": trained, **benchmarks})
+    policy = _policy(config, model, sampler.strategy)
+    batching = {key: config.evaluation[key] for key in BATCHING}
+    logger = instantiate(config.logger, save_dir=job.directory) if config.get("logger") and run else None
+    trial = config.get("sweep", {}).get("trial")
+    return Parts(
+        policy=policy,
+        reference=_reference(config, policy),
+        sampler=sampler,
+        task=trained,
+        evaluation=Evaluation(evaluator, benchmarks, **batching, max_errors=config.grading.max_errors),
+        directory=job.directory,
+        labels=job.labels("exploration", "algorithm"),
+        progress=Progress(config.steps, quiet=run is None),
+        interrupts=interrupts,
+        recorder=Recorder(run, (logger,) if logger else ()) if run else None,
+        reporter=PruningReporter(trial) if trial else None,
+    )
+
+
+def evaluation(job: Job, run: RunDirectory) -> tuple["Evaluation", "CausalModel", int]:
+    """What evaluate.py samples, the model it samples from, and the RL step that this stands at; notes what is left out."""
+    from safetensors.torch import load_file
+
+    from ngrpo.evaluation.benchmarks import Evaluation
+
+    config = job.config
+    step = read_run(config.run).config.get("steps", 0) if config.run else 0
+    engine, strategy = _engine(config, config.exploration)
+    model = causal_model(config).to(_device())
+    prompts = _prompts(config, model)
+    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    note_left_out(run, benchmarks)
+    first = next(iter(benchmarks.values()))
+    sampler = _sampler(engine, strategy.to(_device()), model, prompts, first, config.max_new_tokens)
+    learned = Path(str(config.run), "hf", STRATEGY_FILE)
+    if config.run and learned.is_file():
+        strategy.load_state_dict(load_file(learned), strict=False)
+    batching = {key: config[key] for key in BATCHING if key in config}
+    return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_errors), model, step
+
+
+def diagnosis(
+    job: Job, run: RunDirectory, nodes: Mapping[str, DictConfig]
+) -> tuple["Draw", dict[str, "Sampler"], list[int]]:
+    """What diagnose.py draws, a sampler for each strategy, all of one model, and the tokens whose neighbors are wanted."""
+    from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
+    from ngrpo.models.loading import load_tokenizer
+
+    config = job.config
+    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
+    try:
+        named = [token_of(tokenizer, str(text)) for text in config.tokens]
+    except ValueError as error:
+        raise SettingsError([str(error)]) from None
+    engine, *strategies = _engine(config, *nodes.values())
+    model = causal_model(config).to(_device())
+    prompts = _prompts(config, model)
+    asked = prompts.read(task(config.task))
+    note_left_out(run, {asked.name: asked})
+    samplers = {
+        name: _sampler(engine, strategy.to(_device()), model, prompts, asked, config.max_new_tokens)
+        for name, strategy in zip(nodes, strategies, strict=True)
+    }
+    engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
+    problems = chosen(asked, config.problems, config.seed)
+    return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
+
+
+def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalModel":
+    """The model, in the precision that the trainer asks for, with adapters where `lora` has a rank."""
+    from ngrpo.models.loading import load
+
+    model, trainer = config.model, config.get("trainer") or {}
+    path = str(Path(config.run, "hf")) if config.get("run") else model.path
+    return load(
+        path,
+        model.dtype,
+        trainer.get("precision", "float32"),
+        lora=lora,
+        recompute=trainer.get("gradient_checkpointing", False),
+        trust_remote_code=model.trust_remote_code,
+    )
+
+
+def note_left_out(run: RunDirectory, read: Mapping[str, Task]) -> None:
+    """Tells and puts in run.json how many problems were left out because their prompts are too long, by task."""
+    counts = {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}
+    if counts:
+        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        print(f"note: prompts that are too long for the model are left out: {told}")
+        run.update(left_out=counts)
+
+
+def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
+    """The engine and the strategies, if it can run them; asked before anything is loaded."""
+    engine: Engine = instantiate(config.engine)
+    built = [instantiate(node) for node in strategies]
+    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
+    for strategy in built:
+        if refusal := engine.refuses(strategy, path):
+            raise SettingsError([f"model.path={path}: {refusal}; choose another model"])
+    return engine, *built
+
+
+def _prompts(config: DictConfig, model: "CausalModel") -> "Prompts":
+    from ngrpo.models.loading import load_tokenizer
+    from ngrpo.models.prompting import Prompting, Prompts
+
+    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
+    room = model.model.config.max_position_embeddings - config.max_new_tokens
+    prompting = Prompting(config.model.prompt, config.model.answer_start)
+    return Prompts(load_tokenizer(path, config.model.trust_remote_code), prompting, room)
+
+
+def _sampler(
+    engine: "Engine", strategy: "Exploration", model: "CausalModel", prompts: "Prompts", asked: Task, limit: int
+) -> "Sampler":
+    from ngrpo.models.loading import vocabulary
+    from ngrpo.rollout.sampling import Sampler
+
+    words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix)
+    with model.gathered():
+        strategy.bind(words, model.table.detach())
+    return Sampler(engine, strategy, prompts, limit)
+
+
+def _rewarded(config: DictConfig) -> Task:
+    """What is trained on, with the rewards that are added to its own."""
+    from ngrpo.tasks.rewards import Rewarded
+
+    functions = {str(name): instantiate(node, partial=True) for name, node in config.reward.items()}
+    return Rewarded(task(config.task), functions) if functions else task(config.task)
+
+
+def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration") -> "Policy":
+    from ngrpo.training.collect import TrainingConfig
+    from ngrpo.training.critic import Critic
+    from ngrpo.training.policy import Policy
+
+    algorithm = instantiate(config.algorithm)
+    names = ("steps", "prompts_per_step", "group_size", "learning_rate", "seed", "eval_every", "checkpoint_every")
+    sizes = TrainingConfig(
+        **{name: config[name] for name in names},
+        micro_batch_rows=config.trainer.micro_batch_rows,
+        evaluate_before=config.evaluation.before,
+        **plain(config.optimizer),
+    )
+    return Policy(model, strategy, algorithm, sizes, Critic(causal_model(config)) if algorithm.critic else None)
+
+
+def _reference(config: DictConfig, policy: "Policy") -> Any:
+    from ngrpo.training.reference import AdapterOffReference, Reference
+
+    if policy.algorithm.kl["coefficient"] <= 0:
+        return None
+    return AdapterOffReference(policy.model) if policy.model.adapters else Reference(causal_model(config))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,197 @@
+"""Benchmarks to files of samples and entries of results.json: batch by batch, so that an interrupted evaluation goes on."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import torch
+
+from ngrpo.evaluation import passk
+from ngrpo.exploration.base import Exploration
+from ngrpo.models.causal import CausalModel
+from ngrpo.ranks import ALONE, Ranks
+from ngrpo.rollout.sampling import Sampler, answer, refuse_ungraded, sample_rows
+from ngrpo.rundir import files
+from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.interrupts import Interrupted, Interrupts
+from ngrpo.rundir.recorder import Progress, Recorder, write_samples
+from ngrpo.rundir.schema import eval_samples
+from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
+
+
+def batch_plan(problems: int, n: int, rows_per_batch: int) -> list[tuple[int, int]]:
+    """Half-open ranges of problems that are sampled together: fixed up front, so that a resumed evaluation repeats it."""
+    width = max(1, rows_per_batch // n)
+    return [(start, min(start + width, problems)) for start in range(0, problems, width)]
+
+
+def evaluate_benchmark(
+    sampler: Sampler,
+    task: Task,
+    plan: Sequence[tuple[int, int]],
+    n: int,
+    target: Path,
+    labels: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+) -> Iterator[int]:
+    """Samples a benchmark batch by batch and yields the tokens of each; batches on disk are not drawn again.
+
+    Every batch of the plan becomes a file beside `target`; each rank draws its share. Row
+    keys are (seed, benchmark, problem, sample), so before and after training share their random numbers.
+    """
+    for index, (start, end) in enumerate(plan):
+        path = partial_file(target, index)
+        if index % ranks.world != ranks.rank or target.exists() or path.exists():
+            continue
+        problems = [task.problems[i] for i in range(start, end)]
+        identity = (labels["seed"], labels["benchmark"])
+        answers = answer(sampler, task, problems, [(*identity, p.id, i) for p in problems for i in range(n)])
+        write_samples(sample_rows(answers, sampler.strategy.vocabulary.stops, labels), path)
+        yield int(answers.rollouts.lengths.sum())
+
+
+def partial_file(target: Path, index: int) -> Path:
+    """Where batch `index` of an unfinished evaluation waits for the others."""
+    return target.parent / "partial" / f"{target.stem}-{index}.parquet"
+
+
+def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
+    """All batches of the plan to one file; the parts go once it is there. A finished evaluation is left as it is."""
+    parts = [partial_file(target, index) for index in range(len(plan))]
+    if not target.exists():
+        table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
+        files.write_atomically(target, lambda file: pyarrow.parquet.write_table(table, file))
+    for part in parts:
+        part.unlink(missing_ok=True)
+    if parts and parts[0].parent.exists() and not any(parts[0].parent.iterdir()):
+        parts[0].parent.rmdir()
+
+
+def solved(target: Path) -> np.ndarray:
+    """(P, n) bool, whether each sample of a file of benchmark samples is correct."""
+    table = pyarrow.parquet.read_table(target, columns=["sample_index", "outcome"])
+    n = int(max(table["sample_index"].to_pylist())) + 1
+    return (np.array(table["outcome"].to_pylist()) == "correct").reshape(-1, n)
+
+
+def results_of(target: Path) -> dict[str, Any]:
+    """The entry of results.json for one file of benchmark samples.
+
+    `same_thinking` is there where it is above 0: the share of problems all of whose samples explored the same tokens, so
+    that they are one thought and not n.
+    """
+    table = pyarrow.parquet.read_table(target, columns=["outcome", "token_ids", "explored_steps"])
+    correct = solved(target)
+    n, outcomes = correct.shape[1], table["outcome"].to_pylist()
+    entry = passk.summarise(correct.astype(int), outcomes={name: outcomes.count(name) for name in OUTCOMES})
+    pairs = zip(table["token_ids"].to_pylist(), table["explored_steps"].to_pylist(), strict=True)
+    thoughts = [tuple(ids[:explored]) for ids, explored in pairs]
+    groups = [set(thoughts[start : start + n]) for start in range(0, len(thoughts), n)]
+    same = sum(len(group) == 1 and group != {()} for group in groups) / len(groups)
+    return entry | ({"same_thinking": same} if n > 1 and same else {})
+
+
+def ungraded(target: Path) -> dict[str, float]:
+    """The share of each outcome that is no verdict, in a file of benchmark samples."""
+    outcomes = pyarrow.parquet.read_table(target, columns=["outcome"])["outcome"].to_pylist()
+    return {name: outcomes.count(name) / len(outcomes) for name in UNGRADED}
+
+
+def grade_again(target: Path, task: Task) -> None:
+    """Another try for the answers of a file of benchmark samples that have no verdict; the others stay as they are."""
+    rows = pyarrow.parquet.read_table(target).to_pylist()
+    open_ones = [row for row in rows if row["outcome"] in UNGRADED]
+    problems = {problem.id: problem for problem in task.problems}
+    scores = task.score([problems[row["problem_id"]] for row in open_ones], [row["completion"] for row in open_ones])
+    for row, score in zip(open_ones, scores, strict=True):
+        row |= {"outcome": score.outcome, "reward": float(score.reward)}
+        row |= {"extracted": score.extracted, "solution_path": score.solution_path}
+    write_samples(rows, target)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Benchmarks with the sampler and the settings that they are sampled with; n samples of each problem.
+
+    rows_per_batch: answers that are drawn together. max_errors: the share of a benchmark's answers that may have no verdict.
+    """
+
+    sampler: Sampler
+    benchmarks: Mapping[str, Task]
+    n: int
+    rows_per_batch: int
+    problems: int | None = None
+    max_errors: float = 1.0
+
+    def plan(self, name: str) -> list[tuple[int, int]]:
+        """Which problems of a benchmark are sampled together."""
+        size = len(self.benchmarks[name].problems)
+        return batch_plan(min(size, self.problems or size), self.n, self.rows_per_batch)
+
+    def batches(self) -> int:
+        """Batches of all benchmarks together."""
+        return sum(len(self.plan(name)) for name in self.benchmarks)
+
+    def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
+        """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
+        strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
+        strategy = self.sampler.strategy
+        with model.gathered():
+            strategy.bind(strategy.vocabulary, model.table.detach())
+        self.sampler.engine.sync(model, step, strategy)
+        if type(strategy) is type(trained):
+            strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
+
+    @torch.no_grad()
+    def run(
+        self,
+        directory: Path,
+        labels: Mapping[str, Any],
+        advance: Callable[[str, int], None],
+        ranks: Ranks = ALONE,
+    ) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch.
+
+        Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
+        not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        """
+        targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
+        for name, task in self.benchmarks.items():
+            marked = {**labels, "benchmark": name}
+            for tokens in evaluate_benchmark(self.sampler, task, self.plan(name), self.n, targets[name], marked, ranks):
+                advance(name, tokens)
+        ranks.barrier()
+        if ranks.rank == 0:
+            for name, target in targets.items():
+                merge(target, self.plan(name))
+                if sum(ungraded(target).values()) > self.max_errors:
+                    grade_again(target, self.benchmarks[name])
+        ranks.barrier()
+        shares = {name: ungraded(target) for name, target in targets.items()}
+        for name, target in targets.items():
+            if sum(shares[name].values()) <= self.max_errors:
+                yield name, results_of(target)
+        for name in targets:
+            refuse_ungraded(f"{name} at RL step {labels['step']}", shares[name], self.max_errors)
+
+
+def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation, model: CausalModel, step: int) -> None:
+    """Draws every batch of an evaluation that is not there yet and writes results.json. Raises Interrupted, Ungraded."""
+    interrupts, progress, recorder = Interrupts(), Progress(step), Recorder(run)
+
+    def advance(benchmark: str, tokens: int) -> None:
+        progress.batch(benchmark, tokens)
+        if interrupts.number:
+            raise Interrupted(interrupts.number, step)
+
+    progress.bars.start()
+    try:
+        progress.evaluation(step, evaluation.batches())
+        evaluation.sampler.engine.sync(model, step, evaluation.sampler.strategy)
+        for name, entry in evaluation.run(run.path, {**labels, "step": step}, advance):
+            recorder.result(name, step, entry)
+    finally:
+        progress.stop()

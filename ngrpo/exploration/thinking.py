@@ -1,0 +1,40 @@
+"""Where a row's thinking part ends: the delimiter, found in the tokens as they are realised."""
+
+import torch
+from torch import Tensor
+
+from ngrpo.exploration.base import State
+from ngrpo.rollout.records import Vocabulary
+
+
+class SuffixMatch:
+    """Whether each row's realised text has just ended with `suffix`; kept as a state entry of recent tokens (B, L)."""
+
+    def __init__(self, suffix: tuple[int, ...], name: str = "recent"):
+        self.suffix, self.name = suffix, name
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return {self.name: torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
+
+    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
+        """(B,) bool and the new state after `tokens` (B,) were realised. An empty suffix never matches."""
+        recent = torch.cat((state[self.name][:, 1:], tokens[:, None]), dim=1)
+        matched = torch.full_like(tokens, bool(self.suffix), dtype=torch.bool)
+        for column, token in enumerate(self.suffix):  # one token at a time, so that nothing is copied to a device
+            matched = matched & (recent[:, column] == token)
+        return matched, {**state, self.name: recent}
+
+
+class Thinking:
+    """Which rows still think: every row, until its realised text ends with `answer_start`; a state entry (B,) bool."""
+
+    def __init__(self, vocabulary: Vocabulary):
+        self.answer = SuffixMatch(vocabulary.answer_start)
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
+
+    def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
+        """(B,) bool, whether `tokens` (B,) end the delimiter, and the new state; such a token is no thought any more."""
+        ended, state = self.answer.push(state, tokens)
+        return ended, {**state, "thinking": state["thinking"] & ~ended}

@@ -1,0 +1,156 @@
+"""The RL loop, from the first prompt to the last evaluation, top to bottom. Everything is counted in RL steps.
+
+What is built, and from which words on the command line, stands in build.py.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+
+from ngrpo.evaluation.benchmarks import solved
+from ngrpo.evaluation.mechanism import explored_steps
+from ngrpo.ranks import Ranks
+from ngrpo.rollout import sampling
+from ngrpo.rundir import checkpoints
+from ngrpo.rundir.interrupts import Interrupted
+from ngrpo.rundir.recorder import Clock
+from ngrpo.rundir.schema import eval_samples
+from ngrpo.training.collect import collect
+from ngrpo.training.parts import Parts
+from ngrpo.training.policy import Batch
+
+
+def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
+    """Trains on so many devices, each with a process of its own."""
+    try:
+        Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch(train, parts)
+    finally:
+        parts.progress.stop()
+        if parts.recorder:
+            parts.recorder.close()
+
+
+def train(fabric: Fabric, parts: Parts) -> None:
+    """From the newest checkpoint to the last RL step. Raises Interrupted where it was asked to stop, Pruned, NotFinite."""
+    policy, recorder, config = parts.policy, parts.recorder, parts.policy.config
+    ranks, saved = Ranks(fabric.global_rank, fabric.world_size), parts.directory / "checkpoints"
+    optimizer, schedule = policy.optimizer()
+    learner, stepper = fabric.setup(policy, optimizer)  # what sums gradients over ranks, and what takes their step
+    fabric.to_device(parts.reference)
+    done, state = checkpoints.newest(saved) or (0, None)
+    if recorder:
+        recorder.drop_after(done)
+    if state:
+        policy.restore(state)
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        checkpoints.set_rng_state(state["rng"])
+    parts.progress.start(done)
+
+    for step in range(done, config.steps + 1):
+        last, due = step == config.steps, step % config.checkpoint_every == 0
+        if step > done:  # the first turn only stands where the checkpoint stands, as an evaluation may be due there
+            clock = Clock(fabric.device)
+            with clock("prepare"):
+                drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
+            with clock("rollout"):
+                answers, counted, drawn = collect(parts.sampler, parts.task, policy.algorithm, config, step, ranks)
+            batch = prepare(parts, answers, counted, ranks, clock)
+            with clock("update"):
+                figures = update(fabric, parts, batch, counted, learner, stepper, ranks)
+                figures["learning_rate"] = float(schedule.get_last_lr()[0])
+                schedule.step()
+            with clock("measure"), policy.model.gathered():
+                measured = sampling.rollout_measures(answers, policy.strategy, policy.model.table.detach())
+            record(parts, step, answers, {**measured, **drawn, **figures, **drift}, ranks, clock, last or due)
+
+        between = config.evaluate_before if step == 0 else config.eval_every > 0 and step % config.eval_every == 0
+        stopped = max(ranks.gather(parts.interrupts.number))  # a signal that any rank has seen: all stop at one step
+        if recorder and step > done and (last or due or between or stopped):
+            state = policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            checkpoints.save(saved, step, state | {"rng": checkpoints.rng_state()})
+        if (last or between) and not stopped:
+            evaluate(parts, step, ranks)
+        if stopped := max(ranks.gather(parts.interrupts.number)):
+            raise Interrupted(stopped, step)
+    if recorder:
+        recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
+
+
+def prepare(parts: Parts, answers: sampling.Answers, counted: torch.Tensor, ranks: Ranks, clock: Clock) -> Batch:
+    """What is computed once, before the first update: log-probabilities, values, advantages, and which tokens count."""
+    policy, rollouts, rows = parts.policy, answers.rollouts, parts.policy.config.micro_batch_rows
+    reference = old = values = None
+    if parts.reference is not None:
+        with clock("reference"):
+            reference = parts.reference.log_probs(policy.strategy, rollouts, rows)
+    if policy.algorithm.needs_old_log_probs:
+        with clock("old_log_probs"):
+            old = policy.replayed(rollouts)
+    if policy.critic is not None:
+        with clock("values"):
+            values = policy.critic.values(policy.strategy, rollouts, rows)
+    rewards = policy.algorithm.shaped(sampling.groups_of(answers, parts.sampler))
+    return policy.batch(rollouts, counted, rewards, old, reference, values, ranks)
+
+
+def update(
+    fabric: Fabric, parts: Parts, batch: Batch, counted: torch.Tensor, learner: Any, stepper: Any, ranks: Ranks
+) -> dict[str, float]:
+    """Every inner epoch and mini-batch; returns the figures of the loss, averaged over these updates."""
+    policy, updates = parts.policy, []
+    for mini_batch in policy.mini_batches(batch, counted):
+        counts, sums = mini_batch.counts(parts.sampler.max_new_tokens, ranks), {}
+        stepper.zero_grad()
+        for micro_batch, closes in mini_batch.micro_batches(policy.config.micro_batch_rows):
+            with fabric.no_backward_sync(learner, enabled=not closes):
+                loss, seen = learner(micro_batch, counts)  # a sum of weighted tokens, so micro-batches just add up
+                fabric.backward(loss * ranks.world)  # DDP averages over ranks, and the counts are global already
+            sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
+        figures = ranks.sums(sums, fabric.device) | {"grad_norm": 0.0}
+        if counts.tokens:  # else no rank has a token that counts: no step is taken, and the loss is 0
+            figures["grad_norm"] = policy.clip(stepper)
+            stepper.step()
+        updates.append(figures if parts.reference is not None else figures | {"kl": torch.nan})
+    return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
+
+
+def record(
+    parts: Parts,
+    step: int,
+    answers: sampling.Answers,
+    figures: Mapping[str, float],
+    ranks: Ranks,
+    clock: Clock,
+    explored: bool,
+) -> None:
+    """Shows and writes what the step was; explored: also what exploration did at some decode steps. Raises Ungraded, before
+    any checkpoint of the step, where its update took too many answers without a verdict for wrong ones."""
+    strategy, steps, labels = parts.policy.strategy, [], {**parts.labels, "benchmark": "train", "step": step}
+    rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary.stops, labels), figures)
+    parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
+    if parts.recorder:
+        if explored and len(where := sampling.explored_places(answers)):
+            steps = explored_steps(step, answers, where, strategy, parts.policy.model)
+        parts.recorder.step(step, rows, means, clock.seconds, steps)
+    sampling.refuse_ungraded(f"RL step {step}", means, parts.evaluation.max_errors)
+
+
+def evaluate(parts: Parts, step: int, ranks: Ranks) -> None:
+    """Samples every benchmark, writes its results, and reports them where this run is a trial of a search."""
+
+    def advance(benchmark: str, tokens: int) -> None:
+        parts.progress.batch(benchmark, tokens)
+        if parts.interrupts.number and ranks.world == 1:  # alone there is nobody to agree with
+            raise Interrupted(parts.interrupts.number, step)
+
+    parts.progress.evaluation(step, parts.evaluation.batches())
+    parts.evaluation.sync(parts.policy.model, step, parts.policy.strategy)
+    for name, entry in parts.evaluation.run(parts.directory, {**parts.labels, "step": step}, advance, ranks):
+        if parts.recorder:
+            parts.recorder.result(name, step, entry)
+    parts.progress.evaluated()
+    if parts.reporter and 0 < step < parts.policy.config.steps and ranks.world == 1:
+        parts.reporter(step, lambda name: solved(eval_samples(parts.directory, name, step)))

@@ -1,0 +1,48 @@
+"""Which of the processes that train together this one is, and what they tell each other; one alone talks to nobody."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among `world` of them, rank 0 to world - 1."""
+
+    rank: int = 0
+    world: int = 1
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """`value` of every rank, in rank order."""
+        values: list[Any] = [value] * self.world
+        if self.world > 1:
+            distributed.all_gather_object(values, value)
+        return values
+
+    def sums(self, figures: Mapping[str, float], device: torch.device) -> dict[str, float]:
+        """Sums over ranks, name by name, in float64."""
+        values = torch.tensor(list(figures.values()), dtype=torch.float64, device=device)
+        return dict(zip(figures, self.sum(values).tolist(), strict=True))
+
+    def merge(self, rows: list[Any], figures: Mapping[str, float]) -> tuple[list[Any], dict[str, float]]:
+        """The rows of all ranks in rank order, and the means of their figures."""
+        every = self.gather((rows, dict(figures)))
+        means = {name: sum(part[name] for _, part in every) / len(every) for name in figures}
+        return [row for part, _ in every for row in part], means
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        if self.world > 1:
+            distributed.barrier()
+
+
+ALONE = Ranks()

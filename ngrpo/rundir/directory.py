@@ -1,0 +1,238 @@
+"""The life of a run directory: opened under a lock by one process, begun or continued, finished, failed or cut off."""
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+from ngrpo.rundir.files import finite_or_none, plain, write_json
+from ngrpo.rundir.lock import acquire, holds, release, unwritable
+from ngrpo.rundir.provenance import git_commit, hardware, package_versions
+from ngrpo.rundir.schema import (
+    MAY_CHANGE_BITS,
+    RESULTS_VERSION,
+    RunRecord,
+    Unreadable,
+    canonical_versions,
+    read_run,
+    recorded,
+)
+
+KEPT_HERE = {"status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
+             "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
+PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+
+
+class ForeignRun(RuntimeError):
+    """The directory holds something else than the run that was asked for."""
+
+
+class RunDirectory:
+    """The files of one run, held under a lock by one process. Made by `open`, a context manager.
+
+    Attributes:
+        path: the directory.
+        status: None (nothing was there), running (a run that was cut off), failed or finished, as found by `open`;
+            then what `finish` and `fail` make of it.
+        record: the content of run.json.
+    """
+
+    def __init__(self, path: Path, lock: int, record: dict[str, Any]):
+        self.path, self.record = path, record
+        self.status: str | None = record.get("status")
+        self._lock = lock
+        self._started = self.saved = time.monotonic()
+        self._earlier_seconds = float(record.get("wall_seconds", 0.0))
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        *,
+        hash: str,
+        kind: str = "run",
+        fresh: bool = False,
+        info: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Starts or continues the run of `config` in `path`; a finished one is opened and nothing in it changed.
+
+        Args:
+            config: resolved; its `identity` stands in run.json.
+            hash: `config_hash(config, versions)`.
+            kind: one of schema.KINDS.
+            fresh: empties the directory first, but for .lock and .hydra, if it holds a run.
+            info: further entries of run.json: `threads`, `devices`, `batching`, `gpus` (names) and what else is worth
+                keeping.
+            versions: those of the data.
+        Raises:
+            RunLocked: another living process holds the directory.
+            ForeignRun: it holds another run, one of an older version, a damaged run.json, or files that belong to no run.
+            OSError: it cannot be written.
+        """
+        path = Path(path)
+        try:
+            _refuse_other_files(path)
+        except OSError as error:
+            raise unwritable(path, error) from error
+        lock = acquire(path)
+        try:
+            found = _found(path, fresh)
+            if found and (fresh or found.config_hash is None):
+                _clear(path, dict(found.content))
+                found = None
+            if found and found.config_hash != hash:
+                raise ForeignRun(_difference(found, config, versions))
+            _sweep(path)
+            run = cls(path, lock, {"earlier": [], "resumed": 0} | dict(found.content) if found else {})
+            if run.status != "finished":
+                facts = {"kind": kind, "results_version": RESULTS_VERSION, "config_hash": hash}
+                run._begin(config, facts, plain(info or {}, "info", finite_or_none), dict(versions or {}))
+        except BaseException:
+            release(lock)
+            raise
+        return run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        # Ctrl-C and a signal leave the run unfinished; only what would happen again has failed.
+        if isinstance(error, Exception) and self.status != "finished":
+            with suppress(OSError):  # a full disk must not hide the error that it caused
+                self.fail(f"{type(error).__name__}: {error}")
+        self.close()
+
+    def close(self) -> None:
+        """Notes the time spent and lets go of the lock; the status stays what it is."""
+        if holds(self._lock):  # not so in a forked child, which owns nothing here
+            if self.status not in ("finished", "failed"):
+                with suppress(OSError):
+                    self.save()
+            release(self._lock)
+
+    def update(self, **fields: Any) -> None:
+        """Puts `fields` in run.json; those that this class keeps itself are a ValueError."""
+        if kept := fields.keys() & KEPT_HERE:
+            raise ValueError(f"{', '.join(sorted(kept))} in run.json cannot be set by hand")
+        self.record |= fields
+        self.save()
+
+    def finish(self) -> None:
+        """Marks the run as finished: opening it again changes nothing."""
+        self.save(status="finished", reason=None, finished=_now())
+
+    def fail(self, reason: str) -> None:
+        """Marks the run as failed for `reason`; the same command tries again from the last checkpoint."""
+        self.save(status="failed", reason=reason)
+
+    def save(self, **fields: Any) -> None:
+        """Writes run.json with the time spent so far, and `fields` in it."""
+        self.saved = time.monotonic()
+        if self.status != "finished":
+            self.record["wall_seconds"] = round(self._earlier_seconds + self.saved - self._started, 3)
+        self.record |= {"updated": _now(), **fields}
+        write_json(self.record, self.path / "run.json")
+        self.status = fields.get("status", self.status)
+
+    def _begin(
+        self, config: Mapping[str, Any], known: dict[str, Any], info: dict[str, Any], versions: dict[str, str]
+    ) -> None:
+        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware(info.pop("gpus", []))}
+        facts |= {name: info.get(name) for name in ("threads", "devices", "batching")}
+        if self.status is None:
+            self.record = {
+                "status": "running", "reason": None, **known, "config": recorded(config), "data": versions,
+                "seed": config.get("seed"), **facts, "resumed": 0, "earlier": [],
+                "wall_seconds": 0.0, "created": _now(), "updated": None, "finished": None,
+            }  # fmt: skip
+        else:
+            changed = {key: self.record.get(key) for key in facts if self.record.get(key) != facts[key]}
+            earlier = [*self.record["earlier"], *([changed] if changed else [])]
+            if told := _changes(changed, facts):
+                print(f"note: continued with {told}: numbers may differ in their last digits from those of one machine")
+            self.record |= {**facts, "status": "running", "reason": None, "earlier": earlier}
+            self.record["resumed"] += 1
+        self.update(**info)
+
+
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What of a machine is another than it was, where that may change bits: `threads=1, which was 2`."""
+    pairs = {key: (before[key], now[key]) for key in MAY_CHANGE_BITS if before.get(key) is not None}
+    told = []
+    for key, (old, new) in pairs.items():
+        inner = (
+            {name: (old.get(name), new.get(name)) for name in ("cpu", "gpus", "torch", "transformers")}
+            if isinstance(old, Mapping)
+            else {key: (old, new)}
+        )
+        told += [f"{name}={b or 'none'}, which was {a or 'none'}" for name, (a, b) in inner.items() if a != b]
+    return "; ".join(told)
+
+
+def _refuse_other_files(path: Path) -> None:
+    if path.is_dir() and not (path / "run.json").exists():
+        others = [entry.name for entry in path.iterdir() if entry.name not in (".hydra", ".lock")]
+        if others := [name for name in others if not PART.fullmatch(name)]:
+            raise ForeignRun(
+                f"{path} holds {min(others)} and no run.json, so it is no run: choose another with hydra.run.dir="
+            )
+
+
+def _found(path: Path, fresh: bool) -> RunRecord | None:
+    if not (path / "run.json").exists():
+        return None
+    try:
+        return read_run(path)
+    except Unreadable as error:
+        if fresh:
+            return RunRecord(path)
+        raise ForeignRun(f"{error}: fresh=true deletes that run and starts anew") from error
+
+
+def _clear(path: Path, record: dict[str, Any]) -> None:
+    # Without its hash the record says, to whoever finds a half-emptied directory, that the emptying must go on.
+    cut_off = {"status": "failed", "reason": "emptying for fresh=true was cut off", "config_hash": None}
+    write_json({**record, **cut_off}, path / "run.json")
+    for entry in path.iterdir():
+        if entry.name in (".lock", ".hydra", "run.json"):
+            continue
+        shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+    (path / "run.json").unlink()
+
+
+def _sweep(path: Path) -> None:
+    for part in path.rglob(".*.part"):
+        if PART.fullmatch(part.name):
+            part.unlink()
+
+
+def _difference(found: RunRecord, config: Mapping[str, Any], versions: Mapping[str, str] | None) -> str:
+    mend = "fresh=true deletes it, hydra.run.dir=<directory> keeps it"
+    if found.results_version is None:
+        version = found.content.get("versions", {}).get("ngrpo", "0.1")
+        return f"{found.path} holds a run of ngrpo {version}, which this version reads and cannot continue: {mend}"
+    before = _flat({**found.config, "data": found.data, "results_version": found.results_version})
+    after = _flat({**recorded(config), "data": canonical_versions(versions), "results_version": RESULTS_VERSION})
+    keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
+    shown = [f"{key}={before.get(key, 'absent')} there, {after.get(key, 'absent')} here" for key in keys[:6]]
+    more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
+    return f"{found.path} holds another run ({'; '.join(shown) or 'same config, other hash'}{more}): {mend}"
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    leaves: dict[str, str] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, Mapping) and value
+        leaves |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": json.dumps(value)}
+    return leaves
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

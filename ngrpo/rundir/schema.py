@@ -1,0 +1,215 @@
+"""The file format of a run directory: its names, its columns, the hash that says which run it is, and its only reader.
+
+Files that older versions wrote stay readable. Nothing is written here.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ngrpo.rundir.files import plain
+
+RESULTS_VERSION = 1  # raised by hand whenever the same command gives another number, grading included
+KINDS = ("run", "smoke", "trial", "evaluation", "diagnosis")
+TRAIN_SAMPLES = "samples/train/{step}.parquet"
+STEP_SAMPLES = "samples/steps.parquet"
+STRATEGY_FILE = "exploration.safetensors"  # beside the model, where the strategy has parameters of its own
+
+SAMPLE_TYPES = {
+    "run": "string", "benchmark": "string", "problem_id": "string", "sample_index": "int64", "prompt": "string",
+    "completion": "string", "token_ids": "list<int32>", "n_tokens": "int64", "finish_reason": "string",
+    "gold": "string", "extracted": "string", "solution_path": "string", "outcome": "string", "reward": "float64",
+    "exploration": "string", "algorithm": "string", "step": "int64", "seed": "int64", "logprob_sum": "float64",
+    "entropy_mean": "float64", "explored_steps": "int64",
+}  # fmt: skip
+
+NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths", "grading"}
+PLACES = {"path", "directory"}  # of a data set or model: what it holds counts, by its version, and not where it lies
+NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
+MAY_CHANGE_BITS = (
+    "threads",
+    "devices",
+    "versions",
+    "hardware",
+)  # facts of a machine, told where a run goes on with others
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
+
+
+class Unreadable(ValueError):
+    """A file of a run directory is missing or is not what it should be; the message is one line that names it."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What run.json says.
+
+    status           running (or cut off), finished, failed, or None where there is none
+    kind             one of KINDS
+    config           the resolved configuration, as far as it is part of the run's identity
+    data             name -> version of the task, the benchmarks and the model
+    results_version  None: written before 0.2, whose numbers another version of the code gave
+    content          all of it
+    """
+
+    path: Path
+    status: str | None = None
+    kind: str = "run"
+    config_hash: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+    results_version: int | None = None
+    content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_run(directory: str | Path) -> RunRecord:
+    """The record of a run directory. Raises Unreadable."""
+    place = Path(directory)
+    content = _object(place / "run.json")
+    config = content.get("config", {})
+    if not isinstance(config, dict):
+        raise Unreadable(f"{place}/run.json is damaged (config is no object)")
+    return RunRecord(
+        path=place,
+        status=content.get("status"),
+        kind=content.get("kind") or _kind_before_0_2(place, config),
+        config_hash=content.get("config_hash"),
+        config=config,
+        data=content.get("data") or {},
+        seed=content.get("seed"),
+        results_version=content.get("results_version"),
+        content=content,
+    )
+
+
+def read_results(directory: str | Path) -> dict[str, dict[str, Any]]:
+    """results.json: benchmark -> RL step, as text -> entry; empty where there is none. Raises Unreadable."""
+    path = Path(directory, "results.json")
+    return _object(path) if path.exists() else {}
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise Unreadable(f"{path.parent} holds no {path.name}, so it is no run directory") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"{path} is damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise Unreadable(f"{path} is damaged (it is no object)")
+    return content
+
+
+def _kind_before_0_2(place: Path, config: Mapping[str, Any]) -> str:
+    """0.1 wrote no kind; what was typed stands in .hydra."""
+    if "strategies" in config:
+        return "diagnosis"
+    if "algorithm" not in config:
+        return "evaluation"
+    try:
+        typed = (place / ".hydra" / "overrides.yaml").read_text("utf-8")
+    except OSError:
+        return "run"
+    return "trial" if "sweep.trial=" in typed else "smoke" if "trainer=smoke" in typed else "run"
+
+
+def checked_name(name: str) -> str:
+    """`name` if it may be a part of a file name: up to 100 of `A-Z a-z 0-9 _ . + = -`, the first a letter or digit.
+
+    Raises:
+        ValueError: anything else, so that no name from a config or a data file can leave the run directory.
+    """
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} cannot name a file: use up to 100 letters, digits and _ . + = - (first: a-z, 0-9)")
+    return name
+
+
+def eval_samples(directory: str | Path, benchmark: str, step: int) -> Path:
+    """The file of the completions of one benchmark at one RL step; an unfit benchmark name is a ValueError."""
+    return Path(directory, "samples", "eval", f"{checked_name(benchmark)}-{step_name(step)}.parquet")
+
+
+def step_name(step: int) -> str:
+    """An RL step in a file name."""
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+        raise ValueError(f"an RL step is a whole number of at least 0, got {step!r}")
+    return str(step)
+
+
+def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json keeps of a resolved config: its identity, and where the model was."""
+    kept, model = identity(config), config.get("model")
+    return kept | ({"model": _canonical(model)} if isinstance(model, Mapping) else {})
+
+
+def identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that says which run it is: all but NOT_IDENTITY, where data and model lie, on what
+    devices and threads it runs, and all of the engine but its name."""
+    kept = {str(key): value for key, value in config.items() if str(key) not in NOT_IDENTITY}
+    for name in ("task", "model"):
+        if isinstance(node := kept.get(name), Mapping):
+            kept[name] = _without(node, PLACES)
+    if isinstance(benchmarks := kept.get("benchmark"), Mapping):
+        kept["benchmark"] = {
+            key: _without(node, PLACES) if isinstance(node, Mapping) else node for key, node in benchmarks.items()
+        }
+    if isinstance(trainer := kept.get("trainer"), Mapping):
+        kept["trainer"] = _without(trainer, NOT_IDENTITY_OF_TRAINER)
+    if isinstance(engine := kept.get("engine"), Mapping):
+        kept["engine"] = {"_target_": engine.get("_target_")}
+    return _canonical(kept)
+
+
+def _without(node: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
+    return {key: child for key, child in node.items() if key not in names}
+
+
+def config_hash(config: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> str:
+    """sha256 (64 hex digits) of the identity of a resolved config, of RESULTS_VERSION and of `versions`.
+
+    The order of keys does not matter, nor whether a whole number is written 1 or 1.0.
+    `versions` holds those of the data and the model, such as {"story_math": "v1"}.
+    """
+    content = {"config": identity(config), "results": RESULTS_VERSION, "data": canonical_versions(versions)}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def canonical_versions(versions: Mapping[str, str] | None) -> dict[str, Any]:
+    """Versions as they enter the hash."""
+    return _canonical(versions or {})
+
+
+def run_directory(
+    config: Mapping[str, Any], choices: Mapping[str, str | None], versions: Mapping[str, str] | None = None
+) -> str:
+    """`outputs/<experiment or task>/<exploration>-<algorithm>-s<seed>-<first 8 of the hash>`.
+
+    Args:
+        config: resolved, with `seed`.
+        choices: group -> chosen option; `exploration`, `algorithm`, and `experiment` or `task` are needed.
+    Raises:
+        ValueError: a choice is missing or cannot name a directory.
+    """
+    chosen = {group: str(option) for group, option in choices.items() if option not in (None, "", "null")}
+    named = [chosen.get("experiment") or chosen.get("task"), chosen.get("exploration"), chosen.get("algorithm")]
+    if None in named:
+        raise ValueError(f"a run is named after exploration, algorithm and experiment or task, got only {chosen}")
+    study, exploration, algorithm = (checked_name(str(option).replace("/", "-")) for option in named)
+    seed = int(config["seed"])
+    return f"outputs/{study}/{exploration}-{algorithm}-s{seed}-{config_hash(config, versions)[:8]}"
+
+
+def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain containers in which 1.0 is 1, and inf and nan are words, as in the hash."""
+
+    def number(value: float) -> float | int | str:
+        if not math.isfinite(value):
+            return str(value)
+        return int(value) if value.is_integer() and abs(value) < 2**53 else value
+
+    return plain(config, "config", number)
