@@ -48,7 +48,7 @@ services:  ## Install the database server and the browser that some tests start 
 	apt-get install -y -q postgresql chromium chromium-driver
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
-	@$(BIN)/python benchmarks/run.py $(BENCH)
+	@$(BIN)/python -m benchmarks.run $(BENCH)
 
 check: $(STAMP)  ## Lint, formatting, types and tests, as the continuous integration does
 	@$(BIN)/ruff check .

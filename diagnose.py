@@ -15,6 +15,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     """Compose, sample, diagnose, report; the same command again continues where it was interrupted."""
     from analysis import diagnosis, diagnosis_page
     from ngrpo.evaluation.diagnosis import sample
+    from ngrpo.rundir.files import write_atomically
 
     job = build.Job(config, "diagnosis")
     with job.open() as run:
@@ -27,7 +28,8 @@ def main(config: DictConfig) -> dict[str, Any]:
                 sample(*build.diagnosis(job, run, nodes))
         found = diagnosis.diagnose(diagnosis.read(run.path))
         if run.status != "finished":
-            diagnosis_page.write(found, run.path)
+            for name, content in diagnosis_page.files_of(found, run.path).items():
+                write_atomically(run.path / name, content)
             run.finish()
         print(diagnosis_page.terminal(found, run.path))
         return found.figures

@@ -19,7 +19,8 @@ def main(config: DictConfig) -> None:
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")
-    study = load.load(roots) if roots else foreign.load(files)
+    kinds = load.USUAL if plain["kinds"] is None else _listed(plain["kinds"])
+    study = load.load(roots, kinds) if roots else foreign.load(files)
     out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
     papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
     print("\n".join(report.write(study, plain["baseline"], out, ks, papers, roots)))

@@ -5,7 +5,6 @@ It reads the directory that diagnose.py wrote; what is concluded from the number
 P problems, n samples of each, G the group size of the training that is planned.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +20,7 @@ from analysis.fairness import PLAIN, controls
 from analysis.load import LoadError
 from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
 from ngrpo.evaluation import passk
+from ngrpo.rundir.schema import read_run
 
 LEVEL = 0.95
 COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",
@@ -86,15 +86,15 @@ class Sampled:
 def read(directory: Path) -> Sampled:
     """What diagnose.py left in a directory. Raises LoadError where it is not all there."""
     try:
-        record = json.loads((directory / "run.json").read_text("utf-8"))
+        record = read_run(directory)
         times = pd.read_csv(directory / "timings.csv").groupby("strategy")["seconds"].sum()
         steps = pq.read_table(directory / "steps.parquet").to_pandas()
-        paths = {name: directory / "samples" / f"{name}.parquet" for name in record["config"]["strategies"]}
+        paths = {name: directory / "samples" / f"{name}.parquet" for name in record.config["strategies"]}
         answers = {name: _answers(path, float(times[name])) for name, path in paths.items()}
         task = str(pq.read_table(paths[PLAIN], columns=["benchmark"])["benchmark"][0])
     except (OSError, LookupError, ValueError) as error:
         raise LoadError(f"{directory}: is no finished diagnosis ({' '.join(str(error).split())})") from error
-    return Sampled(answers, steps, record["config"], record.get("compositions", {}), task)
+    return Sampled(answers, steps, record.config, record.content.get("compositions", {}), task)
 
 
 def _answers(path: Path, seconds: float) -> Answers:

@@ -15,13 +15,12 @@ from analysis.diagnosis import Diagnosis, tells_paths
 from analysis.fairness import PLAIN
 from analysis.recommendation import recommend
 from analysis.tables import Cell, Table
-from ngrpo.rundir.files import write_atomically
 
 PAGE, NUMBERS, PAIRS, PICTURE = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv", "planes.png"
 
 
-def write(diagnosis: Diagnosis, directory: Path) -> None:
-    """Everything that is written beside the samples, the page last."""
+def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
+    """Name -> content of everything that is written beside the samples, the page last."""
     found = mechanism.read(directory)
     picture = planes.png(found.planes)
     files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
@@ -32,8 +31,7 @@ def write(diagnosis: Diagnosis, directory: Path) -> None:
     parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
     parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
     parts += [f"![{planes.CAPTION}]({PICTURE})\n\n*{planes.CAPTION}*\n"] if picture else []
-    for name, content in (files | {PAGE: ("\n".join(parts) + "\n").encode()}).items():
-        write_atomically(directory / name, content)
+    return files | {PAGE: ("\n".join(parts) + "\n").encode()}
 
 
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:

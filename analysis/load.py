@@ -4,8 +4,9 @@ It reads the columns that it needs and no others; what the numbers mean, it does
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,16 @@ import pyarrow.parquet as pq
 
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
+from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, read_run
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
           "eval_every", "checkpoint_every")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trains")
-NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads")
+# Beside the seed: when something is done, where and on what; which model it is says data:model.
+NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
+USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
 MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
 Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
 
@@ -37,6 +41,7 @@ class Study:
             path of the run or file.
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
+        other_kinds: path -> kind of those among them that are not of the kinds asked for.
     """
 
     runs: pd.DataFrame
@@ -44,6 +49,7 @@ class Study:
     metrics: pd.DataFrame
     timings: pd.DataFrame
     left_out: pd.DataFrame
+    other_kinds: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -78,35 +84,61 @@ class Study:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "seed"])
 
 
-def load(roots: Iterable[str | Path]) -> Study:
-    """All finished runs below the given directories; a directory that is a run counts as itself.
+def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL) -> Study:
+    """All finished runs of these kinds below the given directories; a directory that is a run counts as itself.
 
     Raises:
-        LoadError: a root that is not there, no run that can be read, or sample rows that are there twice.
+        LoadError: a kind that there is not, a root that is not there, no run that can be read, or sample rows that are
+            there twice.
     """
+    if not kinds or not {*kinds} <= {*KINDS}:
+        raise LoadError(f"kinds={as_list(kinds)}: must be a list of {', '.join(KINDS)}; kinds='{as_list(USUAL)}'")
     found: dict[Path, None] = {}
     for root in map(Path, roots):
         if not root.is_dir():
             raise LoadError(f"runs={root}: is no directory")
         found |= {path.parent: None for path in sorted(root.rglob("run.json"))}
-    runs, left_out = [], []
+    runs, left_out, others = [], [], {}
     for place in found:
         try:
-            runs += _read_run(place)
+            record = read_run(place)
+            if record.kind in kinds:
+                runs += _read_run(record)
+            else:
+                others[str(place)] = record.kind
+                left_out.append({"path": str(place), "reason": f"is of kind {record.kind}"})
         except LoadError:
             raise
         except (OSError, ValueError, LookupError) as error:
-            left_out.append({"path": str(place), "reason": _reason(error)})
+            left_out.append({"path": str(place), "reason": _reason(error, place)})
     runs = _countable(_once(runs), left_out)
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
-        shown = "; ".join(f"{row['path']}: {row['reason']}" for row in left_out[:3])
-        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({shown})' if shown else ''}")
-    return study_of(_named(runs), left_out)
+        shown = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
+        told = "; ".join([*shown, *told_kinds(others)])
+        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({told})' if told else ''}")
+    return study_of(_named(runs), left_out, others)
 
 
-def _reason(error: Exception) -> str:
+def told_kinds(others: Mapping[str, str]) -> list[str]:
+    """One line that counts runs of other kinds and names the override that takes them in; none where there are none."""
+    if not others:
+        return []
+    counts = Counter(others.values())
+    found = sorted(counts, key=KINDS.index)
+    told = ", ".join(f"{counts[kind]} of kind {kind}" for kind in found)
+    return [f"left out: {told}; kinds='{as_list(found)}' takes those instead"]
+
+
+def as_list(kinds: Sequence[str]) -> str:
+    """Kinds as one would type them."""
+    return f"[{','.join(map(str, kinds))}]"
+
+
+def _reason(error: Exception, place: Path) -> str:
     words = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, Unreadable):
+        words = words.removeprefix(f"{place}/")
     return f"lacks {words}" if isinstance(error, LookupError) else words
 
 
@@ -120,7 +152,7 @@ def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> li
         except LoadError:
             raise
         except (OSError, ValueError) as error:  # of pyarrow, about damaged files
-            left_out.append({"path": run["path"], "reason": _reason(error)})
+            left_out.append({"path": run["path"], "reason": _reason(error, Path(run["path"]))})
     return kept
 
 
@@ -140,14 +172,12 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
 
 
-def _read_run(place: Path) -> list[dict[str, Any]]:
+def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
-    record = json.loads((place / "run.json").read_text("utf-8"))
-    if not isinstance(record, dict):
-        raise ValueError("run.json is no object")
-    if record.get("status") != "finished":
-        why = f": {' '.join(str(record['reason']).split())}" if record.get("reason") else ""
-        raise ValueError(f"is {record.get('status', 'damaged')}, not finished{why}")
+    place, reason = record.path, record.content.get("reason")
+    if record.status != "finished":
+        why = f": {' '.join(str(reason).split())}" if reason else ""
+        raise ValueError(f"is {record.status or 'damaged'}, not finished{why}")
     files: dict[int, dict[str, SampleFile]] = {}
     for path in sorted(place.glob("samples/eval/*.parquet")):
         benchmark, _, step = path.stem.rpartition("-")
@@ -157,9 +187,10 @@ def _read_run(place: Path) -> list[dict[str, Any]]:
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
     labels = _labels(next(iter(files[max(files)].values())).path)
-    config = flat(record["config"]) | {f"data:{name}": version for name, version in record.get("data", {}).items()}
-    run = {"run": place.name, "path": str(place), "seed": int(record["seed"]), "config": config, **labels}
-    run |= {"wall_seconds": record.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
+    config = flat(record.content["config"]) | {f"data:{name}": version for name, version in record.data.items()}
+    config["results.version"] = record.results_version
+    run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
+    run |= {"wall_seconds": record.content.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
     if labels["algorithm"] == "none" and max(files) == 0:
         return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
     needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
@@ -216,7 +247,8 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     for name, variants in groups.items():
         configs = [members[0]["config"] for members in variants.values()]
-        keys = [key for key in configs[0] if len({json.dumps(c.get(key)) for c in configs}) > 1]
+        every = dict.fromkeys(key for config in configs for key in config)
+        keys = [key for key in every if len({json.dumps(c.get(key)) for c in configs}) > 1]
         keys = [key for key in keys if key not in NOT_COMPARED]
         keys = [key for key in keys if not key.startswith("exploration.")] or keys
         for members in variants.values():
@@ -230,7 +262,9 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(runs, key=lambda run: (run["arm"] != UNTRAINED, run["arm"], run["seed"]))
 
 
-def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Study:
+def study_of(
+    runs: list[dict[str, Any]], left_out: list[dict[str, str]], other_kinds: Mapping[str, str] | None = None
+) -> Study:
     """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
@@ -246,7 +280,8 @@ def study_of(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> Stud
     listed = [{key: value for key, value in run.items() if key not in tables} for run in runs]
     frames = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
     missing = pd.DataFrame(left_out, columns=["path", "reason"])
-    return Study(pd.DataFrame(listed), _checked(pd.concat(counts, ignore_index=True)), **frames, left_out=missing)
+    counted = _checked(pd.concat(counts, ignore_index=True))
+    return Study(pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=other_kinds or {})
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 It reads coordinates that are there already: it loads no model and knows no vector.
 """
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pyarrow.parquet as pq
 
 from analysis.load import Study
 from analysis.tables import Cell, Table
+from ngrpo.rundir.schema import read_run
 
 PLANES, NEIGHBOURS = "planes.parquet", "neighbours.parquet"
 LISTED = 6  # neighbours of a token in a table; all are in the file
@@ -29,17 +29,26 @@ class Mechanism:
 
 def read(directory: Path) -> Mechanism:
     """The coordinates in a directory of diagnose.py."""
-    config = json.loads((directory / "run.json").read_text("utf-8"))["config"]
+    path = read_run(directory).config["model"]["path"]
     frames = [pq.read_table(directory / name).to_pandas() for name in (PLANES, NEIGHBOURS)]
-    return Mechanism(Path(config["model"]["path"]).name, *frames)
+    return Mechanism(Path(path).name, *frames)
 
 
 def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Mechanism], Study]:
     """The finished diagnoses below some directories, and the study, which does not list them as runs that were left out."""
     places = dict.fromkeys(path.parent for root in roots for path in sorted(Path(root).rglob(PLANES)))
-    kept = [place for place in places if (place / "run.json").is_file() and (place / NEIGHBOURS).is_file()]
-    left_out = study.left_out[~study.left_out["path"].isin([str(place) for place in kept])]
-    return [read(place) for place in kept], replace(study, left_out=left_out)
+    kept = {str(place): found for place in places if (found := _read_if_whole(place))}
+    left_out = study.left_out[~study.left_out["path"].isin(list(kept))]
+    others = {path: kind for path, kind in study.other_kinds.items() if path not in kept}
+    return list(kept.values()), replace(study, left_out=left_out, other_kinds=others)
+
+
+def _read_if_whole(directory: Path) -> Mechanism | None:
+    """What a directory holds; None where it is damaged or no diagnosis, which the study then lists as left out."""
+    try:
+        return read(directory)
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def tables(found: Sequence[Mechanism]) -> list[Table]:

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
+
 from analysis import diversity, mechanism, page, planes, plots, published, tables
 from analysis.comparison import Comparison, compare
-from analysis.load import MOST, Study
+from analysis.load import MOST, Study, told_kinds
 from analysis.tables import Table
 
 WHY_SEEDS = (
     "The headline test takes the training seed as its unit. Resampling problems alone treats one lucky training run as the "
     "method: in simulations with no difference at all it rejects in a third to a half of comparisons once seeds differ by 0.2 "
-    "logits (tests/test_analysis_statistics.py), where Welch's test on seed means stays below 7 % at level 5 %."
+    "logits (tests/analysis/test_statistics.py), where Welch's test on seed means stays below 7 % at level 5 %."
 )
 
 
@@ -46,7 +48,9 @@ def write(
     comparison.estimates.to_csv(out / "results.csv", index=False)
     _put(out / "report.md", _markdown(study, comparison, made, figures))
     page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
-    lines = ["", *comparison.verdict, *_left_out(study), "", str(out / "report.html")]
+    shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
+    told = [*_left_out(shown), *told_kinds(study.other_kinds)]
+    lines = ["", *comparison.verdict, *told, "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
 
 
@@ -63,12 +67,12 @@ def _markdown(study: Study, comparison: Comparison, made: Sequence[Table], figur
     parts += [f"{WHY_SEEDS}", ""]
     parts += [line for table in made for line in (tables.markdown(table), "")]
     parts += [f"![{caption}]({path.name})\n\n*{caption}*\n" for path, caption in figures]
-    parts += _left_out(study)
+    parts += _left_out(study.left_out)
     return "\n".join(parts) + "\n"
 
 
-def _left_out(study: Study) -> list[str]:
-    return [f"left out: {row.path}: {row.reason}" for row in study.left_out.itertuples()]
+def _left_out(rows: pd.DataFrame) -> list[str]:
+    return [f"left out: {row.path}: {row.reason}" for row in rows.itertuples()]
 
 
 def _put(path: Path, text: str) -> None:

@@ -74,7 +74,7 @@ def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95) -
     The variance is that of a table with two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4): of the
     seed means over S in each arm, plus that of the problems' gaps over P, less their interaction, which both hold. The
     degrees of freedom are Satterthwaite's (1946). Resampling both instead is too narrow: with three seeds that differ by
-    0.2 logits it covers a difference in 86 % of experiments, where this covers it in 94 % (tests/test_analysis_statistics.py).
+    0.2 logits it covers a difference in 86 % of experiments, where this covers it in 94 % (tests/analysis/test_statistics.py).
 
     Args:
         first, second: (S, P) and (S', P), the same problem in the same column; `first` is None for mean(second) alone.

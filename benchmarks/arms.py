@@ -4,28 +4,33 @@ It does not know how an arm is timed or reported.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-import models
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
 
+from benchmarks import models
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.gumbel_soft import GumbelSoft
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.models import causal
-from ngrpo.rollout.engines.transformers import generate
+from ngrpo.models.causal import CausalModel
+from ngrpo.models.loading import vocabulary
+from ngrpo.models.prompting import PLAIN, Prompts
+from ngrpo.rollout.engines.base import Engine
+from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.keys import Draws, row_keys
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import Rollouts, Step, Vocabulary
+from ngrpo.rollout.sampling import padded
 from ngrpo.tasks.story_math import StoryMath
 
 PEER_ATTENTION = "sdpa"  # what transformers takes by default; on a CPU its other kernel, eager, is slower still
+PAD = 0  # which no mask lets through
 NEVER = -2  # a token id that no model produces
 BASELINE = "token_sampling"
 STRATEGIES: dict[str, Callable[[], Exploration]] = {
@@ -76,9 +81,10 @@ def imposed(workload: Workload) -> Workload:
 class Bench:
     """A model, once for this engine and once as transformers has it."""
 
-    model: causal.CausalModel
+    model: CausalModel
     peer: Any
     tokenizer: PreTrainedTokenizerBase
+    engine: Engine = field(default_factory=TransformersEngine)
 
     @classmethod
     def load(
@@ -90,7 +96,7 @@ class Bench:
         peer: bool = True,
     ) -> "Bench":
         """Both copies of a model of models.NAMES; peer=False leaves the second out."""
-        model = causal.CausalModel(models.stock(name, PEER_ATTENTION, device, dtype, vocabulary))
+        model = CausalModel(models.stock(name, PEER_ATTENTION, device, dtype, vocabulary))
         other = models.stock(name, PEER_ATTENTION, device, dtype, vocabulary) if peer else None
         if other is not None:
             other.generation_config.eos_token_id = None  # pyright: ignore - the workload says where rows end
@@ -101,31 +107,47 @@ class Bench:
         """Where both are."""
         return self.model.table.device
 
+    def read(self, workload: Workload) -> Prompts:
+        """Every prompt of a workload as the model reads it."""
+        prompts = Prompts(self.tokenizer, PLAIN, self.model.model.config.max_position_embeddings - workload.limit)
+        prompts.read(workload.task)
+        return prompts
+
     def prompts(self, workload: Workload) -> tuple[Tensor, Tensor]:
         """Ids and mask (P, S), left-padded."""
-        room = self.model.model.config.max_position_embeddings - workload.limit
-        ids, mask = causal.encode(self.tokenizer, [problem.prompt for problem in workload.task.problems], room)
+        read = self.read(workload).ids
+        ids, mask = padded([read[problem.prompt, problem.is_message] for problem in workload.task.problems], PAD)
         return ids.to(self.device), mask.to(self.device)
 
-    def strategy(self, name: str, workload: Workload) -> Exploration:
-        """A strategy, ready to sample. Without stops the thinking part never ends either, so it explores throughout."""
+    def vocabulary(self, workload: Workload) -> Vocabulary:
+        """What strategies know of the tokens. Without stops the thinking part never ends either: they explore throughout."""
         task = workload.task
-        strategy = STRATEGIES[name]() if workload.lengths is None else Ending(workload.lengths)
-        vocabulary = causal.vocabulary(self.tokenizer, self.model, task.answer_start, task.answer_prefix)
-        if not workload.stops:
-            endless = (NEVER,) * len(vocabulary.answer_start)
-            stops = (NEVER,) if workload.lengths is None else vocabulary.stops
-            vocabulary = replace(vocabulary, stops=stops, answer_start=endless)
-        table = self.model.table.detach()
-        strategy.bind(vocabulary, table)
-        strategy.prepare(table, 0, self.model.head.detach())
+        words = vocabulary(self.tokenizer, self.model, task.answer_start, task.answer_prefix)
+        if workload.stops:
+            return words
+        stops = (NEVER,) if workload.lengths is None else words.stops
+        return replace(words, stops=stops, answer_start=(NEVER,) * len(words.answer_start))
+
+    def strategy(self, name: str, workload: Workload) -> Exploration:
+        """A strategy that the engine can sample with."""
+        return self.ready(STRATEGIES[name]() if workload.lengths is None else Ending(workload.lengths), workload)
+
+    def ready(self, strategy: Exploration, workload: Workload) -> Exploration:
+        """The strategy, once the engine has the weights and it is bound and prepared for them."""
+        strategy.bind(self.vocabulary(workload), self.model.table.detach())
+        self.engine.sync(self.model, 0, strategy)
         return strategy
 
-    def ours(self, name: str, workload: Workload) -> Callable[[], Tensor]:
-        """This engine under a strategy; a call returns the lengths (B,) it has generated."""
-        strategy, (ids, mask) = self.strategy(name, workload), self.prompts(workload)
+    def rollouts(self, strategy: Exploration, workload: Workload) -> Callable[[], Rollouts]:
+        """This engine under a strategy that is ready; every call draws the same."""
+        ids, mask = self.prompts(workload)
         keys = row_keys([("benchmark", row) for row in range(workload.rows)], self.device)
-        return lambda: generate(self.model, strategy, ids, mask, keys, workload.limit).lengths
+        return lambda: self.engine.generate(strategy, ids, mask, keys, workload.limit)
+
+    def ours(self, name: str, workload: Workload) -> Callable[[], Tensor]:
+        """The same; a call returns the lengths (B,) it has generated."""
+        rollouts = self.rollouts(self.strategy(name, workload), workload)
+        return lambda: rollouts().lengths
 
     def theirs(self, workload: Workload, lengths: Tensor) -> Callable[[], Tensor]:
         """`generate` of transformers, its rows made to end at the lengths (B,) that this engine sampled."""

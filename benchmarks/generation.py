@@ -5,12 +5,13 @@ It does not know what is done with the tokens.
 
 from typing import Any
 
-import models
 import torch
-from arms import BASELINE, Bench, Workload, equal, imposed, natural
-from measuring import paired, ratios
-from options import Options
-from reporting import SPREAD, Table, figures, rate
+
+from benchmarks import models
+from benchmarks.arms import BASELINE, Bench, Workload, equal, imposed, natural
+from benchmarks.measuring import paired, ratios
+from benchmarks.options import Options
+from benchmarks.reporting import SPREAD, Table, figures, rate
 
 TITLE = "Generation"
 LARGE_LIMIT = 32  # tokens of an answer of the 50 M-parameter model, whose decode step takes a tenth of a second

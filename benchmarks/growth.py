@@ -16,14 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import models
-from arms import BASELINE, Bench, Workload, equal
-from measuring import paired
-from options import Options
-from pictures import curve
-from reporting import Table, rate
-from step import OUR_ROWS, OURS, THEIRS
-from turns import REPOSITORY, Arm, environment
+from benchmarks import models
+from benchmarks.arms import BASELINE, Bench, Workload, equal
+from benchmarks.measuring import paired
+from benchmarks.options import Options
+from benchmarks.pictures import curve
+from benchmarks.reporting import Table, rate
+from benchmarks.step import OUR_ROWS, OURS, THEIRS
+from benchmarks.turns import REPOSITORY, Arm, environment
 
 TITLE = "How cost grows"
 PATIENCE = 300  # seconds for the few steps of a run
@@ -87,11 +87,11 @@ def _step(threads: int) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory()))
         arms = {}
-        for name, script, rows in (("ngrpo", OURS, OUR_ROWS), ("trl", THEIRS, 64)):
+        for name, module, rows in (("ngrpo", OURS, OUR_ROWS), ("trl", THEIRS, 64)):
             place = folder / name
             place.mkdir()
             given = {"prompts": 32, "group": 8, "limit": 96, "model": models.BUNDLED, "rows": rows, "place": place}
-            arms[name] = stack.enter_context(Arm(script, place / "log", threads, **given))
+            arms[name] = stack.enter_context(Arm(module, place / "log", threads, **given))
         for repeat in range(6):
             for name, arm in arms.items():
                 step = arm.step()

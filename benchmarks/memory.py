@@ -1,21 +1,21 @@
 """Peak resident memory of one batch, every arm in a process of its own. It does not know how fast an arm is.
 
-python benchmarks/memory.py --arm NAME --threads N --limit N
+python -m benchmarks.memory --arm NAME --threads N --limit N
 """
 
 import argparse
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
-from arms import STRATEGIES, Bench, Workload, equal
-from measuring import resident
-from options import Options
-from reporting import Table
-from turns import REPOSITORY, environment
+
+from benchmarks.arms import STRATEGIES, Bench, Workload, equal
+from benchmarks.measuring import resident
+from benchmarks.options import Options
+from benchmarks.reporting import Table
+from benchmarks.turns import REPOSITORY, environment
 
 TITLE = "Memory of generation"
 PEER = "transformers generate"
@@ -25,7 +25,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
     """MiB before and at most, of each arm."""
     rows = []
     for name in (PEER, *list(STRATEGIES)[: 1 if options.quick else None]):
-        command = [sys.executable, str(Path(__file__)), f"--arm={name}"]
+        command = [sys.executable, "-m", "benchmarks.memory", f"--arm={name}"]
         command += [f"--threads={options.threads}", f"--limit={options.limit}"]
         done = subprocess.run(
             command, cwd=REPOSITORY, env=environment(options.threads), capture_output=True, text=True, check=False

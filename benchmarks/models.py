@@ -13,9 +13,10 @@ from tempfile import TemporaryDirectory
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from ngrpo.models import causal, files
+from ngrpo.models import files
+from ngrpo.models.loading import load_tokenizer
 
-BUNDLED = "ngrpo/models/tiny_qwen2"
+BUNDLED = files.BUNDLED["ngrpo:tiny"]
 # layers, width, query heads, key heads, feed-forward width, vocabulary
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
     "nano": (2, 64, 4, 2, 128, 320),
@@ -59,8 +60,7 @@ def stock(
 ) -> Qwen2ForCausalLM:
     """The model as transformers has it, in eval mode; random ones are made in memory, on the device."""
     if not is_random(name):
-        path = str(files.directory(BUNDLED) or BUNDLED)
-        made = Qwen2ForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention)
+        made = Qwen2ForCausalLM.from_pretrained(BUNDLED, dtype=dtype, attn_implementation=attention)
         return made.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     with torch.device(device):
@@ -73,30 +73,28 @@ def write_tokenizer(words: int, folder: Path) -> None:
 
     Prompts so have the same tokens under every model, and every id that a random model draws is a word.
     """
-    place = files.directory(BUNDLED)
-    assert place is not None
-    content = json.loads((place / "tokenizer.json").read_text("utf-8"))
+    content = json.loads((BUNDLED / "tokenizer.json").read_text("utf-8"))
     known = content["model"]["vocab"]
     known |= {token["content"]: token["id"] for token in content["added_tokens"]}  # else they move behind the new words
     known |= {f"w{number}": number for number in set(range(words)) - set(known.values())}
     (folder / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    (folder / "tokenizer_config.json").write_bytes((place / "tokenizer_config.json").read_bytes())
+    (folder / "tokenizer_config.json").write_bytes((BUNDLED / "tokenizer_config.json").read_bytes())
 
 
 def tokenizer(name: str, vocabulary: int | None = None) -> PreTrainedTokenizerBase:
     """The one that goes with a model."""
     if not is_random(name):
-        return causal.load_tokenizer(BUNDLED)
+        return load_tokenizer(str(BUNDLED))
     with TemporaryDirectory() as folder:
         write_tokenizer(vocabulary or SHAPES[name][-1], Path(folder))
-        return causal.load_tokenizer(folder)
+        return load_tokenizer(folder)
 
 
 @contextmanager
 def directory(name: str) -> Iterator[str]:
     """Where the model can be loaded from, while the context lasts."""
     if not is_random(name):
-        yield BUNDLED
+        yield str(BUNDLED)
         return
     with TemporaryDirectory() as folder:
         stock(name, "sdpa").save_pretrained(folder)

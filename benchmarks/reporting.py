@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from measuring import Spread, interval
 from rich.table import Table as RichTable
+
+from benchmarks.measuring import Spread, interval
 
 SPREAD = ("median", "95 % of it", "middle half", "range")
 

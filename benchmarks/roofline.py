@@ -9,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from arms import BASELINE, Bench, Workload, equal
-from measuring import MIB, resident, timed
-from options import Options
-from reporting import Table
 from torch import Tensor
 
+from benchmarks.arms import BASELINE, Bench, Workload, equal
+from benchmarks.measuring import MIB, resident, timed
+from benchmarks.options import Options
+from benchmarks.reporting import Table
 from ngrpo.exploration.base import Exploration
-from ngrpo.models import causal
-from ngrpo.rollout.engines.transformers import generate
+from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.records import TOKEN, Rollouts, Step
-from ngrpo.training.replay import parts, prompts_of, replay_more
+from ngrpo.training.replay import micro_batches, prompts_of, replay
 
 TITLE = "Share of what the device can do"
 
@@ -118,10 +117,9 @@ def _step(bench: Bench, sizes: Sizes, options: Options) -> dict[str, Any]:
 
 
 def _phases(bench: Bench, workload: Workload, micro_rows: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    strategy, (ids, mask) = bench.strategy(BASELINE, workload), bench.prompts(workload)
-    keys = row_keys([("roofline", row) for row in range(workload.rows)], bench.device)
-    made: list[Rollouts] = []
-    rollout = timed(lambda: made.append(generate(bench.model, strategy, ids, mask, keys, workload.limit))).seconds
+    strategy, made = bench.strategy(BASELINE, workload), []
+    draw = bench.rollouts(strategy, workload)
+    rollout = timed(lambda: made.append(draw())).seconds
     flops = training_flops(bench, made[0])
     update = timed(lambda: _passes(bench, strategy, made[0], micro_rows)).seconds
     step = timed(optimizer.step).seconds
@@ -131,9 +129,9 @@ def _phases(bench: Bench, workload: Workload, micro_rows: int, optimizer: torch.
 
 def _passes(bench: Bench, strategy: Exploration, rollouts: Rollouts, micro_rows: int) -> None:
     """Forward and backward over every row, so many at a time."""
-    for index in parts(rollouts, micro_rows):
+    for index in micro_batches(rollouts, micro_rows):
         part = rollouts.rows(index)
-        loss: Tensor = -replay_more(bench.model, strategy, part).log_probs.sum() / len(rollouts.keys)
+        loss: Tensor = -replay(bench.model, strategy, part).log_probs.sum() / len(rollouts.keys)
         loss.backward()
 
 
@@ -141,7 +139,7 @@ def _long(bench: Bench, sizes: Sizes) -> dict[str, float]:
     """One pass over answers as long as papers allow, each layer computed again in the backward pass."""
     strategy = bench.strategy(BASELINE, equal(1))
     bench.model.zero_grad()
-    recomputing = causal.CausalModel(bench.model.model, recompute=True)
+    recomputing = CausalModel(bench.model.model, recompute=True)
     long = Bench(recomputing, None, bench.tokenizer)
     rollouts = _written(bench, sizes.micro_rows, sizes.long_tokens)
     _forget_peak(bench.device)

@@ -1,6 +1,6 @@
 """Speed and memory, part by part, each beside what it is compared with in the same run.
 
-    python benchmarks/run.py [--part NAME ...] [--quick] [--threads N] [--repeats N] [--limit N] [--out DIR]
+    python -m benchmarks.run [--part NAME ...] [--quick] [--threads N] [--repeats N] [--limit N] [--out DIR]
 
 It measures and knows no pass or fail; README.md beside it tells how to read the figures. Each part that is done is written
 at once, so an interrupted run is continued by naming the parts that are missing.
@@ -19,23 +19,13 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from measuring import load
-from options import Options
-from reporting import folder_of, heading, write, write_summary
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import generation
-import growth
-import memory
-import models
-import roofline
-import step
-import strategies
-import where
-
+from benchmarks import generation, growth, memory, models, roofline, step, strategies
+from benchmarks.measuring import load
+from benchmarks.options import Options
+from benchmarks.reporting import folder_of, heading, write, write_summary
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -45,7 +35,6 @@ PARTS: dict[str, ModuleType] = {
     "strategies": strategies,
     "memory": memory,
     "growth": growth,
-    "profile": where,
     "roofline": roofline,
 }
 BY_DEFAULT = [part for part in PARTS if part != "roofline"]  # which is for a GPU
@@ -78,7 +67,7 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
     measured = PARTS[part].measure(options)
     gpus = [torch.cuda.get_device_name()] if options.device != "cpu" else []
     return {
-        "command": shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
         "date": began,
         "minutes": (perf_counter() - start) / 60,
         "threads": options.threads,

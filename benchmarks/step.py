@@ -11,17 +11,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import models
-from arms import BASELINE, Bench, Workload
-from measuring import ratios
-from options import Options
-from reporting import SPREAD, Table, figures
-from turns import Arm
-
+from benchmarks import models
+from benchmarks.arms import BASELINE, Bench, Workload
+from benchmarks.measuring import ratios
+from benchmarks.options import Options
+from benchmarks.reporting import SPREAD, Table, figures
+from benchmarks.turns import Arm
 from ngrpo.tasks.story_math import StoryMath
 
 TITLE = "Whole GRPO step"
-OURS, THEIRS = "step_ngrpo.py", "step_trl.py"
+OURS, THEIRS = "benchmarks.step_ngrpo", "benchmarks.step_trl"
 OUR_ROWS = 32  # trainer.micro_batch_rows, where it is not set
 WARM_UP = 2  # steps of each that are left out
 
@@ -70,14 +69,14 @@ def lengths(case: Case) -> list[int]:
     return Bench.load().ours(BASELINE, Workload("lengths", task, case.group, case.limit, stops=True))().tolist()
 
 
-def _arm(script: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> Arm:
+def _arm(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> Arm:
     place.mkdir()
-    return Arm(script, place / "log", options.threads, rows=rows, place=place, **given)
+    return Arm(module, place / "log", options.threads, rows=rows, place=place, **given)
 
 
-def _alone(script: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> dict[str, Any]:
+def _alone(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> dict[str, Any]:
     """The second step."""
-    with _arm(script, place, options, rows, given) as arm:
+    with _arm(module, place, options, rows, given) as arm:
         return [arm.step() for _ in range(2)][1]
 
 

@@ -1,27 +1,25 @@
-"""One side of the comparison of whole steps: a run of train.py whose steps wait for their turn.
+"""One side of the comparison of whole steps: a run as train.py makes it, whose steps wait for their turn.
 
 It does not know the other side. Nothing of train.py is left out: grading, metrics, samples and timings are written.
 """
 
-import csv
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from arms import Ending
-from turns import REPOSITORY, Turn, lengths_of, parse
-
-sys.path.insert(0, str(REPOSITORY))
-
 import torch
+from omegaconf import DictConfig
 
-import train
-from ngrpo import cli
+from benchmarks.arms import Ending
+from benchmarks.turns import Turn, lengths_of, parse
+from ngrpo import build, cli, loop
+from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.recorder import Recorder
 from ngrpo.tasks.base import Problem, Score
-from ngrpo.tasks.story_math import StoryMath
+from ngrpo.tasks.rewards import Rewarded
+from ngrpo.training.parts import Parts
 
 
 def overrides(options: Namespace) -> list[str]:
@@ -41,57 +39,57 @@ def overrides(options: Namespace) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def in_turns(policy: Any, turn: Turn, timings: Path) -> Any:
-    """The policy, each of whose steps waits and tells what it took."""
-    step_of = policy.training_step
+@dataclass(kw_only=True)
+class Turns(Recorder):
+    """Writes a step, tells what it took and waits for the next: whatever a run does is part of one turn or another."""
 
-    def training_step(batch: int, batch_idx: int) -> None:
-        if int(batch) == 0:  # where a run stands before its first step
-            return step_of(batch, batch_idx)
-        turn.wait()
-        step_of(batch, batch_idx)
-        with open(timings, newline="", encoding="utf-8") as file:
-            tokens = int(list(csv.DictReader(file))[-1]["tokens"])
-        turn.done(tokens=tokens, phases=policy.seconds)
+    turn: Turn
 
-    policy.training_step = training_step
-    return policy
+    def step(
+        self,
+        step: int,
+        rows: list[dict[str, Any]],
+        metrics: Mapping[str, float],
+        seconds: Mapping[str, float],
+        explored: list[dict[str, Any]],
+    ) -> None:
+        super().step(step, rows, metrics, seconds, explored)
+        self.turn.done(tokens=sum(row["n_tokens"] for row in rows), phases=dict(seconds))
+        self.turn.wait()
 
 
-def tell_apart() -> None:
-    """Random texts are all wrong: graded as ever, they are rewarded by their length in letters."""
-    graded = StoryMath.score
+def letters(problem: Problem, completion: str, score: Score) -> float:
+    """Random texts are all wrong: graded as ever, they are told apart by their length in letters."""
+    return float(len(completion) % 2)
 
-    def score(self: StoryMath, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        found = zip(graded(self, problems, completions), completions, strict=True)
-        return [replace(score, reward=float(len(text) % 2)) for score, text in found]
 
-    StoryMath.score = score
+def in_turns(parts: Parts, run: RunDirectory, turn: Turn, lengths: Sequence[int] | None) -> Parts:
+    """The parts of the run with steps that wait; where lengths are given, with rows that end at them and are rewarded."""
+    loggers = parts.recorder.loggers if parts.recorder else ()
+    parts = replace(parts, recorder=Turns(run, loggers, turn=turn))
+    if lengths is None:
+        return parts
+    ending = Ending(torch.tensor(lengths))
+    ending.bind(parts.sampler.strategy.vocabulary, parts.policy.model.table.detach())
+    sampler, task = replace(parts.sampler, strategy=ending), Rewarded(parts.task, {"letters": letters})
+    return replace(parts, sampler=sampler, task=task)
 
 
 def main() -> None:
-    """Runs train.py with a policy that waits and, where lengths are given, rows that end at them."""
+    """What train.py does until its first step, then in turns until nobody asks for another."""
     options, turn = parse(__doc__), Turn()
     lengths = lengths_of(options)
-    sampler_of, policy_of = train.build_sampler, train.build_policy
 
-    def build_sampler(config: Any, strategy: Any, task: Any, like: Any = None) -> Any:
-        sampler = sampler_of(config, strategy, task, like)
-        if lengths is None or like is not None:
-            return sampler
-        ending = Ending(torch.tensor(lengths))
-        ending.bind(sampler.strategy.vocabulary, sampler.model.table.detach())
-        return replace(sampler, strategy=ending)
+    def train(config: DictConfig) -> None:
+        job = build.training_job(config)
+        with job.open(**build.overlap_info(config)) as run:
+            parts = in_turns(build.training(job, run), run, turn, lengths)
+            turn.wait()
+            loop.run(parts, **{name: config.trainer[name] for name in ("accelerator", "devices", "strategy")})
 
-    def build_policy(*parts: Any) -> Any:
-        return in_turns(policy_of(*parts), turn, options.place / "run" / "timings.csv")
-
-    train.build_sampler, train.build_policy = build_sampler, build_policy
-    if lengths is not None:
-        tell_apart()
     sys.argv = ["train.py", *overrides(options)]
     cli.prepare("config")
-    cli.run(train.main)
+    cli.run(train)
 
 
 if __name__ == "__main__":

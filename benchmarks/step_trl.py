@@ -4,24 +4,20 @@ It does not know this project's trainer; the task, its grader and the lengths of
 defaults is all that makes it slower only by choice: bfloat16 and gradient checkpointing are off, as they are in ours.
 """
 
-import sys
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any
 
-from turns import REPOSITORY, Turn, lengths_of, parse
-
-sys.path.insert(0, str(REPOSITORY))
-
 import torch
-from arms import Lengths
 from datasets import Dataset
-from transformers import AutoModelForCausalLM, StoppingCriteriaList, TrainerCallback
+from transformers import Qwen2ForCausalLM, StoppingCriteriaList, TrainerCallback
 from trl.trainer.grpo_config import GRPOConfig
 from trl.trainer.grpo_trainer import GRPOTrainer
 
-from ngrpo.models import causal
+from benchmarks.arms import Lengths
+from benchmarks.turns import Turn, lengths_of, parse
+from ngrpo.models.loading import load_tokenizer
 from ngrpo.tasks.story_math import StoryMath
 
 LEVELS, SIZE = [4], 4096  # conf/task/story_math.yaml
@@ -95,19 +91,21 @@ def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
     return graded
 
 
-def end_at(model: Any, lengths: list[int]) -> None:
-    """Rows of every `generate` end after so many tokens (at least two): one less, and a stop, which is also the padding.
+class Told(Qwen2ForCausalLM):
+    """Rows of every `generate` end after `lengths` tokens (at least two), where these are given: one less, and a stop, which
+    is also the padding.
 
     The longest rows end the loop, so no padding follows them: they have their last token of their own.
     """
-    whole, told = model.generate, torch.tensor(lengths)
-    wanted = told - (told < told.max()).long()
 
-    def generate(**inputs: Any) -> Any:
-        stop = Lengths(wanted, inputs["input_ids"].shape[1])
-        return whole(**inputs, stopping_criteria=StoppingCriteriaList([stop]))
+    lengths: Sequence[int] | None = None
 
-    model.generate = generate
+    def generate(self, **inputs: Any) -> Any:
+        if self.lengths is not None:
+            told = torch.tensor(self.lengths)
+            stop = Lengths(told - (told < told.max()).long(), inputs["input_ids"].shape[1])
+            inputs["stopping_criteria"] = StoppingCriteriaList([stop])
+        return super().generate(**inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def main() -> None:
@@ -116,11 +114,11 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     lengths, task = lengths_of(options), StoryMath("train", LEVELS, SIZE)
     path = options.model
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
-    tokenizer = causal.load_tokenizer(path)
+    model = Told.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model.lengths = lengths
+    tokenizer = load_tokenizer(path)
     if lengths is not None:
         tokenizer.pad_token = tokenizer.eos_token
-        end_at(model, lengths)
     problems = {"prompt": [p.prompt for p in task.problems], "number": list(range(SIZE))}
     turns = Turns(turn)
     trainer = Timed(

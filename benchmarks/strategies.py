@@ -8,16 +8,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from arms import BASELINE, STRATEGIES, Bench, Workload, equal, natural
-from measuring import Timing, between
-from options import Options
-from reporting import SPREAD, Table, figures
-
+from benchmarks.arms import BASELINE, STRATEGIES, Bench, Workload, equal, natural
+from benchmarks.measuring import Timing, between
+from benchmarks.options import Options
+from benchmarks.reporting import SPREAD, Table, figures
+from ngrpo.evaluation.benchmarks import evaluate_benchmark
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.models import causal
-from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.sampling import Sampler, evaluate_benchmark
+from ngrpo.rollout.sampling import Sampler
 
 TITLE = "What exploration and evaluation cost"
 TOKENS = 48  # of an answer: a call takes a second, so that its neighbours see the same machine
@@ -46,10 +44,8 @@ def _of(model: str, bench: Bench, workload: Workload, repeats: int) -> list[dict
 def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
     """A batch of a benchmark, sampled, graded and written, beside its sampling alone; answers end by themselves."""
     workload = natural(options.limit)
-    task, strategy = workload.task, TokenSampling(temperature=0.6, top_p=0.95)
-    vocabulary = causal.vocabulary(bench.tokenizer, bench.model, task.answer_start, task.answer_prefix)
-    strategy.bind(vocabulary, bench.model.table.detach())
-    sampler = Sampler(bench.model, bench.tokenizer, strategy, workload.limit)
+    task, strategy = workload.task, bench.ready(TokenSampling(temperature=0.6, top_p=0.95), workload)
+    sampler = Sampler(bench.engine, strategy, bench.read(workload), workload.limit)
     keys = row_keys(
         [(0, "benchmark", problem.id, i) for problem in task.problems for i in range(workload.group)], bench.device
     )
@@ -57,7 +53,7 @@ def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
     labels = {"run": "r", "exploration": "e", "algorithm": "a", "step": 0, "seed": 0, "benchmark": "benchmark"}
 
     def plain() -> int:
-        return int(generate(bench.model, strategy, prompts, mask, keys, workload.limit).lengths.sum())
+        return int(bench.engine.generate(strategy, prompts, mask, keys, workload.limit).lengths.sum())
 
     def evaluation() -> int:
         with TemporaryDirectory() as folder:

@@ -12,24 +12,23 @@ from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Self
 
-from measuring import resident
+from benchmarks.measuring import resident
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a child that imports this copy of the project and computes with so many threads."""
-    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+    """Of a child that computes with so many threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Arm:
-    """The measuring end: a script beside this file, told when to take its next step."""
+    """The measuring end: a module of this package, run from the root of the repository and told when to take its next step."""
 
-    def __init__(self, script: str, log: Path, threads: int, **options: Any):
-        command = [sys.executable, str(Path(__file__).with_name(script)), f"--threads={threads}"]
+    def __init__(self, module: str, log: Path, threads: int, **options: Any):
+        command = [sys.executable, "-m", module, f"--threads={threads}"]
         command += [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
-        self.script, self.log = script, log
+        self.module, self.log = module, log
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, env=environment(threads), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log.open("w", encoding="utf-8"),
@@ -43,7 +42,7 @@ class Arm:
         self.process.wait()
 
     def step(self) -> dict[str, Any]:
-        """The figures of one step; SystemExit with its last words where the script has ended."""
+        """The figures of one step; SystemExit with its last words where the module has ended."""
         assert self.process.stdin is not None and self.process.stdout is not None
         try:
             self.process.stdin.write("\n")
@@ -53,7 +52,7 @@ class Arm:
             line = ""
         if not line:
             last = "\n".join(self.log.read_text("utf-8").splitlines()[-5:])
-            raise SystemExit(f"{self.script} ended with status {self.process.wait()}:\n{last}")
+            raise SystemExit(f"{self.module} ended with status {self.process.wait()}:\n{last}")
         return json.loads(line)
 
 

@@ -4,7 +4,6 @@ python experiments/summary.py outputs/learning_curves --base outputs/evaluate/<r
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -12,7 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ngrpo import passk
+from ngrpo.evaluation import passk
+from ngrpo.rundir.schema import read_run
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -26,15 +26,15 @@ def load(root: Path) -> list[dict]:
     """Every finished run below `root`: its identity, curves and solve rates per benchmark and problem."""
     runs = []
     for place in sorted(root.glob("*/run.json")):
-        info = json.loads(place.read_text("utf-8"))
-        if info["status"] != "finished":
-            print(f"left out: {place.parent} is {info['status']}")
+        record = read_run(place.parent)
+        if record.status != "finished":
+            print(f"left out: {place.parent} is {record.status}")
             continue
         exploration, algorithm, *_ = place.parent.name.rsplit("-", 3)
         solved = {path.stem.rpartition("-")[0]: rates(path) for path in place.parent.glob("samples/eval/*.parquet")}
         metrics = pd.read_csv(place.parent / "metrics.csv")
         runs.append(
-            {"exploration": exploration, "algorithm": algorithm, "seed": info["seed"], "metrics": metrics}
+            {"exploration": exploration, "algorithm": algorithm, "seed": record.seed, "metrics": metrics}
             | {"solved": solved}
         )
     return runs
@@ -132,7 +132,7 @@ def main() -> None:
     runs = [{**run, "name": name} for name, root in named for run in load(Path(root))]
     base = {}
     for place in options.base:
-        seed = json.loads((place / "run.json").read_text("utf-8"))["seed"]
+        seed = read_run(place).seed
         base[seed] = {path.stem.rpartition("-")[0]: rates(path) for path in place.glob("samples/eval/*.parquet")}
     varied = {name for name in ("exploration", "algorithm") if len({run[name] for run in runs}) > 1}
     arms: dict[str, list[dict]] = {}

@@ -19,10 +19,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo.cli.settings import SettingsError, targets
+from ngrpo import targets
 from ngrpo.models import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.schema import STRATEGY_FILE, config_hash, read_run
+from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from ngrpo.exploration.base import Exploration
     from ngrpo.models.causal import CausalModel
     from ngrpo.models.prompting import Prompts
+    from ngrpo.models.sizes import Plan
     from ngrpo.rollout.engines.base import Engine
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
@@ -241,6 +243,32 @@ def diagnosis(
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
+
+
+def needs(config: DictConfig) -> "Plan":
+    """What one process of a run will need, told from shapes alone."""
+    from ngrpo.models import sizes
+
+    share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
+    return sizes.needs(
+        sizes.architecture(config.model.path),
+        sizes.Sizes(
+            rows=share * config.group_size,
+            prompts=share,
+            prompt_tokens=config.plan.prompt_tokens,
+            new_tokens=config.max_new_tokens,
+            micro_rows=config.trainer.micro_batch_rows,
+            dtype=config.model.dtype,
+            precision=config.trainer.precision,
+            lora=config.model.lora,
+            copies=int(config.algorithm.kl.coefficient > 0 and not lora),
+            critics=int(bool(config.algorithm.critic)),
+            recompute=config.trainer.gradient_checkpointing,
+            k=config.exploration.get("k", 0),
+            update_rows=share // config.algorithm.mini_batches * config.group_size,
+            device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
+        ),
+    )
 
 
 def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalModel":

@@ -1,7 +1,4 @@
-"""The RL loop, from the first prompt to the last evaluation, top to bottom. Everything is counted in RL steps.
-
-What is built, and from which words on the command line, stands in build.py.
-"""
+"""The RL loop, from the first prompt to the last evaluation, top to bottom; build.py puts together what it walks through."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +10,7 @@ from ngrpo.evaluation.benchmarks import solved
 from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.ranks import Ranks
 from ngrpo.rollout import sampling
+from ngrpo.rollout.sampling import Answers
 from ngrpo.rundir import checkpoints
 from ngrpo.rundir.interrupts import Interrupted
 from ngrpo.rundir.recorder import Clock
@@ -25,7 +23,7 @@ from ngrpo.training.policy import Batch
 def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
     """Trains on so many devices, each with a process of its own."""
     try:
-        Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch(train, parts)
+        Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch(lambda fabric: train(fabric, parts))
     finally:
         parts.progress.stop()
         if parts.recorder:
@@ -79,7 +77,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
         recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
 
 
-def prepare(parts: Parts, answers: sampling.Answers, counted: torch.Tensor, ranks: Ranks, clock: Clock) -> Batch:
+def prepare(parts: Parts, answers: Answers, counted: torch.Tensor, ranks: Ranks, clock: Clock) -> Batch:
     """What is computed once, before the first update: log-probabilities, values, advantages, and which tokens count."""
     policy, rollouts, rows = parts.policy, answers.rollouts, parts.policy.config.micro_batch_rows
     reference = old = values = None
@@ -118,16 +116,9 @@ def update(
 
 
 def record(
-    parts: Parts,
-    step: int,
-    answers: sampling.Answers,
-    figures: Mapping[str, float],
-    ranks: Ranks,
-    clock: Clock,
-    explored: bool,
+    parts: Parts, step: int, answers: Answers, figures: Mapping[str, float], ranks: Ranks, clock: Clock, explored: bool
 ) -> None:
-    """Shows and writes what the step was; explored: also what exploration did at some decode steps. Raises Ungraded, before
-    any checkpoint of the step, where its update took too many answers without a verdict for wrong ones."""
+    """Shows and writes what the step was; `explored`: also what exploration did at some decode steps."""
     strategy, steps, labels = parts.policy.strategy, [], {**parts.labels, "benchmark": "train", "step": step}
     rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary.stops, labels), figures)
     parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
@@ -135,6 +126,7 @@ def record(
         if explored and len(where := sampling.explored_places(answers)):
             steps = explored_steps(step, answers, where, strategy, parts.policy.model)
         parts.recorder.step(step, rows, means, clock.seconds, steps)
+    # Before any checkpoint of the step: its update took answers without a verdict for wrong ones.
     sampling.refuse_ungraded(f"RL step {step}", means, parts.evaluation.max_errors)
 
 

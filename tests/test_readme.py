@@ -29,7 +29,7 @@ def test_the_strategy_keeps_the_contract(tmp_path, make_model, make_vocabulary, 
     strategy = module_of("ngrpo/exploration/mean_blend.py", tmp_path).MeanBlend(rate=0.5, share=0.2)
     rollouts = make_rollouts(model, ready(strategy, model, make_vocabulary()))
     assert 0.3 < rollouts.steps.explored[rollouts.mask].float().mean() < 0.7
-    gap = (replay(model, strategy, rollouts) - rollouts.log_probs).abs() * rollouts.loss_mask
+    gap = (replay(model, strategy, rollouts).log_probs - rollouts.log_probs).abs() * rollouts.loss_mask
     assert gap.max() <= 1e-5
     idle = module_of("ngrpo/exploration/mean_blend.py", tmp_path).MeanBlend(rate=0.5, share=0.0)
     still = make_rollouts(model, ready(idle, model, make_vocabulary()))

@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
 from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest, has
+from ngrpo.rundir.schema import read_results
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -226,8 +227,10 @@ def objective(directory: Path, name: str) -> float:
             raise ValueError(f"{name} is not logged; {group}.csv has {', '.join(rows[0] if rows else ())}")
         value = statistics.fmean(float(row[rest]) for row in rows if row[rest])
     else:
-        entries = json.loads((directory / "results.json").read_text("utf-8"))[group]
-        entry = entries[max(entries, key=int)]
+        results = read_results(directory)
+        if not results.get(group):
+            raise ValueError(f"{name} is not there; results.json has {', '.join(results) or 'nothing'}")
+        entry = results[group][max(results[group], key=int)]
         kind, _, k = rest.partition("@")
         value = float((entry["mean@n"] if kind == "mean" else entry["pass@k"][k])["value"])
     if not math.isfinite(value):

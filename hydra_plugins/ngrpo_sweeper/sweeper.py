@@ -22,6 +22,8 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from ngrpo.rundir.schema import Unreadable, read_run
+
 
 @dataclass
 class GridSweeperConf:
@@ -186,8 +188,8 @@ def has(tree: Any, override: Override) -> bool:
 
 def _status(directory: Path) -> str | None:
     try:
-        return json.loads((directory / "run.json").read_text("utf-8"))["status"]
-    except (OSError, ValueError, KeyError):
+        return read_run(directory).status
+    except Unreadable:
         return None
 
 

@@ -1,7 +1,7 @@
 """Advantages: pure functions, one per published formula.
 
 Most take the rewards of groups (P, G) float64 and give (P, G) float64; `generalised` and `entropy_shaped` work on tokens
-(B, T). Nothing here knows models or configuration.
+(B, T).
 """
 
 from math import comb, sqrt

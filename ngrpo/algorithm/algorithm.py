@@ -16,6 +16,12 @@ from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
 
 
+class Incomplete(ValueError):
+    """A loss asks for what the algorithm does not compute."""
+
+    exit_code = 2
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """
@@ -51,6 +57,14 @@ class Algorithm:
     top_k: int = 0
     pass_k: int | None = None
     critic: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        for names, key, given in (
+            ({"selected"}, "algorithm.select=null: the loss asks for selected tokens", self.select),
+            ({"top_log_probs", "greedy"}, "algorithm.top_k=0: the loss asks for the likeliest tokens", self.top_k),
+        ):
+            if names & self.asks and not given:
+                raise Incomplete(f"{key}; give one")
 
     @property
     def asks(self) -> frozenset[str]:

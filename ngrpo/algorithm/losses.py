@@ -13,8 +13,6 @@ from torch import Tensor
 from ngrpo.algorithm.inputs import Counts, LossInputs, TokenLoss
 
 LOG_RATIO_LIMIT = 20.0  # exp() of more than this overflows long before it means anything (verl uses the same bound)
-
-
 Loss = Callable[..., TokenLoss]
 
 

@@ -1,6 +1,6 @@
 """Which tokens of a batch a loss treats differently: pure functions of `Tokens`, one per published rule.
 
-They look at the whole batch of a process, never at a micro-batch. Nothing here knows models or configuration.
+They look at the whole batch of a process, never at a micro-batch.
 """
 
 import torch

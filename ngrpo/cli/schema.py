@@ -53,16 +53,20 @@ class Schema:
     @cached_property
     def primary(self) -> dict[str, Any]:
         """The file of the primary configuration itself, as it stands there."""
-        source = next(source for source in self.loader.get_sources() if source.is_config(self.config_name))
-        config = source.load_config(self.config_name).config
+        return self._file(self.config_name)
+
+    def _file(self, name: str) -> dict[str, Any]:
+        source = next(source for source in self.loader.get_sources() if source.is_config(name))
+        config = source.load_config(name).config
         content = OmegaConf.to_container(config) if OmegaConf.is_config(config) else config
         assert isinstance(content, dict)
-        return {str(name): child for name, child in content.items()}
+        return {str(key): child for key, child in content.items()}
 
     @cached_property
     def defaults(self) -> dict[str, Any]:
         """Group -> the choice that stands when nothing is typed; a list where it takes several."""
-        entries = self.primary["defaults"]
+        files = [name for name in self.primary["defaults"] if isinstance(name, str) and name != "_self_"]
+        entries = [entry for file in (self.primary, *map(self._file, files)) for entry in file["defaults"]]
         named = [(str(name), value) for entry in entries if isinstance(entry, dict) for name, value in entry.items()]
         return {name: value for name, value in named if not name.startswith("override ")}
 

@@ -138,11 +138,11 @@ class Evaluation:
     def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
         """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
         strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
-        strategy = self.sampler.strategy
+        strategy = self.sampler.strategy.to(model.table.device)
         with model.gathered():
             strategy.bind(strategy.vocabulary, model.table.detach())
         self.sampler.engine.sync(model, step, strategy)
-        if type(strategy) is type(trained):
+        if trained is not None and type(strategy) is type(trained):
             strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """What a run will need, from sizes alone: no weights are read and nothing is allocated.
 
-It does not know what is trained for. One process is counted; under DDP each has a whole copy.
+One process is counted; under DDP each has a whole copy.
 """
 
 import json
@@ -14,12 +14,18 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
-from ngrpo.models.head import chunk_tokens
+from ngrpo.models.causal import chunk_tokens
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
 SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
 LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
+
+
+class DoesNotFit(RuntimeError):
+    """A device has less memory than the plan needs."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
     activations  see `_activations`
-    head         a chunk of logits, whatever the length (head.chunk_tokens)
+    head         a chunk of logits, whatever the length (causal.chunk_tokens)
     step         AdamW's temporaries, two of the largest parameter
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
@@ -190,7 +196,7 @@ def available() -> list[tuple[str, int]]:
     return [("memory of this machine", free[0])] if free else []
 
 
-def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
+def describe(plan: Plan, devices: list[tuple[str, int]]) -> str:
     """The plan as lines of text, with a verdict for every device."""
     lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
     sizes = plan.sizes
@@ -199,13 +205,13 @@ def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
         f"  {sizes.rows:,} answers of up to {sizes.new_tokens:,} tokens (max_new_tokens) after prompts of up to"
     )
     lines.append(
-        f"  {sizes.prompt_tokens:,} (trainer.plan.prompt_tokens), {sizes.micro_rows:,} in one forward and backward pass"
+        f"  {sizes.prompt_tokens:,} (plan.prompt_tokens), {sizes.micro_rows:,} in one forward and backward pass"
     )
     groups = {
         "all the time": plan.resident,
         "rollout": plan.rollout,
         "update": plan.update,
-        "optimiser step": plan.step,
+        "optimizer step": plan.step,
         "on disk": plan.disk,
     }
     for title, group in groups.items():
@@ -215,6 +221,12 @@ def told(plan: Plan, devices: list[tuple[str, int]]) -> str:
     for name, free in devices:
         verdict = "enough" if plan.peak <= free else "NOT enough"
         lines.append(f"{name}: {free / 2**30:.2f} GiB free, {verdict}")
-    if any(plan.peak > free for _, free in devices):
-        lines.append(f"what makes it smaller: {SAVING}, or a smaller max_new_tokens")
     return "\n".join(lines if devices else [*lines, "no device whose memory could be told"])
+
+
+def check(plan: Plan, devices: list[tuple[str, int]]) -> None:
+    """Raises DoesNotFit where the plan needs more than the smallest device has."""
+    short = [f"{name} has {free / 2**30:.2f} GiB free" for name, free in devices if plan.peak > free]
+    if short:
+        needed = f"a process needs {plan.peak / 2**30:.2f} GiB"
+        raise DoesNotFit(f"{needed}, {short[0]}: what makes it smaller: {SAVING}, or a smaller max_new_tokens")

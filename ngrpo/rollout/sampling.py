@@ -56,7 +56,7 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     """
     tokenizer = sampler.prompts.tokenizer
     ids = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
-    prompts, mask = padded(ids, tokenizer.pad_token_id or 0)
+    prompts, mask = padded(ids, tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
     keys = row_keys(identities)
     rollouts = sampler.engine.generate(sampler.strategy, prompts, mask, keys, sampler.max_new_tokens)
     texts = [

@@ -1,7 +1,4 @@
-"""Checkpoints that survive a kill at any moment: plain containers, a checksum for each file, never a pickle that runs.
-
-What the tensors in them mean, it does not know.
-"""
+"""Checkpoints that survive a kill at any moment: plain containers, a checksum for each file, never a pickle that runs."""
 
 import hashlib
 import json

@@ -1,7 +1,4 @@
-"""Files that are written whole or not at all: JSON, CSV and parquet that read back as what was written.
-
-What they hold, it does not know.
-"""
+"""Files that are written whole or not at all: JSON, CSV and parquet that read back as what was written."""
 
 import csv
 import errno
@@ -15,10 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from typing import Any, BinaryIO
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 QUOTED = re.compile('[",\r\n\0]|^ | $')
@@ -83,21 +77,13 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def write_parquet(frame: "DataFrame | Sequence[Mapping[str, Any]]", path: str | Path) -> None:
-    """A pandas frame (its index is dropped) or a list of rows as one parquet file; lone surrogates become U+FFFD.
-
-    Rows are the safer form: pandas refuses to make a frame of text with lone surrogates.
-    """
+def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Rows as one parquet file under the union of their columns; lone surrogates become U+FFFD."""
     import pyarrow
     import pyarrow.parquet
 
-    if isinstance(frame, Sequence):
-        names = dict.fromkeys(name for row in frame for name in row)
-        table = pyarrow.table({name: pyarrow.array([clean(row.get(name)) for row in frame]) for name in names})
-    else:
-        objects = [name for name in frame.columns if frame[name].dtype == object]
-        cleaned = frame.assign(**{name: frame[name].map(clean).astype(object) for name in objects})
-        table = pyarrow.Table.from_pandas(cleaned, preserve_index=False)
+    names = dict.fromkeys(name for row in rows for name in row)
+    table = pyarrow.table({name: pyarrow.array([clean(row.get(name)) for row in rows]) for name in names})
     write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
 
 

@@ -3,7 +3,6 @@
 It does not know who solves them. A problem depends only on version, split, wording, level and index.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -60,13 +59,35 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
             return story
 
 
-def story_problem(split: str, wording: str, level: int, index: int) -> Problem:
-    """The problem that its place in the task alone decides."""
-    part = split if wording == "common" else f"{split}-{wording}"
-    identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
-    rng = Random(blake2b(identity.encode(), digest_size=16).digest())
-    story = draw_story(rng, level, split)
-    return Problem(identity, tell_story(rng, story.start, story.changes, WORDINGS[wording]), NUMBERS[story.answer])
+class StoryProblems(Sequence):
+    """The problems of a `StoryMath`, each made when it is first looked at."""
+
+    def __init__(self, split: str, levels: tuple[int, ...], size: int, wording: str):
+        self.split, self.levels, self.wording = split, levels, wording
+        self.made: list[Problem | None] = [None] * size
+
+    def __len__(self) -> int:
+        return len(self.made)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[at] for at in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"story_math has {len(self)} problems, got index {index}; task.size=N asks for more")
+        index %= len(self)
+        found = self.made[index]
+        if found is None:
+            found = self.made[index] = self._make(index)
+        return found
+
+    def _make(self, index: int) -> Problem:
+        level = self.levels[index % len(self.levels)]
+        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
+        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
+        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+        story = draw_story(rng, level, self.split)
+        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
+        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
 
 
 @dataclass
@@ -103,8 +124,7 @@ class StoryMath:
             raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
         if self.size < 1:
             raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
-        drawn = enumerate(itertools.islice(itertools.cycle(levels), self.size))
-        self.problems = [story_problem(self.split, self.wording, level, index) for index, level in drawn]
+        self.problems = StoryProblems(self.split, levels, self.size, self.wording)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""

@@ -116,7 +116,9 @@ class Policy(lightning.LightningModule):
         """Everything that is settled before the first update: whose tokens count (B,), shaped rewards (P, G), advantages."""
         algorithm, mask = self.algorithm, rollouts.loss_mask & counted[:, None]
         log_probs = old.log_probs if old else None
-        entropy = rollouts.entropy if rollouts.entropy is not None or old is None else old.entropy
+        entropy = rollouts.entropy
+        if entropy is None and algorithm.needs_rollout_entropy:
+            entropy = (old or self.replayed(rollouts)).entropy
         penalty, returns = algorithm.penalty(log_probs, reference), None
         if values is None:
             advantages = algorithm.group_advantages(rewards, penalty, rollouts.loss_mask)

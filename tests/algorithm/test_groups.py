@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from ngrpo.algorithm.groups import (
-    Groups,
     correct_only,
     finished,
     mixed,
@@ -14,6 +13,7 @@ from ngrpo.algorithm.groups import (
     unlikeliness,
     wrong_only,
 )
+from ngrpo.algorithm.inputs import Groups
 
 
 def groups(rewards, lengths=None, truncated=None, log_probs=None, correct=None, limit: int = 20_480) -> Groups:

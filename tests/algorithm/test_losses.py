@@ -1,31 +1,39 @@
 """Losses, KL estimators and aggregations against hand values and an independent float64 computation."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from ngrpo.algorithm.losses import (
-    AGGREGATIONS,
-    KL_ESTIMATORS,
-    Counts,
-    clipped_surrogate,
-    clipped_value_loss,
-    clipped_weight,
-    geometric_surrogate,
-    kl_k1,
-    kl_k2,
-    kl_k3,
-    reinforce,
-    selected_clipped,
-    selected_only,
-    selected_penalised,
-    sequence_surrogate,
-    sequence_token_surrogate,
-    top_smoothed,
-)
+from ngrpo.algorithm import losses
+from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.algorithm.inputs import Counts, LossInputs
+from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, clipped_value_loss, kl_k1, kl_k2, kl_k3
+
+
+def on_tensors(loss):
+    """The loss as a function of the tensors that its formula names."""
+
+    def called(log_probs, old, advantages, mask, *, selected=None, top_log_probs=None, greedy=None, **knobs):
+        extras = {"selected": selected, "top_log_probs": top_log_probs, "greedy": greedy}
+        return loss(LossInputs(log_probs, old, advantages, mask, **extras), **knobs)
+
+    return called
+
+
+clipped_surrogate = on_tensors(losses.clipped_surrogate)
+sequence_surrogate = on_tensors(losses.sequence_surrogate)
+sequence_token_surrogate = on_tensors(losses.sequence_token_surrogate)
+geometric_surrogate = on_tensors(losses.geometric_surrogate)
+clipped_weight = on_tensors(losses.clipped_weight)
+reinforce = on_tensors(losses.reinforce)
+selected_only = on_tensors(losses.selected_only)
+selected_clipped = on_tensors(losses.selected_clipped)
+selected_penalised = on_tensors(losses.selected_penalised)
+top_smoothed = on_tensors(losses.top_smoothed)
 
 
 def random_inputs(seed: int = 0, rows: int = 12, length: int = 9):
@@ -187,12 +195,12 @@ def test_aggregations_coincide_up_to_a_constant_for_answers_of_one_length():
 def test_any_split_into_micro_batches_sums_to_the_whole(name):
     new, old, advantages, mask = (torch.tensor(value) for value in random_inputs(rows=13))
     mask[4] = False  # a sequence of which nothing counts
-    losses = clipped_surrogate(new, old, advantages, mask).loss
+    made = clipped_surrogate(new, old, advantages, mask).loss
     counts = counts_of(mask, 12)
-    whole = (losses * AGGREGATIONS[name](mask, counts)).sum()
+    whole = (made * AGGREGATIONS[name](mask, counts)).sum()
     for size in (1, 2, 5, 12, 13):
         order = torch.randperm(13, generator=torch.Generator().manual_seed(size))
-        parts = [(losses[part, :9] * AGGREGATIONS[name](mask[part], counts)).sum() for part in order.split(size)]
+        parts = [(made[part, :9] * AGGREGATIONS[name](mask[part], counts)).sum() for part in order.split(size)]
         torch.testing.assert_close(torch.stack(parts).sum(), whole, rtol=1e-6, atol=1e-9)
 
 
@@ -666,3 +674,30 @@ def test_without_advantages_no_loss_teaches_anything(name):
     leaf = given["log_probs"].requires_grad_()
     made = called(name, given)
     assert not made.loss.any() and not torch.autograd.grad(made.loss.sum(), leaf)[0].any()
+
+
+@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"dual_clip"}))
+def test_a_loss_reads_what_it_declares_and_nothing_else(name):
+    """What it is not given is None, so a loss that reads more than it declares would fail in training."""
+    loss, given = getattr(losses, name), everything()
+    given["old"] = given.pop("old_log_probs")
+    whole = LossInputs(**given, entropy=given["old"].exp(), hidden=given["old"][..., None])
+    optional = {"selected", "entropy", "top_log_probs", "greedy", "hidden"}
+    declared = getattr(loss, "asks", frozenset())
+    assert declared <= optional
+    needed = replace(whole, **dict.fromkeys(optional - declared))
+    for ours, theirs in zip(loss(needed), loss(whole), strict=True):
+        assert torch.equal(ours, theirs)
+    for field in declared:
+        with pytest.raises((AssertionError, TypeError)):
+            loss(replace(needed, **{field: None}))
+
+
+def test_an_algorithm_asks_for_what_its_loss_declares_and_its_bonus_needs():
+    def algorithm(loss, **changes):
+        return Algorithm(lambda rewards: rewards, loss, "token_mean", {"coefficient": 0.0}, **changes)
+
+    assert algorithm(losses.clipped_surrogate).asks == frozenset()
+    assert algorithm(partial(losses.top_smoothed, smoothing=0.1)).asks == {"selected", "top_log_probs", "greedy"}
+    assert algorithm(losses.reinforce, entropy_bonus=0.1).asks == {"entropy"}
+    assert algorithm(losses.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}

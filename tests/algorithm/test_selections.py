@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from ngrpo.algorithm.inputs import Tokens
 from ngrpo.algorithm.selections import (
-    Tokens,
     covariance,
     covariance_band,
     covariance_top,

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.algorithm.inputs import Counts, LossInputs, Tokens
 from ngrpo.algorithm.losses import (
-    Counts,
     clipped_surrogate,
     clipped_weight,
     geometric_surrogate,
     selected_only,
     sequence_surrogate,
 )
-from ngrpo.algorithm.selections import Tokens, high_entropy
+from ngrpo.algorithm.selections import high_entropy
 
 trl = pytest.importorskip("trl")
 
@@ -106,15 +106,11 @@ def ours(given, loss, aggregation, *, beta=0.0, entropy_bonus=0.0, selected=None
     leaf, mask = given["log_probs"].clone().requires_grad_(), given["mask"]
     kl = {"coefficient": beta, "estimator": "k3", "placement": "loss"}
     algorithm = Algorithm(lambda rewards: rewards, loss, aggregation, kl, entropy_bonus=entropy_bonus)
-    tokens, _ = algorithm.token_loss(
-        leaf,
-        given["old"],
-        given["advantages"].expand_as(leaf),
-        mask,
-        given["reference"] if beta else None,
-        given["entropy"] if entropy_bonus else None,
-        selected=selected,
+    entropy = given["entropy"] if entropy_bonus else None
+    facts = LossInputs(
+        leaf, given["old"], given["advantages"].expand_as(leaf), mask, selected=selected, entropy=entropy
     )
+    tokens, _ = algorithm.token_loss(facts, given["reference"] if beta else None)
     counts = Counts(mask.sum().double(), mask.any(dim=1).sum().double(), LIMIT)
     total = (tokens.loss * algorithm.weights(mask, counts)).sum()
     return total.detach(), torch.autograd.grad(total, leaf)[0]

@@ -6,13 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from ngrpo.cli.arguments import CONF
+from places import CONF
 from study import make_run, sample_row
 
 from analysis import foreign
 from analysis.comparison import compare
 from analysis.load import SHARED, UNTRAINED, LoadError, differing, load
-from ngrpo.rundir import records
+from ngrpo.rundir.recorder import write_samples
+from ngrpo.rundir.schema import eval_samples
 
 SOLVED, BEFORE = np.array([8, 4, 0, 2]), np.array([1, 0, 0, 2])
 
@@ -94,6 +95,25 @@ def test_arms_are_named_after_what_varies_and_never_pooled(tmp_path):
     assert "neighbor_mix + dapo" in load([tmp_path]).arms
 
 
+def test_a_key_that_only_some_runs_have_keeps_arms_apart_and_the_place_of_a_model_does_not(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, SOLVED, model={"path": "a"})
+    make_run(tmp_path, "token_sampling", 1, SOLVED, model={"path": "b"})
+    assert load([tmp_path]).arms == ["token_sampling"]
+    make_run(tmp_path, "token_sampling", 2, SOLVED, model={"path": "a"}, optimizer={"warmup_steps": 5})
+    arms = ["token_sampling optimizer.warmup_steps=5", "token_sampling optimizer.warmup_steps=None"]
+    assert sorted(load([tmp_path]).arms) == sorted(arms)
+
+
+def test_runs_of_different_versions_of_the_results_are_never_pooled(tmp_path):
+    for seed, version in ((0, None), (1, 1), (2, 1)):
+        place = make_run(tmp_path, "token_sampling", seed, SOLVED)
+        record = json.loads((place / "run.json").read_text()) | {"results_version": version}
+        (place / "run.json").write_text(json.dumps(record))
+    study = load([tmp_path])
+    assert sorted(study.arms) == ["token_sampling results.version=1", "token_sampling results.version=None"]
+    assert differing(*(study.runs["config"][at] for at in (0, 2))) == ["results.version"]
+
+
 def test_two_runs_of_one_arm_and_seed_are_refused(tmp_path):
     make_run(tmp_path / "a", "token_sampling", 0, SOLVED)
     make_run(tmp_path / "b", "token_sampling", 0, SOLVED)
@@ -127,14 +147,12 @@ def test_shared_values_are_the_scalars_of_the_composed_configuration():
 
 def test_rows_that_are_there_twice_and_unequal_n_are_refused_by_file_and_column(tmp_path):
     place = make_run(tmp_path, "token_sampling", 0, SOLVED)
-    path = records.eval_samples(place, "bench", 4)
+    path = eval_samples(place, "bench", 4)
     rows = [sample_row("p00", 0, "correct"), sample_row("p00", 0, "wrong")]
-    records.write_samples(rows, path)
+    write_samples(rows, path)
     with pytest.raises(LoadError, match=r"bench-4.parquet: column problem_id=p00, sample_index=0 is there 2 times"):
         load([tmp_path])
-    records.write_samples(
-        [sample_row("p00", 0, "correct"), sample_row("p01", 0, "wrong"), sample_row("p01", 1, "wrong")], path
-    )
+    write_samples([sample_row("p00", 0, "correct"), sample_row("p01", 0, "wrong"), sample_row("p01", 1, "wrong")], path)
     with pytest.raises(LoadError, match=r"samples, others \d; estimators need as many"):
         load([tmp_path])
     pd.DataFrame({"problem_id": ["a"]}).to_parquet(path)
@@ -256,7 +274,7 @@ def test_damaged_runs_are_left_out_with_a_reason_that_says_where(tmp_path):
         place = make_run(tmp_path, "token_sampling", seed, SOLVED)
         break_it(place)
 
-    path = records.eval_samples
+    path = eval_samples
     broken(1, lambda place: (place / "samples/eval/zzz-4.parquet").write_bytes(b"PAR1" + b"x" * 30))
     broken(2, lambda place: (place / "timings.csv").write_text("step\n1\n"))
     broken(3, lambda place: (place / "run.json").write_text("[]"))
@@ -268,7 +286,7 @@ def test_damaged_runs_are_left_out_with_a_reason_that_says_where(tmp_path):
     assert len(study.runs) == 1 and reasons.pop("1").startswith("Parquet magic bytes not found")
     assert reasons == {
         "2": "timings.csv has no column tokens",
-        "3": "run.json is no object",
+        "3": "run.json is damaged (it is no object)",
         "4": "bench-4.parquet has no rows",
         "5": "bench.parquet is not named <benchmark>-<RL step>.parquet",
         "6": "lacks 'config'",

@@ -1,19 +1,24 @@
 """What a report says, and what it refuses to say."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm
+from places import REPOSITORY
 from study import make_run
 
 from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
 from analysis.fairness import controls
-from analysis.load import load
+from analysis.load import LoadError, load
 from ngrpo.evaluation.passk import boot_best_at_k, pass_at_k
+from ngrpo.rundir.schema import read_run
 
 RNG = np.random.default_rng(0)
 
@@ -183,15 +188,67 @@ def test_the_files_of_a_report(tmp_path):
     assert "Welch" in (tmp_path / "out" / "report.md").read_text()
 
 
+@pytest.fixture
+def mixed(tmp_path) -> Path:
+    """Three seeds of an arm, evaluated before, and beside them a run of every other kind that would spoil a comparison."""
+    arms(tmp_path / "runs", {"token_sampling": 0.3})
+    arms(tmp_path / "runs" / "evaluated", {"gaussian_noise": 0.3}, kind="evaluation")
+    for kind in ("smoke", "trial"):
+        arms(tmp_path / "runs" / kind, {"token_sampling": 0.9}, seeds=(0, 1), kind=kind)
+    make_run(tmp_path / "runs" / "diagnosed", "token_sampling", 0, noisy(0.9), kind="diagnosis")
+    return tmp_path / "runs"
+
+
+def test_smoke_runs_trials_and_diagnoses_stay_out_of_a_report_and_are_named(mixed, tmp_path):
+    text = warm.finish("report.py", tmp_path / "log", f"runs={mixed}", f"out={tmp_path / 'out'}")
+    told = (
+        "left out: 2 of kind smoke, 2 of kind trial, 1 of kind diagnosis; kinds='[smoke,trial,diagnosis]' takes those"
+    )
+    assert [line for line in text.splitlines() if line.startswith("left out")] == [f"{told} instead"]
+    estimates = pd.read_csv(tmp_path / "out" / "results.csv")
+    assert set(estimates["arm"]) == {"untrained", "token_sampling", "gaussian_noise"} and estimates["seeds"].max() == 3
+    listed = [line for line in (tmp_path / "out" / "report.md").read_text().splitlines() if line.startswith("left out")]
+    page = (tmp_path / "out" / "report.html").read_text("utf-8")
+    for place in (path.parent for path in sorted(mixed.rglob("run.json"))):
+        kind = read_run(place).kind
+        assert (f"left out: {place}: is of kind {kind}" in listed) == (kind not in ("run", "evaluation"))
+        assert (str(place) in page) == (kind not in ("run", "evaluation"))
+
+
+def test_runs_of_other_kinds_are_taken_on_request(mixed, tmp_path):
+    for kinds, seeds in (("[smoke]", 2), ("smoke", 2), ("[run,smoke]", None)):
+        asked = [f"runs={mixed}", f"out={tmp_path / 'out'}", f"kinds={kinds}"]
+        text = warm.finish("report.py", tmp_path / "log", *asked, status=0 if seeds else 2)
+        if seeds:
+            estimates = pd.read_csv(tmp_path / "out" / "results.csv").set_index(["arm", "metric"])
+            assert estimates.loc[("token_sampling", "mean@8"), "value"] > 80 and (estimates["seeds"] == seeds).all()
+            assert "left out: 3 of kind run, 2 of kind trial, 3 of kind evaluation, 1 of kind diagnosis" in text
+        else:  # they would be pooled
+            assert "are both token_sampling with seed 0" in text and len(text.splitlines()) == 1
+
+
+def test_where_all_runs_are_of_other_kinds_the_line_says_how_to_read_them(tmp_path):
+    arms(tmp_path, {"token_sampling": 0.3}, kind="smoke")
+    with pytest.raises(LoadError, match=r"holds no finished run \(left out: 3 of kind smoke; kinds='\[smoke\]' takes"):
+        load([tmp_path])
+
+
 def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
-    run = "runpy.run_path('report.py', run_name='__main__')"
+    script = str(REPOSITORY / "report.py")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    run = f"runpy.run_path({script!r}, run_name='__main__')"
     code = f"import runpy, sys\ntry: {run}\nfinally: print('torch' in sys.modules, file=sys.stderr)"
-    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr.strip() == "False"
     for wrong, words in (
         (["runs=/nowhere"], "runs=/nowhere: is no directory"),
         ([], "runs= or samples="),
         ([f"runs={tmp_path}"], "holds no finished run"),
+        (
+            [f"runs={tmp_path}", "kinds=[smok]"],
+            "kinds=[smok]: must be a list of run, smoke, trial, evaluation, diagnosis; kinds",
+        ),
+        ([f"runs={tmp_path}", "kinds=[]"], "kinds=[]: must be a list of run, smoke"),
     ):
-        done = subprocess.run([sys.executable, "report.py", *wrong], capture_output=True, text=True)
+        done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

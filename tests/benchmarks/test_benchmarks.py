@@ -4,22 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from places import REPOSITORY
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import arms
-import measuring
-import models
-import roofline
-
-from ngrpo.models import causal
-
-RUN = Path(__file__).resolve().parents[2] / "benchmarks" / "run.py"
+from benchmarks import arms, measuring, models, roofline
+from ngrpo.models.loading import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +26,7 @@ def test_a_random_model_is_the_same_every_time(nano):
 
 
 def test_prompts_have_the_same_tokens_under_every_model(nano):
-    bundled = causal.load_tokenizer(models.BUNDLED)
+    bundled = load_tokenizer(str(models.BUNDLED))
     texts = [problem.prompt for problem in arms.natural(8).task.problems]
     assert [nano.tokenizer.encode(text) for text in texts] == [bundled.encode(text) for text in texts]
     assert len(nano.tokenizer) == models.SHAPES["nano"][-1] == len(nano.model.table)
@@ -49,10 +41,10 @@ def test_rows_end_where_they_are_told_to(nano):
 
 def test_trl_finds_stops_where_rows_are_told_to_end():
     pytest.importorskip("trl")
-    import step_trl
+    from benchmarks.step_trl import Told
 
-    model, lengths, stop = models.stock("nano", "sdpa"), [3, 8, 5, 8, 2], 1
-    step_trl.end_at(model, lengths)
+    model, lengths, stop = Told(models.settings("nano")).eval(), [3, 8, 5, 8, 2], 1
+    model.lengths = lengths
     prompts = torch.full((5, 4), 7)
     made = model.generate(
         input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=9, do_sample=False,
@@ -100,20 +92,13 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["step", "generation", "strategies", "memory", "growth", "profile", "roofline"])
+@pytest.mark.parametrize("part", ["step", "generation", "strategies", "memory", "growth", "roofline"])
 def test_every_part_runs(part, tmp_path):
     if part == "step":
         pytest.importorskip("trl")
-    command = [
-        sys.executable,
-        str(RUN),
-        "--quick",
-        "--threads=1",
-        f"--part={part}",
-        "--out",
-        tmp_path,
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    command = [sys.executable, "-m", "benchmarks.run", "--quick", "--threads=1", f"--part={part}", "--out", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     (folder,) = tmp_path.iterdir()
     written = json.loads((folder / f"{part}.json").read_text())

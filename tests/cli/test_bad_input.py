@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "lightning", "transformers", "pandas", "faiss")
 TARGET = "ngrpo.exploration.neighbor_mix.NeighborMix"
 
@@ -125,7 +125,7 @@ WRONG = {
     "exploration._target_=os.system": ["exploration._target_=os.system|may be built"],
     "exploration._target_=ngrpo.exploration.stht.torch.load": ["ngrpo.exploration.stht.torch.load|no module"],
     "exploration._target_=ngrpo.exploration.stht.SoftToken": ["SoftToken|ngrpo.exploration.stht.SoftTokens"],
-    "exploration._target_=ngrpo.algorithm.losses.__loader__": ["exploration._target_=ngrpo.algorithm.losses.__loader__|private"],
+    "exploration._target_=ngrpo.algorithm.losses.__loader__": ["_target_=ngrpo.algorithm.losses.__loader__|private"],
     "exploration._target_=ngrpo.rundir.files.write_atomically": ["ngrpo.rundir.files.write_atomically|may be built"],
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],
     f"evaluation.exploration._target_={TARGET}": ["exploration.rate|needs", "exploration.k|needs"],
@@ -251,12 +251,15 @@ def test_questions_are_answered(tmp_path, argv):
 
 JOB = """
 import sys
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
 from ngrpo.cli import settings
 class Locked(RuntimeError):
     one_line = True
 def main(config):
-    print("seed", config.seed, cli.choices("exploration"), cli.run_path().name[:19])
+    runtime = HydraConfig.get().runtime
+    print("seed", config.seed, runtime.choices["exploration"], Path(runtime.output_dir).name[:19])
     if config.seed == 1: raise Locked("the run is at work elsewhere")
     if config.seed == 2: raise KeyError("a bug")
     if config.seed == 3: raise KeyboardInterrupt

@@ -7,25 +7,25 @@ import shlex
 from importlib import import_module
 from pathlib import Path
 
+import configurations
 import pytest
-from hydra import initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
+from places import CONF, REPOSITORY
 
-from ngrpo.cli import arguments, build
-from ngrpo.cli.arguments import CONF, VERSION_BASE, examine
+from ngrpo import targets
+from ngrpo.build import instantiate
+from ngrpo.cli.arguments import examine
 from ngrpo.cli.jobs import Job
 from ngrpo.cli.overrides import parse
-from ngrpo.cli.reading import register_resolvers
 from ngrpo.cli.schema import Schema
-from ngrpo.cli.settings import SettingsError, machine, targets
+from ngrpo.cli.settings import SettingsError, machine
 from ngrpo.cli.settings.composed import flat
 from ngrpo.cli.settings.limits import FIELDS
 from ngrpo.tasks import rows
 
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF]
-COMMAND = re.compile(r"# python (train|evaluate|report|audit|diagnose)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
+COMMAND = re.compile(r"# python (train|evaluate|report|audit|diagnose|plan)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
 TARGETS = sorted(
     {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
 )
@@ -48,24 +48,26 @@ def heading(path: Path) -> str:
 
 def used_by(path: Path) -> str:
     """The primary configuration of the first command in the file's heading."""
-    return {"train": "config", "evaluate": "evaluate", "audit": "audit"}[COMMAND.findall(heading(path))[0][0]]
-
-
-SCHEMAS: dict[tuple[str, ...], Schema] = {}
+    script = COMMAND.findall(heading(path))[0][0]
+    return "config" if script == "train" else script
 
 
 @pytest.fixture(autouse=True)
 def any_machine(monkeypatch):
     monkeypatch.setattr(machine, "gpu_refusal", lambda devices: None)
     monkeypatch.setattr(machine, "package_refusal", lambda target: None)
-    monkeypatch.setattr(
-        arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
-    )
-    register_resolvers()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tasks_of_stand_ins():
+    """What is built here is not found in the caches by other tests, nor what they built by those here."""
+    configurations.forget_tasks()
+    yield
+    configurations.forget_tasks()
 
 
 @pytest.fixture(autouse=True)
-def public_data_sets(monkeypatch):
+def public_data_sets(monkeypatch, tasks_of_stand_ins):
     """Rows with the columns of all of them; nothing is downloaded."""
     columns = {f"Incorrect Answer {number}": f"no {number}" for number in (1, 2, 3)} | {"Correct Answer": "yes"}
     made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(64))
@@ -77,7 +79,7 @@ def own_files(name: str, directory: Path) -> list[str]:
     file = directory / "own.jsonl"
     file.write_text("".join(json.dumps({"problem": f"What is {at}?", "answer": at}) + "\n" for at in range(64)))
     given = {
-        "model/hf.yaml": "model.path=ngrpo/models/tiny_qwen2",
+        "model/hf.yaml": f"model.path={REPOSITORY}/ngrpo/models/tiny_qwen2",
         "task/hf.yaml": "task.dataset=owner/name",
         "task/jsonl.yaml": f"task.path={file}",
         "task/verl_parquet.yaml": f"task.path={file}",
@@ -103,7 +105,8 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
 def test_every_file_composes_without_a_problem_and_limits_keys_that_are_there(path, tmp_path):
     name, chosen = (path.stem, []) if path in PRIMARY else (used_by(path), ["=".join(choice(path))])
     assert examine(name, [*chosen, *own_files(named(path), tmp_path)]).problems == []
-    config = SCHEMAS[name,].reference(chosen)
+    with configurations.composing() as loader:
+        config = configurations.schema(loader, name, []).reference(chosen)
     known = flat(config)
     for key in OmegaConf.select(OmegaConf.load(path), "limits") or {}:
         assert key in known
@@ -131,8 +134,9 @@ def test_targets_may_be_built_and_their_arguments_are_read_right(target):
     [
         "os.system", "builtins.eval", "subprocess.Popen", "shutil.rmtree", "pickle.loads", "torch.load",
         "functools.partial", "importlib.import_module", "runpy.run_path", "hydra.utils.instantiate",
-        "ngrpo", "ngrpo.algorithm.losses", "ngrpo.exploration.stht", "ngrpo.algorithm.losses.Tensor", "ngrpo.algorithm.losses.torch.load",
-        "ngrpo.rundir.records.write_atomically", "ngrpo.rundir.records.shutil.rmtree", "ngrpo.exploration..stht.SoftTokens",
+        "ngrpo", "ngrpo.algorithm.losses", "ngrpo.exploration.stht", "ngrpo.algorithm.losses.Tensor",
+        "ngrpo.algorithm.losses.torch.load", "ngrpo.rundir.files.write_atomically", "ngrpo.rundir.directory.shutil.rmtree",
+        "ngrpo.rundir.recorder.write_samples", "ngrpo.training.policy.Policy", "ngrpo.exploration..stht.SoftTokens",
         "ngrpo.exploration.stht.SoftTokens.__init__", "ngrpo.tasks._x.Y", "ngrpo.exploration/../../x.Y",
         "lightning.pytorch.loggers.wandb.os.system", "", 3, None,
     ],
@@ -147,16 +151,16 @@ def test_nothing_else_may_be_built_however_deep_it_stands(target):
     }
     for node in ({"_target_": target}, inner, OmegaConf.create(inner)):
         with pytest.raises(SettingsError, match="_target_="):
-            build(node)
+            instantiate(node)
 
 
-def test_build_hands_on_arguments_as_they_are():
+def test_building_hands_on_arguments_as_they_are():
     node = {"_target_": "ngrpo.tasks.story_math.StoryMath", "split": "train", "size": 3}
     levels = (1, 2)
-    assert build(node, levels=levels).levels is levels
-    assert build({**node, "_partial_": True}, levels=levels)().levels is levels
+    assert instantiate(node, levels=levels).levels is levels
+    assert instantiate({**node, "_partial_": True}, levels=levels)().levels is levels
     with pytest.raises(ValueError, match="split"):  # the error of the class itself, not one of Hydra about it
-        build({**node, "split": "nope"}, levels=levels)
+        instantiate({**node, "split": "nope"}, levels=levels)
 
 
 def misspelt(word: str) -> list[str]:
@@ -168,8 +172,8 @@ def misspelt(word: str) -> list[str]:
 
 
 def test_misspelt_keys_are_understood():
-    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
-        schema = Schema(GlobalHydra.instance().config_loader(), "config", [])
+    with configurations.composing() as loader:
+        schema = Schema(loader, "config", [])
         reference = schema.reference([])
         top = [str(key) for key in reference if key not in ("limits", "hydra")] + ["mix_rate", "logger", "experiment"]
         inner = [key for key in flat(reference) if "." in key and "._" not in key]

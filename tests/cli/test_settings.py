@@ -7,25 +7,13 @@ import pickle
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ngrpo.cli.arguments import examine
-from ngrpo.cli.schema import Schema
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo.cli import arguments
 from ngrpo.cli import settings as rules_of
+from ngrpo.cli.arguments import examine
 from ngrpo.cli.settings import SettingsError, machine
 from ngrpo.cli.settings.limits import allowed, as_override, example, obeys
 from ngrpo.models import files
-
-SCHEMAS: dict[tuple[str, ...], Schema] = {}
-
-
-@pytest.fixture(autouse=True)
-def files_are_read_once(monkeypatch):
-    monkeypatch.setattr(
-        arguments, "Schema", lambda loader, name, path: SCHEMAS.setdefault((name, *path), Schema(loader, name, path))
-    )
-
 
 NUMBERS = st.integers() | st.floats()
 RULES = st.fixed_dictionaries(
@@ -150,7 +138,7 @@ def test_notes_tell_what_has_no_effect():
     assert "before" in examine("config", ["optimizer.schedule=cosine", "optimizer.warmup_steps=60"]).notes[0]
 
 
-TINY = files.REPOSITORY / "ngrpo" / "models" / "tiny_qwen2"
+TINY = files.BUNDLED["ngrpo:tiny"]
 
 
 @pytest.fixture
@@ -165,10 +153,10 @@ def model(tmp_path):
 
 def test_a_sound_model_directory(model, monkeypatch):
     assert files.refusal(str(model)) is None
-    assert files.directory("ngrpo/models/tiny_qwen2") is not None
     monkeypatch.chdir(model.parent)
     assert files.refusal("model") is None
-    assert files.directory("ngrpo/models/tiny_qwen2") == TINY  # the repository is looked through as well
+    assert files.directory("ngrpo:tiny") == TINY and files.refusal("ngrpo:tiny") is None  # a name, wherever one stands
+    assert files.directory("ngrpo/models/tiny_qwen2") is None  # and no path is looked up below the package
     assert files.refusal("Qwen/Qwen3-1.7B-Base") is None
     words = files.tokenizer(model)
     assert words is not None

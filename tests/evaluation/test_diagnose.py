@@ -1,20 +1,18 @@
 """Sampling before training: shared random numbers, what was fed as the table sees it, and the whole command."""
 
-import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+import configurations
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import warm
-from ngrpo.cli.arguments import examine
-from ngrpo.cli.schema import Schema
+from places import REPOSITORY
 from study import make_run
 from torch.nn import functional as F
 from transformers import AutoTokenizer
@@ -22,13 +20,13 @@ from transformers import AutoTokenizer
 from analysis import report
 from analysis.diagnosis import diagnose, read
 from analysis.load import LoadError, load
-from ngrpo.cli import arguments
+from ngrpo.cli.arguments import examine
 from ngrpo.evaluation import mechanism
 from ngrpo.evaluation.diagnosis import token_of
-from ngrpo.training.measures import consumed
+from ngrpo.models.files import BUNDLED
+from ngrpo.rundir.schema import read_run
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-TINY = REPOSITORY / "ngrpo" / "models" / "tiny_qwen2"
+TINY = BUNDLED["ngrpo:tiny"]
 SMALL = ["problems=4", "n=2", "group_size=2", "rows_per_batch=4", "max_new_tokens=24"]
 RUN = [*SMALL, "strategies=[token_sampling,gaussian_noise,neighbor_mix]", "mix_rate=0.5", "tokens=[seven]"]
 
@@ -97,7 +95,7 @@ def test_neighbours_and_nearest_tokens_are_those_of_brute_force(monkeypatch):
 def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, make_rollouts):
     model, vocabulary = setting
     rollouts = make_rollouts(model, make_strategy("gaussian_noise", model, vocabulary))
-    every = (rollouts.steps.explored & consumed(rollouts)).nonzero()
+    every = (rollouts.steps.explored & rollouts.consumed).nonzero()
     assert torch.equal(mechanism.spread(rollouts, 10_000), every)
     some = mechanism.spread(rollouts, 7)
     assert len(some) == 7 and torch.equal(some[[0, -1]], every[[0, -1]]) and len(some.unique(dim=0)) == 7
@@ -138,7 +136,8 @@ def test_the_page_says_what_the_samples_say(finished):
         explored = frame["explored_steps"].sum() / frame["n_tokens"].sum()
         assert numbers.loc[name, "explored"] == pytest.approx(100 * explored)
     assert numbers.loc["token_sampling", "speed"] == 1 and (numbers["tokens_per_second"] > 0).all()
-    assert not (run / "parts").exists() and json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert not (run / "parts").exists()
+    assert (read_run(run).status, read_run(run).kind) == ("finished", "diagnosis")
 
 
 def test_the_coordinates_are_those_of_the_model(finished):
@@ -192,7 +191,7 @@ def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(fin
     report.write(load(roots), "token_sampling", tmp_path / "out", None, [], roots)
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
     assert (
-        "Nearest neighbours of tokens (tiny_qwen2)" in html and "seven" in html and "two principal components" in html
+        "Nearest neighbours of tokens (ngrpo:tiny)" in html and "seven" in html and "two principal components" in html
     )
     assert (tmp_path / "out" / "planes.png").exists() and str(run) not in html
     report.write(load(roots[:1]), "token_sampling", tmp_path / "plain", None, [], roots[:1])
@@ -223,23 +222,20 @@ WRONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def schemas():
-    """The YAML files stay the same: read once for all cases."""
-    kept, patch = {}, pytest.MonkeyPatch()
-    patch.setattr(arguments, "Schema", lambda loader, *rest: kept.setdefault(str(rest), Schema(loader, *rest)))
-    yield
-    patch.undo()
+@pytest.fixture
+def command_line():
+    with configurations.command_line():
+        yield
 
 
 @pytest.mark.parametrize("line", WRONG)
-def test_each_mistake_is_one_line(line, schemas):
+def test_each_mistake_is_one_line(line, command_line):
     found = examine("diagnose", line.split(" ")).problems
     assert found and all(word in found[0] for word in WRONG[line].split("|")), found
     assert len(found) == 1 or line == "exploration.scale=-1", found
 
 
-def test_knobs_go_to_the_strategies_that_have_them():
+def test_knobs_go_to_the_strategies_that_have_them(command_line):
     examined = examine("diagnose", ["mix_rate=0.3", "seed=3", "exploration.scale=0.5"])
     assert examined.problems == [] and examined.argv == ["+mix_rate=0.3", "seed=3", "+exploration.scale=0.5"]
     assert examine("diagnose", ["seed=3"]).argv == ["seed=3"]

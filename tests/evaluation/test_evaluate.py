@@ -12,8 +12,9 @@ import torch
 import warm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ngrpo.rollout.sampling import batch_plan, merge, partial_file
-from ngrpo.rundir import checkpoints, records
+from ngrpo.evaluation.benchmarks import batch_plan, merge, partial_file
+from ngrpo.rundir import checkpoints, files
+from ngrpo.rundir.schema import SAMPLE_TYPES, eval_samples, read_run
 
 TINY = [
     "trainer.threads=1", "steps=1", "prompts_per_step=2", "group_size=2", "benchmark=[story_math,story_math_easy]",
@@ -23,7 +24,7 @@ TINY = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """One RL step under neighbour mixing at two settings and under token sampling, evaluated before and after."""
+    """One RL step under neighbor mixing at two settings and under token sampling, evaluated before and after."""
     folder, directories = tmp_path_factory.mktemp("runs"), {}
     arms = {
         "mix": ["exploration=neighbor_mix", "mix_rate=0.9", "k=3"],
@@ -37,7 +38,7 @@ def runs(tmp_path_factory):
 
 
 def samples(directory, benchmark, step):
-    return pd.read_parquet(records.eval_samples(directory, benchmark, step))
+    return pd.read_parquet(eval_samples(directory, benchmark, step))
 
 
 def test_the_base_is_evaluated_alike_whatever_the_strategy(runs):
@@ -54,7 +55,7 @@ def test_results_are_those_of_the_samples(runs):
         assert list(steps) == ["0", "1"]
         for step, entry in steps.items():
             frame = samples(runs["mix"], benchmark, int(step))
-            assert tuple(frame.columns) == records.SAMPLE_COLUMNS and len(frame) == 20
+            assert tuple(frame.columns) == tuple(SAMPLE_TYPES) and len(frame) == 20
             assert not frame.duplicated(["problem_id", "sample_index"]).any()
             right = (frame["outcome"] == "correct").to_numpy().reshape(5, 4)
             assert entry["mean@n"]["value"] == pytest.approx(right.mean(), abs=1e-12)
@@ -84,6 +85,8 @@ def test_evaluating_a_run_again_gives_the_same_samples(runs, tmp_path):
     again, first = samples(tmp_path / "again", "story_math_easy", 1), samples(runs["plain"], "story_math_easy", 1)
     kept = again[again["problem_id"].isin(first["problem_id"])]
     assert kept["completion"].tolist() == first["completion"].tolist()
+    kinds = {read_run(place).kind for place in runs.values()}
+    assert kinds == {"run"} and read_run(tmp_path / "again").kind == "evaluation"
     assert "already evaluated" in warm.finish("evaluate.py", tmp_path / "log", f"run={runs['plain']}", *same, where)
 
 
@@ -124,9 +127,7 @@ def test_the_batch_plan_covers_every_problem_once():
 
 
 def test_merging_twice_is_harmless(tmp_path):
-    from ngrpo.rundir import files
-
-    target = records.eval_samples(tmp_path, "b", 0)
+    target = eval_samples(tmp_path, "b", 0)
     for index in range(2):
         files.write_parquet([{"problem_id": str(index), "sample_index": 0}], partial_file(target, index))
     merge(target, [(0, 1), (1, 2)])

@@ -74,7 +74,7 @@ def test_at_rate_zero_all_is_token_sampling_to_the_last_bit(make_model, make_voc
     losses = []
     for strategy, rollouts in ((CONTROLS[name](0.0), made), (TokenSampling(), expected)):
         model.zero_grad()
-        (replay(model, ready(strategy, model, vocabulary), rollouts) * rollouts.draws.token).sum().backward()
+        (replay(model, ready(strategy, model, vocabulary), rollouts).log_probs * rollouts.draws.token).sum().backward()
         losses.append([p.grad.clone() for p in model.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*losses, strict=True))
 

@@ -365,7 +365,7 @@ def test_gates_learn_and_have_rates_of_their_own(make_model, make_vocabulary, re
     model, vocabulary = make_model(), make_vocabulary()
     strategy = ready(HybridReasoning(0, gate_learning_rate=2e-4, lambda_learning_rate=3e-3), model, vocabulary)
     rollouts = make_rollouts(model, strategy)
-    replay(model, strategy, rollouts).sum().backward()
+    replay(model, strategy, rollouts).log_probs.sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in strategy.parameters())
     groups = strategy.parameter_groups(1.0)
     assert [group["lr"] for group in groups] == [2e-4, 3e-3]

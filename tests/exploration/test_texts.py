@@ -4,6 +4,7 @@ import pytest
 import torch
 from decode_step import random, texts, thinking_part
 
+from ngrpo.algorithm.inputs import LossInputs
 from ngrpo.algorithm.losses import clipped_surrogate
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
@@ -16,9 +17,9 @@ from ngrpo.training.replay import replay
 
 def loss_and_gradient(model, strategy, rollouts):
     model.zero_grad()
-    log_probs = replay(model, strategy, rollouts)
+    log_probs = replay(model, strategy, rollouts).log_probs
     advantages = random(len(rollouts.mask), 1, seed=3).expand(rollouts.mask.shape)
-    made = clipped_surrogate(log_probs, log_probs.detach(), advantages, rollouts.loss_mask).loss
+    made = clipped_surrogate(LossInputs(log_probs, log_probs.detach(), advantages, rollouts.loss_mask)).loss
     loss = (made * rollouts.loss_mask).sum()
     loss.backward()
     return loss.detach(), [p.grad.clone() for p in model.parameters()]
@@ -87,9 +88,9 @@ def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting,
     kept, masked = (make_rollouts(model, part) for part in (keep, mask))
     assert texts(kept) == texts(masked) and torch.equal(kept.loss_mask, kept.mask)
     assert masked.steps.explored.any() and torch.equal(masked.loss_mask, masked.mask & ~masked.steps.explored)
-    log_probs = replay(model, mask, masked)
+    log_probs = replay(model, mask, masked).log_probs
     assert not log_probs[masked.steps.explored].any()
-    torch.testing.assert_close(log_probs, replay(model, keep, kept) * masked.loss_mask, rtol=0, atol=1e-5)
+    torch.testing.assert_close(log_probs, replay(model, keep, kept).log_probs * masked.loss_mask, rtol=0, atol=1e-5)
 
 
 def test_top_p_and_mixing_go_together(setting, ready, make_rollouts):
@@ -97,7 +98,7 @@ def test_top_p_and_mixing_go_together(setting, ready, make_rollouts):
     strategy = ready(NeighborMix(0.3, 3, top_p=0.7), model, vocabulary)
     rollouts = make_rollouts(model, strategy)
     assert rollouts.log_probs.isfinite().all() and rollouts.steps.explored.any()
-    assert (replay(model, strategy, rollouts) - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5
+    assert (replay(model, strategy, rollouts).log_probs - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("below", [0.0, 0.75, 2.0])
@@ -112,4 +113,4 @@ def test_a_chosen_step_that_is_not_mixed_is_recorded_as_it_was_fed(setting, read
     assert chosen.any() and (rollouts.steps.mix_weights[..., 0] == 1)[chosen].any()
     weights = rollouts.steps.mix_weights[chosen].sum(-1)
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
-    assert (replay(model, strategy, rollouts) - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5
+    assert (replay(model, strategy, rollouts).log_probs - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5

@@ -6,8 +6,8 @@ import torch
 from decode_step import TRAPS, VOCABULARY, V, one_step, random, trapped_table
 from scipy import stats
 
-from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.exploration.scores import BLOCK, LARGE, draw_token, filtered, nucleus, tempered
+from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step

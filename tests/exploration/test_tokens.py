@@ -16,9 +16,9 @@ from decode_step import (
 from scipy import stats
 
 from ngrpo.exploration.annealed_temperature import AnnealedTemperature
-from ngrpo.exploration.thinking import SuffixMatch, Thinking
 from ngrpo.exploration.epsilon_greedy import EpsilonGreedy
 from ngrpo.exploration.scores import candidates, entropy, filtered, gumbel, largest, near_best, nucleus
+from ngrpo.exploration.thinking import SuffixMatch, Thinking
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, Step

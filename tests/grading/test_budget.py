@@ -1,7 +1,6 @@
 """A run stops where too many answers have no verdict, loses nothing by it, and no such score is ever written."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +8,7 @@ import pytest
 import warm
 
 from ngrpo.rollout.sampling import Ungraded, refuse_ungraded
-from ngrpo.rundir import records
+from ngrpo.rundir.schema import TRAIN_SAMPLES, eval_samples, read_results, read_run
 
 TRAIN = [
     "trainer.threads=1", "prompts_per_step=2", "group_size=4", "benchmark=story_math", "evaluation.n=2",
@@ -50,10 +49,6 @@ def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def results(directory: Path) -> dict:
-    return json.loads((directory / "results.json").read_text())
-
-
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sound")
@@ -69,8 +64,8 @@ def test_training_stops_and_the_same_command_ends_as_if_nothing_had_been(sound, 
     assert (
         len(lines) == 1 and "RL step 1" in lines[0] and "error 100.0 %" in lines[0] and "grading.max_errors" in lines[0]
     )
-    assert json.loads((directory / "run.json").read_text())["status"] == "failed"
-    rows = pd.read_parquet(records.train_samples(directory, 1))
+    assert read_run(directory).status == "failed"
+    rows = pd.read_parquet(directory / TRAIN_SAMPLES.format(step=1))
     assert (rows["outcome"] == "error").all() and not list(directory.glob("checkpoints/*.pt"))
     run("train.py", directory, "steps=2", "evaluation.before=false")
     for name in ("metrics.csv", "hf/model.safetensors"):
@@ -83,19 +78,19 @@ def test_a_higher_limit_continues_the_same_run(tmp_path):
     assert "story_math at RL step 0" in text and not (directory / "results.json").exists()
     text = run("train.py", directory, "steps=1", "grading.max_errors=0.25", lost={"test4": 4})
     assert "story_math at 0: answers without a verdict count as wrong (error 25.0%)" in text
-    assert results(directory)["story_math"]["0"]["outcomes"]["error"] == 0.25
+    assert read_results(directory)["story_math"]["0"]["outcomes"]["error"] == 0.25
 
 
 def test_evaluation_writes_no_such_score_and_grades_again_without_sampling_again(sound, tmp_path):
     directory = tmp_path / "run"
     text = run("evaluate.py", directory, status=3, lost={"test4": 4})
     assert "Traceback" not in text and "story_math at RL step 0" in text
-    assert set(results(directory)) == {"story_math_hard"}
-    path = records.eval_samples(directory, "story_math", 0)
+    assert set(read_results(directory)) == {"story_math_hard"}
+    path = eval_samples(directory, "story_math", 0)
     assert (pd.read_parquet(path)["outcome"] == "error").sum() > 0
     run("evaluate.py", directory)
-    assert results(directory) == results(sound / "evaluate")
-    expected = pd.read_parquet(records.eval_samples(sound / "evaluate", "story_math", 0)).drop(columns="run")
+    assert read_results(directory) == read_results(sound / "evaluate")
+    expected = pd.read_parquet(eval_samples(sound / "evaluate", "story_math", 0)).drop(columns="run")
     pd.testing.assert_frame_equal(pd.read_parquet(path).drop(columns="run"), expected)
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ngrpo.rundir import files, records
+from ngrpo.rundir import files
+from ngrpo.rundir.recorder import write_samples
+from ngrpo.rundir.schema import eval_samples
 
 BASE = {
     "steps": 4,
@@ -44,16 +46,18 @@ def make_run(
 ) -> Path:
     """A finished run in which problem i has solved[i] correct samples of n, and before[i] at RL step 0.
 
-    `config` is laid over a composed configuration; `benchmark`, `samples` (extra cells of a row), `status` are special.
+    `config` is laid over a composed configuration; `benchmark`, `samples` (extra cells of a row), `status` and `kind` are
+    special.
     """
     special = {
         key: config.pop(key, default)
-        for key, default in (("benchmark", "bench"), ("samples", {}), ("status", "finished"))
+        for key, default in (("benchmark", "bench"), ("samples", {}), ("status", "finished"), ("kind", "run"))
     }
     place = root / f"{exploration}-grpo-s{seed}-{zlib.crc32(str(config).encode()):08x}"
     strategy = {"exploration": MIX | {"rate": 0.1, "k": 3} if "mix" in exploration else TOKEN}
     whole = {**BASE, "seed": seed, **strategy, "benchmark": {special["benchmark"]: {"size": len(solved)}}, **config}
-    record = {"status": special["status"], "config": whole, "data": {"bench": "v1"}, "seed": seed, "wall_seconds": 10.0}
+    record = {"status": special["status"], "kind": special["kind"], "config": whole, "data": {"bench": "v1"}}
+    record |= {"seed": seed, "wall_seconds": 10.0}
     place.mkdir(parents=True)
     (place / "run.json").write_text(json.dumps(record))
     labels = {"exploration": exploration, "seed": seed, "benchmark": special["benchmark"], **special["samples"]}
@@ -64,7 +68,7 @@ def make_run(
                 for i, c in enumerate(counts)
                 for j in range(n)
             ]
-            records.write_samples(rows, records.eval_samples(place, special["benchmark"], step))
+            write_samples(rows, eval_samples(place, special["benchmark"], step))
     files.write_csv(
         [{"step": t, "reward": 0.1 * t, "entropy": 1.0, "informative": 0.5} for t in range(1, 5)], place / "metrics.csv"
     )

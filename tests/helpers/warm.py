@@ -11,8 +11,8 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
     [
-        "torch", "lightning.pytorch", "faiss", "pandas", "pyarrow.parquet", "rich.progress", "ngrpo.training.policy",
-        "ngrpo.cli", "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto",
+        "torch", "lightning.fabric", "faiss", "pandas", "pyarrow.parquet", "rich.progress", "ngrpo.loop", "ngrpo.cli",
+        "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto",
     ]
 )  # fmt: skip
 

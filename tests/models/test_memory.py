@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+PATHS = os.pathsep.join((str(REPOSITORY), str(REPOSITORY / "tests" / "helpers")))
 # name: width, layers, inner, vocabulary, recompute, rank of adapters, answers per prompt, new tokens
 CASES = {
     "qwen2": (512, 14, 2048, 1024, 0, 0, 4, 32),
@@ -22,7 +24,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_a_plan_is_within_15_percent_of_the_memory_taken(case):
     # Freed blocks go back at once, so that the peak is what was in use and not what the allocator kept.
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": PATHS}
     words = [case.split()[0], *map(str, CASES[case])]
     run = subprocess.run(
         [sys.executable, __file__, *words], env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True
@@ -35,7 +37,7 @@ def test_a_plan_is_within_15_percent_of_the_memory_taken(case):
 def test_the_head_takes_no_more_than_a_few_chunks_beyond_its_gradient():
     """151,936 rows as the backbones have, narrow so that it is quick; every chunk's gradient of the head is as large as
     the head, so that an implementation that keeps two of them takes 148 MiB more."""
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(REPOSITORY)}
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": PATHS}
     command = [sys.executable, __file__, "head", "151936", "256", "440"]
     run = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=True)
     beyond = int(run.stdout.split()[-1])
@@ -48,8 +50,7 @@ def measure_head(vocabulary: int, width: int, tokens: int):
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from ngrpo.exploration.scores import token_log_prob
-    from ngrpo.models.causal import CausalModel
-    from ngrpo.models.head import chunk_tokens, read_logits
+    from ngrpo.models.causal import CausalModel, chunk_tokens, read_logits
 
     sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, tie_word_embeddings=False, **sizes)
@@ -77,17 +78,16 @@ def measure(
     family: str, width: int, layers: int, inner: int, rows: int, recompute: int, rank: int, group: int, new: int
 ):
     """Prints the bytes that the plan states and those that the process grew by."""
-    import test_policy
     from places import FAMILIES
+    from updates import Watched, assembled, fit, make, training
 
     from ngrpo.exploration.token_sampling import TokenSampling
-    from ngrpo.models import causal
     from ngrpo.models import sizes as plan
-    from ngrpo.rollout.sampling import Sampler
+    from ngrpo.models.causal import CausalModel
     from ngrpo.tasks.base import Score
-    from ngrpo.training.policy import Policy
+    from ngrpo.tasks.story_math import StoryMath
 
-    test_policy.fit(test_policy.make(kind=Policy, dtype="float32"))  # now everything is imported and warm
+    fit(make(kind=Watched, dtype="float32"))  # now everything is imported and warm
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     config_class, model_class = FAMILIES[family]
@@ -97,17 +97,14 @@ def measure(
         pad_token_id=0, eos_token_id=1, bos_token_id=None,
     )  # fmt: skip
     lora = {"r": rank, "alpha": 16, "target_modules": "all-linear"} if rank else None
-    model = causal.CausalModel(model_class(config).eval(), lora=lora, recompute=bool(recompute))
-    tokenizer, task = causal.load_tokenizer(test_policy.TINY), test_policy.StoryMath("train", [2], 64)
+    model = CausalModel(model_class(config).eval(), lora=lora, recompute=bool(recompute))
+    task = StoryMath("train", [2], 64)
     task.score = lambda problems, texts: [Score(float(i % 2), "correct", None, "") for i in range(len(texts))]
-    strategy = TokenSampling(1.0)
-    strategy.bind(causal.vocabulary(tokenizer, model, None, ""), model.table.detach())
-    sizes = test_policy.training(steps=2, prompts_per_step=2, group_size=group, micro_batch_rows=2 * group)
-    recorder = test_policy.Unrecorded()
-    sampler = Sampler(model, tokenizer, strategy, new)
-    test_policy.fit(Policy(sampler, task, test_policy.algorithm(), sizes, recorder))  # pyright: ignore
+    sizes = training(steps=2, prompts_per_step=2, group_size=group, micro_batch_rows=2 * group)
+    parts = assembled(model, task, TokenSampling(1.0), sizes, answer_start=None, limit=new)
+    fit(replace(parts, recorder=None))
     taken = resident("VmHWM") - before
-    prompt = max(outcome.answers.rollouts.prompts.shape[1] for outcome in recorder.outcomes)
+    prompt = max(rollouts.prompts.shape[1] for rollouts in parts.policy.rollouts)
     stated = plan.Sizes(2 * group, 2, prompt, new, 2 * group, lora=lora, recompute=bool(recompute))
     print(plan.needs(config, stated).peak, taken)
 

@@ -1,5 +1,7 @@
 """Prompts by config: one begin-of-text token, never two, and each checkpoint's own words and signs."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer
@@ -8,8 +10,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from ngrpo.models.causal import encode
-from ngrpo.models.prompting import FULL_WIDTH_BAR, Prompting
+from ngrpo.models.loading import vocabulary
+from ngrpo.models.prompting import FULL_WIDTH_BAR, Prompting, Prompts
+from ngrpo.rollout.sampling import padded
+from ngrpo.tasks.base import Problem, Subset
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
@@ -30,18 +34,19 @@ def tokenizer():
 
 
 def test_plain_text_is_read_as_it_is(tokenizer):
-    assert tokenizer.decode(Prompting("plain").encode(tokenizer, "two and four")) == "<bos> two and four"
+    (ids,) = Prompting("plain").encode(tokenizer, ["two and four"])
+    assert tokenizer.decode(ids) == "<bos> two and four"
 
 
 def test_a_template_is_not_given_a_second_begin_of_text(tokenizer):
     tokenizer.chat_template = TEMPLATE
-    ids = Prompting("chat").encode(tokenizer, "two and four")
+    (ids,) = Prompting("chat").encode(tokenizer, ["two and four"])
     assert tokenizer.decode(ids) == "<bos> user two and four assistant" and ids.count(1) == 1
 
 
 def test_chat_without_a_template_names_the_way_out(tokenizer):
     with pytest.raises(ValueError, match=r"model\.prompt=plain"):
-        Prompting("chat").encode(tokenizer, "two")
+        Prompting("chat").encode(tokenizer, ["two"])
 
 
 @pytest.mark.parametrize("own", [True, False])
@@ -49,23 +54,73 @@ def test_r1_uses_the_signs_that_the_tokenizer_has(tokenizer, own, monkeypatch):
     if own:
         tokenizer.add_tokens([AddedToken(sign, special=True, normalized=False) for sign in SIGNS])
     read = []
-    monkeypatch.setattr(type(tokenizer), "encode", lambda self, text, **kwargs: read.append(text) or [1])
-    Prompting("r1").encode(tokenizer, "two")
+    monkeypatch.setattr(
+        type(tokenizer), "__call__", lambda self, texts, **kwargs: read.extend(texts) or {"input_ids": [[1]]}
+    )
+    Prompting("r1").encode(tokenizer, ["two"])
     user, assistant = SIGNS if own else ("<|User|>", "<|Assistant|>")
     assert read == [f"{user}two{assistant}<think>\n"]
 
 
+@dataclass
+class Questions:
+    """A task with nothing but problems."""
+
+    problems: list[Problem]
+    name: str = "questions"
+    version: str = "1"
+    answer_start: str | None = None
+    answer_prefix: str = ""
+
+
+def messages(*texts: str) -> list[Problem]:
+    return [Problem(f"m{index}", text, "", is_message=True) for index, text in enumerate(texts)]
+
+
 def test_padding_is_on_the_left_whatever_the_form(tokenizer):
     tokenizer.chat_template = TEMPLATE
-    ids, mask = encode(tokenizer, ["two", "two and four"], 10, Prompting("chat"))
+    prompts = Prompts(tokenizer, Prompting("chat"), 10)
+    task = prompts.read(Questions(messages("two", "two and four")))
+    ids, mask = padded([prompts.ids[p.prompt, p.is_message] for p in task.problems], tokenizer.pad_token_id)
     assert (ids[0][~mask[0]] == 0).all() and mask[:, -1].all()
     assert torch.equal(mask.sum(1), torch.tensor([4, 6]))
 
 
+def test_messages_have_the_model_s_form_and_other_prompts_stand_as_they_are(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    prompts = Prompts(tokenizer, Prompting("chat"), 10)
+    asked = Questions([*messages("two"), Problem("p", "two", ""), *messages("four")])
+    assert prompts.read(asked) is asked
+    found = {key: tokenizer.decode(ids) for key, ids in prompts.ids.items()}
+    assert found == {
+        ("two", True): "<bos> user two assistant",
+        ("two", False): "<bos> two",
+        ("four", True): "<bos> user four assistant",
+    }
+    prompts.read(Questions(messages("and")))
+    assert len(prompts.ids) == 4, "one run's prompts stand together, whatever tasks they are from"
+
+
+def test_messages_that_leave_no_room_are_left_out_and_counted(tokenizer):
+    prompts = Prompts(tokenizer, Prompting("plain"), 3)
+    long, short = "two and four", "two"
+    task = prompts.read(Questions(messages(long, short, long)))
+    assert isinstance(task, Subset) and task.left_out == 2 and [p.prompt for p in task.problems] == [short]
+    assert task.name == "questions"
+    with pytest.raises(ValueError, match=r"questions: no prompt leaves room .*max_new_tokens"):
+        prompts.read(Questions(messages(long)))
+
+
+@pytest.mark.parametrize("text", ["two and four", ""])
+def test_a_prompt_that_is_no_message_must_fit(tokenizer, text):
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
+    with pytest.raises(ValueError, match=r"a prompt has [30] tokens, allowed are 1 to 2"):
+        Prompts(tokenizer, Prompting("plain"), 2).read(Questions([Problem("p", text, "")]))
+
+
 def test_a_model_without_thinking_part_has_nothing_that_ends_it(make_model):
-    from ngrpo.models import causal
     from ngrpo.models.tiny.recipe import build_tokenizer
 
     words, model = build_tokenizer(), make_model()
-    assert causal.vocabulary(words, model, Prompting("plain", None).answer_start, "").answer_start == ()
-    assert len(causal.vocabulary(words, model, Prompting().answer_start, "").answer_start) == 1
+    assert vocabulary(words, model, Prompting("plain", None).answer_start, "").answer_start == ()
+    assert len(vocabulary(words, model, Prompting().answer_start, "").answer_start) == 1

@@ -14,14 +14,7 @@ from ngrpo.rollout.engines.transformers import decode_step, entropy, generate, p
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Rollouts, Vocabulary
 
-SETTINGS = [
-    ("qwen2", False, "grouped"),
-    ("qwen2", True, "sdpa"),
-    ("qwen3", False, "sdpa"),
-    ("qwen3", True, "grouped"),
-    ("llama", False, "sdpa"),
-    ("llama", True, "grouped"),
-]
+SETTINGS = [(family, tied) for family in ("qwen2", "qwen3", "llama") for tied in (False, True)]
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +47,9 @@ def peer_logits(model: PreTrainedModel, text: list[int]) -> torch.Tensor:
     return model(input_ids=torch.tensor([text])).logits[0].detach()
 
 
-@pytest.mark.parametrize(("family", "tied", "attention"), SETTINGS)
-def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, make_rollouts, family, tied, attention):
-    model, vocabulary = make_model(family, tied=tied, attention=attention), make_vocabulary(family, tied=tied)
+@pytest.mark.parametrize(("family", "tied"), SETTINGS)
+def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, make_rollouts, family, tied):
+    model, vocabulary = make_model(family, tied=tied), make_vocabulary(family, tied=tied)
     rollouts = make_rollouts(model, ready(TokenSampling(), model, vocabulary), prompts=6, group=2, new_tokens=40)
     oracle = peer(make_model, family, tied=tied, dtype=torch.float64)
     assert rollouts.lengths.max() > 7 and rollouts.prompt_mask.sum(dim=1).unique().numel() == 6
@@ -70,9 +63,9 @@ def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, mak
         assert not rollouts.log_probs[row, len(text) :].any() and not rollouts.entropy[row, len(text) :].any()
 
 
-@pytest.mark.parametrize(("family", "tied", "attention"), SETTINGS)
-def test_greedy_is_the_peer_s_generate(make_model, make_vocabulary, make_prompts, ready, family, tied, attention):
-    model, vocabulary = make_model(family, tied=tied, attention=attention), make_vocabulary(family, tied=tied)
+@pytest.mark.parametrize(("family", "tied"), SETTINGS)
+def test_greedy_is_the_peer_s_generate(make_model, make_vocabulary, make_prompts, ready, family, tied):
+    model, vocabulary = make_model(family, tied=tied), make_vocabulary(family, tied=tied)
     prompts, mask = make_prompts(6)
     ours = generate(model, ready(TokenSampling(1e-6), model, vocabulary), prompts, mask, torch.arange(6), 24)
     theirs = peer(make_model, family, tied=tied).generate(
@@ -206,11 +199,10 @@ class Watched(TokenSampling):
         return super().sample(logits, state, draws, table)
 
 
-@pytest.mark.parametrize("attention", ["grouped", "sdpa"])
 def test_in_float32_only_a_uniform_beside_a_cdf_edge_can_change_a_token(
-    make_model, vocabulary, ready, make_prompts, make_keys, attention
+    make_model, vocabulary, ready, make_prompts, make_keys
 ):
-    model = make_model(attention=attention)
+    model = make_model()
     prompts, mask = make_prompts(6)
     keys = make_keys(24, "float32").view(6, 4)
     together, apart = (ready(Watched(1.0), model, vocabulary) for _ in range(2))

@@ -78,6 +78,11 @@ def test_numbers_that_are_not_finite_are_called_so():
         make_rollouts(log_probs=torch.full((B, T), float("nan")))
 
 
+def test_an_engine_need_not_tell_the_entropy():
+    whole = make_rollouts(entropy=None)
+    assert whole.entropy is None and whole.rows(torch.tensor([2])).entropy is None
+
+
 def test_records_are_frozen():
     with pytest.raises(AttributeError):
         make_rollouts().group_size = 1

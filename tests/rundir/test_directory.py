@@ -20,16 +20,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ngrpo
-from ngrpo.rundir import files, provenance, records
+from ngrpo.rundir import files, provenance, schema
+from ngrpo.rundir.directory import ForeignRun, RunDirectory
 from ngrpo.rundir.files import write_atomically
 from ngrpo.rundir.lock import RunLocked
-from ngrpo.rundir.records import ForeignRun, RunDirectory, config_hash, run_directory
+from ngrpo.rundir.recorder import Recorder, write_samples
+from ngrpo.rundir.schema import SAMPLE_TYPES, config_hash, eval_samples, read_results, read_run, run_directory
 
 CONFIG = {
     "seed": 3,
     "mix_rate": 0.1,
     "model": {"_target_": "ngrpo.models.tiny", "path": None},
-    "trainer": {"precision": "bf16", "devices": 1, "accelerator": "cpu", "strategy": "auto"},
+    "engine": {"_target_": "ngrpo.rollout.engines.transformers.TransformersEngine"},
+    "trainer": {"precision": "bf16", "devices": 1, "accelerator": "cpu", "strategy": "auto", "threads": 2},
     "evaluation": {"n": 32, "benchmarks": ["easy", "hard"]},
     "logger": None,
     "fresh": False,
@@ -189,12 +192,12 @@ def kill_large_writes() -> None:
 def kill_rows() -> None:
     def prepare(directory: Path) -> None:
         with RunDirectory.open(directory / "run", CONFIG, hash=HASH) as run:
-            run.append_row("metrics", {"step": 1, "reward": 0.5})
+            Recorder(run).append_row("metrics", {"step": 1, "reward": 0.5})
 
     def act(directory: Path) -> None:
         with RunDirectory.open(directory / "run", CONFIG, hash=HASH) as run:
-            run.append_row("metrics", {"step": 2, "reward": 0.25, "kl": 0.1})
-            run.record_result("easy", 2, {"x": 1})
+            Recorder(run).append_row("metrics", {"step": 2, "reward": 0.25, "kl": 0.1})
+            Recorder(run).result("easy", 2, {"x": 1})
             run.finish()
 
     def check(directory: Path, done: bool) -> None:
@@ -202,7 +205,7 @@ def kill_rows() -> None:
             assert run.status == "finished" if done else run.status in ("running", "finished")
             steps = [row["step"] for row in files.read_csv(run.path / "metrics.csv")]
             assert steps in (["1"], ["1", "2"]) and (run.status != "finished" or len(steps) == 2)
-            assert run.read_results() in ({}, {"easy": {"2": {"x": 1}}})
+            assert read_results(run.path) in ({}, {"easy": {"2": {"x": 1}}})
             assert not list(run.path.rglob(PARTS))
 
     kill_everywhere(prepare, act, check)
@@ -261,11 +264,9 @@ def test_parquet_gives_every_text_back(cells):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "a.parquet")
         expected = [None if cell is None else repaired(cell) for cell in cells]
-        frame = pandas.DataFrame({"a": np.array(cells, dtype=object)}, dtype=object)
-        for rows in ([{"a": cell} for cell in cells], frame):
-            files.write_parquet(rows, path)
-            found = pandas.read_parquet(path)["a"].astype(object)
-            assert [None if pandas.isna(cell) else cell for cell in found] == expected
+        files.write_parquet([{"a": cell} for cell in cells], path)
+        found = pandas.read_parquet(path)["a"].astype(object)
+        assert [None if pandas.isna(cell) else cell for cell in found] == expected
 
 
 @settings(max_examples=100, deadline=None)
@@ -294,7 +295,7 @@ def test_csv_numbers_keep_every_digit(tmp_path):
 
 
 def sample(**cells):
-    row = dict.fromkeys(records.SAMPLE_COLUMNS) | {"outcome": "wrong", "token_ids": [1, 2], "step": 4, "reward": 0.0}
+    row = dict.fromkeys(SAMPLE_TYPES) | {"outcome": "wrong", "token_ids": [1, 2], "step": 4, "reward": 0.0}
     return row | cells
 
 
@@ -303,14 +304,14 @@ def test_sample_files_have_the_same_columns_and_types_whatever_the_rows_hold(tmp
 
     full = sample(completion='a\ud800"\n', problem_id=7, extracted="5", logprob_sum=-1.5, outcome="correct")
     for name, rows in {"empty": [], "full": [full], "bare": [sample()]}.items():
-        records.write_samples(iter(rows), records.eval_samples(tmp_path, name, 4))
+        write_samples(iter(rows), eval_samples(tmp_path, name, 4))
     schemas = [pyarrow.parquet.read_schema(path) for path in (tmp_path / "samples" / "eval").iterdir()]
-    assert schemas[0] == schemas[1] == schemas[2] and tuple(schemas[0].names) == records.SAMPLE_COLUMNS
+    assert schemas[0] == schemas[1] == schemas[2] and schemas[0].names == list(SAMPLE_TYPES)
     read = pyarrow.parquet.read_table(tmp_path / "samples" / "eval" / "full-4.parquet").to_pylist()
     assert read == [full | {"completion": 'a\ufffd"\n', "problem_id": "7"}]
     for wrong, words in (({"color": 1}, "color"), ({"outcome": "maybe"}, "maybe")):
         with pytest.raises(ValueError, match=words):
-            records.write_samples([sample(**wrong)], tmp_path / "x.parquet")
+            write_samples([sample(**wrong)], tmp_path / "x.parquet")
 
 
 # ---- what a run is
@@ -328,7 +329,8 @@ def changed(tree, path, value):
 
 IGNORED = [
     ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("limits", "seed"), ("paths", "data"),
-    ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"),
+    ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"), ("trainer", "threads"),
+    ("model", "path"), ("engine", "gpu_memory_utilization"),
 ]  # fmt: skip
 
 
@@ -341,9 +343,16 @@ def test_everything_else_is_part_of_it(monkeypatch):
     identity = [path for path in leaves(CONFIG) if path not in IGNORED]
     hashes = {config_hash(changed(CONFIG, path, "other")) for path in [*identity, ("trainer", "new"), ("new",)]}
     hashes |= {config_hash(CONFIG, {"story_math": version}) for version in ("v1", "v2")} | {HASH}
-    monkeypatch.setattr(records, "__version__", "99")
-    assert len(hashes | {config_hash(CONFIG)}) == len(identity) + 6
-    assert re.fullmatch("[0-9a-f]{64}", HASH) and config_hash(CONFIG, {}) != HASH
+    hashes |= {config_hash(CONFIG, {"model": fingerprint}) for fingerprint in ("0a", "0b")}
+    monkeypatch.setattr(schema, "RESULTS_VERSION", schema.RESULTS_VERSION + 1)
+    assert len(hashes | {config_hash(CONFIG)}) == len(identity) + 8 and ("engine", "_target_") in identity
+    assert re.fullmatch("[0-9a-f]{64}", HASH)
+
+
+def test_the_version_of_the_package_is_no_part_of_it():
+    code = "import ngrpo; ngrpo.__version__ = '99'\nfrom ngrpo.rundir import provenance, schema\n"
+    code += f"print(provenance.package_versions()['ngrpo'], schema.config_hash({CONFIG!r}))"
+    assert run_python(code).split() == ["99", HASH]
 
 
 trees = st.recursive(
@@ -388,7 +397,7 @@ def test_a_run_is_named_after_its_choices():
 def test_no_name_leads_out_of_the_directory(name):
     root = Path("/runs/a")
     try:
-        path = records.eval_samples(root, name, 3)
+        path = eval_samples(root, name, 3)
     except ValueError as error:
         assert "\n" not in str(error)
     else:
@@ -403,20 +412,22 @@ def test_no_name_leads_out_of_the_directory(name):
 @pytest.mark.parametrize("step", [-1, 1.5, "1", True, None])
 def test_a_step_is_a_whole_number(step):
     with pytest.raises(ValueError, match="RL step"):
-        records.train_samples("a", step)
+        eval_samples("a", "b", step)
 
 
 # ---- the life of a run
 
 
 def test_a_run_starts_goes_on_and_ends(tmp_path):
-    info = {"threads": 2, "batch_plan": (512, 8), "gpus": ["H200"], "device_seconds": 1.5}
+    info = {"threads": 2, "devices": 1, "batching": (512, 8), "gpus": ["H200"], "device_seconds": 1.5}
     with RunDirectory.open(tmp_path / "a" / "b", CONFIG, hash=HASH, info=info, versions={"story_math": "v1"}) as run:
         assert run.status is None
         record = json.loads((run.path / "run.json").read_text())
         assert record["status"] == "running" and record["config_hash"] == HASH and record["seed"] == 3
-        assert record["config"] == records.identity(CONFIG) and record["data"] == {"story_math": "v1"}
-        assert (record["threads"], record["batch_plan"], record["device_seconds"]) == (2, [512, 8], 1.5)
+        assert record["config"] == schema.recorded(CONFIG) and record["data"] == {"story_math": "v1"}
+        assert schema.identity(record["config"]) == schema.identity(CONFIG)
+        assert (record["threads"], record["batching"], record["device_seconds"]) == (2, [512, 8], 1.5)
+        assert (record["kind"], record["devices"], record["results_version"]) == ("run", 1, schema.RESULTS_VERSION)
         assert record["hardware"]["gpus"] == ["H200"] and record["hardware"]["cores"] >= 1
         assert {"python", "ngrpo", "torch", "numpy"} <= record["versions"].keys()
         time.sleep(0.05)
@@ -432,9 +443,25 @@ def test_a_run_starts_goes_on_and_ends(tmp_path):
     assert record["created"].endswith("+00:00")
 
 
+def test_a_run_that_goes_on_elsewhere_says_so_in_one_note_and_keeps_what_was(tmp_path, capsys):
+    def open_with(**info):
+        with RunDirectory.open(tmp_path, CONFIG, hash=HASH, info=info) as run:
+            return run.record["earlier"], capsys.readouterr().out.splitlines()
+
+    assert open_with(threads=2, devices=1) == ([], [])
+    earlier, (note,) = open_with(threads=4, devices=1)
+    assert earlier == [{"threads": 2}] and note.startswith("note: continued with threads=4, which was 2: ")
+    assert "devices" not in note
+    assert open_with(threads=4, devices=1) == ([{"threads": 2}], [])
+    earlier, (note,) = open_with(threads=4, devices=2, gpus=["H200"])
+    assert earlier[0] == {"threads": 2} and earlier[1]["devices"] == 1 and earlier[1]["hardware"]["gpus"] == []
+    assert "devices=2, which was 1" in note and "gpus=['H200'], which was none" in note and "threads" not in note
+    assert read_run(tmp_path).content["earlier"] == earlier
+
+
 def test_opening_a_finished_run_changes_no_file(tmp_path):
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run:
-        run.append_row("metrics", {"step": 1})
+        Recorder(run).append_row("metrics", {"step": 1})
         run.finish()
     before = {path: (data, (tmp_path / path).stat().st_mtime_ns) for path, data in contents(tmp_path).items()}
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH, info={"threads": 9}) as run:
@@ -489,7 +516,7 @@ def test_fresh_empties_a_run_and_nothing_else(tmp_path):
     (outside / "precious").write_text("x")
     path = tmp_path / "run"
     with RunDirectory.open(path, CONFIG, hash=HASH) as run:
-        run.append_row("metrics", {"step": 1})
+        Recorder(run).append_row("metrics", {"step": 1})
         write_atomically(path / "checkpoints" / "a.pt", b"x")
         write_atomically(path / ".hydra" / "config.yaml", b"x")
         (path / "hf").symlink_to(outside)
@@ -539,11 +566,8 @@ def test_a_place_that_cannot_be_written_is_told_in_one_line(tmp_path):
 
 OPEN = """
 import os, sys, time
-from ngrpo.rundir import files
-from ngrpo.rundir import lock
-from ngrpo.rundir import provenance
-from ngrpo.rundir import records
-def take(): return records.RunDirectory.open({!r}, {!r}, hash={!r})
+from ngrpo.rundir import directory, lock
+def take(): return directory.RunDirectory.open({!r}, {!r}, hash={!r})
 """
 
 
@@ -619,16 +643,16 @@ def test_a_run_that_was_cut_off_writes_the_same_rows_as_one_that_was_not(tmp_pat
 
     for name, steps in {"whole": [], "cut": [5, 2, 0, 7]}.items():
         with RunDirectory.open(tmp_path / name, CONFIG, hash=HASH) as run:
-            done = 0
+            recorder, done = Recorder(run), 0
             for cut in [*steps, 10]:
                 for step in range(done + 1, cut + 1):
-                    run.append_row("metrics", row(step))
+                    recorder.append_row("metrics", row(step))
                 done = max(0, cut - 2)
                 if cut < 10:
-                    run.drop_rows_after("metrics", done)
+                    recorder.drop_after(done)
             if name == "cut":
-                run.append_row("metrics", row(11))
-                run.drop_rows_after("metrics", 10)
+                recorder.append_row("metrics", row(11))
+                recorder.drop_after(10)
     whole, cut = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     frame = pandas.read_csv(tmp_path / "cut" / "metrics.csv")
@@ -638,27 +662,29 @@ def test_a_run_that_was_cut_off_writes_the_same_rows_as_one_that_was_not(tmp_pat
 
 def test_each_step_has_one_row(tmp_path):
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run:
-        run.append_row("timings", {"step": 0, "seconds": 1.5})
+        recorder = Recorder(run)
+        recorder.append_row("timings", {"step": 0, "seconds": 1.5})
         for wrong in ({"step": 0}, {"step": -1}, {"seconds": 1.0}, {"step": 1.5}):
             with pytest.raises(ValueError, match=r"one row per RL step"):
-                run.append_row("timings", wrong)
-        with pytest.raises(ValueError, match="cannot name a file"):
-            run.append_row("../timings", {"step": 1})
+                recorder.append_row("timings", wrong)
         assert files.read_csv(tmp_path / "timings.csv") == [{"step": "0", "seconds": "1.5"}]
 
 
 def test_results_stand_under_benchmark_and_step(tmp_path):
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run:
-        assert run.read_results() == {}
+        assert read_results(tmp_path) == {}
+        recorder = Recorder(run)
         for benchmark, step, value in (("hard", 10, 1.0), ("hard", 2, math.nan), ("easy", 2, 3.0), ("hard", 10, 4.0)):
-            run.record_result(benchmark, step, {"value": value})
-        assert run.read_results() == {
+            recorder.result(benchmark, step, {"value": value})
+        assert read_results(tmp_path) == {
             "hard": {"2": {"value": None}, "10": {"value": 4.0}},
             "easy": {"2": {"value": 3.0}},
         }
-        assert list(run.read_results()["hard"]) == ["2", "10"]
+        assert list(read_results(tmp_path)["hard"]) == ["2", "10"]
         with pytest.raises(ValueError, match="cannot name a file"):
-            run.record_result("../x", 1, {})
+            recorder.result("../x", 1, {})
+        with pytest.raises(ValueError, match="RL step"):
+            recorder.result("hard", -1, {})
 
 
 # ---- where it runs
@@ -671,7 +697,7 @@ def test_the_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path, 
 
     if shutil.which("git") is None:
         pytest.skip("git is not installed")
-    file = tmp_path / "records.py"
+    file = tmp_path / "directory.py"
     file.write_text("x")
     monkeypatch.setattr(provenance, "__file__", str(file))
     assert provenance.git_commit() is None
@@ -685,13 +711,14 @@ def test_the_commit_is_that_of_the_repository_that_tracks_the_package(tmp_path, 
     assert provenance.git_commit() == git("rev-parse", "HEAD") + "-dirty"
 
 
-def test_the_module_is_light():
+@pytest.mark.parametrize("module", ["schema", "directory"])
+def test_the_module_is_light(module):
     heavy = "{'torch', 'pandas', 'pyarrow', 'hydra', 'numpy', 'lightning'}"
-    assert run_python(f"import sys, ngrpo.rundir.records; print({heavy} & set(sys.modules))").strip() == "set()"
+    assert run_python(f"import sys, ngrpo.rundir.{module}; print({heavy} & set(sys.modules))").strip() == "set()"
 
 
 def test_the_sample_columns_are_those_of_the_contract():
-    assert ", ".join(records.SAMPLE_COLUMNS) == (
+    assert ", ".join(SAMPLE_TYPES) == (
         "run, benchmark, problem_id, sample_index, prompt, completion, token_ids, n_tokens, finish_reason, gold, "
         "extracted, solution_path, outcome, reward, exploration, algorithm, step, seed, logprob_sum, entropy_mean, "
         "explored_steps"

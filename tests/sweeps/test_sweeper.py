@@ -12,19 +12,24 @@ import time
 from pathlib import Path
 
 import pytest
+import warm
+from places import REPOSITORY
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ngrpo.rundir.schema import read_run
+
 JOB = """
 import json, os, sys
+from pathlib import Path
+from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
 class Broken(RuntimeError):
     one_line = True
 class Stopped(RuntimeError):
     one_line, exit_code = True, 143
 def main(config):
-    path = cli.run_path()
-    rate = config.get("mix_rate")
-    print("job", cli.choices("exploration")["exploration"], config.seed, rate)
+    runtime, rate = HydraConfig.get().runtime, config.get("mix_rate")
+    path = Path(runtime.output_dir)
+    print("job", runtime.choices["exploration"], config.seed, rate)
     if config.seed == 7: raise Broken("the run broke")
     if config.seed == 8: raise Stopped("the run was stopped")
     (path / "run.json").write_text(json.dumps({"status": "running" if config.seed == 9 else "finished"}))
@@ -107,13 +112,15 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
 
 SEARCHED = """
 import json, math, os, sys, time
+from pathlib import Path
 import numpy as np
+from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
 class Broken(RuntimeError):
     one_line = True
 class RunLocked(Broken): pass
 def main(config):
-    path = cli.run_path()
+    path = Path(HydraConfig.get().runtime.output_dir)
     rate, k = config.get("mix_rate") or 0.0, config.get("k") or 1
     with open("ran.txt", "a") as file:
         file.write(f"{path.name}\\n")
@@ -125,11 +132,11 @@ def main(config):
     time.sleep(float(os.environ.get("NAP", "0")))
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
     if os.environ.get("REPORTS"):
-        from ngrpo.evaluation.pruning import Judge, Pruned
-        judge = Judge(config.sweep.trial)
+        from ngrpo.evaluation.pruning import Pruned, PruningReporter
+        report, counts = PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
         try:
             for step in (10, 20):
-                judge(step, lambda _: (32, np.round(32 * rate * np.arange(1, 9) / 4)))
+                report(step, lambda _: np.arange(32) < counts[:, None])
         except Pruned as stop:
             return {"pruned": str(stop)}
     value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
@@ -347,8 +354,6 @@ def test_other_launchers_place_the_runs(tmp_path, launcher, package):
 
 
 def test_a_search_over_real_runs(tmp_path):
-    import warm
-
     small = ["prompts_per_step=2", "group_size=2", "max_new_tokens=40", "evaluation.n=8", "evaluation.problems=3"]
     budget = ["steps=2", "eval_every=1", "evaluation.before=false", "trainer.threads=1", "sweep.n_trials=6"]
     log = tmp_path / "log"
@@ -357,11 +362,12 @@ def test_a_search_over_real_runs(tmp_path):
     assert len(trials) == 6 and {trial.state.name for trial in trials} <= {"COMPLETE", "PRUNED"}, text
     assert all(list(trial.intermediate_values) == [1] for trial in trials)
     complete = [trial for trial in trials if trial.values]
-    runs = [json.loads(path.read_text()) for path in tmp_path.glob("outputs/*/*/run.json")]
-    assert len(complete) == sum(run["status"] == "finished" for run in runs) >= 3
+    runs = [read_run(path.parent) for path in tmp_path.glob("outputs/*/*/run.json")]
+    assert len(complete) == sum(run.status == "finished" for run in runs) >= 3
+    assert {run.kind for run in runs} == {"trial"}
     for trial in complete:
-        (run,) = [r for r in runs if r["config"]["mix_rate"] == trial.params["mix_rate"]]
-        assert str(run["config"]["k"]) == trial.params["k"] and list(run["config"]["benchmark"]) == ["story_math_val"]
+        (run,) = [r for r in runs if r.config["mix_rate"] == trial.params["mix_rate"]]
+        assert str(run.config["k"]) == trial.params["k"] and list(run.config["benchmark"]) == ["story_math_val"]
 
 
 def test_the_trials_are_shown_on_a_terminal_while_they_run(tmp_path):

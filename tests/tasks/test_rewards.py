@@ -5,13 +5,14 @@ import json
 import sys
 from pathlib import Path
 
+import configurations
 import pandas as pd
 import pytest
 import warm
-from ngrpo.cli.arguments import examine
 
-from ngrpo.cli.settings import targets
-from ngrpo.rundir import records
+from ngrpo import targets
+from ngrpo.cli.arguments import examine
+from ngrpo.rundir.schema import TRAIN_SAMPLES, eval_samples
 from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.rewards import NoReward, Rewarded, well_formed
 
@@ -35,6 +36,12 @@ class Seven:
 
     def score(self, problems, completions):
         return [Score(float("7" in text), "correct" if "7" in text else "wrong", text, "") for text in completions]
+
+
+@pytest.fixture(autouse=True)
+def command_line():
+    with configurations.command_line():
+        yield
 
 
 @pytest.fixture
@@ -100,12 +107,12 @@ def test_a_run_with_own_rewards_keeps_the_verdicts_and_notes_the_code(own):
     overrides.append("+reward.own={_target_: my_rewards.brief, per_sign: 0.01}")
     status, text = train(own, *overrides)
     assert status == 0, text
-    rows = pd.read_parquet(records.train_samples(own / "run", 1))
+    rows = pd.read_parquet(own / "run" / TRAIN_SAMPLES.format(step=1))
     right = rows["outcome"] == "correct"
     expected = 1 - 0.01 * rows.loc[right, "completion"].str.len()
     assert rows.loc[right, "reward"].tolist() == pytest.approx(expected.tolist())
     assert (rows.loc[~right, "reward"] == 0).all()
-    evaluated = pd.read_parquet(records.eval_samples(own / "run", "story_math", 1))
+    evaluated = pd.read_parquet(eval_samples(own / "run", "story_math", 1))
     assert set(evaluated["reward"]) <= {0.0, 1.0}
     noted = json.loads((own / "run" / "run.json").read_text())["data"]
     assert noted["my_rewards.brief"] == hashlib.sha256(OWN.encode()).hexdigest()

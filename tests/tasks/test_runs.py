@@ -4,13 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from places import REPOSITORY
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from ngrpo.rundir.schema import config_hash
+
 WORDS = "How many apples are left when half of the basket is eaten by a friend of the farmer who sells them"
 
 
@@ -75,15 +76,15 @@ def test_own_files_train_and_are_evaluated(place, tmp_path):
     assert set(record["data"]) == {"own", "aime25", "math500", "model"}
 
 
-def test_the_file_may_move_and_the_run_is_the_same(place, tmp_path):
-    from ngrpo.rundir.records import config_hash
-
+def test_files_and_models_may_move_and_the_run_is_the_same():
     def identity(path):
         node = {"_target_": "ngrpo.tasks.questions.Questions", "path": path, "directory": None}
         return config_hash({"seed": 0, "task": node, "benchmark": {"a": node}}, {"own": "1"})
 
     assert identity("/a/train.jsonl") == identity("/b/train.jsonl")
-    assert config_hash({"model": {"path": "a"}}) != config_hash({"model": {"path": "b"}})
+    weights = {"model": "0a"}
+    assert config_hash({"model": {"path": "a"}}, weights) == config_hash({"model": {"path": "b"}}, weights)
+    assert config_hash({"model": {"path": "a"}}, weights) != config_hash({"model": {"path": "a"}}, {"model": "0b"})
 
 
 @pytest.mark.parametrize(

@@ -4,22 +4,18 @@ import functools
 
 import pytest
 import torch
-from test_policy import NO_KL, Still, difference_of_two_processes, fit, make
 from torch.nn import functional as F
+from updates import NO_KL, TINY, Made, Still, Watched, difference_of_two_processes, fit, make, ppo, shared_ppo
 
 from ngrpo.algorithm import advantages, groups, losses, selections
 from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.models import causal
-from ngrpo.rollout.records import join_rollouts
-from ngrpo.rollout.sampling import groups_of, join
+from ngrpo.models.loading import load
+from ngrpo.rollout.join import join, join_rollouts
+from ngrpo.rollout.sampling import groups_of
 from ngrpo.tasks.base import Score
 from ngrpo.training.collect import problems_of
-from ngrpo.training.critic import Critic
-from ngrpo.training.policy import Policy
-from ngrpo.training.replay import replay, replay_more
-
-TINY = "ngrpo/models/tiny_qwen2"
+from ngrpo.training.replay import replay
 
 
 def verdicts(task, wanted):
@@ -41,10 +37,10 @@ def difficulty(problem) -> int:
     return int(problem.id.rpartition("-")[2]) % 3
 
 
-def made(kind=Policy, wanted=lambda problem, index: index == 0, **changes) -> Policy:
-    policy = make(kind=kind, dtype=changes.pop("dtype", "float32"), **changes)
-    verdicts(policy.task, wanted)
-    return policy
+def made(kind=Watched, wanted=lambda problem, index: index == 0, **changes) -> Made:
+    parts = make(kind=kind, dtype=changes.pop("dtype", "float32"), **changes)
+    verdicts(parts.task, wanted)
+    return parts
 
 
 # --- group filter and resampling ----------------------------------------------------------------------------------------
@@ -55,18 +51,18 @@ def easy_or_mixed(problem, index) -> bool:
 
 
 def test_refused_groups_are_replaced_by_whole_groups_of_other_prompts():
-    policy = fit(made(wanted=easy_or_mixed, group_filter=groups.mixed, max_resamples=8))
-    answers, metrics = policy.recorder.outcomes[0].answers, policy.recorder.outcomes[0].metrics
+    parts = fit(made(wanted=easy_or_mixed, group_filter=groups.mixed, max_resamples=8))
+    answers, metrics = parts.outcomes[0].answers, parts.outcomes[0].metrics
     assert len(answers.problems) == 4 and all(difficulty(problem) == 1 for problem in answers.problems)
     assert [score.outcome for score in answers.scores] == ["correct", "wrong", "wrong", "wrong"] * 4
     assert 1 < metrics["draws"] <= 9 and 0 < metrics["kept"] < 1
 
 
 def test_resampling_is_bounded_and_what_fills_the_batch_enters_no_loss():
-    only = [problem.id for problem in problems_of(made().task, made().training_plan, 1)][:1]
+    only = [problem.id for problem in problems_of(made().task, made().policy.config, 1)][:1]
     wanted = functools.partial(lambda ids, problem, index: problem.id in ids and index == 0, only)
     filtered = fit(made(Still, wanted, dtype="float64", group_filter=groups.mixed, max_resamples=2))
-    assert filtered.recorder.outcomes[0].metrics["draws"] == 3
+    assert filtered.outcomes[0].metrics["draws"] == 3
     # The other groups are all wrong, so they have no advantage; under a token mean only their tokens would count.
     alone = fit(made(Still, wanted, dtype="float64", group_filter=groups.mixed, max_resamples=0))
     torch.testing.assert_close(filtered.gradients[0], alone.gradients[0], rtol=1e-9, atol=1e-15)
@@ -76,23 +72,23 @@ def test_resampling_is_bounded_and_what_fills_the_batch_enters_no_loss():
 
 
 def test_nothing_kept_means_no_step():
-    policy = made(wanted=lambda problem, index: False, group_filter=groups.mixed, max_resamples=1, learning_rate=1e-2)
-    before = [p.detach().clone() for p in policy.model.parameters()]
-    metrics = fit(policy).recorder.outcomes[0].metrics
+    parts = made(wanted=lambda problem, index: False, group_filter=groups.mixed, max_resamples=1, learning_rate=1e-2)
+    before = [p.detach().clone() for p in parts.policy.model.parameters()]
+    metrics = fit(parts).outcomes[0].metrics
     assert metrics["grad_norm"] == metrics["loss"] == 0 and metrics["kept"] == 0
-    assert all(torch.equal(a, b) for a, b in zip(before, policy.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, parts.policy.model.parameters(), strict=True))
 
 
 def test_draws_of_a_step_share_no_order():
-    policy = made()
-    orders = [tuple(p.id for p in problems_of(policy.task, policy.training_plan, 1, draw)) for draw in range(4)]
+    parts = made()
+    orders = [tuple(p.id for p in problems_of(parts.task, parts.policy.config, 1, draw)) for draw in range(4)]
     assert len(set(orders)) == 4
 
 
 @pytest.mark.parametrize("strategy", [TokenSampling(1.0), NeighborMix(rate=0.5, k=3)], ids=["tokens", "mixtures"])
 def test_joined_batches_replay_like_their_parts(strategy):
-    policy = fit(make(strategy, Policy, steps=2, dtype="float64"))
-    parts = [outcome.answers for outcome in policy.recorder.outcomes]
+    trained = fit(make(strategy, Watched, steps=2, dtype="float64"))
+    model, parts = trained.policy.model, [outcome.answers for outcome in trained.outcomes]
     whole = join(parts, torch.tensor([5, 0, 7]))
     rollouts = join_rollouts([part.rollouts for part in parts])
     rows = torch.tensor([20, 21, 22, 23, 0, 1, 2, 3, 28, 29, 30, 31])
@@ -100,9 +96,9 @@ def test_joined_batches_replay_like_their_parts(strategy):
     assert [s.reward for s in whole.scores] == [(parts[0].scores + parts[1].scores)[i].reward for i in rows.tolist()]
     assert torch.equal(whole.rollouts.keys, rollouts.keys[rows]) and whole.rollouts.group_size == 4
     with torch.no_grad():
-        expected = torch.cat([replay(policy.model, strategy, part.rollouts).sum(dim=1) for part in parts])[rows]
+        expected = torch.cat([replay(model, strategy, part.rollouts).log_probs.sum(dim=1) for part in parts])[rows]
         torch.testing.assert_close(
-            replay(policy.model, strategy, whole.rollouts).sum(dim=1), expected, rtol=1e-9, atol=1e-9
+            replay(model, strategy, whole.rollouts).log_probs.sum(dim=1), expected, rtol=1e-9, atol=1e-9
         )
 
 
@@ -114,7 +110,7 @@ def test_dropped_answers_leave_loss_and_denominator():
     nsr = fit(made(Still, dtype="float64", advantage=signed, row_filter=groups.wrong_only)).gradients[0]
     only = functools.partial(advantages.signed, correct=0.0, wrong=-1.0)
     weighted = fit(made(Still, dtype="float64", advantage=only))
-    rollouts = weighted.recorder.outcomes[0].answers.rollouts
+    rollouts = weighted.outcomes[0].answers.rollouts
     share = rollouts.loss_mask.view(4, 4, -1)[:, 1:].sum() / rollouts.loss_mask.sum()
     assert (nsr * share - weighted.gradients[0]).norm() / nsr.norm() < 1e-6
 
@@ -122,20 +118,11 @@ def test_dropped_answers_leave_loss_and_denominator():
 # --- critic -------------------------------------------------------------------------------------------------------------
 
 
-def ppo(kind=Policy, dtype="float64", **changes) -> Policy:
-    critic = Critic(causal.load(TINY, dtype))
-    torch.manual_seed(1)
-    torch.nn.init.normal_(critic.head.weight, std=0.05)
-    parts = {"critic": {"learning_rate": 1e-3, "clip": 0.5}, "advantage": advantages.generalised, **changes}
-    policy = make(kind=kind, dtype=dtype, **parts)
-    policy.critic = critic
-    return policy
-
-
 def test_values_are_those_of_the_state_before_each_token():
-    policy = fit(ppo(kind=Still, learning_rate=0.0))
+    parts = fit(ppo(kind=Still, learning_rate=0.0))
+    policy = parts.policy
     assert policy.critic is not None
-    rollouts = policy.recorder.outcomes[0].answers.rollouts
+    rollouts = parts.outcomes[0].answers.rollouts
     values = policy.critic.values(policy.strategy, rollouts, 3)
     for row in (0, 5, 15):
         prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
@@ -147,45 +134,40 @@ def test_values_are_those_of_the_state_before_each_token():
 
 
 def test_the_gradients_of_policy_and_critic_are_those_of_the_formulas():
-    policy = fit(ppo(kind=Still, micro_batch_rows=5))
-    critic = policy.critic
+    parts = fit(ppo(kind=Still, micro_batch_rows=5))
+    policy, critic = parts.policy, parts.policy.critic
     assert critic is not None
-    answers = policy.recorder.outcomes[0].answers
+    answers = parts.outcomes[0].answers
     rollouts, mask = answers.rollouts, answers.rollouts.loss_mask
     values = critic(policy.strategy, rollouts)
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64)
     returns = rewards[:, None] * mask  # gamma = lambda = 1 and one reward at the end
     raw = (returns - values.detach()) * mask
     white = (raw - raw[mask].mean()) / (raw[mask].var() + 1e-8).sqrt() * mask
-    log_probs = replay(policy.model, policy.strategy, rollouts)
+    log_probs = replay(policy.model, policy.strategy, rollouts).log_probs
     loss = -((log_probs - log_probs.detach()).exp() * white * mask).sum() / mask.sum()
     loss = loss + (0.5 * (values - returns).square() * mask).sum() / mask.sum()
     learners = [p for p in (*policy.model.parameters(), *critic.parameters()) if p.requires_grad]
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, learners)])
-    assert (policy.gradients[0] - expected).norm() / expected.norm() < 1e-6
+    assert (parts.gradients[0] - expected).norm() / expected.norm() < 1e-6
 
 
-def test_a_critic_learns_comes_back_from_a_checkpoint_and_keeps_its_table():
-    policy = fit(ppo(dtype="float32", steps=2))
+def test_a_critic_learns_comes_back_from_a_checkpoint_and_keeps_its_table(tmp_path):
+    policy = fit(ppo(dtype="float32", steps=2), tmp_path).policy
     assert policy.critic is not None
-    table = causal.load(TINY).table
+    table = load(TINY).table
     assert torch.equal(policy.critic.model.table, table) and policy.critic.head.bias.abs() > 0
-    other = ppo(dtype="float32", steps=2)
-    other.resumed, other.done = policy.state(), 2
-    fit(other)
+    other = fit(ppo(dtype="float32", steps=2), tmp_path)
+    assert not other.outcomes, "no step is left"
     for name, value in policy.critic.state_dict().items():
-        assert torch.equal(other.critic.state_dict()[name], value)  # pyright: ignore
+        assert torch.equal(other.policy.critic.state_dict()[name], value)  # pyright: ignore
 
 
 def test_a_critic_lowers_its_loss_on_rewards_that_the_prompt_tells():
-    policy = ppo(dtype="float32", steps=12, learning_rate=0.0)
-    verdicts(policy.task, lambda problem, index: True)
-    found = [outcome.metrics["value_loss"] for outcome in fit(policy).recorder.outcomes]
+    parts = ppo(dtype="float32", steps=12, learning_rate=0.0)
+    verdicts(parts.task, lambda problem, index: True)
+    found = [outcome.metrics["value_loss"] for outcome in fit(parts).outcomes]
     assert found[-1] < 0.2 * found[0]
-
-
-def shared_ppo(kind: type[Policy]) -> Policy:
-    return ppo(kind=kind, micro_batch_rows=5)
 
 
 def test_two_processes_have_the_gradients_of_one_with_a_critic(tmp_path):
@@ -196,9 +178,9 @@ def test_two_processes_have_the_gradients_of_one_with_a_critic(tmp_path):
 
 
 def test_replay_gives_entropy_and_likeliest_tokens_of_the_raw_logits():
-    policy = fit(make(TokenSampling(0.7), Policy, learning_rate=0.0))
-    rollouts = policy.recorder.outcomes[0].answers.rollouts
-    found = replay_more(policy.model, policy.strategy, rollouts, entropy=True, top_k=3)
+    parts = fit(make(TokenSampling(0.7), Watched, learning_rate=0.0))
+    policy, rollouts = parts.policy, parts.outcomes[0].answers.rollouts
+    found = replay(policy.model, policy.strategy, rollouts, entropy=True, top_k=3)
     assert found.entropy is not None and found.top_log_probs is not None and found.greedy is not None
     torch.testing.assert_close(found.entropy, rollouts.entropy.double(), rtol=0, atol=1e-6)
     for row in (0, 9):
@@ -212,9 +194,9 @@ def test_replay_gives_entropy_and_likeliest_tokens_of_the_raw_logits():
 
 def test_an_entropy_bonus_adds_the_gradient_of_the_entropy():
     plain, bonus = (fit(make(kind=Still, entropy_bonus=weight)).gradients[0] for weight in (0.0, 0.3))
-    policy = fit(make(kind=Still))
-    rollouts = policy.recorder.outcomes[0].answers.rollouts
-    entropy = replay_more(policy.model, policy.strategy, rollouts, entropy=True).entropy
+    parts = fit(make(kind=Still))
+    policy, rollouts = parts.policy, parts.outcomes[0].answers.rollouts
+    entropy = replay(policy.model, policy.strategy, rollouts, entropy=True).entropy
     assert entropy is not None
     mean = (entropy * rollouts.loss_mask).sum() / rollouts.loss_mask.sum()
     slope = torch.cat([g.flatten() for g in torch.autograd.grad(mean, list(policy.model.parameters()))])
@@ -228,22 +210,22 @@ def test_a_selection_sees_old_log_probs_and_the_loss_gets_it():
         seen.append(tokens)
         return selections.high_entropy(tokens, share=0.5)
 
-    policy = fit(make(kind=Policy, select=select, loss=losses.selected_only, micro_batch_rows=5))
-    tokens, rollouts = seen[0], policy.recorder.outcomes[0].answers.rollouts
+    parts = fit(make(kind=Watched, select=select, loss=losses.selected_only, micro_batch_rows=5))
+    tokens, rollouts = seen[0], parts.outcomes[0].answers.rollouts
     torch.testing.assert_close(tokens.log_probs, rollouts.log_probs.to(tokens.log_probs), rtol=0, atol=1e-5)
-    assert 0.499 < policy.recorder.outcomes[0].metrics["selected"] < 0.6
+    assert 0.499 < parts.outcomes[0].metrics["selected"] < 0.6
     assert ((tokens.uniform >= 0) & (tokens.uniform < 1)).all() and len(
         tokens.uniform.unique()
     ) == tokens.uniform.numel()
 
 
 def test_reward_shaping_runs_in_order_and_keeps_the_verdicts():
-    policy = fit(made(reward={
+    parts = fit(made(reward={
         "overlong": functools.partial(groups.overlong_punishment, buffer=16),
         "unlikeliness": functools.partial(groups.unlikeliness, strength=0.5),
     }))  # fmt: skip
-    facts = groups_of(policy.recorder.outcomes[0].answers, policy.sampler)
-    shaped = policy.algorithm.shaped(facts)
+    facts = groups_of(parts.outcomes[0].answers, parts.sampler)
+    shaped = parts.policy.algorithm.shaped(facts)
     punished = facts.rewards - ((facts.lengths - 16).clamp(min=0) / 16).clamp(max=1).double()
     assert torch.equal(shaped[:, 1:], punished[:, 1:])  # wrong answers
     assert (shaped[:, 0].abs() <= punished[:, 0].abs()).all() and NO_KL["coefficient"] == 0

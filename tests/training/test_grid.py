@@ -1,26 +1,30 @@
 """Every strategy under every algorithm, as the configs build them: one RL step of a very small model, or a refusal."""
 
+import functools
 import itertools
 import json
 import math
 import random
+import signal
 from dataclasses import replace
-from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from ngrpo.cli.reading import build, plain, register_resolvers
 from omegaconf import OmegaConf
 from places import CONF
 from transformers import Qwen2Config, Qwen2ForCausalLM
+from updates import LABELS, TINY, Still
 
-import train
+from ngrpo import build, loop
+from ngrpo.build import plain
 from ngrpo.cli import settings
-from ngrpo.models import causal
+from ngrpo.cli.reading import register_resolvers
+from ngrpo.models.loading import load, load_tokenizer
 from ngrpo.training.policy import Policy
 
-TINY = "ngrpo/models/tiny_qwen2"
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 DRAWN = 60
@@ -42,7 +46,7 @@ def pairs() -> list:
 def model_path(tmp_path_factory) -> str:
     """A model of fewer than 50,000 parameters with the bundled tokenizer, as a directory."""
     path = tmp_path_factory.mktemp("model")
-    tokenizer = causal.load_tokenizer(TINY)
+    tokenizer = load_tokenizer(TINY)
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=192,
@@ -64,13 +68,13 @@ def model_path(tmp_path_factory) -> str:
     return str(path)
 
 
-@cache
+@functools.cache
 def composed(exploration: str, algorithm: str, path: str):
     register_resolvers()
     sizes = ["steps=1", "prompts_per_step=4", "group_size=8", "max_new_tokens=24", "benchmark=[story_math]"]
     chosen = [f"exploration={exploration}", f"algorithm={algorithm}", "trainer=smoke", "model=hf", *sizes]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", overrides=[*chosen, f"model.path={path}"])
+        return compose("config", overrides=[*chosen, "trainer.threads=1", f"model.path={path}"])
 
 
 class Rewarded:
@@ -92,47 +96,51 @@ class Rewarded:
 
 
 class Memory:
-    """A recorder that keeps the last outcome."""
+    """A recorder that keeps the figures of the last step."""
 
-    def restore(self):
-        return 0, None
+    def step(self, step, rows, metrics, seconds, explored):
+        self.metrics = dict(metrics)
 
-    def at(self, policy, step, outcome):
-        self.outcome = outcome
+    def drop_after(self, *given):
+        """Nothing else is kept."""
+
+    result = model = close = drop_after
 
 
-def one_step(config, path: str, keep: bool = True) -> tuple[Policy, dict[str, float]]:
+@pytest.fixture(autouse=True)
+def signals():
+    """A run notes SIGTERM and Ctrl-C in its own way; the tests do not."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def one_step(config, directory: Path, keep: bool = True) -> tuple[Policy, dict[str, float]]:
     """The policy after one RL step and its metrics; keep=False leaves gradients in `policy.gradients` instead."""
-    from lightning.pytorch import Trainer
-
-    task = Rewarded(build(config.task))
-    sampler = train.build_sampler(config, config.exploration, task)
-    recorder = Memory()
-    policy = train.build_policy(config, sampler, task, recorder)
+    job = SimpleNamespace(config=config, directory=directory, labels=lambda *groups: LABELS)
+    parts = build.training(job, None)  # pyright: ignore
+    policy, recorder = parts.policy, Memory()
     if not keep:
-        policy.gradients = []
-        policy._step = lambda optimizer: policy.gradients.append(gradient(optimizer)) or 0.0
-    quiet = {"enable_progress_bar": False, "enable_checkpointing": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=1, accelerator="cpu", devices=1, logger=False, **quiet)
-    trainer.fit(policy, torch.utils.data.DataLoader(range(2), batch_size=None))  # pyright: ignore
-    return policy, dict(recorder.outcome.metrics)
-
-
-def gradient(optimizer) -> torch.Tensor:
-    learners = [p for group in optimizer.param_groups for p in group["params"]]
-    return torch.cat([p.grad.flatten().clone() for p in learners])
+        policy.gradients, policy.clip = [], functools.partial(Still.clip, policy)
+    nothing, task = replace(parts.evaluation, benchmarks={}), Rewarded(parts.task)
+    loop.run(
+        replace(parts, task=task, evaluation=nothing, recorder=recorder),
+        accelerator="cpu", devices=1, strategy="auto",
+    )  # fmt: skip
+    return policy, recorder.metrics
 
 
 @pytest.mark.parametrize(("exploration", "algorithm"), pairs())
-def test_every_pair_takes_a_step_or_is_refused_in_one_line(exploration, algorithm, model_path):
+def test_every_pair_takes_a_step_or_is_refused_in_one_line(exploration, algorithm, model_path, tmp_path):
     config = composed(exploration, algorithm, model_path)
     refused = settings.problems(config)
     if refused:
         assert all("because" in line and "\n" not in line for line in refused)
         return
     torch.manual_seed(0)
-    policy, metrics = one_step(config, model_path)
-    before = causal.load(model_path).state_dict()
+    policy, metrics = one_step(config, tmp_path)
+    before = load(model_path).state_dict()
     moved = any(not torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
     assert all(math.isfinite(value) for name, value in metrics.items() if name != "kl")
     assert metrics["engine_gap"] < 1e-3
@@ -140,7 +148,7 @@ def test_every_pair_takes_a_step_or_is_refused_in_one_line(exploration, algorith
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_micro_batches_change_no_algorithm(algorithm, model_path):
+def test_micro_batches_change_no_algorithm(algorithm, model_path, tmp_path):
     gradients = []
     for rows in (32, 5):
         config = OmegaConf.merge(
@@ -148,18 +156,18 @@ def test_micro_batches_change_no_algorithm(algorithm, model_path):
         )
         config.model.dtype = "float64"
         torch.manual_seed(0)
-        gradients.append(one_step(config, model_path, keep=False)[0].gradients[0])
+        gradients.append(one_step(config, tmp_path / str(rows), keep=False)[0].gradients[0])
     whole, split = gradients
     assert whole.norm() > 0
     torch.testing.assert_close(split, whole, rtol=1e-6, atol=1e-7 * float(whole.abs().max()))
 
 
 @pytest.mark.parametrize("exploration", STRATEGIES)
-def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, model_path):
+def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, model_path, tmp_path):
     config = OmegaConf.merge(composed(exploration, "grpo", model_path), {"algorithm": {"kl": {"coefficient": 0.1}}})
     if settings.problems(config):
         return
-    _, metrics = one_step(config, model_path)
+    _, metrics = one_step(config, tmp_path)
     assert abs(metrics["kl"]) < 1e-9 and metrics["grad_norm"] > 0
 
 

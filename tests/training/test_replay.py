@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ngrpo.algorithm.inputs import LossInputs
 from ngrpo.algorithm.losses import clipped_surrogate
 from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.neighbor_mix import NeighborMix
@@ -17,7 +18,7 @@ from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Rollouts, Step
 from ngrpo.training import replay as replaying
-from ngrpo.training.replay import parts, prompts_of, replay, replay_in_parts
+from ngrpo.training.replay import micro_batches, prompts_of, replay, replay_in_micro_batches
 
 WIDTH = 32
 TEMPERATURES = (0.6, 1.0, 1.3)
@@ -43,16 +44,16 @@ def made(strategy_name, make_strategy, make_rollouts, exact, vocabulary):
 
 def gap(model, strategy, rollouts: Rollouts) -> torch.Tensor:
     """(B, T) |replayed - rolled out|, 0 where nothing counts."""
-    difference = replay(model, strategy, rollouts).detach() - rollouts.log_probs
+    difference = replay(model, strategy, rollouts).log_probs.detach() - rollouts.log_probs
     return difference.abs() * rollouts.loss_mask
 
 
 def gradients(model, strategy, rollouts: Rollouts, rows: int | None = None) -> list[torch.Tensor]:
     """Of a random weighting of the log-probs, which names a row by its key and not by its place."""
     model.zero_grad()
-    for index in parts(rollouts, rows or len(rollouts.mask)):
+    for index in micro_batches(rollouts, rows or len(rollouts.mask)):
         part = rollouts.rows(index)
-        (replay(model, strategy, part) * part.draws.token * part.loss_mask).sum().backward()
+        (replay(model, strategy, part).log_probs * part.draws.token * part.loss_mask).sum().backward()
     return [parameter.grad.clone() for parameter in model.parameters()]
 
 
@@ -127,17 +128,17 @@ def test_bfloat16_stays_near(make_model, vocabulary, make_strategy, make_rollout
 def test_the_ratio_is_exactly_one_before_the_first_update(
     make_model, vocabulary, make_strategy, make_rollouts, strategy_name
 ):
-    """Old log-probs come without gradient and in parts; training over the same parts repeats them bit by bit."""
+    """Old log-probs come without gradient, in micro-batches; training over the same ones repeats them bit by bit."""
     model = make_model()
     strategy = make_strategy(strategy_name, model, vocabulary)
     rollouts = make_rollouts(model, strategy, prompts=6)
-    old = replay_in_parts(model, strategy, rollouts, 5)
-    for index in parts(rollouts, 5):
+    old = replay_in_micro_batches(model, strategy, rollouts, 5).log_probs
+    for index in micro_batches(rollouts, 5):
         part = rollouts.rows(index)
-        new = replay(model, strategy, part)
+        new = replay(model, strategy, part).log_probs
         before = old[index, : part.mask.shape[1]]
         assert new.requires_grad and torch.equal(new.detach(), before)
-        made = clipped_surrogate(new, before, torch.ones_like(before), part.loss_mask)
+        made = clipped_surrogate(LossInputs(new, before, torch.ones_like(before), part.loss_mask))
         assert torch.equal(made.loss.detach(), -torch.ones_like(before)) and not made.clipped.any()
 
 
@@ -160,7 +161,7 @@ def test_mixtures_are_rebuilt_with_the_table_of_the_model_that_replays(
     rollouts = make_rollouts(policy, strategy)
     assert (rollouts.steps.mix_weights[rollouts.steps.explored & rollouts.mask][:, 0] < 1).any()
     for model in (policy, other):
-        made, table = replay(model, strategy, rollouts).detach(), model.table.detach()
+        made, table = replay(model, strategy, rollouts).log_probs.detach(), model.table.detach()
         for row in range(len(rollouts.mask)):
             fed = torch.stack(
                 [
@@ -184,7 +185,7 @@ def test_mixtures_are_rebuilt_with_the_table_of_the_model_that_replays(
 def test_the_reference_s_kl_is_zero_where_it_equals_the_policy(exact, made):
     strategy, rollouts = made
     twin = copy.deepcopy(exact).requires_grad_(False)
-    ours, theirs = (replay_in_parts(model, strategy, rollouts, 4) for model in (exact, twin))
+    ours, theirs = (replay_in_micro_batches(model, strategy, rollouts, 4).log_probs for model in (exact, twin))
     assert torch.equal(ours, theirs)
 
 
@@ -232,8 +233,8 @@ def widened(rollouts: Rollouts, left: int, right: int) -> Rollouts:
 def test_padding_is_invisible(exact, made):
     strategy, rollouts = made
     wide = widened(rollouts, 5, 4)
-    expected = replay(exact, strategy, rollouts).detach()
-    found = replay(exact, strategy, wide).detach()
+    expected = replay(exact, strategy, rollouts).log_probs.detach()
+    found = replay(exact, strategy, wide).log_probs.detach()
     torch.testing.assert_close(found[:, : expected.shape[1]], expected, rtol=0, atol=1e-6)
     assert not found[~wide.loss_mask].any()
     close(gradients(exact, strategy, wide), gradients(exact, strategy, rollouts), 1e-6)
@@ -243,7 +244,7 @@ def test_the_order_of_rows_is_invisible(exact, made):
     strategy, rollouts = made
     order = torch.randperm(len(rollouts.mask), generator=torch.Generator().manual_seed(0))
     shuffled = rollouts.rows(order)
-    expected, found = (replay(exact, strategy, part).detach() for part in (rollouts, shuffled))
+    expected, found = (replay(exact, strategy, part).log_probs.detach() for part in (rollouts, shuffled))
     torch.testing.assert_close(found, expected[order, : found.shape[1]], rtol=0, atol=1e-6)
     close(gradients(exact, strategy, shuffled), gradients(exact, strategy, rollouts), 1e-6)
 
@@ -251,19 +252,20 @@ def test_the_order_of_rows_is_invisible(exact, made):
 @pytest.mark.parametrize("rows", [1, 4, 7])
 def test_the_size_of_micro_batches_is_invisible(exact, made, rows):
     strategy, rollouts = made
-    whole = replay(exact, strategy, rollouts).detach()
-    torch.testing.assert_close(replay_in_parts(exact, strategy, rollouts, rows).double(), whole, rtol=0, atol=1e-5)
+    whole = replay(exact, strategy, rollouts).log_probs.detach()
+    found = replay_in_micro_batches(exact, strategy, rollouts, rows).log_probs.double()
+    torch.testing.assert_close(found, whole, rtol=0, atol=1e-5)
     close(gradients(exact, strategy, rollouts, rows), gradients(exact, strategy, rollouts), 1e-6)
 
 
-def test_parts_are_a_partition_that_keeps_prompts_together_and_sorts_them_by_their_longest_row(exact, made):
+def test_micro_batches_are_a_partition_that_keeps_prompts_together_and_sorts_them_by_their_longest_row(exact, made):
     _, rollouts = made
     prompt = prompts_of(rollouts)
     assert prompt.tolist() == [p for p in range(len(prompt) // rollouts.group_size) for _ in range(rollouts.group_size)]
     length = rollouts.lengths + rollouts.prompt_mask.sum(1)
     longest = [int(length[prompt == p].max()) for p in prompt.tolist()]
     for rows in (1, 4, 100):
-        chosen = parts(rollouts, rows)
+        chosen = micro_batches(rollouts, rows)
         order = torch.cat(chosen).tolist()
         assert sorted(order) == list(range(len(prompt))) and all(len(index) <= rows for index in chosen)
         assert order == sorted(order, key=lambda row: (longest[row], row))
@@ -285,14 +287,14 @@ def test_each_token_is_read_once_and_a_prompt_once_for_its_rows(exact, made, mon
 
 def test_the_head_never_sees_more_than_a_chunk(exact, made, monkeypatch):
     strategy, rollouts = made
-    expected = replay(exact, strategy, rollouts).detach()
+    expected = replay(exact, strategy, rollouts).log_probs.detach()
     full = gradients(exact, strategy, rollouts)
     seen = []
     head = exact.model.get_output_embeddings()
     handle = head.register_forward_hook(lambda module, inputs, output: seen.append(output.shape))
     monkeypatch.setattr(replaying, "chunk_tokens", lambda vocabulary, device: 7)
     try:
-        found = replay(exact, strategy, rollouts).detach()
+        found = replay(exact, strategy, rollouts).log_probs.detach()
         chunked = gradients(exact, strategy, rollouts)
     finally:
         handle.remove()
@@ -318,7 +320,7 @@ def test_forced_steps_have_neither_log_prob_nor_gradient(exact, vocabulary, read
     rollouts = make_rollouts(exact, strategy)
     forced = rollouts.mask & (rollouts.steps.role == FORCED)
     assert forced.any() and (rollouts.mask & ~forced).any()
-    log_probs = replay(exact, strategy, rollouts)
+    log_probs = replay(exact, strategy, rollouts).log_probs
     assert not log_probs[forced].any()
     for gradient in torch.autograd.grad((log_probs * forced).sum(), list(exact.parameters())):
         assert not gradient.any()
@@ -328,7 +330,7 @@ def test_a_batch_in_which_nothing_counts_still_gives_every_parameter_a_gradient_
     strategy, rollouts = made
     steps = replace(rollouts.steps, role=torch.full_like(rollouts.steps.role, FORCED))
     exact.zero_grad(set_to_none=True)
-    log_probs = replay(exact, strategy, replace(rollouts, steps=steps))
+    log_probs = replay(exact, strategy, replace(rollouts, steps=steps)).log_probs
     assert not log_probs.any()
     log_probs.sum().backward()
     for name, parameter in [*exact.named_parameters(), *strategy.named_parameters()]:
@@ -350,16 +352,22 @@ def test_prompts_of_one_token(exact, make_strategy, strategy_name, vocabulary, m
         assert gap(exact, strategy, rollouts).max() < 1e-9
 
 
-@pytest.mark.parametrize("attention", ["grouped", "sdpa"])
-def test_every_attention_replays_alike(
-    make_model, vocabulary, make_strategy, make_rollouts, exact, strategy_name, attention
+def test_the_attention_of_transformers_replays_alike(
+    make_model, vocabulary, make_strategy, make_rollouts, exact, strategy_name
 ):
-    model = make_model(attention=attention, dtype=torch.float64)
-    strategy = make_strategy(strategy_name, model, vocabulary)
-    rollouts = make_rollouts(model, strategy)
-    assert gap(model, strategy, rollouts).max() < 1e-9
-    ours, theirs = replay(model, strategy, rollouts), replay(exact, strategy, rollouts)
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
+    """The stock model row by row, without padding or a prompt that is shared, given the vectors that a record rebuilds."""
+    stock = make_model(dtype=torch.float64).model
+    stock.set_attn_implementation("sdpa")
+    strategy, table = make_strategy(strategy_name, exact, vocabulary), exact.table.detach()
+    rollouts = make_rollouts(exact, strategy)
+    assert gap(exact, strategy, rollouts).max() < 1e-9
+    ours, fed = replay(exact, strategy, rollouts).log_probs, strategy.embed(rollouts.steps, table, rollouts.draws)
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
+        own = torch.cat((table[prompt], fed[row, : length - 1]))
+        logits = stock(inputs_embeds=own[None]).logits[0, len(prompt) - 1 :]
+        theirs = strategy.log_prob(rollouts.steps[row, :length], logits, table) * rollouts.loss_mask[row, :length]
+        torch.testing.assert_close(ours[row, :length], theirs, rtol=0, atol=1e-9)
 
 
 def test_the_ratio_moves_with_the_weights_while_the_recipe_stays(make_model, vocabulary, ready, make_rollouts):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import warm
 
+from ngrpo.rundir.schema import read_run
+
 SMALL = [
     "exploration=neighbor_mix", "mix_rate=0.3", "trainer.threads=1", "steps=4", "prompts_per_step=2", "group_size=3",
     "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "evaluation.n=2", "evaluation.problems=4",
@@ -104,6 +106,21 @@ def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number
     assert list(directory.glob("checkpoints/step-*.pt"))
     finish(directory)
     assert traces(directory) == traces(uninterrupted[0])
+
+
+def test_a_run_that_goes_on_with_other_threads_is_the_same_run_and_says_so(tmp_path):
+    directory = tmp_path / "moved"
+    process = start(directory)
+    while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(timeout=60)
+    assert process.exitcode == 143
+    text = finish(directory, "trainer.threads=2")
+    notes = [line for line in text.splitlines() if line.startswith("note: continued with")]
+    assert len(notes) == 1 and "threads=2, which was 1" in notes[0]
+    record = read_run(directory)
+    assert (record.status, record.content["threads"], record.content["earlier"]) == ("finished", 2, [{"threads": 1}])
 
 
 def test_a_finished_run_is_reported_and_left_alone(uninterrupted):

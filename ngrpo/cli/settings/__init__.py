@@ -9,22 +9,15 @@ from collections.abc import Mapping
 
 from omegaconf import DictConfig
 
+from ngrpo import targets
 from ngrpo.cli.settings import fit, values
 from ngrpo.cli.settings.composed import Composed
+from ngrpo.targets import SettingsError
+
+__all__ = ["SettingsError", "check", "notes", "problems", "targets"]
 
 ONE_BY_ONE = (values.unresolved, values.limits, values.kinds, values.targets_allowed, fit.model, fit.run, fit.packages)
 TOGETHER = (fit.parallel, fit.sizes, fit.neighbours, fit.tasks)  # these compare values that are fine one by one
-
-
-class SettingsError(ValueError):
-    """A configuration that cannot be run; `lines` has one line per problem."""
-
-    def __init__(self, lines: list[str]):
-        super().__init__("\n".join(lines))
-        self.lines = lines
-
-    def __reduce__(self):
-        return SettingsError, (self.lines,)
 
 
 def check(config: DictConfig) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from ngrpo.cli.settings import machine, targets
+from ngrpo import build, targets
+from ngrpo.cli.settings import machine
 from ngrpo.cli.settings.composed import Composed
 from ngrpo.models import files
 
@@ -118,8 +119,6 @@ def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
 
     Of messages only the shortest prompt: those that are too long for the model are left out of the run and counted.
     """
-    from ngrpo import build
-
     content = json.loads(node)
     if not isinstance(content, dict) or "_target_" not in content:
         raise ValueError("has no _target_, so there is no task to build")
@@ -151,7 +150,7 @@ def _context(seen: Composed, prompts: Mapping[str, tuple[str, ...]]) -> Iterator
 
 
 def _plans(seen: Composed) -> bool:
-    return any(key.startswith("trainer.plan.") for key in seen.values)
+    return any(key.startswith("plan.") for key in seen.values)
 
 
 def _model_directory(seen: Composed) -> Path | None:

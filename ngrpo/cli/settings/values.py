@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from ngrpo.cli.settings import targets
+from ngrpo import targets
 from ngrpo.cli.settings.composed import INTERPOLATION, UNRESOLVED, Composed, printable
 from ngrpo.cli.settings.limits import Rule, allowed, as_override, example, is_plain, obeys
 

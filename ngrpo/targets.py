@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-PACKAGE = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parent
 ROOMS = ("exploration", "tasks", "grading", "algorithm", "rollout.engines")  # no room that writes or deletes files
 LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
@@ -24,6 +24,17 @@ LIBRARY = tuple(
 )
 USERS = frozenset(os.environ.get("NGRPO_REWARDS", "").replace(",", " ").split())  # read once, before any configuration
 RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+class SettingsError(ValueError):
+    """A configuration that cannot be run; `lines` has one line per problem."""
+
+    def __init__(self, lines: list[str]):
+        super().__init__("\n".join(lines))
+        self.lines = lines
+
+    def __reduce__(self):
+        return SettingsError, (self.lines,)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,25 @@
+"""What a run would need of memory and disk, and whether this machine has it; no weights and no data are read.
+
+python plan.py exploration=neighbor_mix k=5
+python plan.py experiment=paper/n_grpo model=deepseek_r1_distill_qwen_1_5b max_new_tokens=8192
+
+Exit status: 0 it fits, 1 it does not, 2 the words are wrong.
+"""
+
+from omegaconf import DictConfig
+
+from ngrpo import build, cli
+
+
+def main(config: DictConfig) -> None:
+    """Compose, count, print; raises DoesNotFit."""
+    from ngrpo.models import sizes
+
+    needed, devices = build.needs(config), sizes.available()
+    print(sizes.describe(needed, devices))
+    sizes.check(needed, devices)
+
+
+if __name__ == "__main__":
+    cli.prepare("plan")
+    cli.run(main, "plan")

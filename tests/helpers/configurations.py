@@ -1,0 +1,48 @@
+"""The configurations below conf/ in tests: read once per process, with nothing of Hydra's global state left behind."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+from hydra import initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.global_hydra import GlobalHydra
+from places import CONF
+
+from ngrpo import build
+from ngrpo.cli import arguments
+from ngrpo.cli.arguments import VERSION_BASE
+from ngrpo.cli.reading import register_resolvers
+from ngrpo.cli.schema import Schema
+from ngrpo.cli.settings import fit
+
+SCHEMAS: dict[tuple[str, ...], Schema] = {}
+
+
+def schema(loader: ConfigLoader, name: str, search_path: list[str]) -> Schema:
+    """Stands in for `Schema`: the YAML files stay the same, so that all examinations of a process share what they read."""
+    return SCHEMAS.setdefault((name, *search_path), Schema(loader, name, search_path))
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """Before and after it Hydra is not initialized, which is what `examine` finds in a process of its own."""
+    GlobalHydra.instance().clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(arguments, "Schema", schema)
+        yield
+    GlobalHydra.instance().clear()
+
+
+@contextmanager
+def composing() -> Iterator[ConfigLoader]:
+    """Hydra initialized with conf/, as within one examination."""
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        yield GlobalHydra.instance().config_loader()
+
+
+def forget_tasks() -> None:
+    """Tasks that were built from stand-ins for public data sets are no tasks for another test."""
+    build._task.cache_clear()
+    fit._prompts.cache_clear()
