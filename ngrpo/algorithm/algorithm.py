@@ -59,12 +59,8 @@ class Algorithm:
     critic: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        for names, key, given in (
-            ({"selected"}, "algorithm.select=null: the loss asks for selected tokens", self.select),
-            ({"top_log_probs", "greedy"}, "algorithm.top_k=0: the loss asks for the likeliest tokens", self.top_k),
-        ):
-            if names & self.asks and not given:
-                raise Incomplete(f"{key}; give one")
+        if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
+            raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
 
     @property
     def asks(self) -> frozenset[str]:

@@ -116,7 +116,8 @@ def test_a_run_that_goes_on_with_other_threads_is_the_same_run_and_says_so(tmp_p
     os.kill(process.pid, signal.SIGTERM)
     process.join(timeout=60)
     assert process.exitcode == 143
-    text = finish(directory, "trainer.threads=2")
+    words = [word.replace("threads=1", "threads=2") for word in SMALL]
+    text = warm.finish("train.py", directory.with_suffix(".log"), *words, f"hydra.run.dir={directory}")
     notes = [line for line in text.splitlines() if line.startswith("note: continued with")]
     assert len(notes) == 1 and "threads=2, which was 1" in notes[0]
     record = read_run(directory)
