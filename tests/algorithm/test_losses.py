@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ngrpo.algorithm import losses
-from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.algorithm.algorithm import Algorithm, Incomplete
 from ngrpo.algorithm.inputs import Counts, LossInputs
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, clipped_value_loss, kl_k1, kl_k2, kl_k3
 
@@ -698,6 +698,9 @@ def test_an_algorithm_asks_for_what_its_loss_declares_and_its_bonus_needs():
         return Algorithm(lambda rewards: rewards, loss, "token_mean", {"coefficient": 0.0}, **changes)
 
     assert algorithm(losses.clipped_surrogate).asks == frozenset()
-    assert algorithm(partial(losses.top_smoothed, smoothing=0.1)).asks == {"selected", "top_log_probs", "greedy"}
+    smoothed = partial(losses.top_smoothed, smoothing=0.1)
+    assert algorithm(smoothed, top_k=3).asks == {"selected", "top_log_probs", "greedy"}
+    with pytest.raises(Incomplete, match="algorithm.top_k=0"):
+        algorithm(smoothed)
     assert algorithm(losses.reinforce, entropy_bonus=0.1).asks == {"entropy"}
     assert algorithm(losses.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}
