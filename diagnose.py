@@ -17,15 +17,15 @@ def main(config: DictConfig) -> dict[str, Any]:
     from ngrpo.evaluation.diagnosis import sample
     from ngrpo.rundir.files import write_atomically
 
-    job = build.Job(config, "diagnosis")
-    with job.open() as run:
+    request = cli.Request(config, "diagnosis")
+    with request.open() as run:
         if run.status == "finished":
             print("already diagnosed; fresh=true starts anew")
         else:
             nodes = {name: part.exploration for name, part in cli.compositions(list(config.strategies)).items()}
             run.update(compositions={name: build.plain(node) for name, node in nodes.items()})
             if not (run.path / "timings.csv").exists():  # written after everything else that is sampled
-                sample(*build.diagnosis(job, run, nodes))
+                sample(*build.diagnosis(request, run, nodes))
         found = diagnosis.diagnose(diagnosis.read(run.path))
         if run.status != "finished":
             for name, content in diagnosis_page.files_of(found, run.path).items():

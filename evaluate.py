@@ -19,12 +19,12 @@ def main(config: DictConfig) -> dict[str, Any]:
 
     asked = read_run(config.run).config.get("model", {}) if config.run else {}
     config.model.update({key: asked[key] for key in ("prompt", "answer_start") if key in asked})  # as in training
-    job = build.Job(config, "evaluation")
-    with job.open() as run:
+    request = cli.Request(config, "evaluation")
+    with request.open() as run:
         if run.status == "finished":
             print("already evaluated; fresh=true starts anew")
         else:
-            sample(run, {**job.labels("exploration"), "algorithm": "none"}, *build.evaluation(job, run))
+            sample(run, {**request.labels("exploration"), "algorithm": "none"}, *build.evaluation(request, run))
             run.finish()
         print_results(read_results(run.path), run.path)
         return read_results(run.path)

@@ -17,16 +17,16 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     from ngrpo.evaluation.table import print_results
     from ngrpo.rundir.schema import read_results
 
-    job = build.training_job(config)
+    request = cli.training_request(config)
     devices = {name: config.trainer[name] for name in ("accelerator", "devices", "strategy")}
-    if job.follows:
-        return loop.run(build.training(job, None), **devices)
-    with job.open(**build.overlap_info(config)) as run:
+    if request.follows:
+        return loop.run(build.training(request, None), **devices)
+    with request.open() as run:
         if run.status == "finished":
             print(f"already finished at RL step {config.steps}; fresh=true starts anew")
         else:
             try:
-                loop.run(build.training(job, run), **devices)
+                loop.run(build.training(request, run), **devices)
             except Pruned as stop:
                 print(stop)
                 return {"pruned": str(stop)}

@@ -9,24 +9,22 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import targets
 from ngrpo.models import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.schema import STRATEGY_FILE, config_hash, read_run
+from ngrpo.rundir.schema import STRATEGY_FILE, read_run
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
 if TYPE_CHECKING:
+    from ngrpo.cli.request import Request
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.diagnosis import Draw
     from ngrpo.exploration.base import Exploration
@@ -97,64 +95,18 @@ def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
 
 
-@dataclass(frozen=True)
-class Job:
-    """What this process has been asked for. `follows`: it is not the first of the processes that train together."""
-
-    config: DictConfig
-    kind: str
-
-    @property
-    def directory(self) -> Path:
-        """Where the run is kept."""
-        return Path(HydraConfig.get().runtime.output_dir)
-
-    @property
-    def follows(self) -> bool:
-        """Whether another process of the same run keeps the directory."""
-        return bool(int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)))
-
-    @cached_property
-    def versions(self) -> dict[str, str]:
-        """Of the data and the model."""
-        return versions(self.config)
-
-    def labels(self, *groups: str) -> dict[str, Any]:
-        """What stands in every sample row of the run: its name, the seed, and its choices in these groups."""
-        chosen = HydraConfig.get().runtime.choices
-        return {"run": self.directory.name, "seed": self.config.seed, **{group: chosen.get(group) for group in groups}}
-
-    def open(self, **info: Any) -> RunDirectory:
-        """The run directory, locked; `info` goes to run.json."""
-        config = plain(self.config)
-        trainer, batching = config.get("trainer", {}), config.get("evaluation", config)
-        facts = {"threads": trainer.get("threads") or os.cpu_count(), "devices": trainer.get("devices", 1)}
-        facts["batching"] = {key: batching[key] for key in BATCHING if key in batching}
-        digest = config_hash(config, self.versions)
-        return RunDirectory.open(
-            self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"], info=facts | info,
-            versions=self.versions,
-        )  # fmt: skip
-
-
-def training_job(config: DictConfig) -> Job:
-    """What train.py has been asked for."""
-    kind = "smoke" if HydraConfig.get().runtime.choices.get("trainer") == "smoke" else "run"
-    return Job(config, "trial" if config.get("sweep", {}).get("trial") else kind)
-
-
-def overlap_info(config: DictConfig) -> dict[str, Any]:
+def overlap(config: DictConfig) -> dict[str, Any]:
     """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
     from ngrpo.tasks.overlap import overlap
 
-    found = overlap(task(config.task), tasks(config))
+    found = overlap(task(config.task), tasks(config)) if config.get("algorithm") else {}
     for name, counts in found.items():
         if any(counts.values()):
             print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
     return {"overlap": found} if found else {}
 
 
-def training(job: Job, run: RunDirectory | None) -> "Parts":
+def training(request: "Request", run: RunDirectory | None) -> "Parts":
     """Everything that loop.run takes; `run` is None on every rank but the first."""
     import torch
     from transformers import set_seed
@@ -165,7 +117,7 @@ def training(job: Job, run: RunDirectory | None) -> "Parts":
     from ngrpo.rundir.recorder import Progress, Recorder
     from ngrpo.training.parts import Parts
 
-    config, interrupts = job.config, Interrupts()
+    config, interrupts = request.config, Interrupts()
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
@@ -179,7 +131,7 @@ def training(job: Job, run: RunDirectory | None) -> "Parts":
         note_left_out(run, {"training": trained, **benchmarks})
     policy = _policy(config, model, sampler.strategy)
     batching = {key: config.evaluation[key] for key in BATCHING}
-    logger = instantiate(config.logger, save_dir=job.directory) if config.get("logger") and run else None
+    logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
     return Parts(
         policy=policy,
@@ -187,8 +139,8 @@ def training(job: Job, run: RunDirectory | None) -> "Parts":
         sampler=sampler,
         task=trained,
         evaluation=Evaluation(evaluator, benchmarks, **batching, max_errors=config.grading.max_errors),
-        directory=job.directory,
-        labels=job.labels("exploration", "algorithm"),
+        directory=request.directory,
+        labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
         interrupts=interrupts,
         recorder=Recorder(run, (logger,) if logger else ()) if run else None,
@@ -196,13 +148,13 @@ def training(job: Job, run: RunDirectory | None) -> "Parts":
     )
 
 
-def evaluation(job: Job, run: RunDirectory) -> tuple["Evaluation", "CausalModel", int]:
+def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "CausalModel", int]:
     """What evaluate.py samples, the model it samples from, and the RL step that this stands at; notes what is left out."""
     from safetensors.torch import load_file
 
     from ngrpo.evaluation.benchmarks import Evaluation
 
-    config = job.config
+    config = request.config
     step = read_run(config.run).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     model = causal_model(config).to(_device())
@@ -219,13 +171,13 @@ def evaluation(job: Job, run: RunDirectory) -> tuple["Evaluation", "CausalModel"
 
 
 def diagnosis(
-    job: Job, run: RunDirectory, nodes: Mapping[str, DictConfig]
+    request: "Request", run: RunDirectory, nodes: Mapping[str, DictConfig]
 ) -> tuple["Draw", dict[str, "Sampler"], list[int]]:
     """What diagnose.py draws, a sampler for each strategy, all of one model, and the tokens whose neighbors are wanted."""
     from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
     from ngrpo.models.loading import load_tokenizer
 
-    config = job.config
+    config = request.config
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
     try:
         named = [token_of(tokenizer, str(text)) for text in config.tokens]

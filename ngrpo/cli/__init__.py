@@ -22,9 +22,10 @@ from ngrpo import __version__
 from ngrpo.cli import settings
 from ngrpo.cli.arguments import CONF, VERSION_BASE, examine
 from ngrpo.cli.compared import compositions
+from ngrpo.cli.request import Request, training_request
 from ngrpo.cli.settings import SettingsError
 
-__all__ = ["compositions", "prepare", "run"]
+__all__ = ["Request", "compositions", "prepare", "run", "training_request"]
 
 
 def prepare(config_name: str) -> None:
