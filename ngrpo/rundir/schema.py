@@ -37,6 +37,12 @@ MAY_CHANGE_BITS = (
     "versions",
     "hardware",
 )  # facts of a machine, told where a run goes on with others
+# What may stand in run.json under a name that a reader relies on; a name that is absent is fine, as in files of 0.1.
+SHAPES = {
+    "status": str | None, "kind": str, "config_hash": str | None, "config": dict, "data": dict, "seed": int | None,
+    "results_version": int, "versions": dict, "hardware": dict, "earlier": list, "resumed": int,
+    "wall_seconds": int | float,
+}  # fmt: skip
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 
 
@@ -71,9 +77,13 @@ def read_run(directory: str | Path) -> RunRecord:
     """The record of a run directory. Raises Unreadable."""
     place = Path(directory)
     content = _object(place / "run.json")
+    for name, shape in SHAPES.items():
+        value = content.get(name)
+        if name in content and (not isinstance(value, shape) or isinstance(value, bool)):
+            raise Unreadable(f"{place}/run.json is damaged ({name} is {json.dumps(value)[:40]})")
+    if content.get("kind", "run") not in KINDS:
+        raise Unreadable(f"{place}/run.json is damaged (kind={content['kind']} is none of {', '.join(KINDS)})")
     config = content.get("config", {})
-    if not isinstance(config, dict):
-        raise Unreadable(f"{place}/run.json is damaged (config is no object)")
     return RunRecord(
         path=place,
         status=content.get("status"),
@@ -98,7 +108,7 @@ def _object(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise Unreadable(f"{path.parent} holds no {path.name}, so it is no run directory") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Unreadable(f"{path} is damaged ({error})") from error
     if not isinstance(content, dict):
         raise Unreadable(f"{path} is damaged (it is no object)")

@@ -105,9 +105,9 @@ def test_a_key_that_only_some_runs_have_keeps_arms_apart_and_the_place_of_a_mode
 
 
 def test_runs_of_different_versions_of_the_results_are_never_pooled(tmp_path):
-    for seed, version in ((0, None), (1, 1), (2, 1)):
+    for seed, version in ((0, {}), (1, {"results_version": 1}), (2, {"results_version": 1})):
         place = make_run(tmp_path, "token_sampling", seed, SOLVED)
-        record = json.loads((place / "run.json").read_text()) | {"results_version": version}
+        record = json.loads((place / "run.json").read_text()) | version  # 0.1 wrote none
         (place / "run.json").write_text(json.dumps(record))
     study = load([tmp_path])
     assert sorted(study.arms) == ["token_sampling results.version=1", "token_sampling results.version=None"]

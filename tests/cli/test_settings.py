@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
+from places import REPOSITORY
 
 from ngrpo.cli import settings as rules_of
 from ngrpo.cli.arguments import examine
@@ -193,7 +194,8 @@ def test_pickled_weights_and_missing_shards_are_refused(model):
     "path",
     ["", "x", "./x", "/x/y", "a/b/c", "../a", "a/../b", "ngrpo/nothing", "a/b/", "a b/c", "a\nb/c", None, 3, "-a/b"],
 )
-def test_what_is_neither_directory_nor_hub_id(path):
+def test_what_is_neither_directory_nor_hub_id(path, monkeypatch):
+    monkeypatch.chdir(REPOSITORY)  # where ngrpo is a directory, and so no owner on a hub
     assert files.refusal(path)
 
 

@@ -87,6 +87,14 @@ def test_a_diagnosis_is_read_with_its_pictures():
     assert pictures.title == "small" and len(pictures.planes) and len(pictures.neighbours)
 
 
+def test_a_damaged_diagnosis_beside_runs_costs_its_pictures_and_not_the_report(old):
+    (old / "diagnosis" / "run.json").write_text("{")
+    found, study = mechanism.beside(load([old]), [old])
+    assert found == [] and study.arms == ["token_sampling"]
+    left_out = dict(study.left_out.itertuples(index=False))
+    assert left_out[str(old / "diagnosis")].startswith("run.json is damaged")
+
+
 def test_the_model_of_a_finished_run_is_evaluated_as_it_was(old, tmp_path):
     same = ["n=4", "benchmark=[story_math_easy]", "benchmark.story_math_easy.size=8"]
     place = tmp_path / "again"

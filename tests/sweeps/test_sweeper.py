@@ -15,6 +15,7 @@ import pytest
 import warm
 from places import REPOSITORY
 
+from analysis.load import LoadError, load
 from ngrpo.rundir.schema import read_run
 
 JOB = """
@@ -365,6 +366,11 @@ def test_a_search_over_real_runs(tmp_path):
     runs = [read_run(path.parent) for path in tmp_path.glob("outputs/*/*/run.json")]
     assert len(complete) == sum(run.status == "finished" for run in runs) >= 3
     assert {run.kind for run in runs} == {"trial"}
+    with pytest.raises(
+        LoadError, match=rf"{len(runs)} of kind trial; kinds='\[trial\]' takes"
+    ):  # no arms of a comparison
+        load([tmp_path])
+    assert len(load([tmp_path], ["trial"]).runs) == len(complete)
     for trial in complete:
         (run,) = [r for r in runs if r.config["mix_rate"] == trial.params["mix_rate"]]
         assert str(run.config["k"]) == trial.params["k"] and list(run.config["benchmark"]) == ["story_math_val"]
