@@ -57,4 +57,4 @@ class Request:
 def training_request(config: DictConfig) -> Request:
     """What train.py has been asked for."""
     kind = "smoke" if HydraConfig.get().runtime.choices.get("trainer") == "smoke" else "run"
-    return Request(config, "trial" if config.get("sweep", {}).get("trial") else kind)
+    return Request(config, "trial" if config.get("sweep") else kind)  # the node is there in searches only

@@ -157,7 +157,7 @@ class RunDirectory:
             earlier = [*self.record["earlier"], *([changed] if changed else [])]
             if told := _changes(changed, facts):
                 print(f"note: continued with {told}: numbers may differ in their last digits from those of one machine")
-            self.record |= {**facts, "status": "running", "reason": None, "earlier": earlier}
+            self.record |= {**known, **facts, "status": "running", "reason": None, "earlier": earlier}
             self.record["resumed"] += 1
         self.update(**info)
 
