@@ -81,9 +81,9 @@ def main() -> None:
     lengths = lengths_of(options)
 
     def train(config: DictConfig) -> None:
-        job = build.training_job(config)
-        with job.open(**build.overlap_info(config)) as run:
-            parts = in_turns(build.training(job, run), run, turn, lengths)
+        request = cli.training_request(config)
+        with request.open() as run:
+            parts = in_turns(build.training(request, run), run, turn, lengths)
             turn.wait()
             loop.run(parts, **{name: config.trainer[name] for name in ("accelerator", "devices", "strategy")})
 
