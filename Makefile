@@ -45,6 +45,7 @@ test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 services:  ## Install the database server and the browser that some tests start (Debian, Ubuntu; needs root)
+	apt-get update -q || true  # lists that are a little old do as well
 	apt-get install -y -q postgresql chromium chromium-driver
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options

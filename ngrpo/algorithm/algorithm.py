@@ -19,8 +19,6 @@ WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a
 class Incomplete(ValueError):
     """A loss asks for what the algorithm does not compute."""
 
-    exit_code = 2
-
 
 @dataclass(frozen=True)
 class Algorithm:

@@ -93,16 +93,11 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
 def rng_state() -> dict[str, Any]:
     """States of the global generators of python, numpy, torch on the CPU and on every CUDA device in use."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    name, words_of_numpy, position, has_gauss, cached = np.random.get_state(legacy=True)
+    keys = torch.from_numpy(np.asarray(words_of_numpy, np.int64))
     return {
         "python": [version, list(words), gauss],
-        "numpy": [
-            str(name),
-            torch.from_numpy(np.asarray(keys, np.int64)),
-            int(position),
-            int(has_gauss),
-            float(cached),
-        ],
+        "numpy": [str(name), keys, int(position), int(has_gauss), float(cached)],
         "torch": torch.get_rng_state(),
         # Asking for the state would start CUDA on every device of a run that does not use it.
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],

@@ -700,7 +700,7 @@ def test_an_algorithm_asks_for_what_its_loss_declares_and_its_bonus_needs():
     assert algorithm(losses.clipped_surrogate).asks == frozenset()
     smoothed = partial(losses.top_smoothed, smoothing=0.1)
     assert algorithm(smoothed, top_k=3).asks == {"selected", "top_log_probs", "greedy"}
-    with pytest.raises(Incomplete, match="algorithm.top_k=0"):
+    with pytest.raises(Incomplete, match=r"algorithm\.top_k=0"):
         algorithm(smoothed)
     assert algorithm(losses.reinforce, entropy_bonus=0.1).asks == {"entropy"}
     assert algorithm(losses.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}
