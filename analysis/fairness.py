@@ -35,7 +35,7 @@ def judge(study: Study, baseline: str) -> Fairness:
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
     apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
     ranked = [arm for arm in trained if arm not in apart]
-    found = controls({arm: _strategy(configs[arm]) for arm in [baseline, *ranked]})
+    found = controls({arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]})
     return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, found), found)
 
 
@@ -45,10 +45,19 @@ def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     found = {}
     for name, mixes in strategies.items():
         for other, its in strategies.items():
-            alike = all(its.get(key) == mixes.get(key) for key in ("_target_", "rate"))
-            if _needs_control(mixes) and alike and its.get("k") == 1:
+            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "recipe._target_", "rate"))
+            if _needs_control(mixes) and alike and setting(its, "k") == 1:
                 found.setdefault(name, other)
     return found
+
+
+def setting(strategy: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """What a strategy, or else one of its parts, is set to; keys are nested, or dotted."""
+    parts = [(key, part) for key, part in strategy.items() if isinstance(part, Mapping)]
+    dotted = {f"{key}.{inner}": value for key, part in parts for inner, value in part.items()}
+    settings = {**dotted, **{key: value for key, value in strategy.items() if not isinstance(value, Mapping)}}
+    inner = {key.partition(".")[2]: value for key, value in settings.items() if "." in key}
+    return settings.get(name, inner.get(name, default))
 
 
 def _missing(
@@ -66,8 +75,8 @@ def _missing(
     if not set(plain) - {UNTRAINED}:
         lines.append(f"plain token sampling is missing: train.py exploration={PLAIN}")
     for arm in [baseline, *ranked]:
-        if _needs_control(_strategy(configs[arm])) and arm not in controls:
-            rate = _strategy(configs[arm])["rate"]
+        if _needs_control(strategy_of(configs[arm])) and arm not in controls:
+            rate = setting(strategy_of(configs[arm]), "rate")
             rate = "null" if rate is None else rate
             lines.append(f"{arm} has no rate-matched control: train.py exploration=rate_matched_greedy mix_rate={rate}")
     for arm in [baseline, *ranked]:
@@ -78,7 +87,7 @@ def _missing(
     return lines
 
 
-def _strategy(config: Mapping[str, Any]) -> dict[str, Any]:
+def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of the strategy of a run."""
     prefix = "exploration."
     return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
@@ -86,4 +95,4 @@ def _strategy(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _needs_control(strategy: Mapping[str, Any]) -> bool:
     """Whether a strategy mixes neighbours in at some rate: then greedy steps at that rate may explain its effect."""
-    return strategy.get("rate", 0) != 0 and (strategy.get("k") or 1) > 1  # a rate of None means every step
+    return setting(strategy, "rate", 0) != 0 and (setting(strategy, "k") or 1) > 1  # a rate of None means every step

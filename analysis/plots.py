@@ -9,6 +9,7 @@ from PIL import Image  # comes with matplotlib
 
 from analysis.comparison import Comparison, Rates
 from analysis.diversity import steps_of
+from analysis.fairness import setting, strategy_of
 from analysis.load import UNTRAINED, Study
 from analysis.statistics import two_level
 from ngrpo.evaluation.passk import k_grid, pass_at_k
@@ -163,11 +164,8 @@ def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 def _rates(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     """Bars over the mixing rate, one colour per strategy (N-GRPO, Figure 3), where a study has several rates."""
     runs = study.runs[study.runs["arm"] != UNTRAINED].drop_duplicates("arm")
-    rates = {
-        r.arm: r.config.get("exploration.rate")
-        for r in runs.itertuples()
-        if r.config.get("exploration.rate") is not None
-    }
+    rates = {r.arm: setting(strategy_of(r.config), "rate") for r in runs.itertuples()}
+    rates = {arm: rate for arm, rate in rates.items() if rate is not None}
     kinds = {r.arm: r.exploration for r in runs.itertuples()}
     if max((sum(kinds[a] == kind for a in rates) for kind in set(kinds.values())), default=0) < 2:
         return None

@@ -14,9 +14,12 @@ from transformers import PreTrainedTokenizerBase, StoppingCriteria, StoppingCrit
 
 from benchmarks import models
 from ngrpo.exploration.base import Exploration, State
+from ngrpo.exploration.gate import Gate
 from ngrpo.exploration.gaussian_noise import GaussianNoise
-from ngrpo.exploration.gumbel_soft import GumbelSoft
-from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.exploration.gumbel_soft import Gumbel
+from ngrpo.exploration.mixing import Mixing
+from ngrpo.exploration.neighbor_mix import Neighbors
+from ngrpo.exploration.perturbed import PerturbedThinking
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
@@ -35,10 +38,10 @@ NEVER = -2  # a token id that no model produces
 BASELINE = "token_sampling"
 STRATEGIES: dict[str, Callable[[], Exploration]] = {
     BASELINE: TokenSampling,
-    "neighbor_mix": partial(NeighborMix, rate=0.1, k=3),
-    "gaussian_noise": partial(GaussianNoise, rate=0.1, scale=0.33),
-    "stht": partial(SoftTokens, soft_temperature=0.5, scale=0.33),
-    "gumbel_soft": GumbelSoft,
+    "neighbor_mix": lambda: Mixing(Gate(0.1), Neighbors(3)),
+    "gaussian_noise": lambda: Mixing(Gate(0.1), GaussianNoise(0.33), anchor="sampled", text_token="sampled"),
+    "stht": lambda: SoftTokens(soft_temperature=0.5, scale=0.33),
+    "gumbel_soft": lambda: PerturbedThinking(Gumbel()),
 }
 
 

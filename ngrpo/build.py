@@ -216,7 +216,7 @@ def needs(config: DictConfig) -> "Plan":
             copies=int(config.algorithm.kl.coefficient > 0 and not lora),
             critics=int(bool(config.algorithm.critic)),
             recompute=config.trainer.gradient_checkpointing,
-            k=config.exploration.get("k", 0),
+            k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
             update_rows=share // config.algorithm.mini_batches * config.group_size,
             device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
         ),

@@ -9,13 +9,12 @@ from lightning.fabric import Fabric
 from ngrpo.evaluation.benchmarks import solved
 from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.ranks import Ranks
-from ngrpo.rollout import sampling
-from ngrpo.rollout.sampling import Answers
+from ngrpo.rollout import join, sampling
 from ngrpo.rundir import checkpoints
 from ngrpo.rundir.interrupts import Interrupted
 from ngrpo.rundir.recorder import Clock
 from ngrpo.rundir.schema import eval_samples
-from ngrpo.training.collect import collect
+from ngrpo.training.collect import Collected, collect
 from ngrpo.training.parts import Parts
 from ngrpo.training.policy import Batch
 
@@ -45,6 +44,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
         optimizer.load_state_dict(state["optimizer"])
         schedule.load_state_dict(state["schedule"])
         checkpoints.set_rng_state(state["rng"])
+    waiting = join.unpacked(state["waiting"], ranks, fabric.device) if state else None  # groups for the next step
     parts.progress.start(done)
 
     for step in range(done, config.steps + 1):
@@ -54,21 +54,24 @@ def train(fabric: Fabric, parts: Parts) -> None:
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with clock("rollout"):
-                answers, counted, drawn = collect(parts.sampler, parts.task, policy.algorithm, config, step, ranks)
-            batch = prepare(parts, answers, counted, ranks, clock)
+                drawn = collect(parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
+            waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
             with clock("update"):
-                figures = update(fabric, parts, batch, counted, learner, stepper, ranks)
+                figures = update(fabric, parts, batch, learner, stepper, ranks)
                 figures["learning_rate"] = float(schedule.get_last_lr()[0])
                 schedule.step()
             with clock("measure"), policy.model.gathered():
-                measured = sampling.rollout_measures(answers, policy.strategy, policy.model.table.detach())
-            record(parts, step, answers, {**measured, **drawn, **figures, **drift}, ranks, clock, last or due)
+                measured = sampling.rollout_measures(drawn.answers, policy.strategy, policy.model.table.detach())
+            figures = {**measured, **drawn.figures, **figures, **drift}
+            record(parts, step, drawn, figures, ranks, clock, last or due)
 
         between = config.evaluate_before if step == 0 else config.eval_every > 0 and step % config.eval_every == 0
         stopped = max(ranks.gather(parts.interrupts.number))  # a signal that any rank has seen: all stop at one step
-        if recorder and step > done and (last or due or between or stopped):
-            state = policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            checkpoints.save(saved, step, state | {"rng": checkpoints.rng_state()})
+        if step > done and (last or due or between or stopped):
+            state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": checkpoints.rng_state()}
+            state |= policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+            if recorder:
+                checkpoints.save(saved, step, state)
         if (last or between) and not stopped:
             evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):
@@ -77,9 +80,9 @@ def train(fabric: Fabric, parts: Parts) -> None:
         recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
 
 
-def prepare(parts: Parts, answers: Answers, counted: torch.Tensor, ranks: Ranks, clock: Clock) -> Batch:
+def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch:
     """What is computed once, before the first update: log-probabilities, values, advantages, and which tokens count."""
-    policy, rollouts, rows = parts.policy, answers.rollouts, parts.policy.config.micro_batch_rows
+    policy, rollouts, rows = parts.policy, drawn.answers.rollouts, parts.policy.config.micro_batch_rows
     reference = old = values = None
     if parts.reference is not None:
         with clock("reference"):
@@ -90,16 +93,14 @@ def prepare(parts: Parts, answers: Answers, counted: torch.Tensor, ranks: Ranks,
     if policy.critic is not None:
         with clock("values"):
             values = policy.critic.values(policy.strategy, rollouts, rows)
-    rewards = policy.algorithm.shaped(sampling.groups_of(answers, parts.sampler))
-    return policy.batch(rollouts, counted, rewards, old, reference, values, ranks)
+    rewards = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
+    return policy.batch(rollouts, drawn.counted, rewards, old, reference, values, ranks, drawn.carried)
 
 
-def update(
-    fabric: Fabric, parts: Parts, batch: Batch, counted: torch.Tensor, learner: Any, stepper: Any, ranks: Ranks
-) -> dict[str, float]:
+def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: Any, ranks: Ranks) -> dict[str, float]:
     """Every inner epoch and mini-batch; returns the figures of the loss, averaged over these updates."""
     policy, updates = parts.policy, []
-    for mini_batch in policy.mini_batches(batch, counted):
+    for mini_batch in policy.mini_batches(batch):
         counts, sums = mini_batch.counts(parts.sampler.max_new_tokens, ranks), {}
         stepper.zero_grad()
         for micro_batch, closes in mini_batch.micro_batches(policy.config.micro_batch_rows):
@@ -116,10 +117,11 @@ def update(
 
 
 def record(
-    parts: Parts, step: int, answers: Answers, figures: Mapping[str, float], ranks: Ranks, clock: Clock, explored: bool
+    parts: Parts, step: int, drawn: Collected, figures: Mapping[str, float], ranks: Ranks, clock: Clock, explored: bool
 ) -> None:
     """Shows and writes what the step was; `explored`: also what exploration did at some decode steps."""
-    strategy, steps, labels = parts.policy.strategy, [], {**parts.labels, "benchmark": "train", "step": step}
+    answers, strategy, steps = drawn.answers, parts.policy.strategy, []
+    labels = {**parts.labels, "benchmark": "train", "step": step}
     rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary.stops, labels), figures)
     parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
     if parts.recorder:

@@ -34,10 +34,10 @@ class Ranks:
         return dict(zip(figures, self.sum(values).tolist(), strict=True))
 
     def merge(self, rows: list[Any], figures: Mapping[str, float]) -> tuple[list[Any], dict[str, float]]:
-        """The rows of all ranks in rank order, and the means of their figures."""
+        """The rows of all ranks in rank order, and the means of their figures, each over the ranks that have it."""
         every = self.gather((rows, dict(figures)))
-        means = {name: sum(part[name] for _, part in every) / len(every) for name in figures}
-        return [row for part, _ in every for row in part], means
+        found = {name: [part[name] for _, part in every if name in part] for _, all_of in every for name in all_of}
+        return [row for part, _ in every for row in part], {name: sum(of) / len(of) for name, of in found.items()}
 
     def barrier(self) -> None:
         """Wait for all."""

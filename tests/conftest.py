@@ -150,13 +150,18 @@ def strategy_name(request) -> str:
     return request.param
 
 
+def _changed(node: dict, changes: dict) -> dict:
+    """A strategy's node with settings of it or of its parts changed."""
+    parts = {name: _changed(part, changes) for name, part in node.items() if isinstance(part, dict)}
+    return {**node, **parts, **{name: value for name, value in changes.items() if name in node}}
+
+
 @pytest.fixture(scope="session")
 def make_strategy():
     """A strategy as its YAML builds it, exploring at half of the steps where it has a rate, bound and prepared."""
 
     def make(name: str, model: CausalModel, vocabulary: Vocabulary, temperature: float = 1.0, **changes):
-        node = {**_exploration(name, temperature), **changes}
-        strategy = instantiate({**node, "rate": 0.5} if "rate" in node and "rate" not in changes else node)
+        strategy = instantiate(_changed(_exploration(name, temperature), {"rate": 0.5, **changes}))
         strategy.bind(vocabulary, model.table.detach())
         strategy.prepare(model.table.detach(), 0, model.head.detach())
         return strategy

@@ -23,6 +23,12 @@ ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 METHODS = [f"{name} token_sampling" for name in ALGORITHMS]
 METHODS += [f"grpo {name}" for name in STRATEGIES if name not in ("token_sampling", "soft_thinking")]
+# Whose defaults have changed since, and the overrides that bring back what 0.1 did.
+AS_BEFORE = {
+    "dapo": ["algorithm.carry_surplus=false"],
+    "ngrpo_negative": ["algorithm.carry_surplus=false"],
+    "unlikeliness": ["algorithm.reward_shaping.unlikeliness.likelihood=sum"],
+}
 
 
 def short(data: bytes) -> str:
@@ -48,6 +54,7 @@ def run_method(method: str, folder: Path) -> dict[str, str]:
     algorithm, exploration = method.split()
     place = folder / f"{exploration}-{algorithm}"
     chosen = (f"algorithm={algorithm}", f"exploration={exploration}", f"hydra.run.dir={place}")
+    chosen += tuple(AS_BEFORE.get(algorithm, ()))
     warm.finish("train.py", folder / f"{place.name}.log", *OVERRIDES, *chosen)
     return digests_of(place)
 

@@ -19,7 +19,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 
-from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest, has
+from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest
 from ngrpo.rundir.schema import read_results
 
 if TYPE_CHECKING:
@@ -175,8 +175,8 @@ class SearchSweeper(GridSweeper):
 
         groups = [key for key in self.spaces if self.is_group_name(key)]
         chosen = [*self.fixed, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in groups)]
-        tree = self.tree(self._parsed(chosen))
-        knobs = [key for key in self.spaces if key not in groups and has(tree, self._parsed([f"{key}=0"])[0])]
+        fit = self.fits(self._parsed(chosen))
+        knobs = [key for key in self.spaces if key not in groups and fit(self._parsed([f"{key}=0"])[0])]
         return self.fitting([*chosen, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in knobs)])
 
     def _parsed(self, texts: Sequence[str]) -> list[Override]:

@@ -4,7 +4,7 @@ It knows Hydra and the status in a run directory's run.json; it does not know wh
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -22,6 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
+from ngrpo.cli.keys import full_key, same_key
 from ngrpo.rundir.schema import Unreadable, read_run
 
 
@@ -100,7 +101,8 @@ class GridSweeper(Sweeper):
     def with_presets(self, arguments: Sequence[str]) -> list[str]:
         """What was typed, after the listed values of `params` that it leaves as they are."""
         typed = {argument.partition("=")[0] for argument in arguments}
-        return [*(f"{key}={values}" for key, values in self.params.items() if key not in typed), *arguments]
+        left = {key: values for key, values in self.params.items() if not any(same_key(key, other) for other in typed)}
+        return [*(f"{key}={values}" for key, values in left.items()), *arguments]
 
     def jobs(self, arguments: list[str]) -> list[Job]:
         """The cells of the grid in the order of its values, without duplicates."""
@@ -112,20 +114,12 @@ class GridSweeper(Sweeper):
                     f"{override.input_line}: a grid needs listed values, as in {override.key_or_group}=0.1,0.2"
                 )
         cells = [parser.parse_overrides(cell) for cell in _cells(overrides)]
-        trees = [self.tree(cell) for cell in cells]
-        known_somewhere = {
-            override.key_or_group
-            for cell, tree in zip(cells, trees, strict=True)
-            for override in cell
-            if has(tree, override)
-        }
+        fits = [self.fits(cell) for cell in cells]
+        known_somewhere = {o.key_or_group for cell, fit in zip(cells, fits, strict=True) for o in cell if fit(o)}
         found: dict[Path, Job] = {}
-        for cell, tree in zip(cells, trees, strict=True):
-            kept = [
-                str(override.input_line)
-                for override in cell
-                if self._is_group(override) or has(tree, override) or override.key_or_group not in known_somewhere
-            ]
+        for cell, fit in zip(cells, fits, strict=True):
+            texts = [fit(o) or (str(o.input_line) if o.key_or_group not in known_somewhere else None) for o in cell]
+            kept = [text for text in texts if text]
             directory = self.directory(kept)
             status = "finished before" if _status(directory) == "finished" else "waiting"
             found.setdefault(directory, Job(kept, directory, status))
@@ -147,8 +141,21 @@ class GridSweeper(Sweeper):
     def fitting(self, texts: Sequence[str]) -> list[str]:
         """The overrides without those whose key the choices among them lack."""
         overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
-        tree = self.tree(overrides)
-        return [str(o.input_line) for o in overrides if self._is_group(o) or has(tree, o)]
+        return [text for text in map(self.fits(overrides), overrides) if text]
+
+    def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
+        """What says of an override how it reads under these choices, its key in full; None where they lack it."""
+        tree = self.tree(choices)
+        keys = set(leaves(tree))
+
+        def text(override: Override) -> str | None:
+            full = full_key(override.key_or_group, keys)
+            typed = str(override.input_line)
+            if self._is_group(override) or has(tree, override):
+                return typed
+            return typed.replace(override.key_or_group, full, 1) if full in keys else None
+
+        return text
 
     def tree(self, choices: Sequence[Override]) -> Any:
         """What the choices among these overrides compose to, as plain containers."""
@@ -184,6 +191,15 @@ def has(tree: Any, override: Override) -> bool:
             return False
         tree = tree[part]
     return True
+
+
+def leaves(tree: Any, key: str = "") -> Iterator[str]:
+    """The dotted keys of all that is no mapping, or an empty one."""
+    if not isinstance(tree, Mapping) or not tree:
+        yield key
+        return
+    for name, child in tree.items():
+        yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _status(directory: Path) -> str | None:

@@ -1,7 +1,6 @@
 """Advantages: pure functions, one per published formula.
 
-Most take the rewards of groups (P, G) float64 and give (P, G) float64; `generalised` and `entropy_shaped` work on tokens
-(B, T).
+Most take the rewards of groups (P, G) float64 and give (P, G) float64; `entropy_shaped` works on tokens (B, T).
 """
 
 from math import comb, sqrt
@@ -18,19 +17,19 @@ def homogeneous(rewards: Tensor) -> Tensor:
     return spread <= TIE * rewards.abs().amax(dim=1).clamp(min=1)
 
 
-def group_normalised(rewards: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
+def group_normalized(rewards: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
     """(r - mean) / (std + eps) within each group; exactly 0 in a homogeneous one.
 
     Source: GRPO, arXiv 2402.03300, section 4.1.2. The paper does not say which standard deviation: ddof 1 is the sample
     one, which verl uses, 0 the population one. Raises ValueError for groups of one.
     """
     _require_groups(rewards)
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centered = rewards - rewards.mean(dim=1, keepdim=True)
     deviation = rewards.std(dim=1, keepdim=True, correction=ddof)
-    return (centred / (deviation + eps)).masked_fill(homogeneous(rewards)[:, None], 0)
+    return (centered / (deviation + eps)).masked_fill(homogeneous(rewards)[:, None], 0)
 
 
-def group_centred(rewards: Tensor) -> Tensor:
+def group_centered(rewards: Tensor) -> Tensor:
     """r - mean within each group; exactly 0 in a homogeneous one. Source: Dr. GRPO, arXiv 2503.20783, section 3.2."""
     return (rewards - rewards.mean(dim=1, keepdim=True)).masked_fill(homogeneous(rewards)[:, None], 0)
 
@@ -42,7 +41,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """
     _require_groups(rewards)
     size = rewards.shape[1]
-    return group_centred(rewards) * size / (size - 1)
+    return group_centered(rewards) * size / (size - 1)
 
 
 def with_virtual_samples(
@@ -121,25 +120,6 @@ def policy_at_k(rewards: Tensor, *, pass_k: int) -> Tensor:
                 rest[i, j] = comb(j if j < i else j - 1, pass_k - 2)
     weights = ordered @ (best - rest).T * (size / comb(size, pass_k))
     return torch.zeros_like(rewards).scatter(1, order, weights)
-
-
-def generalised(
-    rewards: Tensor, values: Tensor, mask: Tensor, *, gamma: float = 1.0, lam: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Advantages and returns, both (B, T), from token rewards, values and mask (B, T); 0 where the mask is false.
-
-    delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, return = A + V; the value after the last token
-    is 0, and tokens that do not count are stepped over. Source: GAE, arXiv 1506.02438, equations 11 to 16.
-    """
-    advantages = torch.zeros_like(values)
-    next_value, running = values.new_zeros(len(values)), values.new_zeros(len(values))
-    for t in reversed(range(values.shape[1])):
-        here = mask[:, t]
-        delta = rewards[:, t] + gamma * next_value - values[:, t]
-        running = torch.where(here, delta + gamma * lam * running, running)
-        next_value = torch.where(here, values[:, t], next_value)
-        advantages[:, t] = running * here
-    return advantages, (advantages + values) * mask
 
 
 def entropy_shaped(advantages: Tensor, entropy: Tensor, *, strength: float = 0.4, bound: float = 2.0) -> Tensor:

@@ -4,7 +4,7 @@ It puts published formulas together and does not know models, prompts or process
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,11 @@ from torch import Tensor
 from ngrpo.algorithm.inputs import Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 
-WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
-
 
 class Incomplete(ValueError):
     """A loss asks for what the algorithm does not compute."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,16 @@ class Algorithm:
     advantage        rewards (P, G) -> (P, G); with a critic (token rewards, values, mask), all (B, T) -> advantages, returns
     loss             LossInputs -> TokenLoss; what it needs besides log-probabilities it declares (losses.asks)
     aggregation      a name in losses.AGGREGATIONS
-    kl               coefficient, estimator (k1, k2, k3) and placement (loss, reward)
-    reward           name -> Groups -> rewards (P, G), one after the other
+    kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
+    reward_shaping   name -> Groups -> rewards (P, G), one after the other
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
+    carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
     row_filter       Groups -> (P, G) bool, true where an answer enters the loss
     token_advantage  (advantages, entropy), both (B, T) -> (B, T)
     select           Tokens -> (B, T) bool, for losses that treat some tokens differently
+    select_per       "step": chosen once, among the step's tokens; "update": before each update, among its mini-batch's
+    tempered         entropy and likeliest tokens are of softmax(logits / temperature), as ratios are; False: softmax(logits)
     entropy_bonus    weight of the policy's entropy, added to the objective
     top_k            number of likeliest tokens whose log-probabilities the loss is given
     pass_k           the k of pass@k, for advantages that name it in the configuration
@@ -45,12 +48,15 @@ class Algorithm:
     kl: Mapping[str, Any]
     inner_epochs: int = 1
     mini_batches: int = 1
-    reward: Mapping[str, Callable[[Groups], Tensor]] = field(default_factory=dict)
+    reward_shaping: Mapping[str, Callable[[Groups], Tensor]] | None = None
     group_filter: Callable[[Groups], Tensor] | None = None
     max_resamples: int = 0
+    carry_surplus: bool = True
     row_filter: Callable[[Groups], Tensor] | None = None
     token_advantage: Callable[[Tensor, Tensor], Tensor] | None = None
     select: Callable[[Tokens], Tensor] | None = None
+    select_per: str = "step"
+    tempered: bool = True
     entropy_bonus: float = 0.0
     top_k: int = 0
     pass_k: int | None = None
@@ -67,23 +73,30 @@ class Algorithm:
         return declared | {"entropy"} if self.entropy_bonus else declared
 
     @property
-    def penalises_reward(self) -> bool:
+    def penalizes_reward(self) -> bool:
         """Whether the KL to the reference is subtracted from the reward."""
         return self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
 
     @property
     def needs_old_log_probs(self) -> bool:
         """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection."""
-        return self.penalises_reward or self.select is not None or self.inner_epochs * self.mini_batches > 1
+        return self.penalizes_reward or self.select is not None or self.inner_epochs * self.mini_batches > 1
 
     @property
     def needs_rollout_entropy(self) -> bool:
         """Whether the entropy of the rollout is used before the first update."""
         return self.select is not None or self.token_advantage is not None
 
+    @property
+    def kl_estimate(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """The estimator that is named, else that of the placement: PPO's penalty is k1, GRPO's loss has k3."""
+        return KL_ESTIMATORS[self.kl["estimator"] or {"reward": "k1", "loss": "k3"}[self.kl["placement"]]]
+
     def keeps(self, groups: Groups) -> Tensor:
-        """(P,) bool: groups that may enter the step."""
-        return torch.ones_like(groups.correct[:, 0]) if self.group_filter is None else self.group_filter(groups)
+        """(P,) bool: groups that may enter the step; a filter sees the task's verdicts and the shaped rewards."""
+        if self.group_filter is None:
+            return torch.ones_like(groups.correct[:, 0])
+        return self.group_filter(replace(groups, rewards=self.shaped(groups)))
 
     def counts(self, groups: Groups) -> Tensor:
         """(P, G) bool: answers of kept groups that enter the loss."""
@@ -92,15 +105,15 @@ class Algorithm:
 
     def shaped(self, groups: Groups) -> Tensor:
         """(P, G) float64: the rewards after all shaping."""
-        for shape in self.reward.values():
+        for shape in (self.reward_shaping or {}).values():
             groups = replace(groups, rewards=shape(groups))
         return groups.rewards
 
     def penalty(self, old: Tensor | None, reference: Tensor | None) -> Tensor | float:
         """(B, T) what the KL to the reference takes from the reward of each token; 0 where it is no part of the reward."""
-        if old is None or reference is None or not self.penalises_reward:
+        if old is None or reference is None or not self.penalizes_reward:
             return 0.0
-        return self.kl["coefficient"] * KL_ESTIMATORS[self.kl["estimator"]](old, reference)
+        return self.kl["coefficient"] * self.kl_estimate(old, reference)
 
     def group_advantages(self, rewards: Tensor, penalty: Tensor | float, mask: Tensor) -> Tensor:
         """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
@@ -108,28 +121,12 @@ class Algorithm:
         advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
         return advantages.float().view(-1, 1).expand(mask.shape)
 
-    def critic_advantages(
-        self, rewards: Tensor, penalty: Tensor | float, values: Tensor, mask: Tensor, total: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """Advantages, whitened over all tokens that count, and returns, both (B, T) float32; `total` sums over ranks.
-
-        The reward stands at the last token of an answer that counts, penalties at their own.
-        """
-        last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
-        tokens = last * rewards.view(-1, 1).to(values.dtype) - penalty * mask
-        advantages, returns = self.advantage(tokens, values, mask)
-        seen = advantages[mask].double()
-        count, first, second = total(torch.stack((mask.sum().double(), seen.sum(), seen.square().sum())))
-        mean = first / count.clamp(min=1)
-        variance = (second - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
-        return ((advantages - mean) / (variance + WHITENING).sqrt() * mask).float(), returns.float()
-
     def token_loss(self, inputs: LossInputs, reference: Tensor | None = None) -> tuple[TokenLoss, Tensor]:
         """The loss of every token with all that is added to it, and the KL to the reference, both (B, T)."""
         policy = self.loss(inputs)
         loss, divergence = policy.loss, torch.zeros_like(inputs.log_probs)
         if reference is not None:
-            divergence = KL_ESTIMATORS[self.kl["estimator"]](inputs.log_probs, reference)
+            divergence = self.kl_estimate(inputs.log_probs, reference)
             if self.kl["placement"] == "loss":
                 loss = loss + self.kl["coefficient"] * divergence
         if self.entropy_bonus:

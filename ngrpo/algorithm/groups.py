@@ -6,6 +6,7 @@ Pure functions of `Groups`, one per published rule.
 import torch
 from torch import Tensor
 
+from ngrpo.algorithm.advantages import homogeneous
 from ngrpo.algorithm.inputs import Groups
 
 # --- reward shaping: Groups -> rewards (P, G) --------------------------------------------------------------------------
@@ -20,14 +21,17 @@ def overlong_punishment(groups: Groups, *, buffer: int, factor: float = 1.0) -> 
     return groups.rewards - factor * excess.clamp(max=1)
 
 
-def unlikeliness(groups: Groups, *, strength: float = 0.25) -> Tensor:
+def unlikeliness(groups: Groups, *, strength: float = 0.25, likelihood: str = "mean") -> Tensor:
     """r (1 - strength (G - rank) / G) for correct answers, rank 1 being the likeliest answer of its group.
 
-    Ties share the lower rank. Source: "Rewarding the Unlikely", arXiv 2506.02355; wrong answers are left
-    as they are.
+    likelihood "mean" is the log-probability per token, by which the released code ranks (AndreHe02/
+    rewarding-unlikely-release, UnlikelyRewardManager); "sum" is that of the whole answer, where a longer answer mostly
+    is the less likely one, so that the order can be the reverse. Ties share the lower rank; wrong answers are left as
+    they are. Source: "Rewarding the Unlikely", arXiv 2506.02355.
     """
     size = groups.rewards.shape[1]
-    rank = 1 + (groups.log_probs[:, None, :] > groups.log_probs[:, :, None]).sum(dim=-1)
+    value = groups.log_probs / {"mean": groups.lengths, "sum": 1}[likelihood]
+    rank = 1 + (value[:, None, :] > value[:, :, None]).sum(dim=-1)
     factor = 1 - strength * (size - rank).double() / size
     return torch.where(groups.correct, groups.rewards * factor, groups.rewards)
 
@@ -36,8 +40,19 @@ def unlikeliness(groups: Groups, *, strength: float = 0.25) -> Tensor:
 
 
 def mixed(groups: Groups) -> Tensor:
-    """Groups with right and wrong answers: dynamic sampling of DAPO, arXiv 2503.14476, equation 11."""
-    return groups.correct.any(dim=1) & ~groups.correct.all(dim=1)
+    """Groups with right and wrong answers: dynamic sampling of DAPO, arXiv 2503.14476, equation 11.
+
+    As there, an answer is right by the task's verdict, before any shaping. Where shaping levels all rewards of such a
+    group (a right answer fined down to what wrong ones earn), nothing can be learned of it either, so it goes too.
+    """
+    return groups.correct.any(dim=1) & ~groups.correct.all(dim=1) & ~homogeneous(groups.rewards)
+
+
+def partly_rewarded(groups: Groups) -> Tensor:
+    """Groups of which some answers earn more than 0 after all shaping and some do not: filter `all` of NGRPO's released
+    code (nangongrui-ngr/NGRPO), where a right answer with a heavy punishment counts as wrong."""
+    earned = groups.rewards > 0
+    return earned.any(dim=1) & ~earned.all(dim=1)
 
 
 def not_all_correct(groups: Groups) -> Tensor:

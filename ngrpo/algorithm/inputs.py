@@ -13,7 +13,7 @@ from torch import Tensor
 class Groups:
     """Facts of P groups of G answers, each (P, G), before any token is weighed.
 
-    rewards    float64, as the task gave them
+    rewards    float64, as the task gave them; for a group filter, after all shaping
     correct    bool, the task's verdict: a right answer that is punished for its length is still right
     lengths    int64, tokens
     truncated  bool, cut off at the limit
@@ -30,14 +30,22 @@ class Groups:
 
 
 class Tokens(NamedTuple):
-    """Detached facts of a batch, each (B, T): log-probabilities before the first update, advantages, entropy of the
-    rollout in nats, uniforms in [0, 1) that belong to the tokens, and the mask of those that count."""
+    """Detached facts of the tokens among which some are selected, each (B, T).
+
+    log_probs  under the weights of the moment: before the first update, or with select_per="update" before this one
+    advantages
+    entropy    nats, under the same weights; of softmax(logits / temperature) unless algorithm.tempered is false
+    uniform    [0, 1), float64, a number of the token's own that nothing else is drawn from
+    mask       bool, the tokens that count
+    old        log-probabilities that the loss's ratio is to; with select_per="step" its ratio is 1 still
+    """
 
     log_probs: Tensor
     advantages: Tensor
     entropy: Tensor
     uniform: Tensor
     mask: Tensor
+    old: Tensor
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,9 @@ class LossInputs:
     advantages
     mask           bool, true on the tokens that count
     selected       bool, tokens that the algorithm's `select` has chosen
-    entropy        nats of softmax(logits), with its gradient
-    top_log_probs  (B, T, K) log softmax(logits) of the K likeliest tokens, K = algorithm.top_k, with their gradient
-    greedy         bool, the realised token is the likeliest
+    entropy        nats of softmax(logits / temperature), with its gradient; algorithm.tempered false: of softmax(logits)
+    top_log_probs  (B, T, K) its logarithm at the K likeliest tokens, K = algorithm.top_k, with their gradient
+    greedy         bool, the text token is the likeliest
     hidden         (B, T, D) the states that the steps were drawn from, with their gradient
     """
 
@@ -73,7 +81,7 @@ class LossInputs:
 
 
 class TokenLoss(NamedTuple):
-    """Per-token loss (B, T), to be minimised, and where clipping cut the gradient (B, T) bool."""
+    """Per-token loss (B, T), to be minimized, and where clipping cut the gradient (B, T) bool."""
 
     loss: Tensor
     clipped: Tensor

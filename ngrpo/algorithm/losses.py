@@ -5,7 +5,6 @@ that the loss of any split into micro-batches or ranks sums to the same number.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -35,7 +34,7 @@ def clipped_surrogate(
     2503.14476, equation 10; dual_clip caps the loss of a negative advantage at -dual_clip * A (arXiv 1912.09729,
     equation 5; verl's default 3, absent from the GRPO papers).
     """
-    return _surrogate(inputs, _log_ratio(inputs).exp(), clip_low, clip_high, dual_clip)
+    return surrogate(inputs, log_ratio(inputs).exp(), clip_low, clip_high, dual_clip)
 
 
 def sequence_surrogate(
@@ -46,8 +45,8 @@ def sequence_surrogate(
     Every token carries the loss of its answer: sequence_mean_token_mean makes a mean over answers of it.
     Source: GSPO, arXiv 2507.18071, equations 5 to 7.
     """
-    ratio = _row_mean(_log_ratio(inputs), inputs.mask).exp().expand_as(inputs.log_probs)
-    return _surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
+    ratio = _row_mean(log_ratio(inputs), inputs.mask).exp().expand_as(inputs.log_probs)
+    return surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
 
 
 def sequence_token_surrogate(
@@ -58,9 +57,9 @@ def sequence_token_surrogate(
     Equal advantages within an answer give the gradient of `sequence_surrogate`. Source: GSPO-token, arXiv 2507.18071,
     equations 13 and 14.
     """
-    value = _row_mean(_log_ratio(inputs), inputs.mask).detach()
+    value = _row_mean(log_ratio(inputs), inputs.mask).detach()
     ratio = (value + inputs.log_probs - inputs.log_probs.detach()).exp()
-    return _surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
+    return surrogate(inputs, ratio, clip_low, clip_high, dual_clip)
 
 
 def geometric_surrogate(inputs: LossInputs, *, clip: float = 0.4) -> TokenLoss:
@@ -70,10 +69,10 @@ def geometric_surrogate(inputs: LossInputs, *, clip: float = 0.4) -> TokenLoss:
     carries the loss of its answer. Source: GMPO, arXiv 2507.20673.
     """
     value = _row_mean(inputs.advantages, inputs.mask)
-    log_ratio = _log_ratio(inputs)
-    bounded = torch.where(value > 0, log_ratio.clamp(max=clip), log_ratio.clamp(min=-clip))
+    change = log_ratio(inputs)
+    bounded = torch.where(value > 0, change.clamp(max=clip), change.clamp(min=-clip))
     loss = (-value * _row_mean(bounded, inputs.mask).exp()).expand_as(inputs.log_probs)
-    return TokenLoss(loss, (bounded != log_ratio) & (value != 0) & inputs.mask)
+    return TokenLoss(loss, (bounded != change) & (value != 0) & inputs.mask)
 
 
 def clipped_weight(inputs: LossInputs, *, clip_low: float = 1.0, clip_high: float = 4.0) -> TokenLoss:
@@ -82,7 +81,7 @@ def clipped_weight(inputs: LossInputs, *, clip_low: float = 1.0, clip_high: floa
     Source: CISPO, arXiv 2506.13585, equation 4; ScaleRL, arXiv 2510.13786, bounds r by 5 and not from below. `clipped`
     tells where the weight was bounded.
     """
-    ratio = _log_ratio(inputs).exp().detach()
+    ratio = log_ratio(inputs).exp().detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     return TokenLoss(-weight * inputs.advantages * inputs.log_probs, (weight != ratio) & inputs.mask)
 
@@ -92,65 +91,8 @@ def reinforce(inputs: LossInputs) -> TokenLoss:
     return TokenLoss(-inputs.advantages * inputs.log_probs, torch.zeros_like(inputs.mask))
 
 
-@asks("selected")
-def selected_only(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> TokenLoss:
-    """The clipped surrogate on the selected tokens (B, T), 0 on the others, which still count in denominators.
-
-    Source: "Beyond the 80/20 Rule", arXiv 2506.01939, with the tokens of highest entropy.
-    """
-    selected, whole = inputs.chosen, clipped_surrogate(inputs, clip_low=clip_low, clip_high=clip_high)
-    return TokenLoss(whole.loss * selected, whole.clipped & selected)
-
-
-@asks("selected")
-def selected_clipped(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> TokenLoss:
-    """The clipped surrogate without gradient on the selected tokens. Source: Clip-Cov, arXiv 2505.22617."""
-    selected, whole = inputs.chosen, clipped_surrogate(inputs, clip_low=clip_low, clip_high=clip_high)
-    return TokenLoss(whole.loss * ~selected, whole.clipped | (selected & inputs.mask))
-
-
-@asks("selected")
-def selected_penalised(inputs: LossInputs, *, coefficient: float = 1.0) -> TokenLoss:
-    """-r A, plus coefficient |log r| on the selected tokens; no clip. Source: KL-Cov, arXiv 2505.22617.
-
-    At the first update |log r| is 0 and has no gradient there (torch takes 0), so the penalty acts from the second on.
-    """
-    log_ratio = _log_ratio(inputs)
-    loss = -log_ratio.exp() * inputs.advantages + coefficient * log_ratio.abs() * inputs.chosen
-    return TokenLoss(loss, torch.zeros_like(inputs.mask))
-
-
-@asks("selected", "top_log_probs", "greedy")
-def top_smoothed(
-    inputs: LossInputs, *, smoothing: float = 0.01, penalty: float = 1.1, clip_low: float = 0.2, clip_high: float = 0.2
-) -> TokenLoss:
-    """The clipped surrogate that spreads the gradient of right answers over the K likeliest tokens, on selected tokens.
-
-    A > 0: r becomes (1 - a) r + a/K sum_k r~_k, where r~_k has the value of r and the gradient of the k-th likeliest
-    token's log-probability (top_log_probs (B, T, K)). A < 0: A is multiplied by `penalty` where the realised token is the
-    likeliest (`greedy` (B, T)). Source: SimKO, arXiv 2510.14807.
-    """
-    assert inputs.top_log_probs is not None and inputs.greedy is not None
-    ratio, top, advantages, selected = _log_ratio(inputs).exp(), inputs.top_log_probs, inputs.advantages, inputs.chosen
-    spread = ratio.detach() * (top - top.detach()).exp().mean(dim=-1)
-    ratio = torch.where(selected & (advantages > 0), (1 - smoothing) * ratio + smoothing * spread, ratio)
-    advantages = torch.where(selected & inputs.greedy & (advantages < 0), penalty * advantages, advantages)
-    return _surrogate(replace(inputs, advantages=advantages), ratio, clip_low, clip_high, None)
-
-
-def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
-    """0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2), (B, T); clip None: 0.5 (V - R)^2.
-
-    Source: the PPO implementation as described in arXiv 2005.12729, section 3 (value function clipping).
-    """
-    plain = (values - returns).square()
-    if clip is None:
-        return 0.5 * plain
-    bounded = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.maximum(plain, (bounded - returns).square())
-
-
-def _log_ratio(inputs: LossInputs) -> Tensor:
+def log_ratio(inputs: LossInputs) -> Tensor:
+    """(B, T) log pi - log pi_old, within +-20."""
     return (inputs.log_probs - inputs.old).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
 
 
@@ -159,9 +101,10 @@ def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def _surrogate(
+def surrogate(
     inputs: LossInputs, ratio: Tensor, clip_low: float, clip_high: float, dual_clip: float | None
 ) -> TokenLoss:
+    """The clipped surrogate of any ratio (B, T)."""
     advantages = inputs.advantages
     plain = -ratio * advantages
     bounded = -ratio.clamp(1 - clip_low, 1 + clip_high) * advantages
@@ -175,7 +118,7 @@ def _surrogate(
 
 
 def kl_k1(log_probs: Tensor, reference: Tensor) -> Tensor:
-    """log pi - log ref on the realised token: unbiased, high variance. Source: Schulman, 2020, "Approximating KL"."""
+    """log pi - log ref on the text token: unbiased, high variance. Source: Schulman, 2020, "Approximating KL"."""
     return log_probs - reference
 
 

@@ -20,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
 from ngrpo.cli import settings
-from ngrpo.cli.arguments import CONF, VERSION_BASE, examine
+from ngrpo.cli.arguments import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.request import Request, training_request
 from ngrpo.cli.settings import SettingsError
 
-__all__ = ["Request", "compositions", "prepare", "run", "training_request"]
+__all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
 
 
 def prepare(config_name: str) -> None:

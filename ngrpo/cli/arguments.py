@@ -5,15 +5,19 @@ Nothing is written, built or run here, and nothing heavy imported. It does not k
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
 
 from ngrpo.cli import compared
+from ngrpo.cli.complaints import of_renamed
 from ngrpo.cli.jobs import Job, jobs_of
-from ngrpo.cli.overrides import parse
+from ngrpo.cli.overrides import listed, parse, read_one
 from ngrpo.cli.reading import register_resolvers
 from ngrpo.cli.schema import Schema, alike
 from ngrpo.cli.settings.composed import printable
@@ -45,7 +49,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         search_path = [token for token in tokens if token.startswith("hydra.searchpath=")]
         schema = Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
         tokens = [part for token in tokens for part in _as_hydra_says(token, schema)]
-        overrides, unread = parse(tokens, schema.loader)
+        overrides, unread = _read(tokens, schema)
         examined = Examined([*tokens, *options], problems + unread)
         several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in tokens
         if not several:
@@ -58,16 +62,50 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         if overrides or not SHOWING & set(options):
             swept, unfit = compared.as_sweep(schema, overrides)
             examined.problems += unfit
-            _examine_jobs(examined, jobs_of(schema, swept, several), values=not SHOWING & set(options))
+            jobs = jobs_of(schema, swept, several)
+            _examine_jobs(examined, jobs, values=not SHOWING & set(options))
             if not examined.problems:
+                alone = not several and swept == overrides  # else each job or strategy has short names of its own
+                tokens = [_in_full(token, jobs[0].full) for token in tokens] if alone else tokens
                 examined.argv = [*compared.added(schema, overrides, tokens), *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
     return examined
 
 
+def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
+    """Strategy -> what the arguments compose to with it, of those that `exploration=a,b` names or else of all that there
+    are; and what is wrong with the arguments. A knob goes to every strategy that has it, as in a multirun."""
+    register_resolvers()
+    _, tokens, problems = _sort(argv)
+    with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
+        search_path = [token for token in tokens if token.startswith("hydra.searchpath=")]
+        schema = Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+        overrides, unread = _read(tokens, schema)
+        named = [part for o in overrides if o.key_or_group == compared.GROUP for part in listed(o)]
+        names = [str(part.value()) for part in named] or schema.choices(compared.GROUP)
+        rest = [o for o in overrides if o.key_or_group != compared.GROUP]
+        unread += [
+            f"{o.input_line}: takes one value here; {listed(o)[0].input_line}" for o in rest if o.is_sweep_override()
+        ]
+        rest = [o for o in rest if not o.is_sweep_override()]
+        jobs = {name: Job(schema, [read_one(f"{compared.GROUP}={name}"), *rest]) for name in names}
+        examined = Examined([], problems + unread)
+        _examine_jobs(examined, list(jobs.values()), values=True)
+        if examined.problems:
+            return {}, [printable(line, LONGEST) for line in dict.fromkeys(examined.problems)]
+        return {name: compared.composed(job) for name, job in jobs.items()}, []
+
+
+def _read(tokens: list[str], schema: Schema) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read and whose key is not an old one, and a problem for each of the others."""
+    overrides, unread = parse(tokens, schema.loader)
+    renamed = {id(override): line for override in overrides if (line := of_renamed(override))}
+    return [override for override in overrides if id(override) not in renamed], [*unread, *renamed.values()]
+
+
 def _examine_jobs(examined: Examined, jobs: list[Job], values: bool) -> None:
     unknown = {id(job): job.unknown() for job in jobs}
-    found_somewhere = {o.key_or_group for job in jobs for o in job.values if o not in unknown[id(job)]}
+    found_somewhere = {o.key_or_group for job in jobs for o in job.overrides if o not in unknown[id(job)]}
     for override in unknown[id(jobs[0])] if jobs[0].reference is not None else ():
         if override.key_or_group not in found_somewhere:  # in a sweep over strategies a knob need not suit each of them
             examined.problems += jobs[0].unknown_problem(override)
@@ -110,6 +148,12 @@ def _sort(argv: list[str]) -> tuple[list[str], list[str], list[str]]:
             else:
                 options += [name, value] if value else [name]
     return options, tokens, problems
+
+
+def _in_full(token: str, full: Mapping[str, str]) -> str:
+    """An argument whose key was typed short, with the key that Hydra knows."""
+    signs, key, value = re.fullmatch(r"([+~]*)([^=]*)(.*)", token, re.DOTALL).groups()  # pyright: ignore
+    return f"{signs}{full.get(key, key)}{value}"
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:

@@ -52,11 +52,15 @@ def compositions(names: list[str]) -> dict[str, DictConfig]:
     schema, found = Schema(loader, str(job.job.config_name), places), {}
     overrides = [o for o in parse([*places, *job.overrides.task], loader)[0] if o.key_or_group != KEY]
     for name in names:
-        part = Job(schema, [read_one(f"{GROUP}={name}"), *overrides])
-        assert part.reference is not None, part.problems
-        unknown = part.unknown()
-        found[name], _ = apply(part.reference, [override for override in part.values if override not in unknown])
+        found[name] = composed(Job(schema, [read_one(f"{GROUP}={name}"), *overrides]))
     return found
+
+
+def composed(job: Job) -> DictConfig:
+    """What a job composes to without the overrides that its strategy lacks."""
+    assert job.reference is not None, job.problems
+    unknown = job.unknown()
+    return apply(job.reference, [override for override in job.values if override not in unknown])[0]
 
 
 def _refusal(names: Any) -> str | None:

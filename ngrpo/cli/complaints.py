@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from ngrpo.cli.overrides import leaves, typed
-from ngrpo.cli.schema import Schema, alike, closest
+from ngrpo.cli.schema import RENAMED, Schema, alike, closest
 from ngrpo.cli.settings.limits import as_override
 
 MOST_CHOICES = 24  # of a group are listed; of larger ones those that are most like what was typed
@@ -37,6 +37,13 @@ def of_choice(override: Override, schema: Schema) -> tuple[str | None, str | Non
     if override.package is not None or override.is_force_add() or adds:
         return f"{text}: {group} is there already; {group}={as_override(value)}", None
     return None, text
+
+
+def of_renamed(override: Override) -> str | None:
+    """An override whose key had this name in an older version, or stands below one that had."""
+    key, text = override.key_or_group, str(override.input_line)
+    old = next((name for name in RENAMED if f"{key}.".startswith(f"{name}.")), None)
+    return old and f"{text}: {old} is now called {RENAMED[old]}; {text.replace(old, RENAMED[old], 1)}"
 
 
 def of_unknown(override: Override, known: Known, schema: Schema, chosen: Known) -> list[str]:
@@ -111,7 +118,7 @@ def _usual(group: str, schema: Schema) -> str:
 
 
 def _meant(key: str, value: str, known: Known, schema: Schema, chosen: Known) -> str:
-    owners = [owner for owner in schema.owners.get(key, []) if owner.split("=") not in map(list, chosen.items())]
+    owners = [owner for owner in schema.owners_of(key) if owner.split("=") not in map(list, chosen.items())]
     if owners:
         group = owners[0].partition("=")[0]
         lacks = f"{group}={chosen[group]} has no {key}" if chosen.get(group) else f"nothing chosen here has {key}"

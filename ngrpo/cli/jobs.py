@@ -3,7 +3,8 @@
 It does not know how the job will be run.
 """
 
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo.cli import complaints, hydra_node, settings
+from ngrpo.cli.keys import full_key
 from ngrpo.cli.overrides import apply, leaves, listed, typed
 from ngrpo.cli.schema import Schema
 from ngrpo.cli.settings.composed import flat
@@ -24,12 +26,14 @@ COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError,
 
 @dataclass
 class Job:
-    """A list of overrides without sweeps. `problems` has those of the choices, and of composing with them."""
+    """A list of overrides without sweeps. `problems` has those of the choices, and of composing with them; `full` has the
+    keys that were typed short, with the keys that they stand for under these choices."""
 
     schema: Schema
     overrides: list[Override]
     several: bool = False
     problems: list[str] = field(default_factory=list)
+    full: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         self.composed = [str(o.input_line) for o in self.overrides if o.is_hydra_override()]
@@ -41,6 +45,7 @@ class Job:
             problem, right = complaints.of_choice(override, self.schema)
             self.problems += [problem] if problem else []
             self.composed += [right] if right else []
+        self.values = [self._in_full(override) for override in self.values]
 
     @cached_property
     def reference(self) -> DictConfig | None:
@@ -76,15 +81,31 @@ class Job:
             if not problem or free or (override.is_add() and not complaints.is_limit(override)):
                 fitting.append(override)
         config, unfit = apply(self.reference, fitting)
-        given = {o.key_or_group: typed(o) for o in self.overrides}
+        given = {self.full.get(o.key_or_group, o.key_or_group): typed(o) for o in self.overrides}
         given |= {key: as_override(leaf) for o in fitting for key, leaf in leaves(o).items() if key not in given}
         found += [*unfit, *settings.problems(config, self.reference, given), *hydra_node.callables(config)]
         found = found or hydra_node.directory(config, self.several)
-        return found, [] if found else settings.notes(config, given)
+        return self._as_typed(found), [] if found else self._as_typed(settings.notes(config, given))
 
     @cached_property
     def _known(self) -> dict[str, Any]:
         return {} if self.reference is None else flat(self.reference)
+
+    def _in_full(self, override: Override) -> Override:
+        """The override with the key that its own stands for; its text stays as it was typed."""
+        key = override.key_or_group
+        full = key if isinstance(override.value(), dict) else full_key(key, self._known)
+        if full == key:
+            return override
+        if any(other.key_or_group == full for other in self.overrides):
+            self.problems.append(f"{override.input_line}: {full} is given as well; keep one of the two")
+        self.full[key] = full
+        return replace(override, key_or_group=full)
+
+    def _as_typed(self, lines: list[str]) -> list[str]:
+        for key, full in self.full.items():
+            lines = [re.sub(rf"(?<![\w.]){re.escape(full)}(?![\w.])", key, line) for line in lines]
+        return lines
 
     def _is_free(self, override: Override) -> bool:
         """Whether the node has been given another `_target_`, whose own signature then says what it takes."""

@@ -16,6 +16,7 @@ from hydra.core.object_type import ObjectType
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf
 
+from ngrpo.cli.keys import stands_for
 from ngrpo.cli.settings.composed import flat
 
 # What other trainers call it.
@@ -30,6 +31,11 @@ FOREIGN_NAMES = {
     "rho": "mix_rate",
     "beta": "algorithm.kl.coefficient",
     "kl_coef": "algorithm.kl.coefficient",
+}
+# What keys, with all below them, were called in older versions.
+RENAMED: dict[str, str] = {
+    "algorithm.reward": "algorithm.reward_shaping",
+    "exploration.realisation": "exploration.text_token",
 }
 
 
@@ -99,10 +105,16 @@ class Schema:
                     owners.setdefault(key, []).append(f"{group}={option}")
         return owners
 
+    def owners_of(self, key: str) -> list[str]:
+        """Those of a key, or of the keys that it is short for."""
+        short = (owner for other, found in self.owners.items() if stands_for(key, other) for owner in found)
+        return self.owners.get(key) or list(dict.fromkeys(short))
+
     def nearest(self, key: str, known: Mapping[str, Any]) -> str | None:
         """The key or group that `key` was probably meant to be."""
         parent, _, name = key.rpartition(".")
-        siblings = {child.rpartition(".")[2]: child for child in known if child.rpartition(".")[0] == parent}
+        members = [child for child in known if child.startswith(f"{parent}.")]
+        siblings = {child.rpartition(".")[2]: child for child in sorted(members, key=lambda child: -child.count("."))}
         if parent and siblings:
             return siblings.get(alike(name, siblings) or "")
         leaves = {child.rpartition(".")[2]: child for child in reversed(list(known))}

@@ -1,7 +1,4 @@
-"""Exploratory annealed decoding (arXiv 2510.05251): hot at the beginning of a text, cool at its end.
-
-It knows the position in the answer and nothing of what stands there.
-"""
+"""Exploratory annealed decoding (arXiv 2510.05251): hot at the beginning of a text, cool at its end."""
 
 import torch
 from torch import Tensor
@@ -22,6 +19,8 @@ class AnnealedTemperature(TokenSampling):
     `scale`, and log_prob uses that one, filters included.
     """
 
+    law = "Annealed"
+
     def __init__(self, start: float, end: float, horizon: float, temperature: float = 1.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if not start >= end > 0:
@@ -32,6 +31,10 @@ class AnnealedTemperature(TokenSampling):
         """tau_t at decode steps (...,), float32."""
         falling = 1 + self.first - torch.exp(steps.double() / self.horizon)
         return (self.temperature * falling.clamp(min=self.last)).float()
+
+    def temperature_of(self, steps: Step) -> Tensor:
+        assert steps.scale is not None
+        return steps.scale[..., None]
 
     def annealed(self, logits: Tensor, tau: Tensor, keep: Tensor | None = None) -> Tensor:
         """(..., V) whose softmax is the distribution at temperatures tau (...,)."""

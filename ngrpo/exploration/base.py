@@ -1,31 +1,46 @@
-"""What an exploration strategy is: a distribution over the pair (fed vector, realised token) of each decode step.
+"""What an exploration strategy is: a distribution over the pair (fed vector, text token) of each decode step.
 
 The verbs are those of torch.distributions on a record that can be replayed: `sample` draws one step, `embed` rebuilds
-what was fed, `log_prob` gives the term that the objective uses. A strategy does not know prompts, caches or rewards.
+what was fed, `log_prob` gives the term that the objective uses.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ngrpo.exploration.thinking import State, Thinking
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step, Vocabulary
 
-State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers them when rows leave the batch
-
 
 class Exploration(nn.Module, ABC):
-    """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ."""
+    """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ. `thinking`, once
+    bound, tells which rows still think and which tokens are ordinary.
+
+    law       what `python -m ngrpo.contract` holds draws against: a class of ngrpo.contract.laws, or the dotted name of
+              another one; "Law": tokens come as often as exp(log_prob) says, whatever exploration does
+    deviates  how log_prob differs from the logarithm of the probability (or density) of what was drawn, where the
+              objective wants it to; empty: it does not
+    """
+
+    law: ClassVar[str] = "Law"
+    deviates: ClassVar[str] = ""
 
     vocabulary: Vocabulary
+    thinking: Thinking
+    temperature: float = 1.0
+
+    def temperature_of(self, steps: Step) -> float | Tensor:
+        """What divides the logits that recorded steps' text tokens are drawn from, a number or (..., 1)."""
+        return self.temperature
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         """Called once, before anything else, with the policy's vocabulary and input-embedding table (V, D)."""
-        self.vocabulary = vocabulary
+        self.vocabulary, self.thinking = vocabulary, Thinking(vocabulary, len(table), table.device)
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
         """Called before every RL step with the current table (V, D) and the output-embedding table, which is `table`
@@ -33,7 +48,7 @@ class Exploration(nn.Module, ABC):
         return {}
 
     def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        """Optimiser groups of the strategy's own parameters; the policy's rate is theirs unless a strategy says more."""
+        """Optimizer groups of the strategy's own parameters; the policy's rate is theirs unless a strategy says more."""
         learners = list(self.parameters())
         return [{"params": learners, "lr": learning_rate}] if learners else []
 
@@ -47,10 +62,7 @@ class Exploration(nn.Module, ABC):
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         """The fed vectors (..., D), differentiable in the table: E[token], or the recipe where exploration acted."""
-        fed = F.embedding(steps.tokens, table)
-        if steps.mix_ids is None or steps.mix_weights is None:
-            return fed
-        return where_explored(steps, fed, lambda places: mixture(steps[places], table))
+        return feed(steps, table)
 
     @abstractmethod
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
@@ -62,6 +74,14 @@ class Exploration(nn.Module, ABC):
         """`sample`, and `log_prob` of what it drew: for strategies whose two terms share much work."""
         step, state = self.sample(logits, state, draws, table)
         return step, self.log_prob(step, logits, table), state
+
+
+def feed(steps: Step, table: Tensor) -> Tensor:
+    """(..., D): E[token], or the recipe where exploration acted."""
+    fed = F.embedding(steps.tokens, table)
+    if steps.mix_ids is None or steps.mix_weights is None:
+        return fed
+    return where_explored(steps, fed, lambda places: mixture(steps[places], table))
 
 
 def mixture(steps: Step, table: Tensor) -> Tensor:
@@ -80,3 +100,10 @@ def where_explored(steps: Step, fed: Tensor, make: Callable[[Any], Tensor]) -> T
     places = chosen_places(steps.explored)
     made = make(places).to(fed.dtype)
     return torch.where(steps.explored[..., None], made, fed) if places is ... else fed.index_put(places, made)
+
+
+def one_hot_elsewhere(mixed: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Candidates and weights (B, K) where `mixed` (B,); one-hot on the text token (B,) where nothing is mixed."""
+    plain = torch.zeros_like(weights)
+    plain[:, 0] = 1
+    return torch.where(mixed[:, None], ids, tokens[:, None]), torch.where(mixed[:, None], weights, plain)

@@ -1,12 +1,9 @@
-"""Soft thinking in mixtures drawn from a Dirichlet distribution around the policy: a variant in SofT-GRPO's code.
-
-It does not know that its mixtures are fed.
-"""
+"""Soft thinking in mixtures drawn from a Dirichlet distribution around the policy: a variant in SofT-GRPO's code."""
 
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.perturbed import PerturbedThinking
+from ngrpo.exploration.perturbed import Noise
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import DIRICHLET
 
@@ -14,26 +11,18 @@ SMALLEST = 0.01  # of alpha: log-weights of about -1 / alpha stay small enough f
 ROUNDS = 8  # proposals per gamma variate; all are rejected with a probability below 1e-10
 
 
-class DirichletSoft(PerturbedThinking):
+class Dirichlet(Noise):
     """w ~ Dir(alpha), alpha = max(concentration * p, 0.01) over the candidates, y = log w, weights = w.
 
     log_prob = (lgamma(sum alpha') - sum lgamma(alpha') + sum alpha' y) / K: the log-density with respect to the product
     of dw / w, which differs from the usual one by a factor without parameters and stays finite for tiny weights.
     """
 
-    soft_role = DIRICHLET
+    role = DIRICHLET
 
-    def __init__(
-        self,
-        concentration: float = 10.0,
-        thinking_top_k: int = 5,
-        thinking_top_p: float = 0.95,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ):
+    def __init__(self, concentration: float = 10.0):
         if not concentration > 0:
             raise ValueError(f"concentration={concentration}: a Dirichlet density needs concentration > 0")
-        super().__init__(thinking_top_k, thinking_top_p, temperature, top_p)
         self.concentration = concentration
 
     def alpha(self, log_p: Tensor) -> Tensor:

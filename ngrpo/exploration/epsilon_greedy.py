@@ -1,7 +1,4 @@
-"""Token sampling with a share of uniformly random tokens: the oldest exploration there is.
-
-It does not know which random tokens make sense.
-"""
+"""Token sampling with a share of uniformly random tokens: the oldest exploration there is."""
 
 import math
 
@@ -18,10 +15,11 @@ from ngrpo.rollout.records import TOKEN, Step, Vocabulary
 class EpsilonGreedy(TokenSampling):
     """o ~ p' = (1 - epsilon) softmax(z / temperature) + epsilon u, u uniform over ordinary tokens and stops.
 
-    log_prob = log p', whichever of the two a token came from: it is the behaviour density. A random token may be the
-    likeliest one too, so `explored` marks where the uniform part was drawn from.
+    log_prob = log p', whichever of the two a token came from. A random token may be the likeliest one too, so `explored`
+    marks where the uniform part was drawn from.
     """
 
+    law = "Mixture"
     allowed: Tensor
     ids: Tensor
 

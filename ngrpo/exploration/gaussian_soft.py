@@ -1,37 +1,26 @@
-"""Soft thinking with Gaussian noise on the probabilities of a few candidates: a variant in SofT-GRPO's code.
-
-It does not know that its mixtures are fed.
-"""
+"""Soft thinking with Gaussian noise on the probabilities of a few candidates: a variant in SofT-GRPO's code."""
 
 import math
 
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.perturbed import PerturbedThinking
+from ngrpo.exploration.perturbed import Noise
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import GAUSSIAN
 
 
-class GaussianSoft(PerturbedThinking):
-    """y = p + sigma * n, n ~ N(0, 1), weights = max(y, 0) renormalised, or one-hot on the largest y if none is positive.
+class Gaussian(Noise):
+    """y = p + sigma * n, n ~ N(0, 1), weights = max(y, 0) renormalized, or one-hot on the largest y if none is positive.
 
     log_prob = mean over candidates of log N(y; p', sigma^2).
     """
 
-    soft_role = GAUSSIAN
+    role = GAUSSIAN
 
-    def __init__(
-        self,
-        sigma: float = 0.05,
-        thinking_top_k: int = 5,
-        thinking_top_p: float = 0.95,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ):
+    def __init__(self, sigma: float = 0.05):
         if not sigma > 0:
             raise ValueError(f"sigma={sigma}: a Gaussian density needs sigma > 0")
-        super().__init__(thinking_top_k, thinking_top_p, temperature, top_p)
         self.sigma = sigma
 
     def perturb(self, log_p: Tensor, draws: Draws) -> Tensor:
@@ -39,7 +28,7 @@ class GaussianSoft(PerturbedThinking):
 
     def weigh(self, scores: Tensor) -> Tensor:
         positive, first = scores.clamp(min=0), torch.zeros_like(scores)
-        first[:, 0] = 1  # scores come largest first
+        first[:, 0] = 1
         total = positive.sum(dim=-1, keepdim=True)
         return torch.where(total > 0, positive / total.clamp(min=1e-30), first)
 

@@ -1,12 +1,9 @@
-"""Gumbel Soft-Thinking as SofT-GRPO trains it (arXiv 2511.06411): noise on the log-probabilities of a few candidates.
-
-It does not know that its mixtures are fed.
-"""
+"""Gumbel Soft-Thinking as SofT-GRPO trains it (arXiv 2511.06411): noise on the log-probabilities of a few candidates."""
 
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.perturbed import PerturbedThinking
+from ngrpo.exploration.perturbed import Noise
 from ngrpo.exploration.scores import gumbel
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import GUMBEL
@@ -15,7 +12,7 @@ RELIABLE = -3.0  # candidates of smaller log-probability count in no density
 SLACK = 1e-3  # clamped noise stands exactly at a bound: rounding must not decide whether it has a gradient
 
 
-class GumbelSoft(PerturbedThinking):
+class Gumbel(Noise):
     """y = l + noise_factor * g, g ~ Gumbel(0, 1) clamped to `clamp` (null: not), weights = softmax(y / soft_temperature).
 
     log_prob = mean of -g' - exp(-g') over candidates with l' > -3, g' = clamp((y - l') / noise_factor): the Gumbel
@@ -23,21 +20,13 @@ class GumbelSoft(PerturbedThinking):
     those of the released code. Without clamp and with noise_factor 1, the displayed token is an exact sample of p.
     """
 
-    soft_role = GUMBEL
+    role = GUMBEL
 
     def __init__(
-        self,
-        noise_factor: float = 1.0,
-        soft_temperature: float = 0.1,
-        clamp: tuple[float, float] | None = (-1.5, 3.0),
-        thinking_top_k: int = 5,
-        thinking_top_p: float = 0.95,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
+        self, noise_factor: float = 1.0, soft_temperature: float = 0.1, clamp: tuple[float, float] | None = (-1.5, 3.0)
     ):
         if not noise_factor > 0:
             raise ValueError(f"noise_factor={noise_factor}: a density needs noise_factor > 0")
-        super().__init__(thinking_top_k, thinking_top_p, temperature, top_p)
         self.noise_factor, self.soft_temperature = noise_factor, soft_temperature
         self.lowest, self.highest = (-torch.inf, torch.inf) if clamp is None else clamp
 

@@ -1,7 +1,4 @@
-"""Hybrid latent reasoning (HRPO, arXiv 2505.18454): a learned gate blends the sampled token with the expected embedding.
-
-It knows nothing of rewards: the gates learn through the log-probabilities of the tokens that follow.
-"""
+"""Hybrid latent reasoning (HRPO, arXiv 2505.18454): a learned gate blends the sampled token with the expected embedding."""
 
 import math
 from typing import Any
@@ -12,14 +9,14 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token
-from ngrpo.exploration.token_sampling import ThinkingSampling
+from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws, row_key
 from ngrpo.rollout.records import TOKEN, Step, Vocabulary
 
 C = 8.0  # sharpness of the gate
 
 
-class HybridReasoning(ThinkingSampling):
+class HybridReasoning(TokenSampling):
     """Thinking: fed = a x + sqrt(1 - a^2 + 1e-8) (i h), x = E[o] of the sampled token o, h = p E / ||p||_2 with p what o
     is drawn from, r = sigmoid(W_r x + b_r), i = sigmoid(W_i x + b_i), a = exp(-c softplus(-Lambda) r), c = 8.
 
@@ -27,6 +24,8 @@ class HybridReasoning(ThinkingSampling):
     the gates are computed anew with it. Reserved tokens, stops and the delimiter that ends the thinking part are fed as
     they are, and so is all that follows. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
     """
+
+    law = "Hybrid"
 
     def __init__(
         self,
@@ -67,11 +66,14 @@ class HybridReasoning(ThinkingSampling):
             {"params": [self.Lambda], "lr": self.lambda_learning_rate},
         ]
 
+    def start(self, rows: int, device: torch.device) -> State:
+        return self.thinking.start(rows, device)
+
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = self.scores(logits)
         tokens = draw_token(scores, draws.token)
         _, state = self.thinking.push(state, tokens)
-        soft = state["thinking"] & self.ordinary[tokens]
+        soft = state["thinking"] & self.thinking.ordinary[tokens]
         with torch.autocast(scores.device.type, enabled=False):
             p = scores.softmax(dim=-1)
             hidden = (p / p.norm(dim=-1, keepdim=True)) @ table.detach().to(p.dtype)

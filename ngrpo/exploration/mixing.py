@@ -1,87 +1,138 @@
-"""What the strategies share that feed, at chosen steps, something made around an anchor token.
+"""Feeding, at chosen steps, something made around an anchor: a gate, an anchor, a recipe and a text token, in any mix."""
 
-It decides when to mix, what the text gains and what is recorded; it does not know what a mixture is made of.
-"""
-
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ngrpo.exploration.base import State
-from ngrpo.exploration.scores import draw_token, entropy, tempered
-from ngrpo.exploration.token_sampling import ThinkingSampling
+from ngrpo.exploration.base import State, feed, one_hot_elsewhere
+from ngrpo.exploration.gate import Gate
+from ngrpo.exploration.scores import draw_token
+from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, Step
+from ngrpo.rollout.records import FORCED, TOKEN, Step, Vocabulary
 
 # The anchor (B,) of a mixture, from logits (B, V) and the sampled tokens (B,).
 ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "argmax": lambda logits, tokens: logits.max(dim=-1).indices,  # argmax takes twice the time
     "sampled": lambda logits, tokens: tokens,
 }
+# What released code does whatever else is asked for: sglang's `layers/sampler.py` of ZJUSCL/N-GRPO at d9c94fe.
+COMPAT: Mapping[str, Mapping[str, str]] = {
+    "none": {},
+    "released_sglang": {
+        "anchor": "argmax",
+        "text_token": "sampled",
+        "recipe.weights": "double_softmax",
+        "recipe.search": "head",
+    },
+}
 
 
-class AnchoredMix(ThinkingSampling):
-    """With probability `rate` per thinking step (null: always) the step is chosen: a mixture around an anchor is fed.
+@dataclass(frozen=True)
+class Around:
+    """The rows of one decode step that a recipe looks at."""
+
+    mixed: Tensor  # (B,) bool, where something is made
+    tokens: Tensor  # (B,) what the text gains
+    anchors: Tensor  # (B,) what it is made around
+    logits: Tensor  # (B, V)
+    scores: Tensor  # (B, V) what tokens are drawn from, at `temperature`
+    temperature: float
+    table: Tensor  # (V, D)
+
+    def mixture(self, ids: Tensor, weights: Tensor) -> dict[str, Tensor]:
+        """The fields of candidates and weights (B, K), the anchor first: one-hot on the text token where nothing is mixed."""
+        ids, weights = one_hot_elsewhere(self.mixed, self.tokens, ids, weights)
+        return {"mix_ids": ids, "mix_weights": weights}
+
+
+class Recipe(nn.Module, ABC):
+    """What is fed around an anchor: recorded once, fed again from the record. law: its class in ngrpo.contract.mixtures."""
+
+    law: ClassVar[str] = "Recorded"
+
+    def bind(self, ordinary: Tensor, table: Tensor) -> None:
+        """Called once, with which rows of the table (V, D) are ordinary tokens (V,) bool."""
+
+    def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
+        """As Exploration.prepare."""
+        return {}
+
+    @abstractmethod
+    def record(self, rows: Around) -> dict[str, Tensor]:
+        """Fields of a Step, each with B rows."""
+
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        """As Exploration.embed."""
+        return feed(steps, table)
+
+
+class Mixing(TokenSampling):
+    """Where a row thinks and the gate is open, the step is chosen: what the recipe makes around the anchor is fed.
 
     anchor               "argmax" (ties: lowest id) or "sampled", the sampled token
-    realisation          "anchor": the text gains the anchor; "sampled": it gains the sampled token
-    loss_on_mixed_steps  "keep" or "mask": an argmax that is realised is not a sample, so its log-probability is no
+    text_token           "anchor": the text gains the anchor; "sampled": it gains the sampled token
+    loss_on_mixed_steps  "keep" or "mask": an argmax that the text gains is no sample, so its log-probability is no
                          score-function term
-    entropy_threshold    nats; steps are chosen only where softmax(z / temperature) has more than that; null: everywhere
-    Mixing ends for good where the realised text ends with `answer_start`; that delimiter, reserved tokens and stops are
-    fed as they are, though a chosen step still realises the anchor.
+    compat               "none", or what COMPAT settles whatever the other arguments say
+    Mixing ends for good where the text ends with `answer_start`; that delimiter, reserved tokens and stops are fed as
+    they are, though at a chosen step the text still gains the anchor. log_prob is the tempered softmax at the text token:
+    what the paper's objective uses, not the probability of a chosen step.
     """
+
+    law = "ngrpo.contract.mixtures.Mixed"
+    deviates = "an argmax that the text gains counts as if it were drawn"
 
     def __init__(
         self,
-        rate: float | None,
+        gate: Gate,
+        recipe: Recipe,
         anchor: str = "argmax",
-        realisation: str = "anchor",
+        text_token: str = "anchor",
         loss_on_mixed_steps: str = "keep",
-        entropy_threshold: float | None = None,
+        compat: str = "none",
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
         super().__init__(temperature, top_p)
-        self.rate = 1.0 if rate is None else rate
-        self.anchor = anchor
-        self.realise_anchor = realisation == "anchor"
-        self.replaces = self.realise_anchor and anchor == "argmax"
-        self.mixed_role = TOKEN if loss_on_mixed_steps == "keep" else FORCED
-        self.entropy_threshold = entropy_threshold
+        self.gate, self.recipe, self.anchor, self.text_token = gate, recipe, anchor, text_token
+        self.loss_on_mixed_steps = loss_on_mixed_steps
+        for name, value in COMPAT[compat].items():
+            owner, _, attribute = name.rpartition(".")
+            setattr(getattr(self, owner) if owner else self, attribute, value)
+        self.pick = ANCHORS[self.anchor]
 
-    @abstractmethod
-    def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        """Candidates and weights (B, K), the anchor first, from logits and what tokens are drawn from, both (B, V)."""
+    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        super().bind(vocabulary, table)
+        self.recipe.bind(self.thinking.ordinary, table)
+
+    def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
+        return self.recipe.prepare(table, step, head)
+
+    def start(self, rows: int, device: torch.device) -> State:
+        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
-        scores = self.scores(logits)
+        scores, thinking = self.scores(logits), self.thinking
         tokens = draw_token(scores, draws.token)
-        anchors = ANCHORS[self.anchor](logits, tokens)
-        chosen = self._chosen(logits, state, draws)
-        if self.realise_anchor:
+        anchors = self.pick(logits, tokens)
+        chosen = state["thinking"] & self.gate.open(logits, draws, self.temperature)
+        if self.text_token == "anchor":
             tokens = torch.where(chosen, anchors, tokens)
-        ended, state = self.thinking.push(state, tokens)
-        mixed = chosen & ~ended & self.ordinary[anchors] & self.ordinary[tokens]
-        explored = chosen if self.replaces else mixed
-        role = torch.where(explored, self.mixed_role, TOKEN)
+        _, state = thinking.push(state, tokens)
+        mixed = chosen & state["thinking"] & thinking.ordinary[tokens]
+        mixed = mixed if anchors is tokens else mixed & thinking.ordinary[anchors]
+        explored = chosen if (self.anchor, self.text_token) == ("argmax", "anchor") else mixed
+        role = torch.full_like(tokens, TOKEN)
+        role = role if self.loss_on_mixed_steps == "keep" else role.masked_fill(explored, FORCED)
         if mixed.device.type == "cpu" and not mixed.any():  # a recipe is no work for a device that would be waited for
             return Step(tokens, role, explored), state
-        asked = torch.where(mixed, anchors, 0)  # a row that is not mixed has no neighbours searched
-        recipe = one_hot_elsewhere(mixed, tokens, *self.recipe(logits, scores, asked))
-        return Step(tokens, role, explored, *recipe), state
+        rows = Around(mixed, tokens, anchors, logits, scores, self.temperature, table)
+        return Step(tokens, role, explored, **self.recipe.record(rows)), state
 
-    def _chosen(self, logits: Tensor, state: State, draws: Draws) -> Tensor:
-        chosen = state["thinking"] & (draws.explore < self.rate)
-        if self.entropy_threshold is None:
-            return chosen
-        return chosen & (entropy(tempered(logits, self.temperature)) > self.entropy_threshold)
-
-
-def one_hot_elsewhere(mixed: Tensor, tokens: Tensor, ids: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Candidates and weights (B, K) where `mixed` (B,); one-hot on the realised token (B,) where nothing is mixed."""
-    plain = torch.zeros_like(weights)
-    plain[:, 0] = 1
-    return torch.where(mixed[:, None], ids, tokens[:, None]), torch.where(mixed[:, None], weights, plain)
+    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+        return self.recipe.embed(steps, table, draws)

@@ -1,7 +1,6 @@
 """Exact nearest rows of an embedding table: by products in torch, and by faiss where distances are not products.
 
-It does not know what neighbours are used for. Approximate indexes are not offered: on language-model embeddings they
-lose a fifth of the neighbours or more.
+Approximate indexes are not offered: on language-model embeddings they lose a fifth of the neighbors or more.
 """
 
 from collections.abc import Callable, Mapping
@@ -32,14 +31,14 @@ _RATES = {"cosine": 6e10, "dot": 6e10, "l2": 6e10, "l1": 4.5e9}
 
 
 def join_seconds(rows: int, width: int, metric: str) -> float:
-    """Seconds that two CPU cores need for the neighbours of every row of a (rows, width) table."""
+    """Seconds that two CPU cores need for the neighbors of every row of a (rows, width) table."""
     return rows * rows * width / _RATES[metric]
 
 
 def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
     """(V, count) int64: the `count` rows of `table` (V, D) most similar to each row, itself left out, ties by lowest id.
 
-    Only rows marked in `ordinary` (V,) bool have neighbours or are neighbours; the others name themselves. Raises
+    Only rows marked in `ordinary` (V,) bool have neighbors or are neighbors; the others name themselves. Raises
     ValueError if fewer than count + 1 rows are ordinary or the table is not finite.
     """
     search = Search(table, count, metric, ordinary)
@@ -56,15 +55,15 @@ class Search:
     For an anchor p, the score c_p . c_q + b_q orders the N ordinary rows q as their similarity does. c are the rows, of
     unit length for "cosine", less their mean m, so that a large common part takes no digits. b_q is m . c_q for "cosine"
     and "dot", -|c_q|^2 / 2 for "l2". For "l1" the score is the similarity itself. Float32 errs by at most `error` (N,),
-    whatever the order of summation; where neighbours are not ahead of the next row by twice as much, every row that may
-    be a neighbour is looked at in float64. Raises ValueError as `nearest` does.
+    whatever the order of summation; where neighbors are not ahead of the next row by twice as much, every row that may
+    be a neighbor is looked at in float64. Raises ValueError as `nearest` does.
     """
 
     def __init__(self, table: Tensor, count: int, metric: str, ordinary: Tensor):
         self.table, self.count, self.metric = table.detach(), count, metric
         self.rows = ordinary.nonzero().squeeze(-1)  # (N,)
         if count >= max(len(self.rows), 1):
-            raise ValueError(f"{count} neighbours asked for, but only {len(self.rows)} ordinary rows exist: lower k")
+            raise ValueError(f"{count} neighbors asked for, but only {len(self.rows)} ordinary rows exist: lower k")
         if not all(torch.isfinite(part).all() for part in self.table.split(ANCHORS)):
             raise ValueError("the embedding table has values that are not finite")
         self.place = ordinary.long().cumsum(dim=0) - 1  # (V,) where a row stands among the ordinary ones
@@ -98,11 +97,11 @@ class Search:
         points = torch.empty(count, width + 1, device=self.rows.device)
         bias, norms = torch.zeros(2, count, dtype=torch.float64, device=self.rows.device)
         for rows in self.rows.split(ANCHORS):
-            part, centred = self.place[rows], self._directions(rows) - mean
-            points[part, :-1] = centred.float()
-            norms[part] = centred.norm(p=1 if self.metric == "l1" else 2, dim=-1)
+            part, centered = self.place[rows], self._directions(rows) - mean
+            points[part, :-1] = centered.float()
+            norms[part] = centered.norm(p=1 if self.metric == "l1" else 2, dim=-1)
             if self.metric != "l1":
-                bias[part] = -centred.square().sum(dim=-1) / 2 if self.metric == "l2" else centred @ mean
+                bias[part] = -centered.square().sum(dim=-1) / 2 if self.metric == "l2" else centered @ mean
         bias -= bias.mean()
         points[:, -1] = bias.float()
         scale = norms + norms.max() if self.metric == "l1" else norms * norms.max() + bias.abs().max()

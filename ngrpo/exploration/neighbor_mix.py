@@ -1,101 +1,68 @@
-"""Semantic neighbour mixing, the rollout strategy of N-GRPO (arXiv 2606.10768).
-
-While the model thinks, each step is mixed with probability `rate`: the model is fed a weighted mix of the argmax token's
-embedding and those of its nearest neighbours. Given the logits the mixture has no randomness of its own; chance enters
-through the choice of steps alone. This file does not know how neighbours are found.
-"""
+"""Semantic neighbor mixing, the recipe of N-GRPO (arXiv 2606.10768): a mix of a token's embedding and its nearest ones."""
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor
 
-from ngrpo.exploration.mixing import AnchoredMix
+from ngrpo.exploration.mixing import Around, Recipe
 from ngrpo.exploration.neighbors import NeighborTable
 from ngrpo.exploration.scores import tempered
-from ngrpo.rollout.records import Vocabulary
-
-# Weights (B, K) of candidates (B, K), the anchor first, from the logits and the filtered scores z / temperature (B, V).
-Weighing = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def raw(logits: Tensor, scores: Tensor, ids: Tensor, temperature: float) -> Tensor:
+def raw(rows: Around, ids: Tensor) -> Tensor:
     """softmax(z / temperature) over the candidates (section 3 of the paper)."""
-    return tempered(logits.gather(-1, ids), temperature).softmax(dim=-1)
+    return tempered(rows.logits.gather(-1, ids), rows.temperature).softmax(dim=-1)
 
 
-def filtered(logits: Tensor, scores: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """The same, but weight 0 for neighbours that the sampling filter cuts; the anchor always stays."""
-    kept = scores.gather(-1, ids)
-    kept[:, 0] = tempered(logits.gather(-1, ids[:, :1]), temperature).squeeze(-1)
+def filtered(rows: Around, ids: Tensor) -> Tensor:
+    """The same, but weight 0 for neighbors that the sampling filter cuts; the anchor always stays."""
+    kept = rows.scores.gather(-1, ids)
+    kept[:, 0] = tempered(rows.logits.gather(-1, ids[:, :1]), rows.temperature).squeeze(-1)
     return kept.softmax(dim=-1)
 
 
-def double_softmax(logits: Tensor, scores: Tensor, ids: Tensor, temperature: float) -> Tensor:
+def double_softmax(rows: Around, ids: Tensor) -> Tensor:
     """softmax(p / temperature) over the candidates, p the probabilities that tokens are drawn from.
 
     The released sampler overwrites its logits by probabilities before the mixture is weighed, so no weight is more than
     e^(1 / temperature) times another: an anchor that is certain gets 0.576 of three candidates at temperature 1.
     """
-    return (scores.softmax(dim=-1).gather(-1, ids) / temperature).softmax(dim=-1)
+    return (rows.scores.softmax(dim=-1).gather(-1, ids) / rows.temperature).softmax(dim=-1)
 
 
-WEIGHTS: Mapping[str, Weighing] = {"raw": raw, "filtered": filtered, "double_softmax": double_softmax}
-# What the released code does whatever else is asked for: sglang's `layers/sampler.py` of ZJUSCL/N-GRPO at d9c94fe.
-COMPAT: Mapping[str, Mapping[str, str]] = {
-    "none": {},
-    "released_sglang": {
-        "anchor": "argmax",
-        "realisation": "sampled",
-        "weights": "double_softmax",
-        "neighbors_of": "head",
-    },
+# Weights (B, K) of candidates (B, K), the anchor first.
+WEIGHTS: Mapping[str, Callable[[Around, Tensor], Tensor]] = {
+    "raw": raw,
+    "filtered": filtered,
+    "double_softmax": double_softmax,
 }
 
 
-class NeighborMix(AnchoredMix):
-    """At a mixed step: anchor v* = argmax z (ties: lowest id), candidates C = {v*} and its k - 1 nearest rows of E,
-    weights = softmax(z / temperature) over C, fed = sum of weight * E[c] (section 3 of the paper). k counts the anchor.
+class Neighbors(Recipe):
+    """Candidates C = the anchor and its k - 1 nearest rows of E, fed = sum over C of weight * E[c] (section 3 of the
+    paper). k counts the anchor, so k = 1 feeds the anchor's own embedding. Nothing of it is drawn.
 
-    weights  "raw" (paper) or "filtered", see the functions of those names
-    compat   "none" (paper) or "released_sglang", which settles anchor, realisation and weights: a sampled token is
-             realised while the mixture stays around the argmax, weights go through softmax twice, and neighbours are
-             rows of the output embedding although rows of the input embedding are mixed
-    The other arguments are those of AnchoredMix. log_prob is the tempered softmax at the realised token: what the paper's
-    objective uses, not the behaviour density of a mixed step.
+    weights  "raw" (paper), "filtered" or "double_softmax", see the functions of those names
+    search   "table": the nearest rows of the input embedding; "head": those of the output embedding, as released
     """
 
-    def __init__(
-        self,
-        rate: float | None,
-        k: int,
-        metric: str = "cosine",
-        realisation: str = "anchor",
-        loss_on_mixed_steps: str = "keep",
-        refresh_every: int = 10,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        anchor: str = "argmax",
-        entropy_threshold: float | None = None,
-        weights: str = "raw",
-        compat: str = "none",
-    ):
-        asked = {"anchor": anchor, "realisation": realisation, "weights": weights, "neighbors_of": "table"}
-        asked |= COMPAT[compat]
-        super().__init__(
-            rate, asked["anchor"], asked["realisation"], loss_on_mixed_steps, entropy_threshold, temperature, top_p
-        )
-        self.neighbors = NeighborTable(k, metric, refresh_every)
-        self.weigh = WEIGHTS[asked["weights"]]
-        self.search_head = asked["neighbors_of"] == "head"
+    law = "Neighbors"
 
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.neighbors.bind(self.ordinary)
+    def __init__(
+        self, k: int, metric: str = "cosine", weights: str = "raw", search: str = "table", refresh_every: int = 10
+    ):
+        super().__init__()
+        self.neighbors = NeighborTable(k, metric, refresh_every)
+        self.weights, self.search = weights, search
+
+    def bind(self, ordinary: Tensor, table: Tensor) -> None:
+        self.neighbors.bind(ordinary)
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
-        searched = head if self.search_head and head is not None else table
-        return self.neighbors.refresh(searched, step)
+        return self.neighbors.refresh(head if self.search == "head" and head is not None else table, step)
 
-    def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        ids = self.neighbors.candidates(anchors)
-        return ids, self.weigh(logits, scores, ids, self.temperature)
+    def record(self, rows: Around) -> dict[str, Tensor]:
+        asked = torch.where(rows.mixed, rows.anchors, 0)  # a row that is not mixed has no neighbors searched
+        ids = self.neighbors.candidates(asked)
+        return rows.mixture(ids, WEIGHTS[self.weights](rows, ids))

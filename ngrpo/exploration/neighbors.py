@@ -1,7 +1,4 @@
-"""The neighbours of tokens through a run: when they are searched anew, what is kept on a disk and in checkpoints.
-
-It does not know how neighbours are found or what they are used for.
-"""
+"""The neighbors of tokens through a run: when they are searched anew, what is kept on a disk and in checkpoints."""
 
 import hashlib
 import os
@@ -55,7 +52,7 @@ class NeighborTable(nn.Module):
         self.register_buffer("made_from", torch.zeros(16, dtype=torch.uint8, device=ordinary.device))
 
     def candidates(self, anchors: Tensor) -> Tensor:
-        """(B, K) ids for anchors (B,): the anchor first, then its neighbours, nearest first."""
+        """(B, K) ids for anchors (B,): the anchor first, then its neighbors, nearest first."""
         if self.search is not None:
             unknown = self.ordinary[anchors] & (self.ids[anchors, 1] == anchors)
             missing = anchors[unknown].unique()
@@ -64,7 +61,7 @@ class NeighborTable(nn.Module):
         return self.ids[anchors]
 
     def refresh(self, table: Tensor, step: int) -> dict[str, float]:
-        """Search again where it is due; returns the share of neighbour entries that changed (`neighbor_drift`).
+        """Search again where it is due; returns the share of neighbor entries that changed (`neighbor_drift`).
 
         A table that is searched row by row is looked at before every step, and tells no drift.
         """
@@ -95,7 +92,7 @@ class NeighborTable(nn.Module):
             self.search = Search(table, self.k - 1, self.metric, self.ordinary)
 
     def _unknown(self) -> Tensor:
-        """(V, K) ids of rows that name themselves throughout, as those without neighbours do."""
+        """(V, K) ids of rows that name themselves throughout, as those without neighbors do."""
         return torch.arange(len(self.ordinary), device=self.ordinary.device)[:, None].repeat(1, self.k)
 
     def _search(self, table: Tensor, mark: str) -> Tensor:
@@ -108,7 +105,7 @@ class NeighborTable(nn.Module):
             return load_file(path)["neighbors"].to(table.device)
         if (seconds := join_seconds(len(table), table.shape[1], self.metric)) > WORTH_TELLING and not table.is_cuda:
             print(
-                f"note: searching the neighbours of {len(table):,} tokens, about {seconds / 60:.0f} minutes on two cores"
+                f"note: searching the neighbors of {len(table):,} tokens, about {seconds / 60:.0f} minutes on two cores"
             )
         found = nearest(table, self.k - 1, self.metric, self.ordinary)
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,40 +1,36 @@
-"""A control for neighbour mixing: a displacement of the same length in a random direction.
+"""A control for neighbor mixing: a step of the same length in a random direction, so not to where the neighbors lie."""
 
-What it gains over token sampling is not due to where the neighbours lie. It does not know what made the length.
-"""
-
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, mixture, where_explored
-from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.exploration.base import mixture, where_explored
+from ngrpo.exploration.mixing import Around
+from ngrpo.exploration.neighbor_mix import Neighbors
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step
 
 
-class NormMatchedNoise(NeighborMix):
-    """fed = E[anchor] + ||mix - E[anchor]|| * u, u uniform on the sphere and keyed, where neighbour mixing would feed mix.
+class MatchedNoise(Neighbors):
+    """fed = E[anchor] + ||mix - E[anchor]|| * u, u uniform on the sphere and keyed, where neighbor mixing would feed mix.
 
     A record keeps the anchor as its only candidate and the length as `scale`; u comes back from the row's key.
     """
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
-        step, state = super().sample(logits, state, draws, table)
-        if step.mix_ids is None or step.mix_weights is None:
-            return step, state
-        anchors = step.mix_ids[:, :1]
-        exact = torch.promote_types(table.dtype, torch.float32)
-        shift = (F.embedding(step.mix_ids, table) - F.embedding(anchors, table)).to(exact)
-        length = (shift * step.mix_weights[..., None].to(exact)).sum(dim=-2).norm(dim=-1)
-        return replace(step, mix_ids=anchors, mix_weights=torch.ones_like(length)[:, None], scale=length), state
+    law = "MatchedNoise"
+
+    def record(self, rows: Around) -> dict[str, Tensor]:
+        made, exact = super().record(rows), torch.promote_types(rows.table.dtype, torch.float32)
+        anchors = made["mix_ids"][:, :1]
+        shift = (F.embedding(made["mix_ids"], rows.table) - F.embedding(anchors, rows.table)).to(exact)
+        length = (shift * made["mix_weights"][..., None].to(exact)).sum(dim=-2).norm(dim=-1)
+        return {"mix_ids": anchors, "mix_weights": torch.ones_like(length)[:, None], "scale": length}
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
-        if steps.scale is None:
+        if steps.mix_ids is None or steps.scale is None:
             return fed
         scale = steps.scale[..., None]
 

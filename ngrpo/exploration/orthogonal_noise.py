@@ -1,45 +1,41 @@
-"""Noise in the directions in which the other likely tokens differ from the argmax: only in N-GRPO's code, not its paper.
-
-It does not know what the noise is good for. The released training pass forgets the noise; here it is replayed.
-"""
+"""Noise in the directions in which the other likely tokens differ from the anchor: only in N-GRPO's code, not its paper."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.exploration.base import where_explored
-from ngrpo.exploration.mixing import AnchoredMix
+from ngrpo.exploration.mixing import Around, Recipe
 from ngrpo.exploration.scores import candidates, tempered
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Step
 
 
-class OrthogonalNoise(AnchoredMix):
+class OrthogonalNoise(Recipe):
     """fed = e_1 + sum_j w_j u_j xi_j, u_j = e_j - (e_j . e_1 / e_1 . e_1) e_1, over the k - 1 likeliest ordinary tokens
-    j besides the argmax 1, w = softmax of their z / temperature. k counts the argmax, which is what the text gains.
+    j besides the anchor 1, w = softmax of their z / temperature. k counts the anchor.
 
     noise  "scalar": xi_j is one standard normal, so fed - e_1 is orthogonal to e_1; "elementwise": xi_j ~ N(0, I) of
            (D,), as released, which is orthogonal to nothing
-    A record keeps the ids, the weights (1 for the argmax) and no noise: xi comes back from the row's key, and the
-    vectors from the current table. Source: ZJUSCL/N-GRPO at d9c94fe.
+    A record keeps the ids, the weights (1 for the anchor) and no noise: xi comes back from the row's key, and the
+    vectors from the current table. Source: ZJUSCL/N-GRPO at d9c94fe, whose training pass forgets the noise.
     """
 
-    def __init__(
-        self,
-        rate: float | None,
-        k: int,
-        noise: str = "scalar",
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-    ):
-        super().__init__(rate, temperature=temperature, top_p=top_p)
+    law = "OrthogonalNoise"
+    ordinary: Tensor
+
+    def __init__(self, k: int, noise: str = "scalar"):
+        super().__init__()
         self.k, self.noise = k, noise
 
-    def recipe(self, logits: Tensor, scores: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
-        others = logits.masked_fill(~self.ordinary, -torch.inf)
-        ids = candidates(others.scatter(-1, anchors[:, None], torch.inf), self.k)
-        weights = tempered(logits.gather(-1, ids[:, 1:]), self.temperature).softmax(dim=-1)
-        return ids, F.pad(weights, (1, 0), value=1.0)
+    def bind(self, ordinary: Tensor, table: Tensor) -> None:
+        self.register_buffer("ordinary", ordinary, persistent=False)
+
+    def record(self, rows: Around) -> dict[str, Tensor]:
+        others = rows.logits.masked_fill(~self.ordinary, -torch.inf)
+        ids = candidates(others.scatter(-1, rows.anchors[:, None], torch.inf), self.k)
+        weights = tempered(rows.logits.gather(-1, ids[:, 1:]), rows.temperature).softmax(dim=-1)
+        return rows.mixture(ids, F.pad(weights, (1, 0), value=1.0))
 
     def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)

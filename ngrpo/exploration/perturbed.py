@@ -1,26 +1,41 @@
-"""What the strategies share that think in mixtures of randomly perturbed candidates, whose density is trained.
+"""Thinking in mixtures of randomly perturbed candidates, whose density is trained; the noise is a part of its own."""
 
-It decides who is a candidate, what is fed and what is recorded; it does not know the noise or its density.
-"""
-
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import State, mixture, where_explored
-from ngrpo.exploration.scores import candidates, draw_token, tempered, token_log_prob
-from ngrpo.exploration.token_sampling import ThinkingSampling
+from ngrpo.exploration.base import Exploration, State, mixture, where_explored
+from ngrpo.exploration.scores import candidates, draw_token, filtered, tempered, token_log_prob
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, Step
 
 CUT = -1e30  # score of a candidate outside the nucleus: finite, because records are multiplied by masks
 
 
-class PerturbedThinking(ThinkingSampling):
+class Noise(ABC):
+    """What perturbs candidates, how weights come of it, and its density. `role` is that of the steps it makes."""
+
+    role: ClassVar[int]
+
+    @abstractmethod
+    def perturb(self, log_p: Tensor, draws: Draws) -> Tensor:
+        """Scores y (B, K) from log-probabilities l (B, K), -inf where a candidate is cut."""
+
+    @abstractmethod
+    def weigh(self, scores: Tensor) -> Tensor:
+        """Weights (B, K) from scores y, largest first, CUT where a candidate is cut."""
+
+    @abstractmethod
+    def density(self, scores: Tensor, log_p: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """What each candidate adds to the log-density (..., K) of y under l', and which of them count (..., K) bool."""
+
+
+class PerturbedThinking(Exploration):
     """Thinking: candidates = the `thinking_top_k` likeliest tokens, less those outside the nucleus `thinking_top_p` of
-    what these renormalise to; their log-probabilities l (temperature included), renormalised again, are perturbed to
+    what these renormalize to; their log-probabilities l (temperature included), renormalized again, are perturbed to
     scores y, y is turned into weights, and the weighted sum of their embeddings is fed, detached from the table. The
     text gains the candidate of largest weight. The answer is sampled like any text, at `temperature` and `top_p`.
 
@@ -30,41 +45,43 @@ class PerturbedThinking(ThinkingSampling):
     end. Source: zz1358m/SofT-GRPO-master at 2b9d8ec (paper: arXiv 2511.06411).
     """
 
-    soft_role: int
+    law = "ngrpo.contract.perturbed.Perturbed"
+    deviates = "the density of a thought is a mean over candidates"
 
     def __init__(
-        self, thinking_top_k: int = 5, thinking_top_p: float = 0.95, temperature: float = 1.0, top_p: float = 1.0
+        self,
+        noise: Noise,
+        thinking_top_k: int = 5,
+        thinking_top_p: float = 0.95,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
     ):
-        super().__init__(temperature, top_p)
+        super().__init__()
+        self.noise, self.temperature, self.top_p = noise, temperature, top_p
         self.thinking_top_k, self.thinking_top_p = thinking_top_k, thinking_top_p
 
-    @abstractmethod
-    def perturb(self, log_p: Tensor, draws: Draws) -> Tensor:
-        """Scores y (B, K) from log-probabilities l (B, K), -inf where a candidate is cut."""
-
-    @abstractmethod
-    def weigh(self, scores: Tensor) -> Tensor:
-        """Weights (B, K) from scores y, CUT where a candidate is cut."""
-
-    @abstractmethod
-    def density(self, scores: Tensor, log_p: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """What each candidate adds to the log-density (..., K) of y under l', and which of them count (..., K) bool."""
+    def start(self, rows: int, device: torch.device) -> State:
+        return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         soft = state["thinking"]
         ids, log_p = self._candidates(logits)
-        scores = self.perturb(log_p, draws).to(log_p.dtype).masked_fill(log_p.isneginf(), CUT)
+        scores = self.noise.perturb(log_p, draws).to(log_p.dtype).masked_fill(log_p.isneginf(), CUT)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(-1, order)
-        tokens = torch.where(soft, ids[:, 0], draw_token(self.scores(logits), draws.token))
+        tokens = torch.where(soft, ids[:, 0], draw_token(self._hard(logits), draws.token))
         _, state = self.thinking.push(state, tokens)
-        explored = state["thinking"] & self.ordinary[tokens]
-        weights = self.weigh(scores)
+        explored = state["thinking"] & self.thinking.ordinary[tokens]
+        weights = self.noise.weigh(scores)
         plain = F.one_hot(torch.zeros_like(tokens), weights.shape[-1]).to(weights.dtype)
         weights = torch.where(explored[:, None], weights, plain)
         ids = torch.where(soft[:, None], ids, tokens[:, None])
         scores = torch.where(soft[:, None], scores, torch.zeros_like(scores))
-        return Step(tokens, torch.where(soft, self.soft_role, TOKEN), explored, ids, weights, scores), state
+        return Step(tokens, torch.where(soft, self.noise.role, TOKEN), explored, ids, weights, scores), state
+
+    def _hard(self, logits: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(..., V) whose softmax the answer's tokens are drawn from; `keep` (...,) are tokens that no filter cuts."""
+        return filtered(tempered(logits, self.temperature), self.top_p, keep)
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, K), likeliest first, and log-probabilities (B, K), -inf outside the nucleus."""
@@ -80,10 +97,10 @@ class PerturbedThinking(ThinkingSampling):
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.mix_ids is not None and steps.scores is not None
-        hard = token_log_prob(self.scores(logits, keep=steps.tokens), steps.tokens)
+        hard = token_log_prob(self._hard(logits, keep=steps.tokens), steps.tokens)
         valid = steps.scores > CUT / 2
         scores = tempered(logits.gather(-1, steps.mix_ids), self.temperature)
         log_p = scores.masked_fill(~valid, -torch.inf).log_softmax(dim=-1)
-        each, counted = self.density(steps.scores, log_p.masked_fill(~valid, 0.0), valid)
+        each, counted = self.noise.density(steps.scores, log_p.masked_fill(~valid, 0.0), valid)
         soft = torch.where(counted, each, torch.zeros_like(each)).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
-        return torch.where(steps.role == self.soft_role, soft.to(hard.dtype), hard)
+        return torch.where(steps.role == self.noise.role, soft.to(hard.dtype), hard)

@@ -1,41 +1,33 @@
-"""A control for neighbour mixing: the same weights on random rows in place of the nearest ones.
-
-What it gains over token sampling is not due to semantic neighbours. It does not know which rows are near.
-"""
-
-from dataclasses import replace
+"""A control for neighbor mixing: the same weights on random rows, which are no semantic neighbors."""
 
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import State
-from ngrpo.exploration.neighbor_mix import NeighborMix
-from ngrpo.rollout.keys import Draws, row_key
-from ngrpo.rollout.records import Step, Vocabulary
+from ngrpo.exploration.mixing import Around
+from ngrpo.exploration.neighbor_mix import Neighbors
+from ngrpo.rollout.keys import row_key
 
 
-class RandomNeighborMix(NeighborMix):
-    """Neighbour mixing whose k - 1 neighbours are exchanged, after the weights are made, for random ordinary rows.
+class RandomRows(Neighbors):
+    """Neighbor mixing whose k - 1 neighbors are exchanged, after the weights are made, for random ordinary rows.
 
     Each anchor has random rows of its own, distinct from it and from each other, drawn once per run from `seed`.
     """
 
+    law = "RandomRows"
     random: Tensor
 
-    def __init__(self, rate: float | None, k: int, seed: int, temperature: float = 1.0, top_p: float = 1.0):
-        super().__init__(rate, k, temperature=temperature, top_p=top_p)
+    def __init__(self, k: int, seed: int):
+        super().__init__(k)
         self.seed = seed
 
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        drawn = random_rows(self.ordinary.cpu(), self.neighbors.k - 1, self.seed)
-        self.register_buffer("random", drawn.to(table.device))
+    def bind(self, ordinary: Tensor, table: Tensor) -> None:
+        super().bind(ordinary, table)
+        self.register_buffer("random", random_rows(ordinary.cpu(), self.neighbors.k - 1, self.seed).to(table.device))
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
-        step, state = super().sample(logits, state, draws, table)
-        if step.mix_ids is None:
-            return step, state
-        return replace(step, mix_ids=self.random[step.mix_ids[:, 0]]), state
+    def record(self, rows: Around) -> dict[str, Tensor]:
+        made = super().record(rows)
+        return {**made, "mix_ids": self.random[made["mix_ids"][:, 0]]}
 
 
 def random_rows(ordinary: Tensor, count: int, seed: int) -> Tensor:

@@ -1,7 +1,4 @@
-"""From logits to a distribution over tokens and to one token of it: temperature, filters, candidates, inverse CDF.
-
-It does not know what a token is fed as.
-"""
+"""From logits to a distribution over tokens and to one token of it: temperature, filters, candidates, inverse CDF."""
 
 import torch
 from torch import Tensor
@@ -69,7 +66,7 @@ def filtered(
 ) -> Tensor:
     """Scores (..., V) with -inf where a filter cuts; `keep` (...,) names one token that stays in whatever happens.
 
-    The order is that of transformers: top-k, then top-p over what top-k left, renormalised, then min-p over what is
+    The order is that of transformers: top-k, then top-p over what top-k left, renormalized, then min-p over what is
     left of that. The likeliest token always stays.
     """
     left = scores.detach()

@@ -1,22 +1,17 @@
-"""Soft Thinking (arXiv 2505.15778): thinking in expected embeddings, without training and without chance.
-
-It does not know how to be trained: the thinking part has no distribution to take a log-probability of.
-"""
+"""Soft Thinking (arXiv 2505.15778): thinking in expected embeddings, without chance and so without training."""
 
 import torch
 from torch import Tensor
 
-from ngrpo.exploration.base import Exploration, State
-from ngrpo.exploration.mixing import one_hot_elsewhere
+from ngrpo.exploration.base import Exploration, State, one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, entropy, filtered, tempered, token_log_prob
-from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, TOKEN, Step, Vocabulary
 
 
 class SoftThinking(Exploration):
     """Thinking: fed = sum of p(v) E[v] over the `max_topk` likeliest tokens of the filtered softmax(z / temperature),
-    renormalised; the text gains the likeliest. The answer is sampled with a temperature and filters of its own.
+    renormalized; the text gains the likeliest. The answer is sampled with a temperature and filters of its own.
 
     Cold stop: after `low_steps` consecutive thinking steps whose softmax(z / temperature) has less than
     `entropy_threshold` nats, the last of them is replaced by `answer_start`, which is inserted token by token and fed
@@ -26,8 +21,9 @@ class SoftThinking(Exploration):
     unfiltered tempered softmax at the token, a figure to look at: a thought is no sample.
     """
 
+    law = "ngrpo.contract.thoughts.Thought"
+    deviates = "a thought is no sample"
     inserted: Tensor
-    ordinary: Tensor
 
     def __init__(
         self,
@@ -50,15 +46,13 @@ class SoftThinking(Exploration):
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
-        self.answer = SuffixMatch(vocabulary.answer_start)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
         ids = torch.tensor(vocabulary.answer_start, dtype=torch.int64, device=table.device)
         self.register_buffer("inserted", ids, persistent=False)
 
     def start(self, rows: int, device: torch.device) -> State:
         """`low`: consecutive steps of low entropy; `insert`: position in the inserted text, -1 while thinking."""
         counts = torch.zeros(rows, dtype=torch.int64, device=device)
-        return {"low": counts, "insert": counts - 1, **self.answer.start(rows, device)}
+        return {"low": counts, "insert": counts - 1, **self.thinking.answer.start(rows, device)}
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         scores = tempered(logits, self.temperature)
@@ -69,8 +63,8 @@ class SoftThinking(Exploration):
         tokens = torch.where(thinking, ids[:, 0], self._answer(logits, draws))
         if len(self.inserted):
             tokens = torch.where(inserting, self.inserted[state["insert"].clamp(0, len(self.inserted) - 1)], tokens)
-        ended, state = self.answer.push(state, tokens)
-        mixed = thinking & ~ended & self.ordinary[tokens]
+        ended, state = self.thinking.answer.push(state, tokens)
+        mixed = thinking & ~ended & self.thinking.ordinary[tokens]
         kept = filtered(words, self.top_p, top_k=self.top_k, min_p=self.min_p)
         weights = kept.gather(-1, ids).softmax(dim=-1)
         insert = torch.where(thinking, state["insert"], state["insert"] + 1)
@@ -83,7 +77,7 @@ class SoftThinking(Exploration):
         """Begin to insert where the count is full, unless the token (B,) ends the thinking part by itself."""
         thinking = state["insert"] < 0
         low = (state["low"] + 1) * (thinking & (entropy(scores) < self.entropy_threshold))
-        ends, _ = self.answer.push(state, tokens)
+        ends, _ = self.thinking.answer.push(state, tokens)
         full = (low >= self.low_steps) & ~ends & bool(self.vocabulary.answer_start)
         return {**state, "low": low.masked_fill(full, 0), "insert": state["insert"].masked_fill(full, 0)}
 

@@ -1,7 +1,6 @@
 """Soft and fuzzy tokens of "Soft Tokens, Hard Truths" (arXiv 2509.19170): thinking in noisy expected embeddings.
 
-It knows nothing of rewards: the real Gaussian density of the fed vector is its log-probability while the model thinks;
-the answer is made of ordinary, hard tokens.
+The Gaussian density of the fed vector is its log-probability while the model thinks; the answer is made of hard tokens.
 """
 
 import math
@@ -13,7 +12,6 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import Exploration, State, chosen_places, where_explored
 from ngrpo.exploration.gaussian_noise import root_mean_square
 from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
-from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, Step, Vocabulary
 
@@ -28,6 +26,7 @@ class SoftTokens(Exploration):
     `temperature`. Inserted text carries no loss.
     """
 
+    law = "ngrpo.contract.thoughts.SoftTokens"
     rms: Tensor
     stops: Tensor
     inserted: Tensor
@@ -42,7 +41,6 @@ class SoftTokens(Exploration):
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
-        self.answer = SuffixMatch(vocabulary.answer_start)
         inserted = (*vocabulary.answer_start, *vocabulary.answer_prefix)
         for name, ids in (("stops", vocabulary.stops), ("inserted", inserted)):
             ids = torch.tensor(ids, dtype=torch.int64, device=table.device)
@@ -55,7 +53,7 @@ class SoftTokens(Exploration):
     def start(self, rows: int, device: torch.device) -> State:
         """`thought`: thinking tokens so far; `insert`: position in the inserted text, -1 while thinking."""
         counts = torch.zeros(rows, dtype=torch.int64, device=device)
-        return {"thought": counts, "insert": counts - 1, **self.answer.start(rows, device)}
+        return {"thought": counts, "insert": counts - 1, **self.thinking.answer.start(rows, device)}
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
         step, _, state = self.sample_and_log_prob(logits, state, draws, table)
@@ -97,7 +95,7 @@ class SoftTokens(Exploration):
 
     def _advance(self, state: State, tokens: Tensor, thinking: Tensor) -> State:
         """Counters after `tokens`; a thinking part that ended by itself continues at the answer's prefix."""
-        ended, state = self.answer.push(state, tokens)
+        ended, state = self.thinking.answer.push(state, tokens)
         insert = torch.where(thinking, state["insert"], state["insert"] + 1)
         insert = insert.masked_fill(thinking & ended, len(self.vocabulary.answer_start))
         return {**state, "thought": state["thought"] + thinking, "insert": insert}

@@ -1,23 +1,19 @@
-"""Plain token sampling at a temperature, optionally filtered: the baseline that every trick has to beat.
-
-It knows no embedding but that of the sampled token.
-"""
+"""Plain token sampling at a temperature, optionally filtered: the baseline that every trick has to beat."""
 
 import torch
 from torch import Tensor
 
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
-from ngrpo.exploration.thinking import Thinking
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import TOKEN, Step
 
 
 class TokenSampling(Exploration):
     """o ~ softmax(z / temperature), fed = E[o].
 
-    With top_k, top_p < 1 or min_p > 0 the log-probability is that of the renormalised filter of the current logits; the
-    realised token is counted in even where the filter has moved away from it, so that it keeps a gradient.
+    With top_k, top_p < 1 or min_p > 0 the log-probability is that of the renormalized filter of the current logits; the
+    text token is counted in even where the filter has moved away from it, so that it keeps a gradient.
     """
 
     def __init__(self, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, min_p: float = 0.0):
@@ -38,17 +34,3 @@ class TokenSampling(Exploration):
 
     def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
         return token_log_prob(self.scores(logits, keep=steps.tokens), steps.tokens)
-
-
-class ThinkingSampling(TokenSampling):
-    """Token sampling that knows which rows still think and which ids are ordinary (V,) bool: the base of what acts then."""
-
-    ordinary: Tensor
-
-    def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        super().bind(vocabulary, table)
-        self.thinking = Thinking(vocabulary)
-        self.register_buffer("ordinary", vocabulary.ordinary(len(table), table.device), persistent=False)
-
-    def start(self, rows: int, device: torch.device) -> State:
-        return self.thinking.start(rows, device)

@@ -1,14 +1,17 @@
-"""Answers of several draws as one batch: what resampling of groups needs."""
+"""Answers of several draws as one batch, or kept for a later one: what resampling of groups needs."""
 
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ngrpo.ranks import Ranks
 from ngrpo.rollout.records import Rollouts, Step, neutral
 from ngrpo.rollout.sampling import Answers
+from ngrpo.tasks.base import Problem, Score
 
 
 def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
@@ -58,3 +61,39 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         keys=torch.cat([part.keys for part in parts]),
         group_size=parts[0].group_size,
     )
+
+
+def packed(answers: Answers) -> dict[str, Any]:
+    """The answers as plain containers with tensors on the CPU, as a checkpoint takes them."""
+    scores = [asdict(replace(score, reward=float(score.reward))) for score in answers.scores]
+    return {
+        "problems": [asdict(problem) for problem in answers.problems],
+        "rollouts": _moved(asdict(answers.rollouts), "cpu"),
+        "completions": list(answers.completions),
+        "scores": scores,
+    }
+
+
+def unpacked(parts: Sequence[Mapping[str, Any] | None], ranks: Ranks, device: torch.device) -> Answers | None:
+    """This rank's of what every rank has packed (None: nothing); by another number of ranks whole groups are dealt out."""
+    mine = parts[ranks.rank : ranks.rank + 1] if len(parts) == ranks.world else parts
+    found = [_unpacked(part, device) for part in mine if part is not None]
+    groups = torch.arange(sum(len(answers.problems) for answers in found), device=device)
+    groups = groups if len(parts) == ranks.world else groups[ranks.rank :: ranks.world]
+    return join(found, groups) if len(groups) else None
+
+
+def _unpacked(part: Mapping[str, Any], device: torch.device) -> Answers:
+    rollouts = _moved(part["rollouts"], device)
+    return Answers(
+        [Problem(**problem) for problem in part["problems"]],
+        Rollouts(**{**rollouts, "steps": Step(**rollouts["steps"])}),
+        part["completions"],
+        [Score(**score) for score in part["scores"]],
+    )
+
+
+def _moved(values: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The same with all tensors on a device, however deep."""
+    moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
+    return {name: _moved(value, device) if isinstance(value, dict) else value for name, value in moved.items()}

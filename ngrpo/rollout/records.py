@@ -39,9 +39,9 @@ class Vocabulary:
 
     def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """(rows,) bool: the rows of an embedding table that stand for ordinary tokens."""
-        allowed = torch.arange(rows, device=device) < self.size
-        allowed[torch.tensor([*self.reserved, *self.stops], dtype=torch.int64, device=device)] = False
-        return allowed
+        ids = torch.arange(rows, device=device)  # a tokenizer may have tokens beyond the table
+        others = torch.tensor([*self.reserved, *self.stops], dtype=torch.int64, device=device)
+        return (ids < self.size) & ~torch.isin(ids, others)
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,8 @@ class Rollouts:
     steps        Step of (B, T), right-padded
     mask         (B, T) bool, true through the end-of-text token
     log_probs    (B, T) float32, of the rollout engine; 0 where the loss mask is false
-    entropy      (B, T) float32, nats, of softmax(logits) before temperature and filters; 0 where mask is false; None where
-                 the engine does not tell it
+    entropy      (B, T) float32, nats, of softmax(logits): a figure of the model, before temperature and filters, and no
+                 selection's unless the temperature is 1; 0 where mask is false; None where the engine does not tell it
     keys         (B,) int64, the rows' random keys
     group_size   G; rows of one prompt stand together
     """
@@ -130,20 +130,14 @@ class Rollouts:
     group_size: int
 
     def __post_init__(self) -> None:
-        rows, width = self.prompts.shape
-        length = self.mask.shape[1]
-        expected = {"prompt_mask": (rows, width), "mask": (rows, length), "log_probs": (rows, length), "keys": (rows,)}
-        expected |= {} if self.entropy is None else {"entropy": (rows, length)}
-        for name, shape in expected.items():
-            _require(
-                tuple(getattr(self, name).shape) == shape, name, f"shape {tuple(getattr(self, name).shape)}", shape
-            )
-        for f in fields(Step):
-            value = getattr(self.steps, f.name)
-            if value is not None:
-                _require(
-                    tuple(value.shape[:2]) == (rows, length), f"steps.{f.name}", tuple(value.shape), (rows, length)
-                )
+        (rows, width), length = self.prompts.shape, self.mask.shape[1]
+        shapes = {"prompt_mask": (rows, width), "keys": (rows,)}
+        given = {name: getattr(self, name) for name in (*shapes, "mask", "log_probs", "entropy")}
+        given |= {f"steps.{f.name}": getattr(self.steps, f.name) for f in fields(Step)}
+        for name, value in given.items():
+            expected, got = shapes.get(name, (rows, length)), () if value is None else tuple(value.shape)
+            holds = value is None or (got[:2] if name.startswith("steps.") else got) == expected
+            _require(holds, name, f"shape {got}", expected)
         _require(rows % self.group_size == 0, "group_size", self.group_size, f"a divisor of {rows} rows")
         _require(bool(self.prompt_mask[:, -1].all()), "prompt_mask", "right padding", "left padding")
         _require(bool((self.mask[:, 1:] <= self.mask[:, :-1]).all()), "mask", "gaps", "true up to the end of each row")

@@ -97,7 +97,7 @@ def groups_of(answers: Answers, sampler: Sampler) -> Groups:
 def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per completion, with the columns of rundir.schema.SAMPLE_TYPES.
 
-    labels: run, benchmark, exploration, algorithm, step, seed.
+    labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` are those whose vector the model read.
     """
     rollouts = answers.rollouts
     tokens, lengths = rollouts.steps.tokens.tolist(), rollouts.lengths.tolist()
@@ -105,7 +105,7 @@ def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any
     entropies = [None] * len(lengths)
     if rollouts.entropy is not None:
         entropies = (rollouts.entropy.double().sum(dim=1) / rollouts.lengths).tolist()
-    explored = (rollouts.steps.explored & rollouts.mask).sum(dim=1).tolist()
+    explored = (rollouts.steps.explored & rollouts.consumed).sum(dim=1).tolist()
     rows = []
     for row, (text, score) in enumerate(zip(answers.completions, answers.scores, strict=True)):
         problem = answers.problems[row // rollouts.group_size]
@@ -168,6 +168,7 @@ def displacement(fed: Tensor, steps: Step, table: Tensor) -> tuple[Tensor, Tenso
 
 
 def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> dict[str, float]:
+    """What was fed at explored steps that the model read; anchor_weight, alpha(v*), where the record has recipes."""
     read = rollouts.consumed
     where = (rollouts.steps.explored & read).nonzero()[:MEASURED_STEPS]
     share = (rollouts.steps.explored & read).sum().double() / read.sum().clamp(min=1)
@@ -177,7 +178,8 @@ def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> di
     steps = rollouts.steps[row, time]
     with torch.no_grad():
         fed = strategy.embed(steps, table, rollouts.draws[row, time])
-    return {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
+    found = {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
+    return found if steps.mix_weights is None else found | {"anchor_weight": steps.mix_weights[:, 0].mean().item()}
 
 
 def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> None:

@@ -1,4 +1,4 @@
-"""Which prompts an RL step answers, and which of the answers enter its loss."""
+"""Which prompts an RL step answers, which of the answers enter its loss, and which wait for the next step."""
 
 from dataclasses import dataclass
 
@@ -35,6 +35,18 @@ class TrainingConfig:
     checkpoint_every: int = 10
 
 
+@dataclass(frozen=True)
+class Collected:
+    """A rank's share of an RL step: whole groups, figures of the group filter, and (B,) bool which rows enter the loss and
+    which the step before has drawn (None: no row). `surplus` are groups for the next step."""
+
+    answers: Answers
+    counted: Tensor
+    figures: dict[str, float]
+    carried: Tensor | None = None
+    surplus: Answers | None = None
+
+
 def problems_of(task: Task, config: TrainingConfig, step: int, draw: int = 0) -> list[Problem]:
     """The prompts of RL step `step` (from 1): the task in an order shuffled anew for every pass through it.
 
@@ -53,28 +65,34 @@ def problems_of(task: Task, config: TrainingConfig, step: int, draw: int = 0) ->
 
 
 def collect(
-    sampler: Sampler, task: Task, algorithm: Algorithm, config: TrainingConfig, step: int, ranks: Ranks
-) -> tuple[Answers, Tensor, dict[str, float]]:
-    """This rank's share of a step's groups, which rows enter the loss (B,) bool, and figures of the group filter.
+    sampler: Sampler, task: Task, algorithm: Algorithm, config: TrainingConfig, step: int, ranks: Ranks,
+    waiting: Answers | None = None,
+) -> Collected:  # fmt: skip
+    """Draws this rank's share of a step's groups; those that wait from the step before come first.
 
     Groups that the filter refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where
-    that does not suffice, refused groups fill the batch and enter no loss.
+    that does not suffice, refused groups fill the batch and enter no loss. What the last draw kept beyond a full batch is
+    the surplus, always less than a batch: each step draws at least once, at a position that knows nothing of it.
     """
-    share = config.prompts_per_step // ranks.world
-    draws: list[Answers] = []
-    kept: list[Tensor] = []
-    while not draws or (len(draws) <= algorithm.max_resamples and int(torch.cat(kept).sum()) < share):
-        draws.append(_draw(sampler, task, config, step, len(draws), ranks))
+    share, draws = config.prompts_per_step // ranks.world, [] if waiting is None else [waiting]
+    kept, before = [algorithm.keeps(groups_of(draw, sampler)) for draw in draws], len(draws)
+    while len(draws) == before or (
+        len(draws) - before <= algorithm.max_resamples and int(torch.cat(kept).sum()) < share
+    ):
+        draws.append(_draw(sampler, task, config, step, len(draws) - before, ranks))
         kept.append(algorithm.keeps(groups_of(draws[-1], sampler)))
     keeps = torch.cat(kept)
-    answers = draws[0]
-    if len(draws) > 1:
-        order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))[:share]
-        answers = join(draws, order.sort().values)
+    order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))
+    beyond = order[share : int(keeps.sum())]
+    answers = draws[0] if len(draws) == 1 else join(draws, order[:share].sort().values)
     counted = algorithm.counts(groups_of(answers, sampler)).flatten()
     if algorithm.group_filter is None:
-        return answers, counted, {}
-    return answers, counted, {"draws": float(len(draws)), "kept": keeps.double().mean().item()}
+        return Collected(answers, counted, {})
+    fresh = torch.cat(kept[before:]).double().mean().item()
+    figures = {"draws": float(len(draws) - before), "kept": fresh, "surplus": float(len(beyond))}
+    surplus = join(draws, beyond) if algorithm.carry_surplus and len(beyond) else None
+    carried = None if waiting is None else torch.arange(len(counted), device=counted.device) < len(waiting.completions)
+    return Collected(answers, counted, figures, carried, surplus)
 
 
 def _draw(sampler: Sampler, task: Task, config: TrainingConfig, step: int, draw: int, ranks: Ranks) -> Answers:

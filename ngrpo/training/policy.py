@@ -1,6 +1,6 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.algorithm.critic import clipped_value_loss, whitened
 from ngrpo.algorithm.inputs import Counts, LossInputs, Tokens
-from ngrpo.algorithm.losses import clipped_value_loss, token_mean
+from ngrpo.algorithm.losses import token_mean
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import Ranks
@@ -27,7 +28,8 @@ from ngrpo.training.replay import micro_batches as cut
 class Batch:
     """What the updates of one RL step work on: rollouts, the mask of tokens that count, and more (B, T) or None.
 
-    `old` and `values` are from before the first update, `returns` and `values` are the critic's.
+    `old` and `values` are from before the first update, `returns` and `values` are the critic's. `carried` is true on
+    rows that the policy of the step before answered.
     """
 
     rollouts: Rollouts
@@ -38,6 +40,12 @@ class Batch:
     selected: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
+    carried: Tensor | None = None
+
+    def before(self, log_probs: Tensor) -> Tensor:
+        """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of carried rows their own."""
+        old = log_probs.detach() if self.old is None else self.old
+        return old if self.carried is None else torch.where(self.carried, self.rollouts.log_probs.to(old), old)
 
     def rows(self, index: Tensor) -> "Batch":
         """Some rows, trimmed to their own longest prompt and answer."""
@@ -78,14 +86,13 @@ class Policy(lightning.LightningModule):
         algorithm, mask, asks = self.algorithm, batch.mask, self.algorithm.asks
         top_k = algorithm.top_k if asks & {"top_log_probs", "greedy"} else 0
         wanted = {"entropy": "entropy" in asks, "top_k": top_k, "hidden": "hidden" in asks}
-        new = replay(self.model, self.strategy, batch.rollouts, **wanted)
-        old = new.log_probs.detach() if batch.old is None else batch.old
-        tokens, divergence = algorithm.token_loss(
-            LossInputs(old=old, advantages=batch.advantages, mask=mask, selected=batch.selected, **new._asdict()),
-            batch.reference,
-        )
+        new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **wanted)
+        given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
+        inputs = LossInputs(old=batch.before(new.log_probs), **given)
+        tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
+        gap = gap if batch.carried is None else gap.masked_fill(batch.carried, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if batch.selected is not None:
             seen["selected"] = batch.selected
@@ -99,9 +106,16 @@ class Policy(lightning.LightningModule):
         return loss + value_loss, figures | {"value_loss": value_loss.item()}
 
     def replayed(self, rollouts: Rollouts) -> Replayed:
-        """Log-probabilities under the current weights, and the entropy where it is needed and the engine gave none."""
-        rows, entropy = self.config.micro_batch_rows, rollouts.entropy is None and self.algorithm.needs_rollout_entropy
-        return replay_in_micro_batches(self.model, self.strategy, rollouts, rows, entropy=entropy)
+        """Log-probabilities under the current weights, and the entropy where it is needed and the engine's is not it."""
+        rows, wanted = self.config.micro_batch_rows, {"tempered": self.algorithm.tempered}
+        wanted["entropy"] = self.algorithm.needs_rollout_entropy and self._told(rollouts) is None
+        return replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
+
+    def _told(self, rollouts: Rollouts) -> Tensor | None:
+        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
+        temperature = self.strategy.temperature_of(rollouts.steps) if self.algorithm.tempered else 1.0
+        plain = not isinstance(temperature, Tensor) and temperature == 1
+        return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
 
     def batch(
         self,
@@ -112,37 +126,44 @@ class Policy(lightning.LightningModule):
         reference: Tensor | None,
         values: Tensor | None,
         ranks: Ranks,
+        carried: Tensor | None = None,
     ) -> Batch:
         """Everything that is settled before the first update: whose tokens count (B,), shaped rewards (P, G), advantages."""
         algorithm, mask = self.algorithm, rollouts.loss_mask & counted[:, None]
         log_probs = old.log_probs if old else None
-        entropy = rollouts.entropy
-        if entropy is None and algorithm.needs_rollout_entropy:
-            entropy = (old or self.replayed(rollouts)).entropy
         penalty, returns = algorithm.penalty(log_probs, reference), None
         if values is None:
             advantages = algorithm.group_advantages(rewards, penalty, rollouts.loss_mask)
         else:
-            advantages, returns = algorithm.critic_advantages(rewards, penalty, values, mask, ranks.sum)
+            advantages, returns = whitened(algorithm.advantage, rewards, penalty, values, mask, ranks.sum)
         if algorithm.token_advantage is not None:
+            told = self._told(rollouts)
+            entropy = (old or self.replayed(rollouts)).entropy if told is None else told
             advantages = algorithm.token_advantage(advantages, entropy)  # pyright: ignore[reportArgumentType]
-        selected = None
-        if algorithm.select is not None and log_probs is not None:
-            others = rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
-            uniform = replace(rollouts.draws, rows=others).token
-            selected = algorithm.select(Tokens(log_probs, advantages, entropy, uniform, mask))  # pyright: ignore
-        return Batch(rollouts, mask, advantages, log_probs, reference, selected, values, returns)
+        carried = None if carried is None else carried[:, None].expand_as(mask)
+        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
+        return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
 
-    def mini_batches(self, batch: Batch, counted: Tensor) -> Iterator[Batch]:
-        """The updates of an RL step: every inner epoch, whole groups together, rows that count (counted (B,) bool).
+    def _selected(self, batch: Batch, now: Replayed, select: Callable[[Tokens], Tensor]) -> Batch:
+        """The batch with the tokens that are selected, given what the weights of the moment say of them."""
+        told, others = self._told(batch.rollouts), batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
+        uniform, entropy = replace(batch.rollouts.draws, rows=others).token, now.entropy if told is None else told
+        facts = (now.log_probs, batch.advantages, entropy, uniform, batch.mask, batch.before(now.log_probs))
+        return replace(batch, selected=select(Tokens(*facts)))  # pyright: ignore[reportArgumentType]
+
+    def mini_batches(self, batch: Batch) -> Iterator[Batch]:
+        """The updates of an RL step: every inner epoch, whole groups together, rows that count.
 
         Where no row counts, one still runs backward, so that no other rank waits for its gradients.
         """
+        counted = batch.mask.any(dim=1)
         groups = torch.arange(len(batch.mask), device=batch.mask.device).view(-1, self.config.group_size)
         for _ in range(self.algorithm.inner_epochs):
             for chosen in groups.tensor_split(self.algorithm.mini_batches):
                 index = chosen.flatten()
-                yield batch.rows(index[counted[index]] if counted[index].any() else index[:1])
+                part = batch.rows(index[counted[index]] if counted[index].any() else index[:1])
+                anew = self.algorithm.select if self.algorithm.select_per == "update" else None
+                yield self._selected(part, self.replayed(part.rollouts), anew) if anew else part
 
     def clip(self, optimizer: torch.optim.Optimizer) -> float:
         """Clips gradients and returns the norm of the policy's before that; the critic has its own. Raises NotFinite."""
@@ -165,10 +186,8 @@ class Policy(lightning.LightningModule):
         if self.critic is not None and self.algorithm.critic is not None:
             groups.append({"params": list(self.critic.parameters()), "lr": self.algorithm.critic["learning_rate"]})
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-        optimizer = torch.optim.AdamW(
-            groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-        )
-        return optimizer, get_scheduler(config.schedule, optimizer, config.warmup_steps, config.steps)
+        made = torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        return made, get_scheduler(config.schedule, made, config.warmup_steps, config.steps)
 
     def state(self) -> dict[str, Any]:
         """The weights that training changes and the strategy's state, as plain containers."""

@@ -22,9 +22,9 @@ class Replayed(NamedTuple):
     """What a replay gives, 0 where the loss mask is false; fields that were not asked for are None.
 
     log_probs      (B, T) of the recorded steps
-    entropy        (B, T) nats of softmax(logits), before temperature and filters
-    top_log_probs  (B, T, K) log softmax(logits) of the K likeliest tokens
-    greedy         (B, T) bool, the realised token is the likeliest
+    entropy        (B, T) nats of softmax(logits), or, where that is asked for, of softmax(logits / temperature)
+    top_log_probs  (B, T, K) its logarithm at the K likeliest tokens
+    greedy         (B, T) bool, the text token is the likeliest
     hidden         (B, T, D) the states that the steps were drawn from
     """
 
@@ -43,10 +43,12 @@ def replay(
     entropy: bool = False,
     top_k: int = 0,
     hidden: bool = False,
+    tempered: bool = False,
 ) -> Replayed:
     """Log-probabilities, float32 at least, of the rollouts' steps, and what else is asked for.
 
     The fed vectors are rebuilt with this model's own embedding table. Gradients flow into the model and the strategy.
+    tempered: entropy and likeliest tokens at the temperature that text tokens are drawn at, without their filters.
     """
     with model.autocast():
         row, time, before = states(model, strategy, rollouts)
@@ -56,6 +58,8 @@ def replay(
         def reading(logits: Tensor, start: int) -> tuple[Tensor, ...]:
             here = steps[start : start + chunk]
             found = [strategy.log_prob(here, logits, model.table)]
+            if tempered and (entropy or top_k):
+                logits = logits / strategy.temperature_of(here)
             if entropy:
                 found.append(scores.entropy(logits))
             if top_k:
@@ -142,14 +146,14 @@ def micro_batches(rollouts: Rollouts, rows: int) -> list[Tensor]:
 
 @torch.no_grad()
 def replay_in_micro_batches(
-    model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int, *, entropy: bool = False
+    model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int, *, entropy: bool = False, **options: bool
 ) -> Replayed:
-    """Log-probabilities, and entropy where it is asked for, without gradient, `rows` at a time."""
+    """Log-probabilities, and entropy where it is asked for, without gradient, `rows` at a time; options of `replay`."""
     dtype, names = torch.promote_types(model.table.dtype, torch.float32), ["log_probs"] + ["entropy"] * entropy
     whole = {name: torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device) for name in names}
     for index in micro_batches(rollouts, rows):
         part = rollouts.rows(index)
-        found = replay(model, strategy, part, entropy=entropy)
+        found = replay(model, strategy, part, entropy=entropy, **options)
         for name, values in whole.items():
             values[index, : part.mask.shape[1]] = getattr(found, name)
     return Replayed(**whole)

@@ -10,9 +10,8 @@ import torch
 
 from ngrpo.algorithm.advantages import (
     entropy_shaped,
-    generalised,
-    group_centred,
-    group_normalised,
+    group_centered,
+    group_normalized,
     homogeneous,
     leave_one_out,
     pass_at_k,
@@ -20,6 +19,7 @@ from ngrpo.algorithm.advantages import (
     signed,
     with_virtual_samples,
 )
+from ngrpo.algorithm.critic import generalized
 
 
 def tensor(*groups) -> torch.Tensor:
@@ -40,20 +40,20 @@ BINARY = (RANDOM > 0.6).double()
     ],
 )
 def test_hand_values_of_one_right_answer(rewards, ddof, right, wrong):
-    advantages = group_normalised(tensor(rewards), ddof=ddof, eps=0.0)[0].tolist()
+    advantages = group_normalized(tensor(rewards), ddof=ddof, eps=0.0)[0].tolist()
     assert advantages == pytest.approx([right] + [wrong] * (len(rewards) - 1), abs=1e-7)
-    assert group_normalised(tensor(rewards), ddof=ddof)[0, 0].item() == pytest.approx(right, rel=2.1e-6 / 0.33)
+    assert group_normalized(tensor(rewards), ddof=ddof)[0, 0].item() == pytest.approx(right, rel=2.1e-6 / 0.33)
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
-def test_normalised_is_the_formula(ddof):
-    for group, advantages in zip(RANDOM.tolist(), group_normalised(RANDOM, ddof=ddof, eps=1e-3).tolist(), strict=True):
+def test_normalized_is_the_formula(ddof):
+    for group, advantages in zip(RANDOM.tolist(), group_normalized(RANDOM, ddof=ddof, eps=1e-3).tolist(), strict=True):
         spread = (statistics.stdev if ddof else statistics.pstdev)(group)
         mean = statistics.fmean(group)
         assert advantages == pytest.approx([(r - mean) / (spread + 1e-3) for r in group], rel=1e-12, abs=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [group_normalised, group_centred, leave_one_out])
+@pytest.mark.parametrize("estimator", [group_normalized, group_centered, leave_one_out])
 @pytest.mark.parametrize("rewards", [RANDOM, BINARY, tensor([0.1, 0.2, 0.3, 0.7])])
 def test_advantages_of_a_group_sum_to_zero_and_ignore_an_offset(estimator, rewards):
     advantages = estimator(rewards)
@@ -62,12 +62,12 @@ def test_advantages_of_a_group_sum_to_zero_and_ignore_an_offset(estimator, rewar
     torch.testing.assert_close(estimator(rewards + 3.25), advantages, rtol=1e-12, atol=1e-12)
 
 
-def test_a_positive_factor_leaves_normalised_and_scales_centred():
+def test_a_positive_factor_leaves_normalized_and_scales_centered():
     torch.testing.assert_close(
-        group_normalised(7 * RANDOM - 2, eps=0), group_normalised(RANDOM, eps=0), rtol=1e-12, atol=1e-12
+        group_normalized(7 * RANDOM - 2, eps=0), group_normalized(RANDOM, eps=0), rtol=1e-12, atol=1e-12
     )
-    torch.testing.assert_close(group_centred(7 * RANDOM - 2), 7 * group_centred(RANDOM), rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(group_normalised(-RANDOM), -group_normalised(RANDOM), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(group_centered(7 * RANDOM - 2), 7 * group_centered(RANDOM), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(group_normalized(-RANDOM), -group_normalized(RANDOM), rtol=1e-12, atol=1e-12)
 
 
 def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
@@ -75,11 +75,11 @@ def test_leave_one_out_is_the_reward_minus_the_mean_of_the_others():
     for group, row in zip(RANDOM.tolist(), advantages.tolist(), strict=True):
         others = [(sum(group) - reward) / (len(group) - 1) for reward in group]
         assert row == pytest.approx([r - o for r, o in zip(group, others, strict=True)], rel=1e-12, abs=1e-12)
-    torch.testing.assert_close(advantages, 8 / 7 * group_centred(RANDOM), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(advantages, 8 / 7 * group_centered(RANDOM), rtol=1e-12, atol=1e-12)
     assert leave_one_out(tensor([1, 0, 0, 0]))[0].tolist() == pytest.approx([1, -1 / 3, -1 / 3, -1 / 3], abs=1e-12)
 
 
-@pytest.mark.parametrize("estimator", [group_normalised, group_centred, leave_one_out])
+@pytest.mark.parametrize("estimator", [group_normalized, group_centered, leave_one_out])
 @pytest.mark.parametrize(
     "group",
     [
@@ -98,15 +98,15 @@ def test_a_group_without_preference_has_exactly_no_advantage(estimator, group):
 
 def test_a_small_but_real_difference_counts():
     assert not homogeneous(tensor([1, 1, 1, 1 - 1e-6])).item()
-    assert group_normalised(tensor([1, 1, 1, 1 - 1e-6]), eps=0)[0, 3].item() == pytest.approx(-1.5, rel=1e-6)
+    assert group_normalized(tensor([1, 1, 1, 1 - 1e-6]), eps=0)[0, 3].item() == pytest.approx(-1.5, rel=1e-6)
 
 
 def test_groups_do_not_mix():
-    torch.testing.assert_close(group_normalised(RANDOM)[7:8], group_normalised(RANDOM[7:8]), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(group_normalized(RANDOM)[7:8], group_normalized(RANDOM[7:8]), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize(
-    "estimator", [group_normalised, leave_one_out, with_virtual_samples, lambda rewards: pass_at_k(rewards, pass_k=1)]
+    "estimator", [group_normalized, leave_one_out, with_virtual_samples, lambda rewards: pass_at_k(rewards, pass_k=1)]
 )
 def test_a_group_of_one_is_refused_in_one_line_that_names_the_setting(estimator):
     with pytest.raises(ValueError, match=r"group_size=1: .*group_size=2") as told:
@@ -117,7 +117,7 @@ def test_a_group_of_one_is_refused_in_one_line_that_names_the_setting(estimator)
 def test_every_right_answer_of_a_binary_group_has_the_closed_form():
     for correct in range(1, 8):
         group = [1.0] * correct + [0.0] * (8 - correct)
-        advantages = group_normalised(tensor(group), ddof=0, eps=0)[0]
+        advantages = group_normalized(tensor(group), ddof=0, eps=0)[0]
         assert advantages[0].item() == pytest.approx(math.sqrt((8 - correct) / correct), rel=1e-12)
         assert advantages[-1].item() == pytest.approx(-math.sqrt(correct / (8 - correct)), rel=1e-12)
 
@@ -153,7 +153,7 @@ def test_virtual_samples_have_the_closed_forms_of_binary_rewards(virtual, ddof):
             right = math.sqrt((whole - top) * (whole - ddof) / (whole * top))
             made = with_virtual_samples(binary_group(size, correct), virtual=virtual, ddof=ddof, eps=0)[0].tolist()
             assert made == pytest.approx([right] * correct + [wrong] * (size - correct), rel=1e-10)
-            plain = group_normalised(binary_group(size, correct), ddof=ddof, eps=0)[0].tolist()
+            plain = group_normalized(binary_group(size, correct), ddof=ddof, eps=0)[0].tolist()
             assert all(a <= b + 1e-12 for a, b in zip(made, plain, strict=True)), "the sample never raises an advantage"
         assert not with_virtual_samples(binary_group(size, size), virtual=virtual, ddof=ddof).any()
 
@@ -173,7 +173,7 @@ def test_virtual_samples_are_the_formula_and_sum_to_what_they_would_have_earned(
 @pytest.mark.parametrize("rewards", [RANDOM, BINARY])
 def test_without_virtual_samples_nothing_changes(rewards, ddof):
     ours = with_virtual_samples(rewards, virtual=0, maximum=-9.0, ddof=ddof)
-    torch.testing.assert_close(ours, group_normalised(rewards, ddof=ddof), rtol=0, atol=0)
+    torch.testing.assert_close(ours, group_normalized(rewards, ddof=ddof), rtol=0, atol=0)
 
 
 def test_a_virtual_sample_must_earn_the_most():
@@ -211,7 +211,7 @@ def test_hand_values_of_pass_at_k(size, correct, pass_k, right, wrong):
     assert made == pytest.approx([right] * correct + [wrong] * (size - correct), abs=5e-5)
 
 
-def test_pass_at_k_normalises_the_reward_of_k_random_answers():
+def test_pass_at_k_normalizes_the_reward_of_k_random_answers():
     for size, pass_k in ((2, 2), (5, 1), (5, 3), (6, 4), (8, 2), (8, 4), (8, 8)):
         subsets = list(itertools.combinations(range(size), pass_k))
         groups = torch.tensor(list(itertools.product([0.0, 1.0], repeat=size)), dtype=torch.float64)
@@ -223,8 +223,8 @@ def test_pass_at_k_normalises_the_reward_of_k_random_answers():
                 assert advantage == pytest.approx((own - mean) / (spread + 1e-6), abs=1e-6)
 
 
-def test_pass_at_one_is_normalised_with_the_population_deviation():
-    torch.testing.assert_close(pass_at_k(BINARY, pass_k=1), group_normalised(BINARY, ddof=0), rtol=1e-6, atol=1e-9)
+def test_pass_at_one_is_normalized_with_the_population_deviation():
+    torch.testing.assert_close(pass_at_k(BINARY, pass_k=1), group_normalized(BINARY, ddof=0), rtol=1e-6, atol=1e-9)
 
 
 def test_pass_at_k_has_nothing_to_learn_where_any_k_answers_pass_or_none_do():
@@ -302,9 +302,9 @@ def token_inputs(seed: int = 0, rows: int = 12, length: int = 9):
 
 
 @pytest.mark.parametrize(("gamma", "lam"), [(1.0, 1.0), (0.9, 0.8), (1.0, 0.95), (0.7, 1.0), (0.9, 0.0)])
-def test_generalised_is_the_discounted_sum_of_temporal_differences(gamma, lam):
+def test_generalized_is_the_discounted_sum_of_temporal_differences(gamma, lam):
     rewards, values, mask = token_inputs()
-    advantages, returns = generalised(rewards, values, mask, gamma=gamma, lam=lam)
+    advantages, returns = generalized(rewards, values, mask, gamma=gamma, lam=lam)
     assert not advantages[~mask].any() and not returns[~mask].any()
     for row in range(len(mask)):
         r, v = rewards[row, mask[row]].tolist(), [*values[row, mask[row]].tolist(), 0.0]
@@ -314,23 +314,23 @@ def test_generalised_is_the_discounted_sum_of_temporal_differences(gamma, lam):
         assert returns[row, mask[row]].tolist() == pytest.approx([a + b for a, b in zip(expected, v, strict=False)])
 
 
-def test_generalised_in_the_limits_of_its_parameters():
+def test_generalized_in_the_limits_of_its_parameters():
     rewards, values, mask = token_inputs()
     future = torch.tensor((rewards * mask).numpy()[:, ::-1].cumsum(axis=1)[:, ::-1].copy()) * mask
-    made = generalised(rewards, torch.zeros_like(values), mask)
+    made = generalized(rewards, torch.zeros_like(values), mask)
     torch.testing.assert_close(made[0], future, rtol=0, atol=1e-12)
-    torch.testing.assert_close(generalised(rewards, values, mask)[1], future, rtol=0, atol=1e-12)
-    assert generalised(rewards, future, mask)[0].abs().max() < 1e-12
+    torch.testing.assert_close(generalized(rewards, values, mask)[1], future, rtol=0, atol=1e-12)
+    assert generalized(rewards, future, mask)[0].abs().max() < 1e-12
     terminal = torch.zeros(1, 5, dtype=torch.float64).index_fill(1, torch.tensor(3), 2.5)
     until = torch.tensor([[True, True, True, True, False]])
-    advantages, returns = generalised(terminal, torch.zeros(1, 5).double(), until)
+    advantages, returns = generalized(terminal, torch.zeros(1, 5).double(), until)
     assert advantages.tolist() == returns.tolist() == [[2.5, 2.5, 2.5, 2.5, 0.0]]
 
 
-def test_generalised_does_not_read_what_does_not_count():
+def test_generalized_does_not_read_what_does_not_count():
     rewards, values, mask = token_inputs()
-    wild = generalised(rewards.masked_fill(~mask, 1e6), values.masked_fill(~mask, -1e6), mask, gamma=0.9, lam=0.8)
-    for ours, theirs in zip(wild, generalised(rewards, values, mask, gamma=0.9, lam=0.8), strict=True):
+    wild = generalized(rewards.masked_fill(~mask, 1e6), values.masked_fill(~mask, -1e6), mask, gamma=0.9, lam=0.8)
+    for ours, theirs in zip(wild, generalized(rewards, values, mask, gamma=0.9, lam=0.8), strict=True):
         assert torch.equal(ours, theirs)
 
 

@@ -1,8 +1,13 @@
 """Reward shaping and filters of groups against published points and plain loops over answers."""
 
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
 
+from ngrpo.algorithm import advantages, losses
+from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.groups import (
     correct_only,
     finished,
@@ -10,6 +15,7 @@ from ngrpo.algorithm.groups import (
     not_all_correct,
     not_all_wrong,
     overlong_punishment,
+    partly_rewarded,
     unlikeliness,
     wrong_only,
 )
@@ -79,15 +85,36 @@ def test_ties_share_the_lower_rank():
     assert alike == pytest.approx([0.8, 0.8, 0.0], abs=1e-12)
 
 
+@pytest.mark.parametrize("likelihood", ["mean", "sum"])
 @pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
-def test_unlikeliness_against_a_loop_over_answers(strength):
+def test_unlikeliness_against_a_loop_over_answers(strength, likelihood):
     given = random_groups()
-    made = unlikeliness(given, strength=strength)
-    for p, (rewards, likelihoods) in enumerate(zip(given.rewards.tolist(), given.log_probs.tolist(), strict=True)):
+    made = unlikeliness(given, strength=strength, likelihood=likelihood)
+    values = given.log_probs / given.lengths if likelihood == "mean" else given.log_probs
+    for p, (rewards, likelihoods) in enumerate(zip(given.rewards.tolist(), values.tolist(), strict=True)):
         for i, reward in enumerate(rewards):
             rank = sorted(likelihoods, reverse=True).index(likelihoods[i]) + 1
             factor = 1 - strength * (6 - rank) / 6 if given.correct[p, i] else 1.0
             assert made[p, i].item() == pytest.approx(reward * factor, abs=1e-12)
+
+
+def test_a_longer_answer_can_be_the_likelier_one_per_token():
+    """-6 over 6 tokens is -1 each, -4 over 2 is -2 each: which of the two is the likelier depends on what is asked."""
+    given = groups([[1, 1]], lengths=[[6, 2]], log_probs=[[-6.0, -4.0]])
+    assert unlikeliness(given, strength=0.5)[0].tolist() == [0.75, 1.0]
+    assert unlikeliness(given, strength=0.5, likelihood="sum")[0].tolist() == [1.0, 0.75]
+
+
+@pytest.mark.parametrize("strength", [0.25, 0.8])
+def test_unlikeliness_is_what_its_authors_compute(strength):
+    """Their ranks count from 0, the least likely answer per token, and are a share of the group's size."""
+    generator = np.random.default_rng(0)
+    lengths, right = generator.integers(1, 30, (40, 8)), generator.random((40, 8)) < 0.5
+    log_probs = -generator.exponential(1.0, (40, 8)) * lengths
+    made = unlikeliness(groups(right, lengths=lengths, log_probs=log_probs), strength=strength).numpy()
+    for row in range(40):
+        rank = np.argsort(np.argsort(log_probs[row] / lengths[row])) / 8
+        assert made[row] == pytest.approx(right[row] * (1 - rank * strength), abs=1e-12)
 
 
 def test_wrong_answers_keep_what_they_earned():
@@ -97,7 +124,7 @@ def test_wrong_answers_keep_what_they_earned():
 
 def test_group_filters_follow_the_verdict_and_not_the_reward():
     verdicts = [[True, True, True], [False, False, False], [True, False, True]]
-    for rewards in ([[1.0] * 3, [0.0] * 3, [1.0, 0.0, 1.0]], [[-1.0] * 3, [5.0] * 3, [0.0] * 3]):
+    for rewards in ([[1.0] * 3, [0.0] * 3, [1.0, 0.0, 1.0]], [[-1.0, 1.0, 0.0], [5.0, 0.0, 5.0], [0.0, 0.0, 0.5]]):
         given = groups(rewards, correct=verdicts)
         assert mixed(given).tolist() == [False, False, True]
         assert not_all_correct(given).tolist() == [False, True, True]
@@ -112,6 +139,59 @@ def test_group_filters_count_right_answers():
     assert not_all_wrong(given).tolist() == [number > 0 for number in right]
     kept = given.rewards[mixed(given)]
     assert (kept.amax(dim=1) > kept.amin(dim=1)).all() and 0 < len(kept) < 300
+
+
+def test_a_mixed_group_whose_rewards_are_level_teaches_nothing_and_goes():
+    verdicts = [[True, False, False]] * 4
+    given = groups([[0.0, 0.0, 0.0], [0.3, 0.3, 0.3], [0.0, 0.0, -1e-6], [1.0, 0.0, 0.0]], correct=verdicts)
+    assert mixed(given).tolist() == [False, False, True, True]
+    assert not_all_correct(given).all() and not_all_wrong(given).all()
+
+
+def filtered(group_filter) -> Algorithm:
+    """GRPO whose rewards are punished for the last 10 of 40 tokens before a filter sees them."""
+    shaping, kl = {"overlong": partial(overlong_punishment, buffer=10)}, {"coefficient": 0.0}
+    return Algorithm(
+        advantages.group_normalized,
+        losses.clipped_surrogate,
+        "token_mean",
+        kl,
+        reward_shaping=shaping,
+        group_filter=group_filter,
+    )
+
+
+def test_a_filter_sees_rewards_after_shaping_and_verdicts_before():
+    """Right answers at the limit earn 1 - 1 = 0, what wrong short ones earn: no advantage, though the group is mixed."""
+    right = [[1, 0, 0], [1, 0, 0], [1, 1, 1], [0, 0, 0], [1, 0, 0]]
+    lengths = [[40, 5, 30], [35, 5, 30], [5, 40, 35], [5, 40, 35], [40, 40, 5]]
+    given = groups(right, lengths=lengths, limit=40)
+    kept = filtered(mixed).keeps(given)
+    assert kept.tolist() == [False, True, False, False, True]
+    shaped = filtered(mixed).shaped(given)
+    assert (
+        not advantages.group_normalized(shaped)[0].any() and advantages.group_normalized(shaped)[kept].any(dim=1).all()
+    )
+    assert filtered(mixed).counts(given).tolist() == [[k] * 3 for k in kept.tolist()]
+    plain = Algorithm(advantages.group_normalized, losses.clipped_surrogate, "token_mean", {}, group_filter=mixed)
+    assert plain.keeps(given).tolist() == [True, True, False, False, True]
+
+
+def test_no_group_that_a_mixed_filter_keeps_is_without_variance():
+    given = random_groups(count=400, size=4)
+    algorithm = filtered(mixed)
+    shaped, kept = algorithm.shaped(given), algorithm.keeps(given)
+    verdict = given.correct.any(dim=1) & ~given.correct.all(dim=1)
+    level = torch.tensor([max(row) - min(row) < 1e-12 for row in shaped.tolist()])
+    assert torch.equal(kept, verdict & ~level) and kept.any()
+
+
+def test_where_earnings_decide_a_right_answer_with_a_heavy_punishment_is_wrong():
+    """NGRPO's released filter: what counts is whether the shaped reward is above 0."""
+    right, lengths = [[1, 0], [1, 0], [1, 1], [0, 0]], [[40, 5], [35, 5], [40, 5], [5, 40]]
+    given = groups(right, lengths=lengths, limit=40)
+    assert filtered(partly_rewarded).shaped(given).tolist() == [[0, 0], [0.5, 0], [0, 1], [0, -1]]
+    assert filtered(partly_rewarded).keeps(given).tolist() == [False, True, True, False]
 
 
 def test_row_filters_look_at_one_answer_each():

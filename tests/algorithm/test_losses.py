@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from ngrpo.algorithm import losses
+from ngrpo.algorithm import losses, selections
 from ngrpo.algorithm.algorithm import Algorithm, Incomplete
+from ngrpo.algorithm.critic import clipped_value_loss
 from ngrpo.algorithm.inputs import Counts, LossInputs
-from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, clipped_value_loss, kl_k1, kl_k2, kl_k3
+from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, kl_k1, kl_k2, kl_k3
 
 
 def on_tensors(loss):
@@ -30,10 +31,10 @@ sequence_token_surrogate = on_tensors(losses.sequence_token_surrogate)
 geometric_surrogate = on_tensors(losses.geometric_surrogate)
 clipped_weight = on_tensors(losses.clipped_weight)
 reinforce = on_tensors(losses.reinforce)
-selected_only = on_tensors(losses.selected_only)
-selected_clipped = on_tensors(losses.selected_clipped)
-selected_penalised = on_tensors(losses.selected_penalised)
-top_smoothed = on_tensors(losses.top_smoothed)
+selected_only = on_tensors(selections.selected_only)
+selected_clipped = on_tensors(selections.selected_clipped)
+selected_penalized = on_tensors(selections.selected_penalized)
+top_smoothed = on_tensors(selections.top_smoothed)
 
 
 def random_inputs(seed: int = 0, rows: int = 12, length: int = 9):
@@ -452,7 +453,7 @@ def test_selections_switch_the_surrogate_on_or_off(low, high):
 
 
 @pytest.mark.parametrize("coefficient", [1.0, 0.03])
-def test_selected_penalised_against_a_plain_float64_computation(coefficient):
+def test_selected_penalized_against_a_plain_float64_computation(coefficient):
     new, old, advantages, mask = ragged_inputs()
     selected, weights = chosen_for(mask)[0], weights_for(mask)
     given = [torch.tensor(part) for part in (old, advantages, mask)]
@@ -465,7 +466,7 @@ def test_selected_penalised_against_a_plain_float64_computation(coefficient):
         return out
 
     made, gradient = graded(
-        lambda leaf: selected_penalised(leaf, *given, selected=torch.tensor(selected), coefficient=coefficient),
+        lambda leaf: selected_penalized(leaf, *given, selected=torch.tensor(selected), coefficient=coefficient),
         new,
         weights,
     )
@@ -477,7 +478,7 @@ def test_selected_penalised_against_a_plain_float64_computation(coefficient):
 def test_the_covariance_penalty_has_no_gradient_before_the_policy_moves():
     new, _, advantages, mask = answers()
     leaf = new.clone().requires_grad_()
-    made = selected_penalised(leaf, new, advantages, mask, selected=mask, coefficient=7.0)
+    made = selected_penalized(leaf, new, advantages, mask, selected=mask, coefficient=7.0)
     torch.testing.assert_close(torch.autograd.grad(made.loss.sum(), leaf)[0], -advantages, rtol=0, atol=0)
 
 
@@ -600,7 +601,7 @@ LOSSES = {
     "reinforce": reinforce,
     "selected_only": selected_only,
     "selected_clipped": selected_clipped,
-    "selected_penalised": selected_penalised,
+    "selected_penalized": selected_penalized,
     "top_smoothed": partial(top_smoothed, smoothing=0.3, penalty=2.0),
 }
 
@@ -679,7 +680,7 @@ def test_without_advantages_no_loss_teaches_anything(name):
 @pytest.mark.parametrize("name", sorted(set(LOSSES) - {"dual_clip"}))
 def test_a_loss_reads_what_it_declares_and_nothing_else(name):
     """What it is not given is None, so a loss that reads more than it declares would fail in training."""
-    loss, given = getattr(losses, name), everything()
+    loss, given = getattr(losses if hasattr(losses, name) else selections, name), everything()
     given["old"] = given.pop("old_log_probs")
     whole = LossInputs(**given, entropy=given["old"].exp(), hidden=given["old"][..., None])
     optional = {"selected", "entropy", "top_log_probs", "greedy", "hidden"}
@@ -698,9 +699,36 @@ def test_an_algorithm_asks_for_what_its_loss_declares_and_its_bonus_needs():
         return Algorithm(lambda rewards: rewards, loss, "token_mean", {"coefficient": 0.0}, **changes)
 
     assert algorithm(losses.clipped_surrogate).asks == frozenset()
-    smoothed = partial(losses.top_smoothed, smoothing=0.1)
+    smoothed = partial(selections.top_smoothed, smoothing=0.1)
     assert algorithm(smoothed, top_k=3).asks == {"selected", "top_log_probs", "greedy"}
     with pytest.raises(Incomplete, match=r"algorithm\.top_k=0"):
         algorithm(smoothed)
     assert algorithm(losses.reinforce, entropy_bonus=0.1).asks == {"entropy"}
-    assert algorithm(losses.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}
+    assert algorithm(selections.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}
+
+
+@pytest.mark.parametrize(
+    ("estimator", "placement", "expected"),
+    [
+        (None, "loss", kl_k3),
+        (None, "reward", kl_k1),
+        ("k2", "loss", kl_k2),
+        ("k3", "reward", kl_k3),
+        ("k1", "loss", kl_k1),
+    ],
+)
+def test_the_placement_chooses_the_estimator_where_none_is_named(estimator, placement, expected):
+    """k1 in the reward (PPO), k3 in the loss (GRPO): against hand values of a token of -1 under a reference of -1.5."""
+    kl = {"coefficient": 0.5, "estimator": estimator, "placement": placement}
+    algorithm = Algorithm(lambda rewards: rewards, losses.reinforce, "token_mean", kl)
+    new, reference = torch.tensor([[-1.0]], dtype=torch.float64), torch.tensor([[-1.5]], dtype=torch.float64)
+    value = {kl_k1: 0.5, kl_k2: 0.125, kl_k3: math.exp(-0.5) + 0.5 - 1}[expected]
+    tokens, divergence = algorithm.token_loss(
+        LossInputs(new, new, torch.zeros(1, 1), torch.ones(1, 1).bool()), reference
+    )
+    penalty = algorithm.penalty(new, reference)
+    assert divergence.item() == pytest.approx(value, abs=1e-12)
+    if placement == "loss":
+        assert penalty == 0 and tokens.loss.item() == pytest.approx(0.5 * value, abs=1e-12)
+    else:
+        assert penalty.item() == pytest.approx(0.5 * value, abs=1e-12) and tokens.loss.item() == 0

@@ -15,10 +15,9 @@ from ngrpo.algorithm.losses import (
     clipped_surrogate,
     clipped_weight,
     geometric_surrogate,
-    selected_only,
     sequence_surrogate,
 )
-from ngrpo.algorithm.selections import high_entropy
+from ngrpo.algorithm.selections import high_entropy, selected_only
 
 trl = pytest.importorskip("trl")
 
@@ -187,7 +186,7 @@ def test_entropy_bonus(trainer):
 
 
 def high_entropy_tokens(given, share):
-    facts = [given[name].expand(ROWS, LENGTH) for name in ("old", "advantages", "entropy", "entropy", "mask")]
+    facts = [given[name].expand(ROWS, LENGTH) for name in ("old", "advantages", "entropy", "entropy", "mask", "old")]
     return high_entropy(Tokens._make(facts), share=share)
 
 

@@ -15,7 +15,7 @@ from study import make_run
 from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
-from analysis.fairness import controls
+from analysis.fairness import controls, setting
 from analysis.load import LoadError, load
 from ngrpo.evaluation.passk import boot_best_at_k, pass_at_k
 from ngrpo.rundir.schema import read_run
@@ -94,6 +94,18 @@ def test_a_control_mixes_nothing_at_the_same_rate_and_no_rate_means_every_step()
 
     arms = {"always": mixing(None, 3), "greedy": mixing(None, 1), "tenth": mixing(0.1, 3), "never": mixing(0, 3)}
     assert controls(arms | {"soft": {"_target_": "soft"}}) == {"always": "greedy"}
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+def test_a_control_is_found_whatever_parts_the_settings_belong_to(dotted):
+    def mixing(rate, k, recipe="near"):
+        parts = {"gate": {"_target_": "gate", "rate": rate}, "recipe": {"_target_": recipe, "k": k}}
+        flat = {f"{part}.{name}": value for part, node in parts.items() for name, value in node.items()}
+        return {"_target_": "mix", **(flat if dotted else parts)}
+
+    arms = {"near": mixing(0.1, 3), "greedy": mixing(0.1, 1), "random": mixing(0.1, 3, "random"), "tenth": mixing(1, 3)}
+    assert controls(arms | {"soft": {"_target_": "soft"}}) == {"near": "greedy"}
+    assert setting(arms["near"], "rate") == 0.1 and setting(arms["near"], "nothing", 7) == 7
 
 
 def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):

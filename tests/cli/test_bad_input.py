@@ -10,7 +10,7 @@ import pytest
 from places import REPOSITORY
 
 HEAVY = ("torch", "lightning", "transformers", "pandas", "faiss")
-TARGET = "ngrpo.exploration.neighbor_mix.NeighborMix"
+TARGET = "ngrpo.exploration.mixing.Mixing"
 
 # Arguments, then for each expected line the words in it, separated by "|".
 WRONG = {
@@ -20,6 +20,16 @@ WRONG = {
     "learning_rat=1": ["learning_rat=1|nearest|learning_rate=1"],
     "lr=0.1": ["lr=0.1|learning_rate=0.1"],
     "weight_decay=0.1": ["weight_decay=0.1|optimizer.weight_decay=0.1"],
+    "algorithm.reward={}": ["algorithm.reward={}|now called algorithm.reward_shaping; algorithm.reward_shaping={}"],
+    "algorithm=dapo algorithm.reward.overlong.buffer=8": [
+        "algorithm.reward.overlong.buffer=8|now called|; algorithm.reward_shaping.overlong.buffer=8"
+    ],
+    "+algorithm.reward.own={_target_: ngrpo.algorithm.groups.unlikeliness}": [
+        "own={_target_: ngrpo.algorithm.groups.unlikeliness}|now called|; +algorithm.reward_shaping.own={_target_: "
+    ],
+    "algorithm=rloo algorithm.carry_surplus=true": ["algorithm.carry_surplus=true|no ratio|algorithm.carry_surplus=false"],
+    "algorithm.select_per=batch": ["algorithm.select_per=batch|step, update|algorithm.select_per=step"],
+    "algorithm.kl.estimator=k4": ["algorithm.kl.estimator=k4|k1, k2, k3 or null|algorithm.kl.estimator=null"],
     "explorations=stht": ["explorations=stht|exploration=stht"],
     "exploration.foo=1": ["exploration.foo=1|temperature, top_p"],
     "+typo=1": ["typo=1|there is no typo"],
@@ -104,6 +114,17 @@ WRONG = {
     "exploration=neighbor_mix k=0": ["k=0|at least 1|k=3"],
     "exploration=neighbor_mix exploration.k=0": ["exploration.k=0|at least 1|exploration.k=3"],
     "exploration=neighbor_mix exploration.metric=cosinee": ["exploration.metric=cosinee|exploration.metric=cosine"],
+    "exploration=neighbor_mix exploration.metrik=dot": ["exploration.metrik=dot|exploration.recipe.metric=dot"],
+    "exploration=neighbor_mix +exploration.metric=dot": ["+exploration.metric=dot|is there already|exploration.metric=dot"],
+    "exploration=neighbor_mix exploration.rate=2": ["exploration.rate=2|from 0 to 1|exploration.rate=0.1"],
+    "exploration=neighbor_mix exploration.k=2 exploration.recipe.k=3": ["exploration.k=2|given as well|keep one"],
+    "exploration=neighbor_mix exploration.realisation=sampled": [
+        "exploration.realisation=sampled|is now called exploration.text_token|exploration.text_token=sampled"
+    ],
+    "exploration=stht exploration.realisation=sampled": ["exploration.realisation=sampled|exploration.text_token=sampled"],
+    "-m exploration=neighbor_mix,stht exploration.realisation=anchor,sampled": [
+        "exploration.realisation=anchor,sampled|exploration.text_token=anchor,sampled"
+    ],
     # values that do not fit each other, the model or the machine
     "exploration=neighbor_mix k=5000": ["k=5000|at most|neither special nor added"],
     "exploration=stht algorithm.inner_epochs=2": ["algorithm.inner_epochs=2|must be 1|Gaussian"],
@@ -128,7 +149,7 @@ WRONG = {
     "exploration._target_=ngrpo.algorithm.losses.__loader__": ["_target_=ngrpo.algorithm.losses.__loader__|private"],
     "exploration._target_=ngrpo.rundir.files.write_atomically": ["ngrpo.rundir.files.write_atomically|may be built"],
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],
-    f"evaluation.exploration._target_={TARGET}": ["exploration.rate|needs", "exploration.k|needs"],
+    f"evaluation.exploration._target_={TARGET}": ["exploration.gate|needs", "exploration.recipe|needs"],
     "optimizer.betas=[{_target_: os.system},1]": ["optimizer.betas=|list of 2", "os.system|may be built"],
     "+hydra.callbacks.x._target_=os.system": ["hydra.callbacks.x._target_=os.system|leave it out"],
     "+hydra.job_logging.formatters={x: {(): os.system}}": ["cannot be read"],

@@ -275,8 +275,8 @@ GOOD = [
     "optimizer={schedule: cosine}",
     "experiment=paper/stht exploration.soft_temperature=1e-4",
     "trainer=ddp trainer.accelerator=cpu prompts_per_step=6",
-    "evaluation.exploration._target_=ngrpo.exploration.neighbor_mix.NeighborMix +evaluation.exploration.rate=0.1"
-    " +evaluation.exploration.k=2",
+    "evaluation.exploration._target_=ngrpo.exploration.annealed_temperature.AnnealedTemperature"
+    " +evaluation.exploration.start=1.2 +evaluation.exploration.end=0.1 +evaluation.exploration.horizon=25",
     "hydra.run.dir=a hydra.run.dir=b hydra.output_subdir=null hydra.job.name=x",  # as Lightning starts its processes
     "-m seed=1,2 exploration=token_sampling,neighbor_mix mix_rate=0.1,0.2",
     "-m learning_rate=interval(1e-6,1e-4) group_size=choice(4,8)",

@@ -29,6 +29,7 @@ from ngrpo.rundir.schema import read_run
 TINY = BUNDLED["ngrpo:tiny"]
 SMALL = ["problems=4", "n=2", "group_size=2", "rows_per_batch=4", "max_new_tokens=24"]
 RUN = [*SMALL, "strategies=[token_sampling,gaussian_noise,neighbor_mix]", "mix_rate=0.5", "tokens=[seven]"]
+RUN += ["exploration.scale=0.2", "exploration.metric=dot"]
 
 
 @pytest.mark.parametrize("name", ["gaussian_noise", "neighbor_mix", "rate_matched_greedy"])
@@ -137,7 +138,11 @@ def test_the_page_says_what_the_samples_say(finished):
         assert numbers.loc[name, "explored"] == pytest.approx(100 * explored)
     assert numbers.loc["token_sampling", "speed"] == 1 and (numbers["tokens_per_second"] > 0).all()
     assert not (run / "parts").exists()
-    assert (read_run(run).status, read_run(run).kind) == ("finished", "diagnosis")
+    record = read_run(run)
+    assert (record.status, record.kind) == ("finished", "diagnosis")
+    built = record.content["compositions"]
+    assert built["gaussian_noise"]["recipe"]["scale"] == 0.2 and built["neighbor_mix"]["recipe"]["metric"] == "dot"
+    assert set(built["token_sampling"]) == {"_target_", "temperature", "top_p", "top_k", "min_p"}
 
 
 def test_the_coordinates_are_those_of_the_model(finished):

@@ -16,17 +16,14 @@ from decode_step import (
     random,
 )
 from scipy import stats
+from strategies import neighbor_mix, norm_matched_noise, orthogonal_noise, random_neighbor_mix, topk_gumbel_select
 from torch.nn import functional as F
 
-from ngrpo.exploration.mixing import AnchoredMix
-from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.exploration.mixing import Mixing
 from ngrpo.exploration.neighbors import nearest
-from ngrpo.exploration.norm_matched_noise import NormMatchedNoise
-from ngrpo.exploration.orthogonal_noise import OrthogonalNoise
-from ngrpo.exploration.random_neighbor_mix import RandomNeighborMix, random_rows
+from ngrpo.exploration.random_neighbor_mix import random_rows
 from ngrpo.exploration.scores import nucleus
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.exploration.topk_gumbel_select import TopkGumbelSelect
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, TOKEN, Step
 from ngrpo.training.replay import replay
@@ -50,16 +47,16 @@ def recipe(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 CONTROLS = {
-    "mix": lambda rate: NeighborMix(rate, 3, weights="filtered", entropy_threshold=0.5),
-    "mix around the sample": lambda rate: NeighborMix(rate, 3, anchor="sampled"),
-    "released": lambda rate: NeighborMix(rate, 3, compat="released_sglang"),
-    "greedy": lambda rate: NeighborMix(rate, 1),
-    "random": lambda rate: RandomNeighborMix(rate, 3, seed=0),
-    "norm": lambda rate: NormMatchedNoise(rate, 3),
-    "orthogonal": lambda rate: OrthogonalNoise(rate, 3),
-    "elementwise": lambda rate: OrthogonalNoise(rate, 3, "elementwise"),
-    "gumbel select": lambda rate: TopkGumbelSelect(rate, 3),
-    "gumbel select sampled": lambda rate: TopkGumbelSelect(rate, 3, "sampled"),
+    "mix": lambda rate: neighbor_mix(rate, 3, weights="filtered", entropy_threshold=0.5),
+    "mix around the sample": lambda rate: neighbor_mix(rate, 3, anchor="sampled"),
+    "released": lambda rate: neighbor_mix(rate, 3, compat="released_sglang"),
+    "greedy": lambda rate: neighbor_mix(rate, 1),
+    "random": lambda rate: random_neighbor_mix(rate, 3, seed=0),
+    "norm": lambda rate: norm_matched_noise(rate, 3),
+    "orthogonal": lambda rate: orthogonal_noise(rate, 3),
+    "elementwise": lambda rate: orthogonal_noise(rate, 3, "elementwise"),
+    "gumbel select": lambda rate: topk_gumbel_select(rate, 3),
+    "gumbel select sampled": lambda rate: topk_gumbel_select(rate, 3, "sampled"),
 }
 
 
@@ -110,7 +107,7 @@ def test_nothing_is_explored_after_the_thinking_part_nor_on_reserved_tokens(tabl
 
 
 def test_a_sampled_anchor_is_realised_and_mixed_around(table):
-    logits, strategy = ordinary_logits(300, scale=1.0), bound(NeighborMix(1.0, 3, anchor="sampled"), table)
+    logits, strategy = ordinary_logits(300, scale=1.0), bound(neighbor_mix(1.0, 3, anchor="sampled"), table)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(), logits, table)
     assert torch.equal(step.tokens, plain.tokens) and (step.tokens != logits.argmax(-1)).any()
     ids, weights = recipe(step)
@@ -124,9 +121,9 @@ def test_a_sampled_anchor_is_realised_and_mixed_around(table):
 
 def test_an_unmixed_step_around_the_sample_stays_in_the_loss(table):
     logits = F.one_hot(torch.full((20,), 2), V) * 200.0
-    step = one_step(bound(NeighborMix(1.0, 3, anchor="sampled", loss_on_mixed_steps="mask"), table), logits, table)
+    step = one_step(bound(neighbor_mix(1.0, 3, anchor="sampled", loss_on_mixed_steps="mask"), table), logits, table)
     assert (step.role == TOKEN).all() and not step.explored.any()
-    step = one_step(bound(NeighborMix(1.0, 3, loss_on_mixed_steps="mask"), table), logits, table)
+    step = one_step(bound(neighbor_mix(1.0, 3, loss_on_mixed_steps="mask"), table), logits, table)
     assert (step.role == FORCED).all(), "an argmax that replaced the sample is none"
 
 
@@ -134,15 +131,15 @@ def test_an_unmixed_step_around_the_sample_stays_in_the_loss(table):
 def test_only_uncertain_steps_are_mixed(table, threshold):
     logits = ordinary_logits(400) * torch.linspace(0.1, 3, 400)[:, None]
     h = torch.distributions.Categorical(logits=logits.double() / 0.8).entropy()
-    strategy = bound(NeighborMix(1.0, 3, entropy_threshold=threshold, temperature=0.8), table)
+    strategy = bound(neighbor_mix(1.0, 3, entropy_threshold=threshold, temperature=0.8), table)
     assert torch.equal(one_step(strategy, logits, table).explored, h > threshold)
     assert (h < 2.5).any() and (h > 2.5).any()
 
 
 def test_filtered_weights_leave_cut_neighbours_out_and_the_anchor_in(table):
     logits = ordinary_logits(300, scale=1.0)
-    filtering = bound(NeighborMix(1.0, 4, weights="filtered", top_p=0.6), table)
-    plain = bound(NeighborMix(1.0, 4, top_p=0.6), table)
+    filtering = bound(neighbor_mix(1.0, 4, weights="filtered", top_p=0.6), table)
+    plain = bound(neighbor_mix(1.0, 4, top_p=0.6), table)
     ids, weights = recipe(one_step(filtering, logits, table))
     same, full = recipe(one_step(plain, logits, table))
     inside = nucleus(logits, 0.6).gather(1, ids)
@@ -155,7 +152,7 @@ def test_filtered_weights_leave_cut_neighbours_out_and_the_anchor_in(table):
 def test_the_released_code_s_mixture(table):
     """Softmax twice, the sample realised, the argmax mixed, neighbours of the output embedding."""
     head, logits = random(V, D, seed=9), ordinary_logits(300, scale=1.0)
-    strategy = NeighborMix(1.0, 3, compat="released_sglang", temperature=0.7, top_p=0.9, weights="raw")
+    strategy = neighbor_mix(1.0, 3, compat="released_sglang", temperature=0.7, top_p=0.9, weights="raw")
     strategy.bind(VOCABULARY, table)
     strategy.prepare(table, 0, head)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(0.7, 0.9), logits, table)
@@ -180,13 +177,13 @@ def test_the_released_code_s_mixture(table):
 @pytest.mark.parametrize(("k", "most"), [(2, 0.7311), (3, 0.5761)])
 def test_a_certain_anchor_gets_little_of_the_released_mixture(table, k, most):
     logits = F.one_hot(torch.full((5,), 20), V) * 200.0
-    _, weights = recipe(one_step(bound(NeighborMix(1.0, k, compat="released_sglang"), table), logits, table))
+    _, weights = recipe(one_step(bound(neighbor_mix(1.0, k, compat="released_sglang"), table), logits, table))
     assert weights[:, 0].tolist() == pytest.approx([most] * 5, abs=1e-4)
 
 
 def test_mixing_is_shared(table):
     for name, make in CONTROLS.items():
-        assert isinstance(make(0.5), AnchoredMix) != name.startswith("gumbel select")
+        assert isinstance(make(0.5), Mixing) != name.startswith("gumbel select")
 
 
 # --- random neighbours ----------------------------------------------------------------------------------------------
@@ -212,15 +209,16 @@ def test_random_rows_are_distinct_ordinary_and_uniform():
 
 def test_random_neighbours_have_the_weights_of_the_nearest_ones(table):
     logits = ordinary_logits(200, scale=1.0)
-    ours, again, other = (bound(RandomNeighborMix(0.7, 4, seed=s), table) for s in (0, 0, 1))
-    step, near = one_step(ours, logits, table), one_step(bound(NeighborMix(0.7, 4), table), logits, table)
+    ours, again, other = (bound(random_neighbor_mix(0.7, 4, seed=s), table) for s in (0, 0, 1))
+    step, near = one_step(ours, logits, table), one_step(bound(neighbor_mix(0.7, 4), table), logits, table)
     assert torch.equal(step.tokens, near.tokens) and torch.equal(step.explored, near.explored)
     (ids, weights), (near_ids, near_weights) = recipe(step), recipe(near)
     assert torch.equal(weights, near_weights) and torch.equal(ids[:, 0], near_ids[:, 0])
     assert (ids[step.explored, 1:] != near_ids[step.explored, 1:]).any()
     assert torch.equal(fed_by(ours, step, table)[~step.explored], table[step.tokens[~step.explored]])
-    assert torch.equal(ours.random, again.random) and not torch.equal(ours.random, other.random)
-    assert "random" in ours.state_dict()
+    assert torch.equal(ours.recipe.random, again.recipe.random)
+    assert not torch.equal(ours.recipe.random, other.recipe.random)
+    assert "recipe.random" in ours.state_dict()
     fed = (table[ids].double() * near_weights.double()[..., None]).sum(1)
     torch.testing.assert_close(fed_by(ours, step, table).double(), fed, rtol=0, atol=1e-5)
 
@@ -228,10 +226,10 @@ def test_random_neighbours_have_the_weights_of_the_nearest_ones(table):
 # --- noise of matched norm ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("realised", [{}, {"realisation": "sampled"}])
+@pytest.mark.parametrize("realised", [{}, {"text_token": "sampled"}])
 def test_the_noise_is_as_long_as_the_mixture_s_displacement(table, realised):
     logits = ordinary_logits(300, scale=1.0)
-    noise, mix = (bound(make(0.8, 3, **realised), table) for make in (NormMatchedNoise, NeighborMix))
+    noise, mix = (bound(make(0.8, 3, **realised), table) for make in (norm_matched_noise, neighbor_mix))
     step, mixed = one_step(noise, logits, table), one_step(mix, logits, table)
     anchors = recipe(mixed)[0][:, 0]
     assert torch.equal(recipe(step)[0][:, 0], anchors) and torch.equal(step.explored, mixed.explored)
@@ -243,7 +241,7 @@ def test_the_noise_is_as_long_as_the_mixture_s_displacement(table, realised):
 
 
 def test_its_direction_is_uniform_and_new_at_every_step(table):
-    logits, strategy = ordinary_logits(3000, scale=1.0), bound(NormMatchedNoise(1.0, 3), table)
+    logits, strategy = ordinary_logits(3000, scale=1.0), bound(norm_matched_noise(1.0, 3), table)
     steps = [one_step(strategy, logits, table, time) for time in (0, 1)]
     u = [F.normalize(fed_by(strategy, s, table, t) - table[s.tokens], dim=-1) for t, s in enumerate(steps)]
     assert u[0].mean(0).abs().max() < 4.5 / math.sqrt(3000 * D)
@@ -253,7 +251,7 @@ def test_its_direction_is_uniform_and_new_at_every_step(table):
 
 
 def test_without_neighbours_there_is_no_noise(table):
-    logits, strategy = ordinary_logits(50), bound(NormMatchedNoise(1.0, 1), table)
+    logits, strategy = ordinary_logits(50), bound(norm_matched_noise(1.0, 1), table)
     step = one_step(strategy, logits, table)
     assert step.explored.all() and torch.equal(fed_by(strategy, step, table), table[logits.argmax(-1)])
 
@@ -263,7 +261,7 @@ def test_without_neighbours_there_is_no_noise(table):
 
 @pytest.mark.parametrize("noise", ["scalar", "elementwise"])
 def test_orthogonal_noise_is_its_formula(table, noise):
-    logits, strategy = random(60, V, scale=1.0), bound(OrthogonalNoise(1.0, 4, noise, temperature=0.8), table)
+    logits, strategy = random(60, V, scale=1.0), bound(orthogonal_noise(1.0, 4, noise, temperature=0.8), table)
     logits[:, [10, 11]] -= 40
     step = one_step(strategy, logits, table)
     rows, z = table.double().numpy(), logits.double().numpy() / 0.8
@@ -286,20 +284,20 @@ def test_orthogonal_noise_is_its_formula(table, noise):
 
 
 def test_elementwise_noise_is_orthogonal_to_nothing(table):
-    logits, strategy = ordinary_logits(100, scale=1.0), bound(OrthogonalNoise(1.0, 4, "elementwise"), table)
+    logits, strategy = ordinary_logits(100, scale=1.0), bound(orthogonal_noise(1.0, 4, "elementwise"), table)
     step = one_step(strategy, logits, table)
     shift = fed_by(strategy, step, table) - table[step.tokens]
     assert F.cosine_similarity(shift, table[step.tokens]).abs().mean() > 0.05
 
 
 def test_orthogonal_noise_has_gradients_in_every_candidate_and_none_for_one(table):
-    logits, strategy = ordinary_logits(1, scale=1.0), bound(OrthogonalNoise(1.0, 3), table)
+    logits, strategy = ordinary_logits(1, scale=1.0), bound(orthogonal_noise(1.0, 3), table)
     step, grown = one_step(strategy, logits, table), table.clone().requires_grad_()
     fed_by(strategy, step, grown).square().sum().backward()
     assert grown.grad is not None
     touched = set(grown.grad.abs().sum(-1).nonzero().squeeze(1).tolist())
     assert touched == set(recipe(step)[0][0].tolist()) and len(touched) == 3
-    alone = bound(OrthogonalNoise(1.0, 1), table)
+    alone = bound(orthogonal_noise(1.0, 1), table)
     step = one_step(alone, logits, table)
     assert torch.equal(fed_by(alone, step, table), table[step.tokens])
 
@@ -308,7 +306,7 @@ def test_orthogonal_noise_has_gradients_in_every_candidate_and_none_for_one(tabl
 
 
 def test_the_selection_realises_an_exact_sample(table):
-    logits, strategy = random(1, V, scale=1.5), bound(TopkGumbelSelect(1.0, 3, temperature=0.7), table)
+    logits, strategy = random(1, V, scale=1.5), bound(topk_gumbel_select(1.0, 3, temperature=0.7), table)
     step = one_step(strategy, logits.expand(20_000, -1), table)
     expected = (logits[0].double() / 0.7).softmax(-1) * 20_000
     often = expected > 5
@@ -317,9 +315,9 @@ def test_the_selection_realises_an_exact_sample(table):
     assert stats.chisquare(made, [*expected[often].tolist(), rest.item()]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("realisation", ["anchor", "sampled"])
-def test_its_weights_are_made_without_the_noise(table, realisation):
-    logits, strategy = random(400, V), bound(TopkGumbelSelect(0.7, 4, realisation, temperature=0.8), table)
+@pytest.mark.parametrize("text_token", ["anchor", "sampled"])
+def test_its_weights_are_made_without_the_noise(table, text_token):
+    logits, strategy = random(400, V), bound(topk_gumbel_select(0.7, 4, text_token, temperature=0.8), table)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(0.8), logits, table)
     mixed, (ids, weights) = step.explored, recipe(step)
     assert 150 < mixed.sum() < 300
@@ -329,7 +327,7 @@ def test_its_weights_are_made_without_the_noise(table, realisation):
         weights[mixed].double(), (logits.double() / 0.8).gather(1, ids).softmax(-1)[mixed], rtol=0, atol=1e-6
     )
     sampled = step.tokens == plain.tokens
-    assert sampled.all() if realisation == "sampled" else torch.equal(ids[mixed, 0], step.tokens[mixed])
+    assert sampled.all() if text_token == "sampled" else torch.equal(ids[mixed, 0], step.tokens[mixed])
     assert (ids[:, 0] != logits.argmax(-1))[mixed].any() and torch.equal(
         fed_by(strategy, step, table)[~mixed], table[step.tokens[~mixed]]
     )
@@ -338,7 +336,7 @@ def test_its_weights_are_made_without_the_noise(table, realisation):
 
 
 def test_the_selection_stays_in_the_nucleus(table):
-    logits, strategy = ordinary_logits(500, scale=1.0), bound(TopkGumbelSelect(1.0, 3, top_p=0.4), table)
+    logits, strategy = ordinary_logits(500, scale=1.0), bound(topk_gumbel_select(1.0, 3, top_p=0.4), table)
     step = one_step(strategy, logits, table)
     ids, weights = recipe(step)
     assert nucleus(logits, 0.4).gather(1, step.tokens[:, None]).all()

@@ -20,11 +20,11 @@ ROWS, SIZE, META = 5, 64, torch.device("meta")
 # Settings that lead through other lines than those of conf/exploration.
 SETTINGS = {
     "neighbor_mix": [
-        {"weights": "filtered", "top_p": 0.9}, {"anchor": "sampled"}, {"realisation": "sampled"}, {"rate": None},
+        {"weights": "filtered", "top_p": 0.9}, {"anchor": "sampled"}, {"text_token": "sampled"}, {"rate": None},
         {"entropy_threshold": 0.5}, {"compat": "released_sglang"}, {"loss_on_mixed_steps": "mask"},
     ],
     "orthogonal_noise": [{"noise": "elementwise"}],
-    "topk_gumbel_select": [{"realisation": "sampled"}, {"rate": None}],
+    "topk_gumbel_select": [{"text_token": "sampled"}, {"rate": None}],
     "gumbel_soft": [{"clamp": None, "thinking_top_p": 1.0}],
     "stht": [{"think_limit": 1}, {"soft_temperature": 1e-4}],
     "token_sampling": [{"top_p": 0.5}],

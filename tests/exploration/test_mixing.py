@@ -18,10 +18,9 @@ from decode_step import (
     trapped_table,
 )
 from scipy import optimize
+from strategies import gaussian_noise, neighbor_mix
 from torch.nn import functional as F
 
-from ngrpo.exploration.gaussian_noise import GaussianNoise
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.neighbors import nearest
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.records import FORCED, Vocabulary
@@ -51,7 +50,7 @@ def reference_mixture(logits, table, k: int, temperature: float) -> tuple[np.nda
 @pytest.mark.parametrize("k", [1, 2, 3, 6])
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 1.3])
 def test_a_mixed_step_is_the_published_formula(table, k, temperature):
-    strategy, logits = bound(NeighborMix(1.0, k, temperature=temperature), table), ordinary_logits(50)
+    strategy, logits = bound(neighbor_mix(1.0, k, temperature=temperature), table), ordinary_logits(50)
     step = one_step(strategy, logits, table)
     fed, weights = reference_mixture(logits, table, k, temperature)
     assert step.explored.all() and torch.equal(step.tokens, logits.argmax(-1))
@@ -61,7 +60,7 @@ def test_a_mixed_step_is_the_published_formula(table, k, temperature):
 
 
 def test_weights_are_a_distribution_led_by_the_anchor_and_blind_to_a_constant(table):
-    strategy, logits = bound(NeighborMix(1.0, 4), table), ordinary_logits(200, scale=1.0)
+    strategy, logits = bound(neighbor_mix(1.0, 4), table), ordinary_logits(200, scale=1.0)
     weights = one_step(strategy, logits, table).mix_weights
     assert (weights >= 0).all() and (weights.sum(-1) - 1).abs().max() < 1e-6
     assert torch.equal(weights.argmax(-1), torch.zeros(200, dtype=torch.int64)) and weights[:, 0].min() >= 0.25
@@ -70,7 +69,7 @@ def test_weights_are_a_distribution_led_by_the_anchor_and_blind_to_a_constant(ta
 
 
 def test_a_mixture_lies_in_the_convex_hull_of_its_candidates(table):
-    strategy, logits = bound(NeighborMix(1.0, 4), table), ordinary_logits(30, scale=1.0)
+    strategy, logits = bound(neighbor_mix(1.0, 4), table), ordinary_logits(30, scale=1.0)
     step = one_step(strategy, logits, table)
     fed = strategy.embed(step, table, draws_of(30)).double().numpy()
     for row in range(30):
@@ -81,7 +80,7 @@ def test_a_mixture_lies_in_the_convex_hull_of_its_candidates(table):
 
 def test_cold_mixtures_are_the_anchor_and_hot_ones_the_mean(table):
     logits = ordinary_logits(40)
-    cold, hot = (bound(NeighborMix(1.0, 3, temperature=t), table) for t in (1e-6, 1e7))
+    cold, hot = (bound(neighbor_mix(1.0, 3, temperature=t), table) for t in (1e-6, 1e7))
     step = one_step(cold, logits, table)
     assert torch.equal(step.mix_weights, F.one_hot(torch.zeros(40, dtype=torch.int64), 3).float())
     assert torch.equal(cold.embed(step, table, draws_of(40)), table[logits.argmax(-1)])
@@ -91,8 +90,8 @@ def test_cold_mixtures_are_the_anchor_and_hot_ones_the_mean(table):
 
 def test_one_candidate_feeds_the_argmax_row(table):
     logits = ordinary_logits(40)
-    for realisation in ("anchor", "sampled"):
-        strategy = bound(NeighborMix(1.0, 1, realisation=realisation), table)
+    for text_token in ("anchor", "sampled"):
+        strategy = bound(neighbor_mix(1.0, 1, text_token=text_token), table)
         step = one_step(strategy, logits, table)
         assert torch.equal(strategy.embed(step, table, draws_of(40)), table[logits.argmax(-1)])
 
@@ -100,21 +99,21 @@ def test_one_candidate_feeds_the_argmax_row(table):
 def test_ties_of_the_argmax_go_to_the_lowest_id(table):
     logits = ordinary_logits(3)
     logits[:, [30, 25, 40]] = 50.0
-    assert one_step(bound(NeighborMix(1.0, 3), table), logits, table).tokens.tolist() == [25] * 3
+    assert one_step(bound(neighbor_mix(1.0, 3), table), logits, table).tokens.tolist() == [25] * 3
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2", "l1"])
 def test_no_reserved_stop_or_padded_row_is_a_neighbour(table, metric):
-    strategy = bound(NeighborMix(1.0, 6, metric), table)
+    strategy = bound(neighbor_mix(1.0, 6, metric), table)
     anchors = torch.tensor([i for i in range(V) if i not in TRAPS])
-    found = strategy.neighbors.candidates(anchors)
+    found = strategy.recipe.neighbors.candidates(anchors)
     assert not torch.isin(found, torch.tensor(TRAPS)).any()
     assert torch.equal(found[:, 1:], nearest(table, 5, metric, VOCABULARY.ordinary(V))[anchors])
 
 
-@pytest.mark.parametrize("realisation", ["anchor", "sampled"])
-def test_no_reserved_stop_or_padded_token_is_mixed(table, realisation):
-    strategy = bound(NeighborMix(1.0, 3, realisation=realisation), table)
+@pytest.mark.parametrize("text_token", ["anchor", "sampled"])
+def test_no_reserved_stop_or_padded_token_is_mixed(table, text_token):
+    strategy = bound(neighbor_mix(1.0, 3, text_token=text_token), table)
     logits = towards(torch.arange(V))
     step = one_step(strategy, logits, table)
     fed = strategy.embed(step, table, draws_of(V))
@@ -127,9 +126,9 @@ def test_no_reserved_stop_or_padded_token_is_mixed(table, realisation):
     assert not mixed[torch.isin(logits.argmax(-1), torch.tensor(TRAPS))].any()
 
 
-def test_a_sampled_realisation_keeps_the_sample_and_mixes_around_the_argmax(table):
+def test_a_sampled_text_token_keeps_the_sample_and_mixes_around_the_argmax(table):
     logits = ordinary_logits(300, scale=1.0)
-    strategy = bound(NeighborMix(1.0, 3, realisation="sampled", temperature=1.3), table)
+    strategy = bound(neighbor_mix(1.0, 3, text_token="sampled", temperature=1.3), table)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(1.3), logits, table)
     assert torch.equal(step.tokens, plain.tokens)
     mixed = step.mix_weights[:, 0] < 1
@@ -141,11 +140,11 @@ def test_a_sampled_realisation_keeps_the_sample_and_mixes_around_the_argmax(tabl
 
 
 @pytest.mark.parametrize("mode", ["keep", "mask"])
-def test_with_a_sampled_realisation_exploration_acts_only_where_it_mixes(table, mode):
+def test_with_a_sampled_text_token_exploration_acts_only_where_it_mixes(table, mode):
     """A reserved argmax or token is fed as it is: then the step is a plain sample, with its place in the loss."""
     logits = ordinary_logits(400, scale=1.0)
     logits[:200, 2] = logits[:200].amax(-1) + 0.1
-    strategy = bound(NeighborMix(1.0, 3, realisation="sampled", loss_on_mixed_steps=mode), table)
+    strategy = bound(neighbor_mix(1.0, 3, text_token="sampled", loss_on_mixed_steps=mode), table)
     step = one_step(strategy, logits, table)
     mixed = torch.arange(400) >= 200
     mixed &= ~torch.isin(step.tokens, torch.tensor(TRAPS))
@@ -156,7 +155,7 @@ def test_with_a_sampled_realisation_exploration_acts_only_where_it_mixes(table, 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["mix", "noise"])
 def test_the_share_of_explored_steps_is_the_rate_while_thinking_and_nothing_after(table, rate, kind):
-    strategy = bound(NeighborMix(rate, 3) if kind == "mix" else GaussianNoise(rate, 0.3), table)
+    strategy = bound(neighbor_mix(rate, 3) if kind == "mix" else gaussian_noise(rate, 0.3), table)
     rows, state = 500, strategy.start(500, torch.device("cpu"))
     explored = []
     for time in range(40):
@@ -174,9 +173,9 @@ def test_the_share_of_explored_steps_is_the_rate_while_thinking_and_nothing_afte
         assert np.var(per_row) == pytest.approx(20 * rate * (1 - rate), rel=0.3)
 
 
-@pytest.mark.parametrize("realisation", ["anchor", "sampled"])
-def test_a_delimiter_ends_mixing_even_where_it_straddles_a_mixed_step(table, realisation):
-    strategy = bound(NeighborMix(0.5, 3, realisation=realisation), table)
+@pytest.mark.parametrize("text_token", ["anchor", "sampled"])
+def test_a_delimiter_ends_mixing_even_where_it_straddles_a_mixed_step(table, text_token):
+    strategy = bound(neighbor_mix(0.5, 3, text_token=text_token), table)
     rows, state, steps = 200, strategy.start(200, torch.device("cpu")), []
     close = {1: 10, 2: 11}  # the delimiter is certain, but for mixtures its neighbours still weigh something
     for time in range(8):
@@ -196,7 +195,7 @@ def test_a_delimiter_ends_mixing_even_where_it_straddles_a_mixed_step(table, rea
 
 
 def test_the_end_of_a_delimiter_is_fed_as_it_is_even_on_a_close_call(table):
-    strategy = bound(NeighborMix(1.0, 3, temperature=5.0), table)
+    strategy = bound(neighbor_mix(1.0, 3, temperature=5.0), table)
     state, fed = strategy.start(9, torch.device("cpu")), []
     for time, token in enumerate((10, 11)):
         logits = ordinary_logits(9, time, scale=0.5)
@@ -209,7 +208,7 @@ def test_the_end_of_a_delimiter_is_fed_as_it_is_even_on_a_close_call(table):
 
 
 def test_half_a_delimiter_ends_nothing(table):
-    strategy = bound(NeighborMix(1.0, 3), table)
+    strategy = bound(neighbor_mix(1.0, 3), table)
     state = strategy.start(1, torch.device("cpu"))
     for time, token in enumerate((10, 12, 11, 10, 10)):
         step, state = strategy.sample(towards(torch.tensor([token])), state, draws_of(1, time), table)
@@ -220,7 +219,7 @@ def test_half_a_delimiter_ends_nothing(table):
 
 
 def test_without_a_delimiter_the_whole_text_is_thinking(table):
-    strategy = bound(NeighborMix(1.0, 3), table, Vocabulary(60, (0, 1, 2), (1, 3)))
+    strategy = bound(neighbor_mix(1.0, 3), table, Vocabulary(60, (0, 1, 2), (1, 3)))
     state = strategy.start(2, torch.device("cpu"))
     for time in range(6):
         step, state = strategy.sample(ordinary_logits(2, time), state, draws_of(2, time), table)

@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 from decode_step import D, V, bound, one_step, ordinary_logits, random
+from strategies import neighbor_mix
 
 from ngrpo.exploration import nearest as room
 from ngrpo.exploration import neighbors
 from ngrpo.exploration.nearest import SIMILARITIES, Search, join_seconds, nearest
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.neighbors import NeighborTable, fingerprint
 
 METRICS = ("cosine", "dot", "l2", "l1")
@@ -217,7 +217,7 @@ def test_no_neighbours_asked_for_is_an_empty_table():
 @pytest.mark.parametrize(("rows", "count"), [(9, 9), (9, 20), (1, 1), (0, 1)])
 def test_more_neighbours_than_there_are_is_refused(rows, count):
     ordinary = torch.arange(12) < rows
-    with pytest.raises(ValueError, match=rf"{count} neighbours .* {rows} ordinary rows .*lower k"):
+    with pytest.raises(ValueError, match=rf"{count} neighbors .* {rows} ordinary rows .*lower k"):
         nearest(random_table(12, 4), count, "cosine", ordinary)
 
 
@@ -441,7 +441,7 @@ def test_the_table_of_a_large_vocabulary_is_joined_unless_that_takes_too_long(me
 
 @pytest.mark.parametrize("rate", [0.3, 1.0])
 def test_only_rows_that_are_mixed_are_searched(rate, by_row):
-    strategy = bound(NeighborMix(rate, 3, "l1"), random(V, D))
+    strategy = bound(neighbor_mix(rate, 3, "l1"), random(V, D))
     logits = ordinary_logits(16)
     step = one_step(strategy, logits, random(V, D))
     searched = {anchor for call in by_row for anchor in call}

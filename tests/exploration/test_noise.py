@@ -5,8 +5,9 @@ import pytest
 import torch
 from decode_step import TRAPS, D, V, bound, draws_of, one_step, ordinary_logits, random, towards, trapped_table
 from scipy import stats
+from strategies import gaussian_noise
 
-from ngrpo.exploration.gaussian_noise import GaussianNoise, root_mean_square
+from ngrpo.exploration.gaussian_noise import root_mean_square
 from ngrpo.exploration.token_sampling import TokenSampling
 
 
@@ -17,7 +18,7 @@ def table() -> torch.Tensor:
 
 @pytest.mark.parametrize("scale", [0.1, 0.33, 1.0])
 def test_noise_has_the_size_of_its_name_in_every_coordinate(table, scale):
-    strategy, rows = bound(GaussianNoise(1.0, scale), table), 2000
+    strategy, rows = bound(gaussian_noise(1.0, scale), table), 2000
     draws, logits = draws_of(rows), ordinary_logits(rows)
     step = strategy.sample(logits, strategy.start(rows, logits.device), draws, table)[0]
     noise = (strategy.embed(step, table, draws) - table[step.tokens]).double()
@@ -32,13 +33,13 @@ def test_noise_has_the_size_of_its_name_in_every_coordinate(table, scale):
 def test_noise_does_not_change_the_tokens_of_its_own_step(table):
     logits = random(100, V, scale=2)
     assert torch.equal(
-        one_step(bound(GaussianNoise(0.5, 1.0), table), logits, table).tokens,
+        one_step(bound(gaussian_noise(0.5, 1.0), table), logits, table).tokens,
         one_step(TokenSampling(), logits, table).tokens,
     )
 
 
 def test_reserved_stop_padded_and_delimiter_tokens_are_fed_without_noise(table):
-    strategy = bound(GaussianNoise(1.0, 1.0), table)
+    strategy = bound(gaussian_noise(1.0, 1.0), table)
     step = one_step(strategy, towards(torch.arange(V)), table)
     assert (~step.explored).nonzero().squeeze(1).tolist() == TRAPS
     assert torch.equal(strategy.embed(step, table, draws_of(V))[TRAPS], table[TRAPS])
@@ -50,7 +51,7 @@ def test_reserved_stop_padded_and_delimiter_tokens_are_fed_without_noise(table):
 
 
 def test_noise_keeps_its_size_once_recorded_though_the_table_moves(table):
-    strategy = bound(GaussianNoise(1.0, 0.5), table)
+    strategy = bound(gaussian_noise(1.0, 0.5), table)
     step, draws = one_step(strategy, ordinary_logits(20), table), draws_of(20)
     before = strategy.embed(step, table, draws) - table[step.tokens]
     larger = 3 * table

@@ -18,11 +18,10 @@ from decode_step import (
     towards,
 )
 from scipy import stats
+from strategies import dirichlet_soft, gaussian_soft, gumbel_soft
 from torch.nn import functional as F
 
-from ngrpo.exploration.dirichlet_soft import DirichletSoft, log_gamma_variates
-from ngrpo.exploration.gaussian_soft import GaussianSoft
-from ngrpo.exploration.gumbel_soft import GumbelSoft
+from ngrpo.exploration.dirichlet_soft import log_gamma_variates
 from ngrpo.exploration.hrpo import HybridReasoning
 from ngrpo.exploration.perturbed import CUT
 from ngrpo.exploration.scores import gumbel
@@ -134,7 +133,11 @@ def test_the_answer_is_sampled_with_its_own_filters_and_never_aborted(table):
 
 # --- perturbed candidates -------------------------------------------------------------------------------------------
 
-KINDS = {"gumbel": (GumbelSoft, GUMBEL), "dirichlet": (DirichletSoft, DIRICHLET), "gaussian": (GaussianSoft, GAUSSIAN)}
+KINDS = {
+    "gumbel": (gumbel_soft, GUMBEL),
+    "dirichlet": (dirichlet_soft, DIRICHLET),
+    "gaussian": (gaussian_soft, GAUSSIAN),
+}
 
 
 @pytest.fixture(params=KINDS)
@@ -185,14 +188,14 @@ def test_reserved_stops_and_delimiters_are_fed_alone_and_keep_their_density(tabl
 
 def expected_density(strategy, logits: np.ndarray, ids: list[int], y: np.ndarray) -> float:
     """Of recorded scores under other logits (V,), in float64 and by the published formula or a peer's density."""
-    p = np.exp((logits[ids] - logits[ids].max()) / strategy.temperature)
+    p, noise = np.exp((logits[ids] - logits[ids].max()) / strategy.temperature), strategy.noise
     p /= p.sum()
-    if strategy.soft_role == GUMBEL:
-        g = np.clip((y - np.log(p)) / strategy.noise_factor, strategy.lowest, strategy.highest)
+    if noise.role == GUMBEL:
+        g = np.clip((y - np.log(p)) / noise.noise_factor, noise.lowest, noise.highest)
         return float((-g - np.exp(-g))[np.log(p) > -3].mean())
-    if strategy.soft_role == GAUSSIAN:
-        return float(stats.norm(p, strategy.sigma).logpdf(y).mean())
-    alpha, w = np.maximum(strategy.concentration * p, 0.01), np.exp(y)
+    if noise.role == GAUSSIAN:
+        return float(stats.norm(p, noise.sigma).logpdf(y).mean())
+    alpha, w = np.maximum(noise.concentration * p, 0.01), np.exp(y)
     if len(ids) == 1:
         return 0.0
     return float((stats.dirichlet(alpha).logpdf(w / w.sum()) + y.sum()) / len(ids))  # times prod w: measure dw / w
@@ -209,7 +212,7 @@ def test_the_density_is_that_of_the_record_under_the_current_policy(table, kind)
             valid = step.scores[row] > CUT / 2
             ids, y = step.mix_ids[row][valid].tolist(), step.scores[row][valid].numpy()
             expected = expected_density(strategy, moved[row].numpy(), ids, y)
-            assert made[row].item() == pytest.approx(expected, rel=1e-3 if kind[0] is GumbelSoft else 1e-6, abs=1e-6)
+            assert made[row].item() == pytest.approx(expected, rel=1e-3 if kind[0] is gumbel_soft else 1e-6, abs=1e-6)
 
 
 def test_densities_have_gradients_that_agree_with_differences(table, kind):
@@ -229,36 +232,36 @@ def test_the_score_function_has_mean_zero_without_clamp(table):
     """E[grad log q] = 0: what is sampled is what is scored, for every coordinate that counts."""
     logits = torch.full((1, V), -50.0).double()
     logits[0, [20, 21, 22]] = torch.tensor([1.0, 0.5, 0.0]).double()
-    free = GumbelSoft(clamp=None, noise_factor=0.7, thinking_top_k=3, thinking_top_p=1.0)
-    others = (DirichletSoft(5.0, 3, 1.0), GaussianSoft(0.05, 3, 1.0))
+    free = gumbel_soft(clamp=None, noise_factor=0.7, thinking_top_k=3, thinking_top_p=1.0)
+    others = (dirichlet_soft(5.0, 3, 1.0), gaussian_soft(0.05, 3, 1.0))
     for strategy in (free, *others):
         many = logits.expand(20_000, -1)
         step = one_step(bound(strategy, table), many, table.double())
         leaf = many.clone().requires_grad_()
         (g,) = torch.autograd.grad(strategy.log_prob(step, leaf, table.double()).sum(), leaf)
         g = g[:, 20:23]
-        assert (g.mean(0).abs() < 4.5 * g.std(0) / math.sqrt(20_000)).all(), type(strategy).__name__
+        assert (g.mean(0).abs() < 4.5 * g.std(0) / math.sqrt(20_000)).all(), type(strategy.noise).__name__
 
 
 def test_weights_are_those_of_soft_thinking_without_noise_and_a_one_hot_sample_when_cold(table):
     logits = ordinary_logits(100, scale=1.0)
-    quiet = bound(GumbelSoft(noise_factor=1e-7, soft_temperature=0.1, thinking_top_k=4, thinking_top_p=1.0), table)
+    quiet = bound(gumbel_soft(noise_factor=1e-7, soft_temperature=0.1, thinking_top_k=4, thinking_top_p=1.0), table)
     step = one_step(quiet, logits, table)
     soft = one_step(bound(SoftThinking(4, 1.0, 1.0, None, 0.0), table), logits, table)
     assert step.mix_weights is not None and soft.mix_weights is not None
     sharpened = soft.mix_weights.double() ** 10
     expected = sharpened / sharpened.sum(-1, keepdim=True)
     torch.testing.assert_close(step.mix_weights.double(), expected, rtol=0, atol=1e-5)
-    cold = one_step(bound(GumbelSoft(soft_temperature=1e-9), table), logits, table)
+    cold = one_step(bound(gumbel_soft(soft_temperature=1e-9), table), logits, table)
     assert cold.mix_weights is not None and (cold.mix_weights[:, 0] == 1).all()
-    alone = one_step(bound(GumbelSoft(thinking_top_k=1), table), logits, table)
+    alone = one_step(bound(gumbel_soft(thinking_top_k=1), table), logits, table)
     assert torch.equal(alone.tokens, logits.argmax(-1)) and (alone.mix_weights == 1).all()
 
 
 def test_without_clamp_the_shown_token_is_an_exact_sample(table):
     logits = torch.full((1, V), -50.0)
     logits[0, 20:25] = random(5, scale=1.0)
-    strategy = bound(GumbelSoft(clamp=None, thinking_top_p=1.0, temperature=0.8), table)
+    strategy = bound(gumbel_soft(clamp=None, thinking_top_p=1.0, temperature=0.8), table)
     step = one_step(strategy, logits.expand(20_000, -1), table)
     counts = torch.bincount(step.tokens - 20, minlength=5)
     expected = (logits[0, 20:25].double() / 0.8).softmax(-1) * 20_000
@@ -266,7 +269,7 @@ def test_without_clamp_the_shown_token_is_an_exact_sample(table):
 
 
 def test_noise_is_clamped_as_released(table):
-    strategy, logits = bound(GumbelSoft(thinking_top_p=1.0, noise_factor=0.5), table), ordinary_logits(2000)
+    strategy, logits = bound(gumbel_soft(thinking_top_p=1.0, noise_factor=0.5), table), ordinary_logits(2000)
     step = one_step(strategy, logits.double(), table.double())
     assert step.mix_ids is not None and step.scores is not None
     log_p = logits.double().gather(1, step.mix_ids).log_softmax(-1)
@@ -277,7 +280,7 @@ def test_noise_is_clamped_as_released(table):
 
 
 def test_probabilities_that_all_turn_negative_leave_the_largest(table):
-    weights = GaussianSoft().weigh(torch.tensor([[-0.1, -0.2, CUT], [0.3, 0.1, -0.2]]))
+    weights = gaussian_soft().noise.weigh(torch.tensor([[-0.1, -0.2, CUT], [0.3, 0.1, -0.2]]))
     assert weights.tolist() == [[1, 0, 0], pytest.approx([0.75, 0.25, 0])]
 
 
@@ -292,7 +295,7 @@ def test_gamma_variates_are_gamma_distributed(alpha):
 def test_dirichlet_weights_have_beta_margins(table):
     logits = torch.full((1, V), -50.0)
     logits[0, 20:24] = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    step = one_step(bound(DirichletSoft(8.0, 4, 1.0), table), logits.expand(4000, -1), table)
+    step = one_step(bound(dirichlet_soft(8.0, 4, 1.0), table), logits.expand(4000, -1), table)
     assert step.mix_ids is not None and step.mix_weights is not None
     p = logits[0, 20:24].double().softmax(-1).numpy()
     for token in range(4):
@@ -303,7 +306,7 @@ def test_dirichlet_weights_have_beta_margins(table):
 
 @pytest.mark.parametrize("size", [0, 0.0, -1.0, float("nan")])
 def test_densities_need_noise(size):
-    for make, name in ((GumbelSoft, "noise_factor"), (GaussianSoft, "sigma"), (DirichletSoft, "concentration")):
+    for make, name in ((gumbel_soft, "noise_factor"), (gaussian_soft, "sigma"), (dirichlet_soft, "concentration")):
         with pytest.raises(ValueError, match=rf"{name}=.*{name} > 0"):
             make(**{name: size})
 

@@ -3,11 +3,10 @@
 import pytest
 import torch
 from decode_step import random, texts, thinking_part
+from strategies import gaussian_noise, neighbor_mix
 
 from ngrpo.algorithm.inputs import LossInputs
 from ngrpo.algorithm.losses import clipped_surrogate
-from ngrpo.exploration.gaussian_noise import GaussianNoise
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines import transformers as engine
 from ngrpo.rollout.engines.transformers import generate
@@ -28,10 +27,10 @@ def loss_and_gradient(model, strategy, rollouts):
 @pytest.mark.parametrize(
     "strategy",
     [
-        NeighborMix(0.0, 3),
-        NeighborMix(0.0, 3, realisation="sampled", loss_on_mixed_steps="mask"),
-        GaussianNoise(0.0, 0.5),
-        GaussianNoise(0.7, 0.0),
+        neighbor_mix(0.0, 3),
+        neighbor_mix(0.0, 3, text_token="sampled", loss_on_mixed_steps="mask"),
+        gaussian_noise(0.0, 0.5),
+        gaussian_noise(0.7, 0.0),
     ],
     ids=["mix", "mix sampled", "noise", "noise of size 0"],
 )
@@ -53,7 +52,7 @@ def test_mixing_everywhere_with_one_candidate_is_greedy_until_the_answer(
     compared = 0
     for seed in range(4):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
-        mixing, greedy = ready(NeighborMix(1.0, 1), model, vocabulary), ready(TokenSampling(1e-6), model, vocabulary)
+        mixing, greedy = ready(neighbor_mix(1.0, 1), model, vocabulary), ready(TokenSampling(1e-6), model, vocabulary)
         made, expected = (make_rollouts(model, part, group=1, prompts=6) for part in (mixing, greedy))
         for a, b in zip(texts(made), texts(expected), strict=True):
             assert thinking_part(a, vocabulary) == thinking_part(b, vocabulary)
@@ -67,7 +66,7 @@ def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a
     ended = differ = 0
     for seed in range(6):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
-        strategy = ready(NeighborMix(1.0, 3), model, vocabulary)
+        strategy = ready(neighbor_mix(1.0, 3), model, vocabulary)
         runs = [texts(make_rollouts(model, strategy, prompts=6, group=3, seed=s)) for s in "ab"]
         for first in range(0, 18, 3):
             group = [text for run in runs for text in run[first : first + 3]]
@@ -78,11 +77,11 @@ def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a
     assert ended and differ, "some texts reach their answer, and answers are sampled"
 
 
-@pytest.mark.parametrize("realisation", ["anchor", "sampled"])
-def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting, ready, make_rollouts, realisation):
+@pytest.mark.parametrize("text_token", ["anchor", "sampled"])
+def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting, ready, make_rollouts, text_token):
     model, vocabulary = setting
     keep, mask = (
-        ready(NeighborMix(0.5, 3, realisation=realisation, loss_on_mixed_steps=mode), model, vocabulary)
+        ready(neighbor_mix(0.5, 3, text_token=text_token, loss_on_mixed_steps=mode), model, vocabulary)
         for mode in ("keep", "mask")
     )
     kept, masked = (make_rollouts(model, part) for part in (keep, mask))
@@ -95,7 +94,7 @@ def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting,
 
 def test_top_p_and_mixing_go_together(setting, ready, make_rollouts):
     model, vocabulary = setting
-    strategy = ready(NeighborMix(0.3, 3, top_p=0.7), model, vocabulary)
+    strategy = ready(neighbor_mix(0.3, 3, top_p=0.7), model, vocabulary)
     rollouts = make_rollouts(model, strategy)
     assert rollouts.log_probs.isfinite().all() and rollouts.steps.explored.any()
     assert (replay(model, strategy, rollouts).log_probs - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5
@@ -106,7 +105,7 @@ def test_a_chosen_step_that_is_not_mixed_is_recorded_as_it_was_fed(setting, read
     """Also where rows left the batch and no step mixed until rows left again."""
     monkeypatch.setattr(engine, "COMPACT_BELOW", below)
     model, _ = setting
-    strategy = ready(NeighborMix(1.0, 3), model, Vocabulary(60, tuple(range(40)), (0, 1, 2, 3)))
+    strategy = ready(neighbor_mix(1.0, 3), model, Vocabulary(60, tuple(range(40)), (0, 1, 2, 3)))
     prompts = torch.randint(4, 60, (6, 5), generator=torch.Generator().manual_seed(0))
     rollouts = generate(model, strategy, prompts, torch.ones(6, 5).bool(), torch.arange(6), 12)
     chosen = rollouts.steps.explored & rollouts.mask

@@ -120,7 +120,7 @@ def test_entropy_and_gumbel_noise():
 
 
 def test_thinking_ends_with_the_delimiter_and_for_good():
-    thinking = Thinking(VOCABULARY)
+    thinking = Thinking(VOCABULARY, V)
     state, seen = thinking.start(2, torch.device("cpu")), []
     for tokens in ([10, 5], [11, 11], [20, 10], [21, 11], [22, 22]):
         ended, state = thinking.push(state, torch.tensor(tokens))

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 import warm
+from strategies import neighbor_mix
 
 from ngrpo import loop
-from ngrpo.algorithm import advantages, losses
+from ngrpo.algorithm import advantages, critic, losses
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.evaluation.benchmarks import Evaluation
 from ngrpo.exploration.base import Exploration
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
@@ -58,6 +58,19 @@ class Still(Watched):
         self.gradients = [*getattr(self, "gradients", []), gradient_of(optimizer)]
         optimizer.zero_grad()  # what has no gradient is not moved
         return 0.0
+
+
+class Stepping(Watched):
+    """A policy that keeps what its batches were and the gradient of every update, and takes the steps."""
+
+    def batch(self, *given):
+        made = super().batch(*given)
+        self.batches = [*getattr(self, "batches", []), made]
+        return made
+
+    def clip(self, optimizer):
+        self.gradients = [*getattr(self, "gradients", []), gradient_of(optimizer)]
+        return super().clip(optimizer)
 
 
 def gradient_of(optimizer) -> torch.Tensor:
@@ -118,7 +131,7 @@ class Made(Parts):
 
 def algorithm(**changes) -> Algorithm:
     parts = {
-        "advantage": functools.partial(advantages.group_normalised, ddof=1, eps=1e-6),
+        "advantage": functools.partial(advantages.group_normalized, ddof=1, eps=1e-6),
         "loss": functools.partial(losses.clipped_surrogate, clip_low=0.2, clip_high=0.2),
         "aggregation": "token_mean",
         "kl": NO_KL,
@@ -185,6 +198,31 @@ def fit(parts: Made, directory: Path | None = None, **options) -> Made:
     return parts
 
 
+def verdicts(task, wanted):
+    """Replaces the scorer: `wanted(problem, index in its group)` says what is right."""
+    seen = {}
+
+    def score(problems, texts):
+        found = []
+        for problem in problems:
+            seen[problem.id] = seen.get(problem.id, -1) + 1
+            right = bool(wanted(problem, seen[problem.id] % 4))
+            found.append(Score(float(right), "correct" if right else "wrong", None, ""))
+        return found
+
+    task.score = score
+
+
+def difficulty(problem) -> int:
+    return int(problem.id.rpartition("-")[2]) % 3
+
+
+def made(kind=Watched, wanted=lambda problem, index: index == 0, **changes) -> Made:
+    parts = make(kind=kind, dtype=changes.pop("dtype", "float32"), **changes)
+    verdicts(parts.task, wanted)
+    return parts
+
+
 def written_gradient(target: Path) -> type[Still]:
     """A policy whose first rank leaves its gradients in a file."""
 
@@ -220,7 +258,7 @@ def difference_of_two_processes(folder: Path, build: Callable[[type[Policy]], Ma
 
 def mixed(kind: type[Policy]) -> Made:
     """One step of mixtures in uneven micro-batches."""
-    return make(NeighborMix(rate=0.3, k=3), kind, micro_batch_rows=5, aggregation="sequence_mean_token_mean")
+    return make(neighbor_mix(rate=0.3, k=3), kind, micro_batch_rows=5, aggregation="sequence_mean_token_mean")
 
 
 def ppo(kind: type[Policy] = Watched, dtype="float64", **changes) -> Made:
@@ -228,7 +266,7 @@ def ppo(kind: type[Policy] = Watched, dtype="float64", **changes) -> Made:
     valued = Critic(load(TINY, dtype))
     torch.manual_seed(1)
     torch.nn.init.normal_(valued.head.weight, std=0.05)
-    parts = {"critic": {"learning_rate": 1e-3, "clip": 0.5}, "advantage": advantages.generalised, **changes}
+    parts = {"critic": {"learning_rate": 1e-3, "clip": 0.5}, "advantage": critic.generalized, **changes}
     return make(kind=kind, dtype=dtype, valued=valued, **parts)
 
 

@@ -5,9 +5,9 @@ import copy
 import peft
 import pytest
 import torch
+from strategies import neighbor_mix
 from transformers import AutoModelForCausalLM
 
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import vocabulary
 from ngrpo.rollout.engines.transformers import generate
@@ -20,8 +20,8 @@ LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 families = pytest.mark.parametrize(("family", "tied"), FAMILIES)
 
 
-def mixing(table: torch.Tensor) -> NeighborMix:
-    strategy = NeighborMix(k=3, rate=0.5)
+def mixing(table: torch.Tensor) -> neighbor_mix:
+    strategy = neighbor_mix(k=3, rate=0.5)
     strategy.bind(Vocabulary(60, (0,), (1,)), table.detach())
     strategy.prepare(table.detach(), 0)
     return strategy

@@ -6,9 +6,9 @@ from dataclasses import fields
 import pytest
 import torch
 from places import FAMILIES
+from strategies import neighbor_mix
 from transformers import MistralConfig
 
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import TransformersEngine, generate
@@ -56,16 +56,16 @@ def test_sync_comes_before_generate(engine, setting, ready, make_prompts, make_k
 
 def test_sync_prepares_every_strategy_for_the_weights_and_tells_their_figures(engine, make_model, make_vocabulary):
     model, vocabulary = make_model(), make_vocabulary()
-    mixing, released = NeighborMix(0.5, 3, refresh_every=1), NeighborMix(0.5, 3, compat="released_sglang")
+    mixing, released = neighbor_mix(0.5, 3, refresh_every=1), neighbor_mix(0.5, 3, compat="released_sglang")
     for strategy in (mixing, released):
         strategy.bind(vocabulary, model.table.detach())
     assert engine.sync(model, 0, mixing, released) == {}
-    twins = [NeighborMix(0.5, 3), NeighborMix(0.5, 3)]
+    twins = [neighbor_mix(0.5, 3), neighbor_mix(0.5, 3)]
     for strategy, table in zip(twins, (model.table.detach(), model.head.detach()), strict=True):
         strategy.bind(vocabulary, table)
         strategy.prepare(table, 0)
-    assert torch.equal(mixing.neighbors.ids, twins[0].neighbors.ids)
-    assert torch.equal(released.neighbors.ids, twins[1].neighbors.ids), "those of the output embedding"
+    assert torch.equal(mixing.recipe.neighbors.ids, twins[0].recipe.neighbors.ids)
+    assert torch.equal(released.recipe.neighbors.ids, twins[1].recipe.neighbors.ids), "those of the output embedding"
     assert set(engine.sync(model, 1, mixing, released)) == {"neighbor_drift"}
 
 
@@ -105,7 +105,7 @@ def test_a_model_whose_layers_do_not_see_everything_is_refused_before_it_is_load
 
 @pytest.mark.parametrize("path", ["ngrpo:tiny", "Qwen/Qwen3-1.7B-Base"])
 def test_the_bundled_model_and_what_is_not_here_yet_are_not_refused(engine, path):
-    assert engine.refuses(NeighborMix(0.5, 3), path) is None
+    assert engine.refuses(neighbor_mix(0.5, 3), path) is None
 
 
 def test_what_is_refused_before_loading_is_refused_after_it(engine, tmp_path):

@@ -64,6 +64,18 @@ def test_a_knob_is_dropped_where_it_is_lacking_and_what_becomes_equal_runs_once(
     ]
 
 
+def test_a_short_name_is_the_key_that_each_strategy_has(tmp_path):
+    """stht has a scale of its own, Gaussian noise one of its recipe, and token sampling none."""
+    done, jobs = sweep(tmp_path, "exploration=token_sampling,gaussian_noise,stht", "exploration.scale=0.1,0.2")
+    assert done.returncode == 0 and len(jobs) == 5, done.stderr
+    rows = record(tmp_path)["runs"]
+    assert sorted(row["overrides"][-1] for row in rows) == [
+        "exploration.recipe.scale=0.1", "exploration.recipe.scale=0.2", "exploration.scale=0.1", "exploration.scale=0.2",
+        "exploration=token_sampling",
+    ]  # fmt: skip
+    assert [row["status"] for row in rows] == ["finished"] * 5
+
+
 def test_a_failing_run_is_recorded_and_does_not_stop_the_others(tmp_path):
     done, jobs = sweep(tmp_path, "seed=0,7,1")
     assert [seed for _, seed, _ in jobs] == ["0", "7", "1"] and done.returncode == 1
@@ -107,6 +119,8 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
     assert [rate for _, _, rate in jobs] == ["0", "0.05", "0.1", "0.15", "0.2", "0.4", "1"]
     _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate", "mix_rate=0.3", "seed=1")
     assert jobs == [["neighbor_mix", "1", "0.3"]]
+    done, jobs = sweep(tmp_path, "experiment=ablation/metric", "exploration.metric=dot,l1")
+    assert len(jobs) == 2, done.stderr
 
 
 # --- searches: a job that takes no time and has an optimum ----------------------------------------------------------------

@@ -4,44 +4,30 @@ import functools
 
 import pytest
 import torch
+from strategies import neighbor_mix
 from torch.nn import functional as F
-from updates import NO_KL, TINY, Made, Still, Watched, difference_of_two_processes, fit, make, ppo, shared_ppo
+from updates import (
+    NO_KL,
+    TINY,
+    Still,
+    Watched,
+    difference_of_two_processes,
+    difficulty,
+    fit,
+    made,
+    make,
+    ppo,
+    shared_ppo,
+    verdicts,
+)
 
-from ngrpo.algorithm import advantages, groups, losses, selections
-from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.algorithm import advantages, groups, selections
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.loading import load
 from ngrpo.rollout.join import join, join_rollouts
 from ngrpo.rollout.sampling import groups_of
-from ngrpo.tasks.base import Score
 from ngrpo.training.collect import problems_of
 from ngrpo.training.replay import replay
-
-
-def verdicts(task, wanted):
-    """Replaces the scorer: `wanted(problem, index in its group)` says what is right."""
-    seen = {}
-
-    def score(problems, texts):
-        found = []
-        for problem in problems:
-            seen[problem.id] = seen.get(problem.id, -1) + 1
-            right = bool(wanted(problem, seen[problem.id] % 4))
-            found.append(Score(float(right), "correct" if right else "wrong", None, ""))
-        return found
-
-    task.score = score
-
-
-def difficulty(problem) -> int:
-    return int(problem.id.rpartition("-")[2]) % 3
-
-
-def made(kind=Watched, wanted=lambda problem, index: index == 0, **changes) -> Made:
-    parts = make(kind=kind, dtype=changes.pop("dtype", "float32"), **changes)
-    verdicts(parts.task, wanted)
-    return parts
-
 
 # --- group filter and resampling ----------------------------------------------------------------------------------------
 
@@ -85,7 +71,7 @@ def test_draws_of_a_step_share_no_order():
     assert len(set(orders)) == 4
 
 
-@pytest.mark.parametrize("strategy", [TokenSampling(1.0), NeighborMix(rate=0.5, k=3)], ids=["tokens", "mixtures"])
+@pytest.mark.parametrize("strategy", [TokenSampling(1.0), neighbor_mix(rate=0.5, k=3)], ids=["tokens", "mixtures"])
 def test_joined_batches_replay_like_their_parts(strategy):
     trained = fit(make(strategy, Watched, steps=2, dtype="float64"))
     model, parts = trained.policy.model, [outcome.answers for outcome in trained.outcomes]
@@ -210,7 +196,7 @@ def test_a_selection_sees_old_log_probs_and_the_loss_gets_it():
         seen.append(tokens)
         return selections.high_entropy(tokens, share=0.5)
 
-    parts = fit(make(kind=Watched, select=select, loss=losses.selected_only, micro_batch_rows=5))
+    parts = fit(make(kind=Watched, select=select, loss=selections.selected_only, micro_batch_rows=5))
     tokens, rollouts = seen[0], parts.outcomes[0].answers.rollouts
     torch.testing.assert_close(tokens.log_probs, rollouts.log_probs.to(tokens.log_probs), rtol=0, atol=1e-5)
     assert 0.499 < parts.outcomes[0].metrics["selected"] < 0.6
@@ -220,7 +206,7 @@ def test_a_selection_sees_old_log_probs_and_the_loss_gets_it():
 
 
 def test_reward_shaping_runs_in_order_and_keeps_the_verdicts():
-    parts = fit(made(reward={
+    parts = fit(made(reward_shaping={
         "overlong": functools.partial(groups.overlong_punishment, buffer=16),
         "unlikeliness": functools.partial(groups.unlikeliness, strength=0.5),
     }))  # fmt: skip

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from strategies import neighbor_mix
 from updates import Still, Watched, fit, make
 
 from ngrpo.algorithm import advantages, losses, selections
-from ngrpo.exploration.neighbor_mix import NeighborMix
+from ngrpo.exploration.annealed_temperature import AnnealedTemperature
+from ngrpo.exploration.scores import entropy
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines.transformers import TransformersEngine
@@ -54,7 +56,7 @@ def test_a_loss_gets_exactly_what_it_declares(names, asked_of_replay):
         assert (inputs.greedy is not None) == ("top_log_probs" in names), "both are read off the likeliest tokens"
         assert inputs.selected is None
         wanted = {"entropy": "entropy" in names, "top_k": 3 * ("top_log_probs" in names), "hidden": "hidden" in names}
-        assert asked == wanted
+        assert asked == wanted | {"tempered": True}
         shape = inputs.log_probs.shape
         assert inputs.old.shape == inputs.advantages.shape == inputs.mask.shape == shape
         assert inputs.log_probs.requires_grad and not inputs.old.requires_grad
@@ -66,12 +68,13 @@ def test_a_loss_gets_exactly_what_it_declares(names, asked_of_replay):
 def test_an_entropy_bonus_has_the_entropy_computed_for_any_loss(asked_of_replay):
     seen = []
     fit(make(kind=Watched, dtype="float32", loss=watching(seen), entropy_bonus=0.1))
-    assert seen[0].entropy is not None and asked_of_replay == [{"entropy": True, "top_k": 0, "hidden": False}]
+    wanted = {"entropy": True, "top_k": 0, "hidden": False, "tempered": True}
+    assert seen[0].entropy is not None and asked_of_replay == [wanted]
 
 
 STRATEGIES = {
     "token_sampling": lambda: TokenSampling(0.8),
-    "neighbor_mix": lambda: NeighborMix(0.5, 3),
+    "neighbor_mix": lambda: neighbor_mix(0.5, 3),
     "stht": lambda: SoftTokens(0.5, 0.33, think_limit=4),
 }
 
@@ -135,7 +138,7 @@ class Silent(TransformersEngine):
 
 
 USES = {
-    "a selection": {"select": functools.partial(selections.high_entropy, share=0.3), "loss": losses.selected_only},
+    "a selection": {"select": functools.partial(selections.high_entropy, share=0.3), "loss": selections.selected_only},
     "advantages of tokens": {"token_advantage": advantages.entropy_shaped},
 }
 
@@ -159,11 +162,76 @@ def test_a_selection_sees_the_replayed_entropy_within_1e_5():
         return selections.high_entropy(tokens, share=0.3)
 
     for engine in (TransformersEngine(), Silent()):
-        parts = make(NeighborMix(0.5, 3), kind=Still, dtype="float32", select=select, loss=losses.selected_only)
+        parts = make(neighbor_mix(0.5, 3), kind=Still, dtype="float32", select=select, loss=selections.selected_only)
         fit(replace(parts, sampler=replace(parts.sampler, engine=engine)))
     told, untold = seen
     torch.testing.assert_close(untold.entropy[told.mask], told.entropy[told.mask], rtol=0, atol=1e-5)
     assert torch.equal(selections.high_entropy(untold, share=0.3), selections.high_entropy(told, share=0.3))
+
+
+TEMPERED = {
+    "token_sampling": lambda: TokenSampling(0.7),
+    "neighbor_mix": lambda: neighbor_mix(0.5, 3, temperature=1.3, top_p=0.9),
+    "annealed": lambda: AnnealedTemperature(1.2, 0.3, 5.0, temperature=0.9),
+}
+
+
+def by_hand(parts, temperature) -> tuple[torch.Tensor, torch.Tensor]:
+    """Entropy (B, T) and log-probabilities (B, T, 3) of the likeliest tokens by the stock model, a row at a time."""
+    rollouts, policy = parts.outcomes[0].answers.rollouts, parts.policy
+    fed = policy.strategy.embed(rollouts.steps, policy.model.table.detach(), rollouts.draws)
+    entropy, top = torch.zeros(rollouts.mask.shape).double(), torch.zeros(*rollouts.mask.shape, 3).double()
+    for row, length in enumerate(rollouts.lengths.tolist()):
+        prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
+        own = torch.cat((policy.model.table[prompt], fed[row, : length - 1]))
+        logits = policy.model.model(inputs_embeds=own[None]).logits[0, len(prompt) - 1 :].detach()
+        log_p = (logits / temperature(rollouts, row)).log_softmax(dim=-1)
+        entropy[row, :length] = -(log_p.exp() * log_p).sum(dim=-1)
+        top[row, :length] = log_p.topk(3).values
+    return entropy, top
+
+
+@pytest.mark.parametrize("name", TEMPERED)
+@pytest.mark.parametrize("tempered", [True, False])
+def test_selections_shaping_bonus_and_likeliest_tokens_have_the_temperature_of_the_ratio(name, tempered):
+    """Against softmax(logits / temperature) of the stock model in float64; the old way is that of the logits."""
+    seen, given = [], []
+
+    def select(tokens):
+        seen.append(tokens)
+        return selections.high_entropy(tokens, share=0.3)
+
+    def shape(advantages, entropy):
+        seen.append(entropy)
+        return advantages
+
+    changes = {"select": select, "token_advantage": shape, "tempered": tempered, "top_k": 3}
+    loss = watching(given, "entropy", "top_log_probs")
+    parts = fit(make(TEMPERED[name](), kind=Still, loss=loss, micro_batch_rows=16, **changes))
+    steps, taus = parts.outcomes[0].answers.rollouts.steps, {"token_sampling": 0.7, "neighbor_mix": 1.3}
+
+    def temperature(rollouts, row):
+        own = taus.get(name) or steps.scale[row, : int(rollouts.lengths[row]), None].double()
+        return own if tempered else 1.0
+
+    entropy, top = by_hand(parts, temperature)
+    shaped, tokens = seen
+    torch.testing.assert_close(shaped[tokens.mask].double(), entropy[tokens.mask], rtol=0, atol=1e-6)
+    assert torch.equal(tokens.entropy, shaped)
+    order = policies.cut(parts.outcomes[0].answers.rollouts, 16)[0]
+    counts = given[0].mask
+    torch.testing.assert_close(given[0].entropy[counts], entropy[order][counts], rtol=0, atol=1e-9)
+    torch.testing.assert_close(given[0].top_log_probs[counts], top[order][counts], rtol=0, atol=1e-9)
+    told = parts.outcomes[0].answers.rollouts.entropy
+    same = (told[tokens.mask] - shaped[tokens.mask]).abs().max() < 1e-6
+    assert same != tempered, "the engine's figure stays that of the logits"
+
+
+def test_a_temperature_changes_which_tokens_are_selected():
+    """On hand-made logits: at a low temperature a flat pair beats a broad tail, at a high one it is the reverse."""
+    pair, tail = torch.tensor([0.0, 0.0, -9.0, -9.0, -9.0]), torch.tensor([0.0, -1.2, -1.2, -1.2, -1.2])
+    values = {tau: [entropy((logits / tau).double()).item() for logits in (pair, tail)] for tau in (0.3, 2.0)}
+    assert values[0.3][0] > values[0.3][1] and values[2.0][0] < values[2.0][1]
 
 
 def test_no_entropy_is_replayed_where_nobody_needs_it(monkeypatch):

@@ -4,13 +4,12 @@ import math
 
 import pytest
 import torch
+from strategies import gaussian_noise, neighbor_mix
 from updates import TINY, Watched, difference_of_two_processes, fit, make, mixed, training
 
 from ngrpo.algorithm import advantages, losses
 from ngrpo.algorithm.inputs import TokenLoss
 from ngrpo.algorithm.losses import KL_ESTIMATORS
-from ngrpo.exploration.gaussian_noise import GaussianNoise
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.loading import load
@@ -29,8 +28,8 @@ def reproducible():
 
 STRATEGIES = {
     "token_sampling": lambda: TokenSampling(0.8),
-    "neighbor_mix": lambda: NeighborMix(rate=0.4, k=3, temperature=0.8),
-    "gaussian_noise": lambda: GaussianNoise(rate=0.4, scale=0.3),
+    "neighbor_mix": lambda: neighbor_mix(rate=0.4, k=3, temperature=0.8),
+    "gaussian_noise": lambda: gaussian_noise(rate=0.4, scale=0.3),
     "stht": lambda: SoftTokens(0.5, 0.33),
 }
 
@@ -69,7 +68,7 @@ def test_the_gradient_is_that_of_the_formula():
 
 def test_rate_zero_gives_the_gradient_of_token_sampling_bit_by_bit():
     plain = fit(make(TokenSampling(1.0), dtype="float32")).gradients[0]
-    for idle in (NeighborMix(rate=0.0, k=3), GaussianNoise(rate=0.0, scale=0.3)):
+    for idle in (neighbor_mix(rate=0.0, k=3), gaussian_noise(rate=0.0, scale=0.3)):
         assert torch.equal(fit(make(idle, dtype="float32")).gradients[0], plain)
 
 
@@ -93,7 +92,7 @@ def test_the_kl_to_an_equal_reference_is_zero(name):
 
 def test_kl_in_the_reward_moves_the_advantages():
     kl = {"coefficient": 0.5, "estimator": "k1", "placement": "reward"}
-    parts = make(kl=kl, advantage=advantages.group_centred)
+    parts = make(kl=kl, advantage=advantages.group_centered)
     answers = fit(parts).outcomes[0].answers
     old = answers.rollouts.log_probs
     reference = old - 0.1 * answers.rollouts.loss_mask
@@ -108,10 +107,10 @@ def test_kl_in_the_reward_moves_the_advantages():
 
 def test_later_updates_see_ratios_and_clip():
     several = {"inner_epochs": 3, "mini_batches": 2, "learning_rate": 1e-3}
-    parts = fit(make(NeighborMix(rate=0.3, k=3), Watched, dtype="float32", **several))
+    parts = fit(make(neighbor_mix(rate=0.3, k=3), Watched, dtype="float32", **several))
     metrics = parts.outcomes[0].metrics
     assert metrics["clip_fraction"] > 0 and math.isfinite(metrics["loss"])
-    still = fit(make(NeighborMix(rate=0.3, k=3), Watched, dtype="float32", **{**several, "learning_rate": 0.0}))
+    still = fit(make(neighbor_mix(rate=0.3, k=3), Watched, dtype="float32", **{**several, "learning_rate": 0.0}))
     assert still.outcomes[0].metrics["clip_fraction"] == 0
     assert still.outcomes[0].metrics["engine_gap"] < 1e-5
 
@@ -149,16 +148,16 @@ def test_two_processes_have_the_gradient_of_one(tmp_path):
 
 
 def test_a_checkpoint_holds_plain_containers_and_brings_everything_back(tmp_path):
-    parts = fit(make(NeighborMix(rate=0.3, k=3), Watched, dtype="float32", steps=2), tmp_path)
+    parts = fit(make(neighbor_mix(rate=0.3, k=3), Watched, dtype="float32", steps=2), tmp_path)
     policy = parts.policy
     step, state = checkpoints.newest(tmp_path / "checkpoints")
-    assert step == 2 and set(state) == {"model", "strategy", "optimizer", "schedule", "rng"}
-    other = make(NeighborMix(rate=0.3, k=3), Watched, dtype="float32", steps=2)
+    assert step == 2 and set(state) == {"model", "strategy", "optimizer", "schedule", "rng", "waiting"}
+    other = make(neighbor_mix(rate=0.3, k=3), Watched, dtype="float32", steps=2)
     assert not all(map(torch.equal, policy.model.parameters(), other.policy.model.parameters()))
     assert not fit(other, tmp_path).outcomes, "no step is left"
     for name, value in policy.model.state_dict().items():
         assert torch.equal(other.policy.model.state_dict()[name], value)
-    assert torch.equal(other.policy.strategy.neighbors.ids, policy.strategy.neighbors.ids)
+    assert torch.equal(other.policy.strategy.recipe.neighbors.ids, policy.strategy.recipe.neighbors.ids)
     states = [p.stepper.state.values() for p in (policy, other.policy)]
     moments = [torch.cat([state["exp_avg"].flatten() for state in part]) for part in states]
     assert torch.equal(*moments) and moments[0].norm() > 0

@@ -6,12 +6,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from strategies import gaussian_noise, neighbor_mix
 from torch.nn import functional as F
 
 from ngrpo.algorithm.inputs import LossInputs
 from ngrpo.algorithm.losses import clipped_surrogate
-from ngrpo.exploration.gaussian_noise import GaussianNoise
-from ngrpo.exploration.neighbor_mix import NeighborMix
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
@@ -95,11 +94,11 @@ def test_fuzzy_tokens_in_float64(exact, vocabulary, make_strategy, make_rollouts
 
 
 EXTREMES = {
-    "mix": lambda: NeighborMix(1.0, 5, temperature=1.3),
-    "mix sampled": lambda: NeighborMix(0.5, 3, "l2", realisation="sampled"),
-    "mix masked": lambda: NeighborMix(0.5, 3, loss_on_mixed_steps="mask"),
-    "mix in a nucleus": lambda: NeighborMix(0.5, 3, top_p=0.8),
-    "noise": lambda: GaussianNoise(1.0, 1.0, top_p=0.9),
+    "mix": lambda: neighbor_mix(1.0, 5, temperature=1.3),
+    "mix sampled": lambda: neighbor_mix(0.5, 3, "l2", text_token="sampled"),
+    "mix masked": lambda: neighbor_mix(0.5, 3, loss_on_mixed_steps="mask"),
+    "mix in a nucleus": lambda: neighbor_mix(0.5, 3, top_p=0.8),
+    "noise": lambda: gaussian_noise(1.0, 1.0, top_p=0.9),
     "nucleus": lambda: TokenSampling(1.0, top_p=0.7),
     "soft with a limit": lambda: SoftTokens(0.5, 0.33, think_limit=3),
 }
@@ -157,7 +156,7 @@ def test_mixtures_are_rebuilt_with_the_table_of_the_model_that_replays(
 ):
     """A reference with another table has its own rows in the mixtures; ids and weights are the recorded ones."""
     policy, other = make_model(dtype=torch.float64), make_model(dtype=torch.float64, seed=1)
-    strategy = ready(NeighborMix(0.5, 3, temperature=temperature), policy, vocabulary)
+    strategy = ready(neighbor_mix(0.5, 3, temperature=temperature), policy, vocabulary)
     rollouts = make_rollouts(policy, strategy)
     assert (rollouts.steps.mix_weights[rollouts.steps.explored & rollouts.mask][:, 0] < 1).any()
     for model in (policy, other):
@@ -192,7 +191,7 @@ def test_the_reference_s_kl_is_zero_where_it_equals_the_policy(exact, made):
 def test_gradients_reach_the_rows_of_a_mixture(make_model, vocabulary, ready, make_rollouts):
     """Against autograd through the model's own forward with the recorded recipe, weights being constants."""
     model = make_model(dtype=torch.float64)
-    strategy = ready(NeighborMix(0.5, 3), model, vocabulary)
+    strategy = ready(neighbor_mix(0.5, 3), model, vocabulary)
     rollouts = make_rollouts(model, strategy, prompts=2)
     ours = gradients(model, strategy, rollouts)
     model.zero_grad()
@@ -304,7 +303,7 @@ def test_the_head_never_sees_more_than_a_chunk(exact, made, monkeypatch):
 
 
 def test_only_tokens_that_count_reach_the_head(exact, vocabulary, ready, make_rollouts):
-    strategy = ready(NeighborMix(0.5, 3, loss_on_mixed_steps="mask"), exact, vocabulary)
+    strategy = ready(neighbor_mix(0.5, 3, loss_on_mixed_steps="mask"), exact, vocabulary)
     rollouts = make_rollouts(exact, strategy)
     seen = []
     handle = exact.model.get_output_embeddings().register_forward_hook(lambda *given: seen.append(given[2].shape))
@@ -315,7 +314,7 @@ def test_only_tokens_that_count_reach_the_head(exact, vocabulary, ready, make_ro
 
 @pytest.mark.parametrize("kind", ["masked mixtures", "inserted text"])
 def test_forced_steps_have_neither_log_prob_nor_gradient(exact, vocabulary, ready, make_rollouts, kind):
-    masked = NeighborMix(0.5, 3, loss_on_mixed_steps="mask")
+    masked = neighbor_mix(0.5, 3, loss_on_mixed_steps="mask")
     strategy = ready(masked if kind == "masked mixtures" else SoftTokens(0.5, 0.33, think_limit=2), exact, vocabulary)
     rollouts = make_rollouts(exact, strategy)
     forced = rollouts.mask & (rollouts.steps.role == FORCED)
@@ -373,7 +372,7 @@ def test_the_attention_of_transformers_replays_alike(
 def test_the_ratio_moves_with_the_weights_while_the_recipe_stays(make_model, vocabulary, ready, make_rollouts):
     """Stale recipes are correct behaviour: the table moves, ids and weights do not."""
     model = make_model(dtype=torch.float64)
-    strategy = ready(NeighborMix(1.0, 3), model, vocabulary)
+    strategy = ready(neighbor_mix(1.0, 3), model, vocabulary)
     rollouts = make_rollouts(model, strategy)
     before = [value.clone() for value in (rollouts.steps.mix_ids, rollouts.steps.mix_weights)]
     with torch.no_grad():

@@ -1,5 +1,6 @@
 """A run that is killed at any moment and started again by the same command ends as if nothing had happened."""
 
+import csv
 import hashlib
 import os
 import random
@@ -163,3 +164,28 @@ def test_adapters_that_are_killed_or_stopped_end_as_if_nothing_had_been(adapters
     finish(directory, *ADAPTERS)
     assert traces(directory) == traces(adapters_uninterrupted)
     assert (directory / adapter).read_bytes() == (adapters_uninterrupted / adapter).read_bytes()
+
+
+SIZES = {"prompts_per_step=2": "prompts_per_step=4", "group_size=3": "group_size=6", "steps=4": "steps=6"}
+RESAMPLED = [SIZES.get(word, word) for word in SMALL] + ["algorithm=dapo", "algorithm.max_resamples=4"]
+
+
+def test_groups_that_wait_for_the_next_step_survive_kills(tmp_path):
+    """The surplus of resampling is a part of the checkpoint: in the middle of a run with some, two kills leave no trace."""
+    whole = tmp_path / "whole"
+    finish_as(RESAMPLED, whole)
+    surplus = [float(row["surplus"]) for row in csv.DictReader((whole / "metrics.csv").open())]
+    assert sum(value > 0 for value in surplus[:-1]) >= 2, surplus
+    directory = tmp_path / "killed"
+    for step in (at for at, value in enumerate(surplus[:-1], start=1) if value):
+        process = warm.start("train.py", directory.with_suffix(".log"), *RESAMPLED, f"hydra.run.dir={directory}")
+        while process.is_alive() and not (directory / "checkpoints" / f"step-{step:08d}.pt").exists():
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+    finish_as(RESAMPLED, directory)
+    assert traces(directory) == traces(whole)
+
+
+def finish_as(words: list[str], directory: Path) -> str:
+    return warm.finish("train.py", directory.with_suffix(".log"), *words, f"hydra.run.dir={directory}")

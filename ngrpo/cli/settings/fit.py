@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -72,7 +73,7 @@ def parallel(seen: Composed) -> Iterator[str]:
 
 def sizes(seen: Composed) -> Iterator[str]:
     """The algorithm's sizes fit the group and the longest answer, and a group fits the samples that are drawn."""
-    pairs = (("algorithm.pass_k", "group_size"), ("algorithm.reward.overlong.buffer", "max_new_tokens"))
+    pairs = (("algorithm.pass_k", "group_size"), ("algorithm.reward_shaping.overlong.buffer", "max_new_tokens"))
     for key, most in (*pairs, ("group_size", "n")):
         if seen.sound(key, most) and seen.values[key] > seen.values[most]:
             yield f"{seen.shown(key)}: must be at most {seen.shown(most)}; {key}={seen.values[most]}"
@@ -84,7 +85,7 @@ def neighbours(seen: Composed) -> Iterator[str]:
     words = files.ordinary_tokens(place) if place else None
     if words is None:
         return
-    for key in ("k", "exploration.k"):
+    for key in [key for key in seen.values if key == "k" or re.fullmatch(r"exploration\.(\w+\.)?k", key)]:
         repeats = key != "k" and seen.raw.get(key) == "${k}"
         if seen.sound(key) and not repeats and seen.values[key] > words:
             reason = f"because the model has {words} tokens that are neither special nor added"

@@ -1,0 +1,86 @@
+"""Short names of keys: which key they stand for, and that lines about them say what was typed."""
+
+import pytest
+from places import REPOSITORY
+
+from ngrpo.cli.arguments import examine
+from ngrpo.cli.keys import full_key
+
+KNOWN = ["a.b.name", "a.c.name", "a.b.other", "a.b.d.deep", "a.own", "a.b.own", "x.name", "name"]
+
+
+@pytest.mark.parametrize(
+    ("key", "full"),
+    [
+        ("a.other", "a.b.other"),
+        ("a.name", "a.name"),  # two keys might be meant
+        ("a.own", "a.own"),  # it is there itself
+        ("a.deep", "a.deep"),  # two parts are missing
+        ("other", "other"),  # a name without a node stands for itself
+        ("a.b.deep", "a.b.d.deep"),
+        ("b.other", "b.other"),
+        ("a.nothing", "a.nothing"),
+    ],
+)
+def test_a_key_stands_for_the_one_key_with_one_part_more(key, full):
+    assert full_key(key, KNOWN) == full
+
+
+# Strategy -> its knobs as they were typed before strategies had parts.
+NAMES = {
+    "neighbor_mix": "rate=0.3 k=2 metric=l2 weights=filtered entropy_threshold=0.5 refresh_every=2 anchor=sampled "
+    "compat=released_sglang loss_on_mixed_steps=mask text_token=sampled temperature=0.5 top_p=0.9",
+    "rate_matched_greedy": "rate=0.3 entropy_threshold=0.5 loss_on_mixed_steps=mask",
+    "random_neighbor_mix": "rate=null k=2 seed=3",
+    "norm_matched_noise": "rate=0.3 k=2 metric=l1 refresh_every=2",
+    "orthogonal_noise": "rate=0.3 k=2 noise=elementwise",
+    "gaussian_noise": "rate=0.3 scale=0.2",
+    "topk_gumbel_select": "rate=0.3 k=2 text_token=sampled",
+    "gumbel_soft": "noise_factor=0.5 soft_temperature=0.2 clamp=null thinking_top_k=4 thinking_top_p=1.0",
+    "dirichlet_soft": "concentration=5.0",
+    "gaussian_soft": "sigma=0.1",
+}
+
+
+@pytest.mark.parametrize("strategy", NAMES)
+@pytest.mark.parametrize("script", ["config", "evaluate", "plan"])
+def test_knobs_keep_their_names_whichever_part_they_belong_to(script, strategy):
+    typed = [f"exploration.{knob}" for knob in NAMES[strategy].split()]
+    examined = examine(script, [f"exploration={strategy}", *typed])
+    assert examined.problems == [] and examined.notes == []
+    again = examine(script, examined.argv)
+    assert again.problems == [] and again.argv == examined.argv, "Hydra is told the keys in full"
+    values = [word.partition("=")[2] for word in examined.argv[1:]]
+    assert values == [word.partition("=")[2] for word in typed]
+
+
+def test_only_the_key_is_put_in_full():
+    word = "exploration.metric='dot'"
+    assert examine("config", ["exploration=neighbor_mix", word]).argv[1] == "exploration.recipe.metric='dot'"
+    assert examine("config", ["exploration=neighbor_mix", "k=2"]).argv == ["exploration=neighbor_mix", "k=2"]
+
+
+@pytest.mark.parametrize("knob", ["metric=3", "refresh_every=0", "weights=row", "rate=-1", "k=5000"])
+def test_a_line_says_the_key_as_it_was_typed(knob):
+    (line,) = examine("config", ["exploration=neighbor_mix", f"exploration.{knob}"]).problems
+    assert line.startswith(f"exploration.{knob}: ") and ".recipe." not in line and ".gate." not in line
+
+
+def test_a_knob_of_a_strategy_that_is_not_chosen_names_its_owners():
+    (line,) = examine("config", ["exploration=stht", "exploration.metric=dot"]).problems
+    assert "it belongs to exploration=neighbor_mix and exploration=norm_matched_noise" in line
+
+
+def test_in_a_multirun_and_a_comparison_each_strategy_has_its_own_full_keys():
+    swept = ["-m", "exploration=stht,gaussian_noise,neighbor_mix", "exploration.scale=0.1,0.2", "exploration.metric=l2"]
+    examined = examine("config", swept)
+    assert examined.problems == [] and sorted(examined.argv) == sorted(swept)
+    bad = examine("config", [*swept[:2], "exploration.scale=0.1,-2"]).problems
+    assert len(bad) == 1 and bad[0].startswith("exploration.scale=-2: must be a number")
+    compared = examine("diagnose", ["exploration.scale=0.1", "exploration.rate=0.2"])
+    assert compared.problems == [] and compared.argv == ["+exploration.scale=0.1", "+exploration.rate=0.2"]
+
+
+def test_the_names_are_those_of_the_files():
+    """Another part that takes the same name would leave a short one without a meaning."""
+    assert set(NAMES) <= {path.stem for path in (REPOSITORY / "conf" / "exploration").glob("*.yaml")}
