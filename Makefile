@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## Train the bundled model with neighbour mixing and print Pass@k before and after
+demo: $(STAMP)  ## Train the bundled model with neighbor mixing and print Pass@k before and after
 	@$(BIN)/python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 
 test: $(STAMP)  ## Run the tests, all but the slow ones

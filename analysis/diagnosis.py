@@ -40,7 +40,7 @@ class Estimate:
 class Answers:
     """The answers of one strategy, a row per problem and a column per sample, all (P, n).
 
-    correct, ill (no answer could be read, or cut off), unparsed, cut: bool. texts, paths, finals: what stands for the
+    correct, malformed (no answer could be read, or cut off), unparsed, cut: bool. texts, paths, finals: what stands for the
     wording, the way to the solution ("" where the task tells none) and the final answer ("" where there is none).
     """
 
@@ -56,7 +56,7 @@ class Answers:
     graded: bool  # rewards that are more than right or wrong
 
     @property
-    def ill(self) -> np.ndarray:
+    def malformed(self) -> np.ndarray:
         return self.unparsed | self.cut
 
     @property
@@ -129,7 +129,7 @@ class Diagnosis:
         arms: a row per strategy; estimates as name, name_low and name_high.
         pairs: a row per strategy and what it is paired with: the difference of mean@n with interval and p, problems won,
             tied and lost, the 2 x 2 table of problems solved at least once, answers broken and mended, and the change of
-            the share of ill-formed ones. p values are adjusted over the rows (Benjamini-Hochberg).
+            the share of malformed ones. p values are adjusted over the rows (Benjamini-Hochberg).
     """
 
     sampled: Sampled
@@ -194,7 +194,7 @@ def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
     mean, solved = answers.solved / n, passk.pass_at_k(n, answers.solved, n)
     shares = {"mean": mean, "pass_group": passk.pass_at_k(n, answers.solved, group), "pass": solved,
               "room": solved - mean, "all_right": right, "all_wrong": wrong, "mixed": 1 - right - wrong,
-              "ill": answers.ill.mean(axis=1), "unparsed": answers.unparsed.mean(axis=1),
+              "malformed": answers.malformed.mean(axis=1), "unparsed": answers.unparsed.mean(axis=1),
               "cut": answers.cut.mean(axis=1)}  # fmt: skip
     row: dict[str, Any] = {}
     for label, values in shares.items():
@@ -236,8 +236,11 @@ def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
     row |= {"p": found.difference.p, "wins": found.wins, "ties": found.ties, "losses": found.losses}
     row |= {"both": found.both, "only_it": found.only_second, "only_other": found.only_first, "neither": found.neither}
     row["p_only"] = solved_by_one_only(found.only_first, found.only_second)
-    row |= {"broken": int((answers.ill & ~other.ill).sum()), "mended": int((~answers.ill & other.ill).sum())}
-    row |= {"answers": int(answers.ill.size), "valid": int((~other.ill).sum())}
-    change = 100 * (answers.ill.mean(axis=1) - other.ill.mean(axis=1))
+    row |= {
+        "broken": int((answers.malformed & ~other.malformed).sum()),
+        "mended": int((~answers.malformed & other.malformed).sum()),
+    }
+    row |= {"answers": int(answers.malformed.size), "valid": int((~other.malformed).sum())}
+    change = 100 * (answers.malformed.mean(axis=1) - other.malformed.mean(axis=1))
     low, high = passk.bootstrap_interval(change) if np.ptp(change) else (np.nan, np.nan)
     return row | {"ill_change": float(change.mean()), "ill_low": float(low), "ill_high": float(high)}

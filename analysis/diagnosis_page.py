@@ -59,7 +59,16 @@ def _room(diagnosis: Diagnosis) -> Table:
     group, n = diagnosis.sampled.config["group_size"], diagnosis.sampled.baseline.correct.shape[1]
     heads = ["strategy", f"mean@{n}", *([f"pass@{group}"] if group < n else []), f"pass@{n}", "head room", "all right", "mixed",
              "all wrong", "not well-formed"]  # fmt: skip
-    names = ["mean", *(["pass_group"] if group < n else []), "pass", "room", "all_right", "mixed", "all_wrong", "ill"]
+    names = [
+        "mean",
+        *(["pass_group"] if group < n else []),
+        "pass",
+        "room",
+        "all_right",
+        "mixed",
+        "all_wrong",
+        "malformed",
+    ]
     rows = [[Cell(row["strategy"]), *(_estimate(row, name) for name in names)] for row in _rows(diagnosis.arms)]
     note = (
         f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed "

@@ -114,7 +114,7 @@ def _answers(study: Study) -> Table:
                 figures = [np.nan] * 3
             rows.append([*told, *(_cell(value, 3) for value in figures), _cell(entropy, 3), _cell(share, 3),
                          _cell(frame["n_tokens"].mean(), 1)])  # fmt: skip
-    note = (f"per problem and seed over its samples; distinct-2, normalised token edit distance and self-BLEU over {GROUPS} "
+    note = (f"per problem and seed over its samples; distinct-2, normalized token edit distance and self-BLEU over {GROUPS} "
             f"groups and {PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip
     return Table("diversity", "Diversity of the evaluated answers", heads, rows, note)
 

@@ -18,7 +18,7 @@ class Fairness:
     """`ranked` arms differ from the baseline in their strategy alone; `apart` ones are shown with the keys that differ.
 
     `missing` says, a line each, why no winner is named; `controls` maps an arm to the one that feeds the same steps
-    without neighbours.
+    without neighbors.
     """
 
     ranked: list[str]
@@ -94,5 +94,5 @@ def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needs_control(strategy: Mapping[str, Any]) -> bool:
-    """Whether a strategy mixes neighbours in at some rate: then greedy steps at that rate may explain its effect."""
+    """Whether a strategy mixes neighbors in at some rate: then greedy steps at that rate may explain its effect."""
     return setting(strategy, "rate", 0) != 0 and (setting(strategy, "k") or 1) > 1  # a rate of None means every step

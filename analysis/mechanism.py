@@ -1,4 +1,4 @@
-"""What diagnose.py found out about the embedding table: pictures around anchors, and nearest neighbours of tokens.
+"""What diagnose.py found out about the embedding table: pictures around anchors, and nearest neighbors of tokens.
 
 It reads coordinates that are there already: it loads no model and knows no vector.
 """
@@ -14,23 +14,23 @@ from analysis.load import Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
 
-PLANES, NEIGHBOURS = "planes.parquet", "neighbours.parquet"
-LISTED = 6  # neighbours of a token in a table; all are in the file
+PLANES, NEIGHBORS = "planes.parquet", "neighbours.parquet"
+LISTED = 6  # neighbors of a token in a table; all are in the file
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """One diagnosis: `title`, `planes` (a row per point) and `neighbours` (a row per token and rank)."""
+    """One diagnosis: `title`, `planes` (a row per point) and `neighbors` (a row per token and rank)."""
 
     title: str
     planes: pd.DataFrame
-    neighbours: pd.DataFrame
+    neighbors: pd.DataFrame
 
 
 def read(directory: Path) -> Mechanism:
     """The coordinates in a directory of diagnose.py."""
     path = read_run(directory).config["model"]["path"]
-    frames = [pq.read_table(directory / name).to_pandas() for name in (PLANES, NEIGHBOURS)]
+    frames = [pq.read_table(directory / name).to_pandas() for name in (PLANES, NEIGHBORS)]
     return Mechanism(Path(path).name, *frames)
 
 
@@ -52,22 +52,22 @@ def _read_if_whole(directory: Path) -> Mechanism | None:
 
 
 def tables(found: Sequence[Mechanism]) -> list[Table]:
-    """The neighbours of each diagnosis, a row per token."""
+    """The neighbors of each diagnosis, a row per token."""
     made = []
     for at, one in enumerate(found):
-        if one.neighbours.empty:
+        if one.neighbors.empty:
             continue
-        name = "neighbours" if at == 0 else f"neighbours_{at + 1}"
+        name = "neighbors" if at == 0 else f"neighbors_{at + 1}"
         ranks = [str(rank) for rank in range(1, LISTED + 1)]
-        rows = [_row(part, len(ranks)) for _, part in one.neighbours.groupby("token", sort=False)]
+        rows = [_row(part, len(ranks)) for _, part in one.neighbors.groupby("token", sort=False)]
         note = ("cosine of the input embeddings; ordinary tokens only. Tokens that were asked for, then the anchors that "
                 "exploration met most")  # fmt: skip
-        made.append(Table(name, f"Nearest neighbours of tokens ({one.title})", ["token", *ranks], rows, note))
+        made.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
     return made
 
 
 def _row(part: pd.DataFrame, most: int) -> list[Cell]:
-    cells = [Cell(f"{shown(r.neighbour_text)} {r.cosine:.2f}", r.cosine) for r in part.head(most).itertuples()]
+    cells = [Cell(f"{shown(r.neighbor_text)} {r.cosine:.2f}", r.cosine) for r in part.head(most).itertuples()]
     return [Cell(shown(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
 
 

@@ -12,13 +12,13 @@ import matplotlib
 import pandas as pd
 
 from analysis.mechanism import Mechanism, shown
-from analysis.plots import COLOURS, MARKERS, STYLE
+from analysis.plots import COLORS, MARKERS, STYLE
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 CAPTION = (
-    "Fed vectors on the plane of the two principal components of the anchor, its nearest neighbours and the tokens that came "
+    "Fed vectors on the plane of the two principal components of the anchor, its nearest neighbors and the tokens that came "
     "nearest to a fed vector. The plane shows little of a noise in many dimensions: the legend gives the median length of what "
     "it does not show, in lengths of the anchor."
 )
@@ -66,11 +66,11 @@ def _panel(axis: Any, part: pd.DataFrame, strategies: Sequence[str]) -> None:
     for at, name in enumerate(strategies):
         own = part[(part["kind"] == "fed") & (part["strategy"] == name)]
         if len(own):
-            axis.plot(own["x"], own["y"], linestyle="", marker=MARKERS[at % 7], color=COLOURS[at % 6 + 1], markersize=3.5,
+            axis.plot(own["x"], own["y"], linestyle="", marker=MARKERS[at % 7], color=COLORS[at % 6 + 1], markersize=3.5,
                       alpha=0.6, markeredgewidth=0, label=name)  # fmt: skip
     around = tokens[tokens["kind"] != "anchor"]
     axis.plot(around["x"], around["y"], linestyle="", marker=".", color="#555555", markersize=4, label="tokens")
-    axis.plot(*tokens[tokens["kind"] == "anchor"][["x", "y"]].iloc[0], linestyle="", marker="*", color=COLOURS[0],
+    axis.plot(*tokens[tokens["kind"] == "anchor"][["x", "y"]].iloc[0], linestyle="", marker="*", color=COLORS[0],
               markersize=9, label="anchor")  # fmt: skip
     # Texts on alternate sides, so that few of them meet.
     for at, row in enumerate(tokens.sort_values("y").itertuples()):

@@ -1,4 +1,4 @@
-"""The figures of a report, readable in print and by colour-blind readers. It draws what is in the frames and tests nothing."""
+"""The figures of a report, readable in print and by color-blind readers. It draws what is in the frames and tests nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 # Okabe and Ito's palette (2008), without its yellow, which paper does not show.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OF_BASELINE, OF_UNTRAINED = ("#000000", "o", "-"), ("#7F7F7F", "o", ":")
-MARKERS = ("s", "^", "D", "v", "P", "X", "*")  # one more than colours, so that they pair up anew when these run out
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")  # one more than colors, so that they pair up anew when these run out
 LINES = ("--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-")
 STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
          "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
@@ -32,7 +32,7 @@ SHADES = 128  # of a picture: a third of the bytes, and no visible difference
 def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Path, str]]:
     """All figures that there is data for, as (path of a PNG, caption)."""
     others = [arm for arm in study.arms if arm not in (UNTRAINED, comparison.baseline)]
-    looks = {arm: (COLOURS[i % 6], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(others)}
+    looks = {arm: (COLORS[i % 6], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(others)}
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
     figures = []
     with plt.rc_context(STYLE):
@@ -127,17 +127,17 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
                 continue
             curves = [100 * pass_at_k(n, table.to_numpy(), k) for k in k_grid(n)]
             bands = np.clip([two_level(None, c) for c in curves], 0, 100)
-            colour, marker, line = looks[arm]
+            color, marker, line = looks[arm]
             axis.plot(
                 k_grid(n),
                 [c.mean() for c in curves],
-                color=colour,
+                color=color,
                 marker=marker,
                 linestyle=line,
                 markersize=3,
                 label=arm,
             )
-            axis.fill_between(k_grid(n), bands[:, 0], bands[:, 1], color=colour, alpha=0.12, linewidth=0)
+            axis.fill_between(k_grid(n), bands[:, 0], bands[:, 1], color=color, alpha=0.12, linewidth=0)
         axis.set_xscale("log", base=2)
         axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
@@ -153,16 +153,16 @@ def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     for axis, name in zip(axes, names, strict=True):
         for arm, part in study.metrics.groupby("arm", sort=False):
             wide = part.pivot(index="step", columns="seed", values=name).rolling(SMOOTH, 1).mean()
-            colour, _, line = looks[str(arm)]
-            axis.plot(wide.index, wide.mean(axis=1), color=colour, linestyle=line, linewidth=1.2, label=arm)
-            axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=colour, alpha=0.12, linewidth=0)
+            color, _, line = looks[str(arm)]
+            axis.plot(wide.index, wide.mean(axis=1), color=color, linestyle=line, linewidth=1.2, label=arm)
+            axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.12, linewidth=0)
         axis.set(title={"informative": "share of informative groups"}.get(name, name), xlabel="RL step")
     _legend(figure, axes[0])
     return figure, f"Training rollouts, moving mean over {SMOOTH} RL steps; bands: range over seeds."
 
 
 def _rates(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
-    """Bars over the mixing rate, one colour per strategy (N-GRPO, Figure 3), where a study has several rates."""
+    """Bars over the mixing rate, one color per strategy (N-GRPO, Figure 3), where a study has several rates."""
     runs = study.runs[study.runs["arm"] != UNTRAINED].drop_duplicates("arm")
     rates = {r.arm: setting(strategy_of(r.config), "rate") for r in runs.itertuples()}
     rates = {arm: rate for arm, rate in rates.items() if rate is not None}
@@ -182,7 +182,7 @@ def _rates(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
             ]
             places = [values.index(rates[row["arm"]]) + (i - (len(drawn) - 1) / 2) * 0.8 / len(drawn) for row in rows]
             spread = [[row["value"] - row["low"] for row in rows], [row["high"] - row["value"] for row in rows]]
-            axis.bar(places, [row["value"] for row in rows], 0.75 / len(drawn), yerr=spread, color=COLOURS[i + 1],
+            axis.bar(places, [row["value"] for row in rows], 0.75 / len(drawn), yerr=spread, color=COLORS[i + 1],
                      hatch=("", "//", "..")[i % 3], edgecolor="white", label=kind, error_kw={"linewidth": 0.8})  # fmt: skip
         axis.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axis.set(title=benchmark, xlabel="rate", ylabel="mean@n in %")
@@ -218,15 +218,15 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axes, (("tokens", "training tokens"), ("seconds", "seconds of RL steps")), strict=True
     ):
         for arm, gain in gains.items():
-            (colour, marker, _), x = looks[arm], costs[costs["arm"] == arm][column].mean()
+            (color, marker, _), x = looks[arm], costs[costs["arm"] == arm][column].mean()
             sign, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
-            axis.plot(x, inside, linestyle="", marker=marker, color=colour, label=arm, clip_on=False)
+            axis.plot(x, inside, linestyle="", marker=marker, color=color, label=arm, clip_on=False)
             if sign:
                 far = 6 if gain.mean() < window[0] else -12
                 axis.annotate(f"{gain.mean():+.1f}, off the scale", (x, inside), (0, far), textcoords="offset points",
                               ha="right" if x > costs[column].median() else "center")  # fmt: skip
             else:
-                axis.plot([x, x], [gain.min(), gain.max()], color=colour, linewidth=1)
+                axis.plot([x, x], [gain.min(), gain.max()], color=color, linewidth=1)
         axis.set(xlabel=label, ylabel="gain in points of mean@n", ylim=window, xlim=(0, 1.15 * costs[column].max()))
         axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
     _legend(figure, axes[0])
@@ -252,10 +252,10 @@ def _map(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         return None
     figure, axes = _panels(2, width=3.2, height=2.6)
     for arm, steps in parts.items():
-        colour, _, line = looks[arm]
+        color, _, line = looks[arm]
         for axis, column in zip(axes, ("cosine", "displacement"), strict=True):
             values = np.sort(steps[column].to_numpy())
-            axis.plot(values, np.linspace(0, 1, len(values)), color=colour, linestyle=line, label=arm)
+            axis.plot(values, np.linspace(0, 1, len(values)), color=color, linestyle=line, label=arm)
             axis.set(xlabel={"cosine": "cosine to the anchor"}.get(column, column), ylabel="share of explored steps")
     _legend(figure, axes[0])
     return figure, "How far exploration moved the fed vectors: cumulative shares over the kept steps."

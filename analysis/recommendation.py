@@ -1,10 +1,10 @@
 """Whether exploration is the bottleneck: one of six answers, or that the sample is too small to tell.
 
-The rules look at plain token sampling at the temperature of training. Shares are means over problems: `ill` of answers
+The rules look at plain token sampling at the temperature of training. Shares are means over problems: `malformed` of answers
 that are not well-formed (none could be read, or cut off at the limit), R, W and M = 1 - R - W of groups of G answers that
 are all right, all wrong, and mixed. The first that holds is the answer:
 
-    format     ill >= 50 %   most answers cannot be graded: what is missing is the format
+    format     malformed >= 50 %   most answers cannot be graded: what is missing is the format
     solved     R >= 80 %     hardly a group is left that could teach anything: the head room is gone
     too_hard   W >= 80 %     hardly a group has a right answer: no trick on the inputs makes up for what the model lacks
     signal     M >= 50 %     most groups mix right and wrong: plain RL has a signal already
@@ -39,7 +39,7 @@ FEWEST = 14  # problems
 SURE = 0.95  # share of resampled problem sets that have to agree
 DRAWS = 4_000
 ALPHA = 0.05
-DAMAGE = 1.0  # points of ill-formed answers
+DAMAGE = 1.0  # points of malformed answers
 SAYS = {
     "format": "format, and not exploration, is the bottleneck",
     "solved": "exploration is not the bottleneck, because hardly anything is left to find",
@@ -62,7 +62,7 @@ class Recommendation:
 def recommend(diagnosis: Diagnosis) -> Recommendation:
     """The answer for a diagnosis, by the rules above."""
     base, group = diagnosis.sampled.baseline, int(diagnosis.sampled.config["group_size"])
-    columns = np.stack([base.ill.mean(axis=1), *group_shares(base.solved, base.correct.shape[1], group)], axis=1)
+    columns = np.stack([base.malformed.mean(axis=1), *group_shares(base.solved, base.correct.shape[1], group)], axis=1)
     shares = stability(columns)
     kind = max(shares, key=lambda name: (name == kind_of(*columns.mean(axis=0)), shares[name]))
     better = _solvers(diagnosis.pairs)
@@ -75,9 +75,9 @@ def recommend(diagnosis: Diagnosis) -> Recommendation:
     return Recommendation(kind, head[0].upper() + head[1:], [_advice(diagnosis, kind), *rest])
 
 
-def kind_of(ill: float, right: float, wrong: float) -> str:
+def kind_of(malformed: float, right: float, wrong: float) -> str:
     """The first rule that holds for the three shares, each in [0, 1]."""
-    if ill >= HALF:
+    if malformed >= HALF:
         return "format"
     if right >= MOST:
         return "solved"
@@ -89,7 +89,7 @@ def kind_of(ill: float, right: float, wrong: float) -> str:
 
 
 def stability(columns: Array, draws: int = DRAWS, seed: int = 0) -> dict[str, float]:
-    """Answer -> the share of resampled problem sets that give it, from (P, 3) of ill, R and W for each problem."""
+    """Answer -> the share of resampled problem sets that give it, from (P, 3) of malformed, R and W for each problem."""
     problems = len(columns)
     weights = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=draws) / problems
     # Rounded so that a share which is 80 % in exact arithmetic is not 79.999 % by the order of a sum.
@@ -125,8 +125,8 @@ def _figure(diagnosis: Diagnosis, kind: str) -> str:
     room = f"pass@{n} is {_range(row, 'room', 'points')} above mean@{n}"
     groups = f"of groups of {group} are all"
     return {
-        "format": f"{_range(row, 'ill')} of the answers of {PLAIN} are not well-formed: {row['unparsed']:.0f} % hold no answer "
-        f"that can be read, and {row['cut']:.0f} % are cut off",
+        "format": f"{_range(row, 'malformed')} of the answers of {PLAIN} are not well-formed: {row['unparsed']:.0f} % hold no "
+        f"answer that can be read, and {row['cut']:.0f} % are cut off",
         "solved": f"{_range(row, 'all_right')} {groups} right, and {room}",
         "too_hard": f"{_range(row, 'all_wrong')} {groups} wrong, and pass@{n} is {_range(row, 'pass')}",
         "signal": f"{_range(row, 'mixed')} of groups of {group} mix right and wrong answers, and {room}",

@@ -28,7 +28,7 @@ from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.keys import Draws, row_keys
-from ngrpo.rollout.records import Rollouts, Step, Vocabulary
+from ngrpo.rollout.records import DecodeStep, Rollouts, Vocabulary
 from ngrpo.rollout.sampling import padded
 from ngrpo.tasks.story_math import StoryMath
 
@@ -199,7 +199,7 @@ class Ending(TokenSampling):
     def start(self, rows: int, device: torch.device) -> State:
         return {**super().start(rows, device), "left": self.lengths.to(device)}
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         step, state = super().sample(logits, state, draws, table)
         tokens = step.tokens.masked_fill(state["left"] == 1, self.vocabulary.stops[0])
         return replace(step, tokens=tokens), {**state, "left": state["left"] - 1}

@@ -1,4 +1,4 @@
-"""The models that are measured: the bundled one, and randomly initialised Qwen2 of any size, equal for equal seeds.
+"""The models that are measured: the bundled one, and randomly initialized Qwen2 of any size, equal for equal seeds.
 
 Random weights cost what trained ones cost; what they cannot do is end a text, so whoever uses them says where rows end.
 It does not know what is measured.

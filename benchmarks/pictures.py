@@ -9,7 +9,7 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt
 
-STYLES = (("#000000", "o", "-"), ("#b04a00", "s", "--"), ("#2a62a8", "^", ":"))  # of three distinct shades of grey
+STYLES = (("#000000", "o", "-"), ("#b04a00", "s", "--"), ("#2a62a8", "^", ":"))  # of three distinct shades of gray
 SIZE, DPI = (4.6, 3.1), 130
 
 
@@ -22,9 +22,9 @@ def curve(
 ) -> None:
     """Log-log lines of medians with bars from the lowest to the highest, one per (name, median, lowest, highest)."""
     figure, axes = plt.subplots(figsize=SIZE, layout="constrained")
-    for (name, middle, low, high), (colour, marker, dash) in zip(lines, STYLES, strict=False):
+    for (name, middle, low, high), (color, marker, dash) in zip(lines, STYLES, strict=False):
         bars = [[m - v for m, v in zip(middle, low, strict=True)], [v - m for m, v in zip(middle, high, strict=True)]]
-        axes.errorbar(at, middle, yerr=bars, label=name, color=colour, marker=marker, linestyle=dash, capsize=2.5)
+        axes.errorbar(at, middle, yerr=bars, label=name, color=color, marker=marker, linestyle=dash, capsize=2.5)
     axes.set(xscale="log", yscale="log", xlabel=axis, ylabel=unit)
     axes.set_xticks(at, [f"{value:,}" for value in at])
     axes.minorticks_off()

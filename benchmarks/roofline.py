@@ -18,7 +18,7 @@ from benchmarks.reporting import Table
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.records import TOKEN, Rollouts, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep, Rollouts
 from ngrpo.training.replay import micro_batches, prompts_of, replay
 
 TITLE = "Share of what the device can do"
@@ -56,9 +56,9 @@ def measure(options: Options) -> dict[str, Any]:
     workload = equal(sizes.new_tokens, sizes.rows // min(8, sizes.rows), min(8, sizes.rows))
     decoded = _decoding(bench, workload, options)
     decoded["bytes"] = decode_bytes(config, shape["parameters"], workload, decoded["prompt_tokens"], options.precision)
-    neighbours = timed(lambda: bench.strategy("neighbor_mix", workload)).seconds
+    neighbors = timed(lambda: bench.strategy("neighbor_mix", workload)).seconds
     step = _step(bench, sizes, options)
-    return {**shape, **rates, "decoding": decoded, "neighbours": neighbours, "step": step, "long": _long(bench, sizes)}
+    return {**shape, **rates, "decoding": decoded, "neighbors": neighbors, "step": step, "long": _long(bench, sizes)}
 
 
 def copied(options: Options, sizes: Sizes) -> float:
@@ -151,7 +151,7 @@ def _written(bench: Bench, rows: int, tokens: int) -> Rollouts:
     """Answers of random tokens that nobody has sampled, to one prompt of one token each."""
     drawn = torch.randint(2, len(bench.model.table), (rows, tokens), device=bench.device)
     prompts = torch.full((rows, 1), 2, device=bench.device)
-    steps = Step(drawn, torch.full_like(drawn, TOKEN), torch.zeros_like(drawn, dtype=torch.bool))
+    steps = DecodeStep(drawn, torch.full_like(drawn, TOKEN), torch.zeros_like(drawn, dtype=torch.bool))
     zeros, mask = torch.zeros(rows, tokens, device=bench.device), torch.ones_like(steps.explored)
     keys = row_keys([("long", row) for row in range(rows)], bench.device)
     return Rollouts(prompts, torch.ones_like(prompts, dtype=torch.bool), steps, mask, zeros, zeros, keys, 1)
@@ -173,7 +173,7 @@ def training_flops(bench: Bench, rollouts: Rollouts, passes: int = 3) -> float:
     4 * width per pass, layer and pair of tokens that attend, half of them since attention is causal.
 
     passes: forward 1, backward 2, and 1 where layers are computed again. Tokens are those that are read: a prompt once for
-    neighbouring rows that share it, and no row's last token.
+    neighboring rows that share it, and no row's last token.
     """
     config = bench.model.model.config
     head = config.vocab_size * config.hidden_size
@@ -204,7 +204,7 @@ def tables(measured: dict[str, Any]) -> list[Table]:
         ),
         ["engine over generate", f"{decoding['generate'] / decoding['engine']:.2f}x"],
         ["training passes: share of the matmul rate", f"{passes / measured['flops_per_second']:.1%}"],
-        ["neighbour table", f"{measured['neighbours']:.2f} s"],
+        ["neighbor table", f"{measured['neighbors']:.2f} s"],
         ["peak memory of the step", f"{step['peak_mib']:,.0f} MiB"],
     ]
     long = measured["long"]

@@ -87,7 +87,7 @@ def _peers() -> dict[str, str]:
     return {"trl": version("trl")}
 
 
-def summarise(folder: Path) -> Path:
+def summarize(folder: Path) -> Path:
     """The tables and pictures of every part that has been measured there."""
     sections = {}
     for part, module in PARTS.items():
@@ -114,7 +114,7 @@ def main() -> None:
         if arguments.out:
             folder = folder_of(context, arguments.out)
             write(part, context, measured, folder)
-            say(str(summarise(folder)))
+            say(str(summarize(folder)))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.sampling import Sampler
 
 TITLE = "What exploration and evaluation cost"
-TOKENS = 48  # of an answer: a call takes a second, so that its neighbours see the same machine
+TOKENS = 48  # of an answer: a call takes a second, so that its neighbors see the same machine
 LARGE_TOKENS = 24  # the same with the larger model
 ROUNDS = 2  # per repeat
 

@@ -11,7 +11,7 @@ from ngrpo.contract.mutations import COMPARED
 from ngrpo.contract.setting import LIKELIEST, POSITIONS, Played, Samples, Setting
 from ngrpo.contract.statistics import Finding, holds, near, pooled
 from ngrpo.exploration.base import Exploration
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 
 def examine(strategy: Exploration, setting: Setting, rows: int, subject: Samples | None = None) -> Iterator[Finding]:
@@ -63,7 +63,7 @@ def streams(subject: Samples, setting: Setting, rate: float | None) -> Iterator[
         setting.play(subject, setting.draws(COMPARED, *sources)) for sources in ((0, 0), (1, 0), (0, 1))
     )
     same = ours.step.tokens == tokens.step.tokens
-    for name in Step.__dataclass_fields__:
+    for name in DecodeStep.__dataclass_fields__:
         a, b = getattr(ours.step, name), getattr(tokens.step, name)
         if a is not None and b is not None:
             yield holds(f"{name} does not depend on the token's stream", (a == b)[same])

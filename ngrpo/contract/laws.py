@@ -16,10 +16,10 @@ from scipy import special
 from ngrpo.contract.setting import ENDS, VOCABULARY, Setting, V, held
 from ngrpo.contract.statistics import UNSEEN, Array, Finding, counts, holds, near, uniform
 from ngrpo.exploration.base import Exploration
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 ORDINARY = VOCABULARY.ordinary(V).numpy()
-Record = dict[str, Any]  # fields of a Step and `fed` as arrays, rows first
+Record = dict[str, Any]  # fields of a DecodeStep and `fed` as arrays, rows first
 
 
 @dataclass(frozen=True)
@@ -98,8 +98,8 @@ class Law:
 
     def log_prob(self, seen: Record, z: Array) -> Array:
         """(N,) what the strategy says of a record under the logits z (V,), in float64."""
-        fields = {name: seen[name] for name in Step.__dataclass_fields__}
-        step = Step(**{name: None if v is None else torch.as_tensor(v) for name, v in fields.items()})  # pyright: ignore
+        fields = {name: seen[name] for name in DecodeStep.__dataclass_fields__}
+        step = DecodeStep(**{name: None if v is None else torch.as_tensor(v) for name, v in fields.items()})  # pyright: ignore
         logits = torch.as_tensor(z).expand(len(seen["tokens"]), V)
         with torch.no_grad():
             return self.strategy.log_prob(step, logits, self.setting.table.double()).double().numpy()

@@ -17,7 +17,7 @@ from torch import Tensor
 from ngrpo.contract.setting import Played, Setting, held
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 COMPARED = 20_000  # rows on which a mutation has to change something to be one
 
@@ -43,11 +43,11 @@ class Mutant:
     def start(self, rows: int, device: torch.device) -> State:
         return self.strategy.start(rows, device)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         seen = self.start(len(logits), logits.device) if self.forgetful else state
         return self.sampler.sample(self.logits(logits), seen, self.draws(draws), table)
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         return self.strategy.embed(steps, table, self.draws(draws))
 
 
@@ -142,6 +142,6 @@ def second(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def differ(ours: Played, theirs: Played) -> bool:
     """Whether two plays of the same rows differ in the record or in what was fed."""
-    pairs = [(getattr(ours.step, f), getattr(theirs.step, f)) for f in Step.__dataclass_fields__]
+    pairs = [(getattr(ours.step, f), getattr(theirs.step, f)) for f in DecodeStep.__dataclass_fields__]
     pairs.append((ours.fed, theirs.fed))
     return not all(a is b is None or (a is not None and b is not None and torch.equal(a, b)) for a, b in pairs)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import State
 from ngrpo.rollout.keys import Draws, row_key
-from ngrpo.rollout.records import Step, Vocabulary
+from ngrpo.rollout.records import DecodeStep, Vocabulary
 
 RESERVED, STOP, OPENS, ENDS, WORD, PADDING, V, D = 0, 1, 2, 3, 5, 9, 10, 4
 VOCABULARY = Vocabulary(9, (RESERVED, STOP), (STOP,), (OPENS, ENDS), (7,))  # seven ordinary tokens: 2 to 8
@@ -29,8 +29,8 @@ class Samples(Protocol):
     """What is held to the contract: a strategy, or one whose `sample` was tampered with."""
 
     def start(self, rows: int, device: torch.device) -> State: ...
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]: ...
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor: ...
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]: ...
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Streams(Draws):
 class Played:
     """What a strategy made of one decode step: the record, what was fed, and the draws."""
 
-    step: Step
+    step: DecodeStep
     fed: Tensor
     draws: Draws
 
     def rows(self, index: Any) -> dict[str, Any]:
         """The record's fields and `fed` of some rows as arrays, float64 where they are floats; None where absent."""
-        named = {name: getattr(self.step, name) for name in Step.__dataclass_fields__} | {"fed": self.fed}
+        named = {name: getattr(self.step, name) for name in DecodeStep.__dataclass_fields__} | {"fed": self.fed}
         return {name: None if value is None else _array(value[index]) for name, value in named.items()}
 
 
@@ -100,7 +100,7 @@ class Setting:
         self.situation, self.answering = place % len(LIKELIEST), place // len(LIKELIEST) % ANSWERING == 0
         steps = torch.tensor(POSITIONS)[self.situation]
         keys = [torch.arange(rows) * 2 + row_key("contract", seed, name) // 4 for name in ("ours", "others")]
-        self.sources = [Source(Draws(key, steps).made()) for key in keys]
+        self.sources = [Source(Draws(key, steps).precompute()) for key in keys]
         self.keys, self.steps = keys[0], steps
 
     def draws(self, rows: int, tokens: int = 0, exploration: int = 0) -> Streams:

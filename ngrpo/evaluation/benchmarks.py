@@ -86,7 +86,7 @@ def results_of(target: Path) -> dict[str, Any]:
     table = pyarrow.parquet.read_table(target, columns=["outcome", "token_ids", "explored_steps"])
     correct = solved(target)
     n, outcomes = correct.shape[1], table["outcome"].to_pylist()
-    entry = passk.summarise(correct.astype(int), outcomes={name: outcomes.count(name) for name in OUTCOMES})
+    entry = passk.summarize(correct.astype(int), outcomes={name: outcomes.count(name) for name in OUTCOMES})
     pairs = zip(table["token_ids"].to_pylist(), table["explored_steps"].to_pylist(), strict=True)
     thoughts = [tuple(ids[:explored]) for ids, explored in pairs]
     groups = [set(thoughts[start : start + n]) for start in range(0, len(thoughts), n)]

@@ -29,7 +29,7 @@ from ngrpo.tasks.base import Problem, Task
 
 STEP_ROWS = 48  # explored steps of one batch that are kept, vectors and all, until the pictures are made
 WARM_UP = 4  # tokens of an answer that is not timed: the first call of a strategy pays for what later ones find ready
-LISTED = 12  # frequent anchors whose neighbours are listed
+LISTED = 12  # frequent anchors whose neighbors are listed
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,9 @@ def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str
 
 
 def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
-    """All batches to the files that last: samples/, steps, planes and neighbours (parquet), timings.csv.
+    """All batches to the files that last: samples/, steps, planes and neighbors (parquet), timings.csv.
 
-    named: tokens whose neighbours are wanted besides the most frequent anchors.
+    named: tokens whose neighbors are wanted besides the most frequent anchors.
     """
     table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
@@ -113,7 +113,7 @@ def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Seque
     kept = [{key: cell for key, cell in row.items() if key != "fed"} for row in steps]
     files.write_parquet(kept, draw.directory / "steps.parquet")
     files.write_parquet(planes, draw.directory / "planes.parquet")
-    listed = mechanism.neighbour_rows(wanted, table, ordinary, text)
+    listed = mechanism.neighbor_rows(wanted, table, ordinary, text)
     files.write_parquet(listed, draw.directory / "neighbours.parquet")
     times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
     files.write_csv(times, draw.timings)

@@ -1,4 +1,4 @@
-"""What exploration feeds, seen in the embedding table: steps, nearest tokens, neighbours, and the plane around an anchor.
+"""What exploration feeds, seen in the embedding table: steps, nearest tokens, neighbors, and the plane around an anchor.
 
 It takes rollouts and the table; which strategy made a step, it does not know.
 
@@ -20,7 +20,7 @@ from ngrpo.rollout.sampling import Answers, displacement
 
 CHUNK = 16_384  # rows of the table that are looked at together
 PLANES, AROUND, FED = 4, 6, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
-LISTED = 8  # neighbours of a token in the table
+LISTED = 8  # neighbors of a token in the table
 MOVED = 1e-6  # displacement below which a vector is the anchor's own
 Names = Callable[[int], str]  # token id -> its text
 
@@ -87,10 +87,10 @@ def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
     return found
 
 
-def neighbours(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
+def neighbors(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor) -> tuple[Tensor, Tensor]:
     """Ids and cosines, both (N, count), of the ordinary rows nearest to each token, itself left out; nearest first.
 
-    ordinary: (V,) bool, which rows may be neighbours. `count` falls to what there is. In float64, ties by lowest id.
+    ordinary: (V,) bool, which rows may be neighbors. `count` falls to what there is. In float64, ties by lowest id.
     """
     device = table.device
     chosen = torch.tensor(list(tokens), dtype=torch.int64, device=device)
@@ -112,15 +112,15 @@ def plane(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         plane, and the share of the points' variance along each axis (2,). An axis points to where its largest loading
         is positive.
     """
-    centre = points.double().mean(dim=0)
-    _, sizes, directions = torch.linalg.svd(points.double() - centre, full_matrices=False)
+    center = points.double().mean(dim=0)
+    _, sizes, directions = torch.linalg.svd(points.double() - center, full_matrices=False)
     axes = torch.zeros(2, points.shape[1], dtype=torch.float64, device=points.device)
     axes[: len(directions)] = directions[:2]
     axes *= torch.sign(axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)))
     shares = F.pad(sizes.square() / sizes.square().sum().clamp(min=1e-300), (0, 2))[:2]
     every = torch.cat((points, others.to(points.dtype))).double()
     away = every - every[0]
-    return (every - centre) @ axes.T, (away - away @ axes.T @ axes).norm(dim=-1), shares
+    return (every - center) @ axes.T, (away - away @ axes.T @ axes).norm(dim=-1), shares
 
 
 def plane_rows(
@@ -128,7 +128,7 @@ def plane_rows(
 ) -> list[dict[str, Any]]:
     """Pictures of the table around the anchors that most strategies moved, as rows to draw (N-GRPO, Figure 1).
 
-    steps: rows of `step_rows` with `strategy` and `fed`. A picture is the plane of the anchor, its nearest neighbours and
+    steps: rows of `step_rows` with `strategy` and `fed`. A picture is the plane of the anchor, its nearest neighbors and
     the tokens nearest to what was fed; the fed vectors are laid on it, and `off_plane` is how far, in units of the
     anchor's length, they have moved away from the anchor in directions that the picture does not show.
     """
@@ -143,16 +143,16 @@ def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
     return sorted(counts, key=lambda anchor: (-kinds[anchor], -counts[anchor], anchor))[:most]
 
 
-def neighbour_rows(
+def neighbor_rows(
     tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = LISTED
 ) -> list[dict[str, Any]]:
-    """A row per token and neighbour: token, text, rank from 1, neighbour, its text, cosine."""
+    """A row per token and neighbor: token, text, rank from 1, neighbor, its text, cosine."""
     if not len(tokens):
         return []
-    ids, cosines = (values.tolist() for values in neighbours(tokens, count, table, ordinary))
+    ids, cosines = (values.tolist() for values in neighbors(tokens, count, table, ordinary))
     return [
-        {"token": token, "text": name(token), "rank": rank, "neighbour": ids[at][rank - 1],
-         "neighbour_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}
+        {"token": token, "text": name(token), "rank": rank, "neighbor": ids[at][rank - 1],
+         "neighbor_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}
         for at, token in enumerate(tokens) for rank in range(1, len(ids[at]) + 1)
     ]  # fmt: skip
 
@@ -164,12 +164,12 @@ def _picture(
     for strategy in dict.fromkeys(row["strategy"] for row in steps):
         own = [row for row in steps if row["strategy"] == strategy and row["anchor"] == anchor]
         shown += own[:: -(-len(own) // FED)] if own else []
-    around = neighbours([anchor], AROUND, table, ordinary)[0][0].tolist()
+    around = neighbors([anchor], AROUND, table, ordinary)[0][0].tolist()
     reached = [token for token in dict.fromkeys(row["nearest"] for row in shown) if token not in (anchor, *around)]
     tokens = [anchor, *around, *reached]
     fed = torch.tensor([row["fed"] for row in shown], dtype=torch.float64, device=table.device)
     coordinates, off, shares = plane(table[tokens], fed)
-    kinds = ["anchor"] + ["neighbour"] * len(around) + ["nearest"] * len(reached)
+    kinds = ["anchor"] + ["neighbor"] * len(around) + ["nearest"] * len(reached)
     length = float(table[anchor].double().norm())
     common = {"anchor": anchor, "anchor_text": name(anchor), "share_x": float(shares[0]), "share_y": float(shares[1])}
     labels = [(kind, None, token) for kind, token in zip(kinds, tokens, strict=True)]

@@ -97,7 +97,7 @@ def paired_interval(
     return bootstrap_interval(second - first, level, draws, seed)
 
 
-def summarise(
+def summarize(
     correct: ArrayLike,
     outcomes: Mapping[str, int] | None = None,
     level: float = 0.95,

@@ -7,7 +7,7 @@ from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 
 class AnnealedTemperature(TokenSampling):
@@ -32,7 +32,7 @@ class AnnealedTemperature(TokenSampling):
         falling = 1 + self.first - torch.exp(steps.double() / self.horizon)
         return (self.temperature * falling.clamp(min=self.last)).float()
 
-    def temperature_of(self, steps: Step) -> Tensor:
+    def temperature_of(self, steps: DecodeStep) -> Tensor:
         assert steps.scale is not None
         return steps.scale[..., None]
 
@@ -40,12 +40,12 @@ class AnnealedTemperature(TokenSampling):
         """(..., V) whose softmax is the distribution at temperatures tau (...,)."""
         return filtered(tempered(logits, 1.0) / tau[..., None], self.top_p, keep)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         tau = self.schedule(draws.steps.expand(len(logits)))
         tokens = draw_token(self.annealed(logits, tau), draws.token)
         unexplored = torch.zeros_like(tokens, dtype=torch.bool)
-        return Step(tokens, torch.full_like(tokens, TOKEN), unexplored, scale=tau), state
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), unexplored, scale=tau), state
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.scale is not None
         return token_log_prob(self.annealed(logits, steps.scale, keep=steps.tokens), steps.tokens)

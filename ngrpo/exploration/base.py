@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.thinking import State, Thinking
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step, Vocabulary
+from ngrpo.rollout.records import DecodeStep, Vocabulary
 
 
 class Exploration(nn.Module, ABC):
@@ -34,7 +34,7 @@ class Exploration(nn.Module, ABC):
     thinking: Thinking
     temperature: float = 1.0
 
-    def temperature_of(self, steps: Step) -> float | Tensor:
+    def temperature_of(self, steps: DecodeStep) -> float | Tensor:
         """What divides the logits that recorded steps' text tokens are drawn from, a number or (..., 1)."""
         return self.temperature
 
@@ -57,26 +57,26 @@ class Exploration(nn.Module, ABC):
         return {}
 
     @abstractmethod
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         """One step from logits (B, V) float32, the state, this step's draws (B,) and the table (V, D)."""
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         """The fed vectors (..., D), differentiable in the table: E[token], or the recipe where exploration acted."""
         return feed(steps, table)
 
     @abstractmethod
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         """The objective's log-probability (...,) float32 of recorded steps under logits (..., V)."""
 
     def sample_and_log_prob(
         self, logits: Tensor, state: State, draws: Draws, table: Tensor
-    ) -> tuple[Step, Tensor, State]:
+    ) -> tuple[DecodeStep, Tensor, State]:
         """`sample`, and `log_prob` of what it drew: for strategies whose two terms share much work."""
         step, state = self.sample(logits, state, draws, table)
         return step, self.log_prob(step, logits, table), state
 
 
-def feed(steps: Step, table: Tensor) -> Tensor:
+def feed(steps: DecodeStep, table: Tensor) -> Tensor:
     """(..., D): E[token], or the recipe where exploration acted."""
     fed = F.embedding(steps.tokens, table)
     if steps.mix_ids is None or steps.mix_weights is None:
@@ -84,7 +84,7 @@ def feed(steps: Step, table: Tensor) -> Tensor:
     return where_explored(steps, fed, lambda places: mixture(steps[places], table))
 
 
-def mixture(steps: Step, table: Tensor) -> Tensor:
+def mixture(steps: DecodeStep, table: Tensor) -> Tensor:
     """(..., D): sum over the K candidates of weight * E[id], in candidate order."""
     assert steps.mix_ids is not None and steps.mix_weights is not None
     return (F.embedding(steps.mix_ids, table) * steps.mix_weights[..., None].to(table.dtype)).sum(dim=-2)
@@ -95,7 +95,7 @@ def chosen_places(where: Tensor) -> Any:
     return where.nonzero(as_tuple=True) if where.device.type == "cpu" else ...
 
 
-def where_explored(steps: Step, fed: Tensor, make: Callable[[Any], Tensor]) -> Tensor:
+def where_explored(steps: DecodeStep, fed: Tensor, make: Callable[[Any], Tensor]) -> Tensor:
     """`fed` (..., D) with `make(places)` (..., D) at the explored steps, differentiable in both."""
     places = chosen_places(steps.explored)
     made = make(places).to(fed.dtype)

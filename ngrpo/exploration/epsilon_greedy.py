@@ -9,7 +9,7 @@ from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import TOKEN, DecodeStep, Vocabulary
 
 
 class EpsilonGreedy(TokenSampling):
@@ -36,13 +36,13 @@ class EpsilonGreedy(TokenSampling):
         self.register_buffer("allowed", allowed, persistent=False)
         self.register_buffer("ids", allowed.nonzero().squeeze(-1), persistent=False)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         anything = self.ids[(draws.token * len(self.ids)).long()]
         random = draws.explore < self.epsilon
         tokens = torch.where(random, anything, self.draw(logits, draws))
-        return Step(tokens, torch.full_like(tokens, TOKEN), random), state
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), random), state
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         own = token_log_prob(tempered(logits, self.temperature), steps.tokens) + math.log1p(-self.epsilon)
         uniform = torch.full_like(own, math.log(self.epsilon / len(self.ids)))
         return torch.where(self.allowed[steps.tokens], torch.logaddexp(own, uniform), own)

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import where_explored
 from ngrpo.exploration.mixing import Around, Recipe
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 
 def root_mean_square(table: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ class GaussianNoise(Recipe):
     def record(self, rows: Around) -> dict[str, Tensor]:
         return {"scale": rows.mixed * self.relative_scale * self.rms}
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
         if steps.scale is None:
             return fed

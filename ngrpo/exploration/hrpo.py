@@ -11,7 +11,7 @@ from ngrpo.exploration.base import State
 from ngrpo.exploration.scores import draw_token
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws, row_key
-from ngrpo.rollout.records import TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import TOKEN, DecodeStep, Vocabulary
 
 C = 8.0  # sharpness of the gate
 
@@ -69,7 +69,7 @@ class HybridReasoning(TokenSampling):
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores = self.scores(logits)
         tokens = draw_token(scores, draws.token)
         _, state = self.thinking.push(state, tokens)
@@ -78,13 +78,13 @@ class HybridReasoning(TokenSampling):
             p = scores.softmax(dim=-1)
             hidden = (p / p.norm(dim=-1, keepdim=True)) @ table.detach().to(p.dtype)
         offset = torch.where(soft[:, None], hidden.detach(), torch.zeros_like(hidden))
-        return Step(tokens, torch.full_like(tokens, TOKEN), soft, offset=offset), state
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), soft, offset=offset), state
 
     def retained(self, x: Tensor) -> Tensor:
         """a (..., D), the share of the token's embedding x (..., D)."""
         return torch.exp(-C * F.softplus(-self.Lambda) * torch.sigmoid(self.reset(x)))
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         """Every step goes through the gates, so that their parameters have a gradient whatever was explored."""
         assert steps.offset is not None
         fed = F.embedding(steps.tokens, table)

@@ -13,7 +13,7 @@ from ngrpo.exploration.gate import Gate
 from ngrpo.exploration.scores import draw_token
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import FORCED, TOKEN, DecodeStep, Vocabulary
 
 # The anchor (B,) of a mixture, from logits (B, V) and the sampled tokens (B,).
 ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -64,9 +64,9 @@ class Recipe(nn.Module, ABC):
 
     @abstractmethod
     def record(self, rows: Around) -> dict[str, Tensor]:
-        """Fields of a Step, each with B rows."""
+        """Fields of a DecodeStep, each with B rows."""
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         """As Exploration.embed."""
         return feed(steps, table)
 
@@ -116,7 +116,7 @@ class Mixing(TokenSampling):
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores, thinking = self.scores(logits), self.thinking
         tokens = draw_token(scores, draws.token)
         anchors = self.pick(logits, tokens)
@@ -130,9 +130,9 @@ class Mixing(TokenSampling):
         role = torch.full_like(tokens, TOKEN)
         role = role if self.loss_on_mixed_steps == "keep" else role.masked_fill(explored, FORCED)
         if mixed.device.type == "cpu" and not mixed.any():  # a recipe is no work for a device that would be waited for
-            return Step(tokens, role, explored), state
+            return DecodeStep(tokens, role, explored), state
         rows = Around(mixed, tokens, anchors, logits, scores, self.temperature, table)
-        return Step(tokens, role, explored, **self.recipe.record(rows)), state
+        return DecodeStep(tokens, role, explored, **self.recipe.record(rows)), state
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         return self.recipe.embed(steps, table, draws)

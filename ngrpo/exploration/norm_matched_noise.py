@@ -10,7 +10,7 @@ from ngrpo.exploration.base import mixture, where_explored
 from ngrpo.exploration.mixing import Around
 from ngrpo.exploration.neighbor_mix import Neighbors
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 
 class MatchedNoise(Neighbors):
@@ -28,7 +28,7 @@ class MatchedNoise(Neighbors):
         length = (shift * made["mix_weights"][..., None].to(exact)).sum(dim=-2).norm(dim=-1)
         return {"mix_ids": anchors, "mix_weights": torch.ones_like(length)[:, None], "scale": length}
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
         if steps.mix_ids is None or steps.scale is None:
             return fed

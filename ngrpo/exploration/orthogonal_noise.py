@@ -8,7 +8,7 @@ from ngrpo.exploration.base import where_explored
 from ngrpo.exploration.mixing import Around, Recipe
 from ngrpo.exploration.scores import candidates, tempered
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 
 class OrthogonalNoise(Recipe):
@@ -37,13 +37,13 @@ class OrthogonalNoise(Recipe):
         weights = tempered(rows.logits.gather(-1, ids[:, 1:]), rows.temperature).softmax(dim=-1)
         return rows.mixture(ids, F.pad(weights, (1, 0), value=1.0))
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
         if steps.mix_ids is None or steps.mix_weights is None:
             return fed
         return where_explored(steps, fed, lambda at: self._moved(steps[at], table, draws[at]))
 
-    def _moved(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def _moved(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         assert steps.mix_ids is not None and steps.mix_weights is not None
         vectors = F.embedding(steps.mix_ids, table)
         first, others = vectors[..., :1, :], vectors[..., 1:, :]

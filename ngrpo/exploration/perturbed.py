@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from ngrpo.exploration.base import Exploration, State, mixture, where_explored
 from ngrpo.exploration.scores import candidates, draw_token, filtered, tempered, token_log_prob
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 CUT = -1e30  # score of a candidate outside the nucleus: finite, because records are multiplied by masks
 
@@ -63,7 +63,7 @@ class PerturbedThinking(Exploration):
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         soft = state["thinking"]
         ids, log_p = self._candidates(logits)
         scores = self.noise.perturb(log_p, draws).to(log_p.dtype).masked_fill(log_p.isneginf(), CUT)
@@ -77,7 +77,7 @@ class PerturbedThinking(Exploration):
         weights = torch.where(explored[:, None], weights, plain)
         ids = torch.where(soft[:, None], ids, tokens[:, None])
         scores = torch.where(soft[:, None], scores, torch.zeros_like(scores))
-        return Step(tokens, torch.where(soft, self.noise.role, TOKEN), explored, ids, weights, scores), state
+        return DecodeStep(tokens, torch.where(soft, self.noise.role, TOKEN), explored, ids, weights, scores), state
 
     def _hard(self, logits: Tensor, keep: Tensor | None = None) -> Tensor:
         """(..., V) whose softmax the answer's tokens are drawn from; `keep` (...,) are tokens that no filter cuts."""
@@ -91,11 +91,11 @@ class PerturbedThinking(Exploration):
         cut = before >= self.thinking_top_p if self.thinking_top_p < 1 else torch.zeros_like(before, dtype=torch.bool)
         return ids, log_p.masked_fill(cut, -torch.inf).log_softmax(dim=-1)
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
         return where_explored(steps, fed, lambda at: mixture(steps[at], table.detach()))
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.mix_ids is not None and steps.scores is not None
         hard = token_log_prob(self._hard(logits, keep=steps.tokens), steps.tokens)
         valid = steps.scores > CUT / 2

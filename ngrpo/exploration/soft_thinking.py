@@ -6,7 +6,7 @@ from torch import Tensor
 from ngrpo.exploration.base import Exploration, State, one_hot_elsewhere
 from ngrpo.exploration.scores import candidates, draw_token, entropy, filtered, tempered, token_log_prob
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import FORCED, TOKEN, DecodeStep, Vocabulary
 
 
 class SoftThinking(Exploration):
@@ -54,7 +54,7 @@ class SoftThinking(Exploration):
         counts = torch.zeros(rows, dtype=torch.int64, device=device)
         return {"low": counts, "insert": counts - 1, **self.thinking.answer.start(rows, device)}
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores = tempered(logits, self.temperature)
         words = scores[:, : self.vocabulary.size]  # a row of padding is no candidate
         ids = candidates(words, min(self.max_topk, words.shape[-1]))
@@ -71,7 +71,7 @@ class SoftThinking(Exploration):
         state = {**state, "insert": insert.masked_fill(thinking & ended, len(self.inserted))}
         role = torch.where(inserting, FORCED, TOKEN)
         tau = torch.where(thinking, self.temperature, self.answer_temperature).to(scores.dtype)
-        return Step(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights), scale=tau), state
+        return DecodeStep(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights), scale=tau), state
 
     def _stop_cold(self, scores: Tensor, state: State, tokens: Tensor) -> State:
         """Begin to insert where the count is full, unless the token (B,) ends the thinking part by itself."""
@@ -85,6 +85,6 @@ class SoftThinking(Exploration):
         scores = tempered(logits, self.answer_temperature)
         return draw_token(filtered(scores, self.answer_top_p, top_k=self.answer_top_k), draws.token)
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.scale is not None
         return token_log_prob(tempered(logits, 1.0) / steps.scale[..., None], steps.tokens)

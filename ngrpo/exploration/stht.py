@@ -13,7 +13,7 @@ from ngrpo.exploration.base import Exploration, State, chosen_places, where_expl
 from ngrpo.exploration.gaussian_noise import root_mean_square
 from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import FORCED, GAUSSIAN, TOKEN, DecodeStep, Vocabulary
 
 
 class SoftTokens(Exploration):
@@ -55,13 +55,13 @@ class SoftTokens(Exploration):
         counts = torch.zeros(rows, dtype=torch.int64, device=device)
         return {"thought": counts, "insert": counts - 1, **self.thinking.answer.start(rows, device)}
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         step, _, state = self.sample_and_log_prob(logits, state, draws, table)
         return step, state
 
     def sample_and_log_prob(
         self, logits: Tensor, state: State, draws: Draws, table: Tensor
-    ) -> tuple[Step, Tensor, State]:
+    ) -> tuple[DecodeStep, Tensor, State]:
         state = self._open_answer_at_limit(state)
         thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
         tokens, hard = logits.max(dim=-1).indices, chosen_places(~thinking)
@@ -84,7 +84,7 @@ class SoftTokens(Exploration):
         offset[places] = mean + sigma * draws[places].normal(table.shape[-1])
         offset = torch.where(soft[:, None], offset, 0)
         role = torch.where(thinking & ~soft, FORCED, role)
-        step = Step(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset)
+        step = DecodeStep(tokens, role, soft, scale=sigma.expand(len(tokens)), offset=offset)
         return step, self._scored(step, logits, mean), state
 
     def _open_answer_at_limit(self, state: State) -> State:
@@ -106,17 +106,17 @@ class SoftTokens(Exploration):
         with torch.autocast(scores.device.type, enabled=False):
             return scores.softmax(dim=-1) @ table.to(scores.dtype)
 
-    def embed(self, steps: Step, table: Tensor, draws: Draws) -> Tensor:
+    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         fed = F.embedding(steps.tokens, table)
         if steps.offset is None:
             return fed
         offset = steps.offset
         return where_explored(steps, fed, lambda at: offset[at])
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         return self._scored(steps, logits, self._expected(logits[chosen_places(steps.role == GAUSSIAN)], table))
 
-    def _scored(self, steps: Step, logits: Tensor, mean: Tensor) -> Tensor:
+    def _scored(self, steps: DecodeStep, logits: Tensor, mean: Tensor) -> Tensor:
         """log_prob, given the expected embeddings (N, D) of the steps with a density."""
         soft = steps.role == GAUSSIAN
         assert steps.offset is not None and steps.scale is not None

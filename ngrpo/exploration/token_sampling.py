@@ -6,7 +6,7 @@ from torch import Tensor
 from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import draw_token, filtered, tempered, token_log_prob
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 
 class TokenSampling(Exploration):
@@ -28,9 +28,9 @@ class TokenSampling(Exploration):
         """(B,) sampled tokens."""
         return draw_token(self.scores(logits), draws.token)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         tokens = self.draw(logits, draws)
-        return Step(tokens, torch.full_like(tokens, TOKEN), torch.zeros_like(tokens, dtype=torch.bool)), state
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), torch.zeros_like(tokens, dtype=torch.bool)), state
 
-    def log_prob(self, steps: Step, logits: Tensor, table: Tensor) -> Tensor:
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         return token_log_prob(self.scores(logits, keep=steps.tokens), steps.tokens)

@@ -8,7 +8,7 @@ from ngrpo.exploration.gate import Gate
 from ngrpo.exploration.scores import candidates, draw_token, gumbel
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 
 class TopkGumbelSelect(TokenSampling):
@@ -31,7 +31,7 @@ class TopkGumbelSelect(TokenSampling):
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
 
-    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[Step, State]:
+    def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores, ordinary = self.scores(logits), self.thinking.ordinary
         tokens = draw_token(scores, draws.token)
         chosen = state["thinking"] & self.gate.open(logits, draws, self.temperature)
@@ -45,8 +45,8 @@ class TopkGumbelSelect(TokenSampling):
         mixed = chosen & ordinary[anchors] & state["thinking"] & ordinary[tokens]
         role = torch.full_like(tokens, TOKEN)
         if not len(noisy):
-            return Step(tokens, role, mixed), state
+            return DecodeStep(tokens, role, mixed), state
         ids = tokens[:, None].repeat(1, self.k)
         ids[places] = candidates(noisy.masked_fill(~ordinary, -torch.inf), self.k)
         weights = scores.gather(-1, ids).softmax(dim=-1)
-        return Step(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights)), state
+        return DecodeStep(tokens, role, mixed, *one_hot_elsewhere(mixed, tokens, ids, weights)), state

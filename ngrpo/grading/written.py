@@ -162,6 +162,6 @@ def percent(text: str) -> str | None:
 
 
 def word(text: str) -> str | None:
-    """Plain words in small letters, without \\text around them; None for anything else."""
+    """Plain lowercase words, without \\text around them; None for anything else."""
     text = TEXT.sub(r"\1", text).strip()
     return " ".join(text.lower().split()) if WORD.fullmatch(text) and len(text.replace(" ", "")) > 1 else None

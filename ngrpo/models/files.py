@@ -82,7 +82,7 @@ def tokenizer(place: Path) -> Tokenizer | None:
 
 
 def ordinary_tokens(place: Path) -> int | None:
-    """How many tokens may be neighbours: neither special nor added, with a row in the table. None: cannot be told."""
+    """How many tokens may be neighbors: neither special nor added, with a row in the table. None: cannot be told."""
     words, settings = tokenizer(place), _json(place / "config.json")
     rows = _setting(settings, "vocab_size")
     if words is None:

@@ -32,8 +32,8 @@ class DoesNotFit(RuntimeError):
 class Sizes:
     """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
-    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbour table; `kept` checkpoints on disk;
-    `update_rows` answers of one optimiser step, None for all; `device`: cpu or cuda."""
+    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
+    `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda."""
 
     rows: int
     prompts: int
@@ -103,7 +103,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
-    neighbours   V k ids of 8 bytes
+    neighbors   V k ids of 8 bytes
     cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
@@ -133,7 +133,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         resident={
             "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
             "optimizer": 2 * learners * size,
-            "neighbours": config.vocab_size * sizes.k * 8,
+            "neighbors": config.vocab_size * sizes.k * 8,
         },
         rollout={
             "gradients": learners * size,

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.ranks import Ranks
-from ngrpo.rollout.records import Rollouts, Step, neutral
+from ngrpo.rollout.records import DecodeStep, Rollouts, neutral
 from ngrpo.rollout.sampling import Answers
 from ngrpo.tasks.base import Problem, Score
 
@@ -43,7 +43,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
 
     columns = {}
-    for f in fields(Step):
+    for f in fields(DecodeStep):
         values = [getattr(part.steps, f.name) for part in parts]
         like = next((value for value in values if value is not None), None)
         if like is None:
@@ -54,7 +54,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
     return Rollouts(
         prompts=left([part.prompts for part in parts]),
         prompt_mask=left([part.prompt_mask for part in parts]),
-        steps=Step(**columns),
+        steps=DecodeStep(**columns),
         mask=right([part.mask for part in parts]),
         log_probs=right([part.log_probs for part in parts]),
         entropy=None if any(part.entropy is None for part in parts) else right([part.entropy for part in parts]),  # pyright: ignore
@@ -87,7 +87,7 @@ def _unpacked(part: Mapping[str, Any], device: torch.device) -> Answers:
     rollouts = _moved(part["rollouts"], device)
     return Answers(
         [Problem(**problem) for problem in part["problems"]],
-        Rollouts(**{**rollouts, "steps": Step(**rollouts["steps"])}),
+        Rollouts(**{**rollouts, "steps": DecodeStep(**rollouts["steps"])}),
         part["completions"],
         [Score(**score) for score in part["scores"]],
     )

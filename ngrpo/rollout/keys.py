@@ -104,7 +104,7 @@ class Draws:
         pairs = torch.stack((_unit(words[0], words[1]), _unit(words[2], words[3])), dim=-1)
         return pairs.flatten(-2)[..., :width]
 
-    def made(self) -> "Draws":
+    def precompute(self) -> "Draws":
         """Itself, with both uniforms computed, so that parts of it are mere look-ups."""
         assert self.token.shape == self.explore.shape
         return self

@@ -25,7 +25,7 @@ class Vocabulary:
     """What a strategy may know of the token ids.
 
     size           number of ids the tokenizer can produce; embedding rows beyond it are padding
-    reserved       ids that are special or added tokens: never a neighbour, never mixed
+    reserved       ids that are special or added tokens: never a neighbor, never mixed
     stops          ids that end a text
     answer_start   ids of the text that ends the thinking part; empty: the whole text is thinking
     answer_prefix  ids of the text that opens the final answer
@@ -45,10 +45,10 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What was fed and what was realised, for one decode step (leading shape (B,)) or many ((B, T), or (N,) flattened).
+class DecodeStep:
+    """What was fed and what was realized, for one decode step (leading shape (B,)) or many ((B, T), or (N,) flattened).
 
-    tokens       (...,) int64      realised token: what goes in the text and the reward
+    tokens       (...,) int64      realized token: what goes in the text and the reward
     role         (...,) int64      TOKEN | GAUSSIAN | GUMBEL | DIRICHLET | FORCED (inserted text: no loss)
     explored     (...,) bool       where exploration acted
     mix_ids      (..., K) or None  recipe: fed = sum of weight * E[id]; None: fed = E[tokens]
@@ -67,21 +67,21 @@ class Step:
     scale: Tensor | None = None
     offset: Tensor | None = None
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Step":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "DecodeStep":
         """The same record with `change` applied to every field that is there."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Step(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
+        return DecodeStep(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
 
-    def __getitem__(self, index) -> "Step":
+    def __getitem__(self, index) -> "DecodeStep":
         return self.map(lambda value: value[index])
 
     @property
     def anchors(self) -> Tensor:
-        """The token (...,) that a fed vector stands around: the first candidate of its recipe, or the realised token."""
+        """The token (...,) that a fed vector stands around: the first candidate of its recipe, or the realized token."""
         return self.tokens if self.mix_ids is None else self.mix_ids[..., 0]
 
 
-def neutral(name: str, step: Step, like: Tensor) -> Tensor:
+def neutral(name: str, step: DecodeStep, like: Tensor) -> Tensor:
     """What an absent field of `step` means, shaped like the same field of a step that has it."""
     empty = torch.zeros((*step.tokens.shape, *like.shape[step.tokens.dim() :]), dtype=like.dtype, device=like.device)
     if name == "mix_ids":
@@ -91,10 +91,10 @@ def neutral(name: str, step: Step, like: Tensor) -> Tensor:
     return empty
 
 
-def stack_steps(steps: Sequence[Step]) -> Step:
+def stack_steps(steps: Sequence[DecodeStep]) -> DecodeStep:
     """(B,) steps to one (B, T) record. A field is None only if no step has it; elsewhere absence becomes its meaning."""
     stacked = {}
-    for f in fields(Step):
+    for f in fields(DecodeStep):
         present = next((getattr(step, f.name) for step in steps if getattr(step, f.name) is not None), None)
         if present is None:
             stacked[f.name] = None
@@ -102,7 +102,7 @@ def stack_steps(steps: Sequence[Step]) -> Step:
         values = [getattr(step, f.name) for step in steps]
         filled = [neutral(f.name, s, present) if v is None else v for s, v in zip(steps, values, strict=True)]
         stacked[f.name] = torch.stack(filled, dim=1)
-    return Step(**stacked)
+    return DecodeStep(**stacked)
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Rollouts:
 
     prompts      (B, S) int64, left-padded
     prompt_mask  (B, S) bool, true on the prompt's own tokens
-    steps        Step of (B, T), right-padded
+    steps        DecodeStep of (B, T), right-padded
     mask         (B, T) bool, true through the end-of-text token
     log_probs    (B, T) float32, of the rollout engine; 0 where the loss mask is false
     entropy      (B, T) float32, nats, of softmax(logits): a figure of the model, before temperature and filters, and no
@@ -122,7 +122,7 @@ class Rollouts:
 
     prompts: Tensor
     prompt_mask: Tensor
-    steps: Step
+    steps: DecodeStep
     mask: Tensor
     log_probs: Tensor
     entropy: Tensor | None
@@ -133,7 +133,7 @@ class Rollouts:
         (rows, width), length = self.prompts.shape, self.mask.shape[1]
         shapes = {"prompt_mask": (rows, width), "keys": (rows,)}
         given = {name: getattr(self, name) for name in (*shapes, "mask", "log_probs", "entropy")}
-        given |= {f"steps.{f.name}": getattr(self.steps, f.name) for f in fields(Step)}
+        given |= {f"steps.{f.name}": getattr(self.steps, f.name) for f in fields(DecodeStep)}
         for name, value in given.items():
             expected, got = shapes.get(name, (rows, length)), () if value is None else tuple(value.shape)
             holds = value is None or (got[:2] if name.startswith("steps.") else got) == expected

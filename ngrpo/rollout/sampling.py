@@ -16,7 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.prompting import Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.records import Rollouts, Step
+from ngrpo.rollout.records import DecodeStep, Rollouts
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
 
 STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
@@ -160,7 +160,7 @@ def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> 
     }
 
 
-def displacement(fed: Tensor, steps: Step, table: Tensor) -> tuple[Tensor, Tensor]:
+def displacement(fed: Tensor, steps: DecodeStep, table: Tensor) -> tuple[Tensor, Tensor]:
     """||fed - E[anchor]|| / ||E[anchor]|| and the cosine between the two, both (N,), for fed vectors (N, D)."""
     anchor = F.embedding(steps.anchors, table).float()
     distance = (fed.float() - anchor).norm(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)

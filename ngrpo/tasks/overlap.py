@@ -1,6 +1,6 @@
 """How many problems of a benchmark stand in the training set: word for word, or nearly.
 
-Texts are compared as words in small letters, without spaces, dollar signs and punctuation. `exact` is the same sequence
+Texts are compared as lowercase words, without spaces, dollar signs and punctuation. `exact` is the same sequence
 of words; `near` shares at least NEAR of its five-word runs (intersection over union) with one training problem, and is
 not exact. A problem of fewer than five words is one run. It does not know what is done about it.
 """

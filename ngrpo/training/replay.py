@@ -82,7 +82,7 @@ def states(
 
     learn_fed=False keeps gradients out of the embedding table and the strategy.
     """
-    line = Line.of(rollouts)
+    line = PackedBatch.of(rollouts)
     with torch.set_grad_enabled(learn_fed and torch.is_grad_enabled()):
         prompt = F.embedding(line.prompt_ids, model.table)
         steps, draws = rollouts.steps[line.row, line.time], rollouts.draws[line.row, line.time]
@@ -93,7 +93,7 @@ def states(
 
 
 @dataclass(frozen=True)
-class Line:
+class PackedBatch:
     """All that a model must read to replay rollouts, each token once: the distinct prompts, then all fed answer tokens.
 
     prompt_ids  (M,) the prompts' tokens
@@ -111,8 +111,8 @@ class Line:
     layout: PackedRows
 
     @classmethod
-    def of(cls, rollouts: Rollouts) -> "Line":
-        """Neighbouring rows with the same prompt share it."""
+    def of(cls, rollouts: Rollouts) -> "PackedBatch":
+        """Neighboring rows with the same prompt share it."""
         starts, prompt_of = rollouts.prompt_mask.sum(dim=1), prompts_of(rollouts)
         first = F.pad(prompt_of[1:] != prompt_of[:-1], (1, 0), value=True)  # rows whose prompt is read
         owner, column = (rollouts.prompt_mask & first[:, None]).nonzero(as_tuple=True)

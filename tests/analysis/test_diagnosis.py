@@ -14,11 +14,11 @@ from ngrpo.evaluation.passk import pass_at_k
 N, GROUP = 16, 8
 
 
-def answers(counts, ill=0.0, *, n=N, paths=True, explored=0, seed=0, rewards=False) -> Answers:
-    """Answers with so many right ones for each problem, of which the last `ill` of the wrong ones are no answers."""
+def answers(counts, malformed=0.0, *, n=N, paths=True, explored=0, seed=0, rewards=False) -> Answers:
+    """Answers with so many right ones for each problem, of which the last `malformed` of the wrong ones are no answers."""
     counts = np.asarray(counts)
     correct = np.arange(n)[None] < counts[:, None]
-    unparsed = (np.arange(n)[None] >= n - round(ill * n)) & ~correct
+    unparsed = (np.arange(n)[None] >= n - round(malformed * n)) & ~correct
     rng = np.random.default_rng(seed)
     texts = rng.integers(0, 2**40, correct.shape).astype(str)
     ways = np.where(correct, "right", rng.integers(0, 5, correct.shape).astype(str))
@@ -75,7 +75,7 @@ def test_the_first_rule_that_holds_is_the_answer(shares, kind):
 
 
 @pytest.mark.parametrize(
-    ("counts", "ill", "kind", "words"),
+    ("counts", "malformed", "kind", "words"),
     [
         ([16] * 64, 0, "solved", "100 % [94, 100] of groups of 8 are all right, and pass@16 is 0 points [0, 6] above"),
         ([0] * 64, 0, "too_hard", "100 % [94, 100] of groups of 8 are all wrong, and pass@16 is 0 % [0, 6]"),
@@ -85,8 +85,8 @@ def test_the_first_rule_that_holds_is_the_answer(shares, kind):
         ([16, 16, 16, 0, 6] * 13, 0, "easy", "60 % [48, 72] of groups of 8 are all right"),
     ],
 )
-def test_each_answer_names_its_figure_with_the_interval(counts, ill, kind, words):
-    found = advice(token_sampling=answers(counts, ill))
+def test_each_answer_names_its_figure_with_the_interval(counts, malformed, kind, words):
+    found = advice(token_sampling=answers(counts, malformed))
     assert found.kind == kind and words in found.head, found.head
 
 
@@ -168,7 +168,7 @@ def test_ways_are_counted_where_the_task_tells_them_and_final_answers_elsewhere(
     assert "different final answers" in variety.columns and "tells no solution path" in variety.note
 
 
-def test_the_control_of_neighbour_mixing_is_found_by_what_it_is_built_from():
+def test_the_control_of_neighbor_mixing_is_found_by_what_it_is_built_from():
     base = answers([4] * 20)
     study = sampled(token_sampling=base, mix=base, greedy=base, other=base)
     built = {"mix": {"_target_": "M", "rate": 0.1, "k": 3}, "greedy": {"_target_": "M", "rate": 0.1, "k": 1},
@@ -199,7 +199,7 @@ def test_a_picture_is_drawn_of_any_token_and_none_of_nothing():
     points = pd.DataFrame(
         [{"anchor": 1, "anchor_text": "$x^", "share_x": 0.5, "share_y": 0.2, "kind": kind, "strategy": name, "token": at,
           "text": text, "x": at, "y": -at, "off_plane": 0.1}
-         for at, (kind, name, text) in enumerate([("anchor", None, "$x^"), ("neighbour", None, "数"), ("fed", "mix", "\n")])]
+         for at, (kind, name, text) in enumerate([("anchor", None, "$x^"), ("neighbor", None, "数"), ("fed", "mix", "\n")])]
     )  # fmt: skip
     assert planes.png(points).startswith(b"\x89PNG")
     assert planes.png(pd.DataFrame()) is None

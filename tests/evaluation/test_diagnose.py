@@ -54,12 +54,12 @@ def test_the_plane_is_that_of_a_singular_value_decomposition():
     rng = np.random.default_rng(0)
     points, others = rng.normal(size=(9, 20)), rng.normal(size=(5, 20))
     coordinates, off, shares = mechanism.plane(torch.from_numpy(points), torch.from_numpy(others))
-    centred = points - points.mean(axis=0)
-    _, sizes, axes = np.linalg.svd(centred, full_matrices=False)
+    centered = points - points.mean(axis=0)
+    _, sizes, axes = np.linalg.svd(centered, full_matrices=False)
     axes = axes[:2] * np.sign([axis[np.abs(axis).argmax()] for axis in axes[:2]])[:, None]
     every = np.concatenate([points, others])
     assert np.allclose(coordinates, (every - points.mean(axis=0)) @ axes.T, atol=1e-10)
-    assert np.allclose(shares, sizes[:2] ** 2 / (centred**2).sum(), atol=1e-10)
+    assert np.allclose(shares, sizes[:2] ** 2 / (centered**2).sum(), atol=1e-10)
     away = every - every[0]
     assert np.allclose(off**2, (away**2).sum(axis=1) - ((away @ axes.T) ** 2).sum(axis=1), atol=1e-10)
 
@@ -72,14 +72,14 @@ def test_a_plane_of_one_or_two_points_has_what_it_can_have():
         assert shares.tolist() == pytest.approx([float(count == 2), 0.0])
 
 
-def test_neighbours_and_nearest_tokens_are_those_of_brute_force(monkeypatch):
+def test_neighbors_and_nearest_tokens_are_those_of_brute_force(monkeypatch):
     monkeypatch.setattr(mechanism, "CHUNK", 7)  # so that the table comes in several parts
     generator = torch.Generator().manual_seed(0)
     table = torch.randn(40, 6, generator=generator)
     table[11] = table[10]  # a tie
     ordinary = torch.ones(40, dtype=torch.bool)
     ordinary[[3, 10, 25]] = False
-    ids, cosines = mechanism.neighbours([0, 5, 11, 25], 4, table, ordinary)
+    ids, cosines = mechanism.neighbors([0, 5, 11, 25], 4, table, ordinary)
     rows = F.normalize(table.double(), dim=-1).numpy()
     for at, token in enumerate([0, 5, 11, 25]):
         scores = {other: rows[token] @ rows[other] for other in range(40) if ordinary[other] and other != token}
@@ -90,7 +90,7 @@ def test_neighbours_and_nearest_tokens_are_those_of_brute_force(monkeypatch):
     found = mechanism.nearest_tokens(vectors, table)
     brute = F.cosine_similarity(vectors[:, None].double(), table[None].double(), dim=-1).argmax(dim=1)
     assert torch.equal(found, brute) and found[:2].tolist() == [9, 30]
-    assert mechanism.neighbours([0], 99, table, ordinary)[0].shape == (1, 36)
+    assert mechanism.neighbors([0], 99, table, ordinary)[0].shape == (1, 36)
 
 
 def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, make_rollouts):
@@ -147,15 +147,15 @@ def test_the_page_says_what_the_samples_say(finished):
 
 def test_the_coordinates_are_those_of_the_model(finished):
     run, _ = finished
-    steps, planes, listed = (pd.read_parquet(run / f"{name}.parquet") for name in ("steps", "planes", "neighbours"))
+    steps, planes, listed = (pd.read_parquet(run / f"{name}.parquet") for name in ("steps", "planes", "neighbors"))
     assert set(steps["strategy"]) == {"gaussian_noise", "neighbor_mix"} and "fed" not in steps
-    assert set(planes["kind"]) >= {"anchor", "neighbour", "fed"}
+    assert set(planes["kind"]) >= {"anchor", "neighbor", "fed"}
     assert (planes[planes["kind"] == "anchor"].groupby("anchor").size() == 1).all()
     anchors = planes[planes["kind"] == "anchor"]
     assert (anchors["token"] == anchors["anchor"]).all() and (anchors["off_plane"] == 0).all()
     first = listed.iloc[0]
     assert first["text"].strip() == "seven" and first["rank"] == 1 and first["cosine"] >= listed.iloc[1]["cosine"]
-    assert first["neighbour_text"].strip() in {"six", "eight", "five"}  # number words lie together
+    assert first["neighbor_text"].strip() in {"six", "eight", "five"}  # number words lie together
 
 
 def test_a_finished_diagnosis_is_told_again_and_not_sampled_again(finished, tmp_path):
@@ -187,7 +187,7 @@ def test_a_killed_diagnosis_goes_on_and_ends_with_the_same_samples(finished, tmp
     pd.testing.assert_frame_equal(left, right)
 
 
-def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(finished, tmp_path):
+def test_a_report_shows_the_pictures_and_neighbors_that_lie_beside_its_runs(finished, tmp_path):
     run, _ = finished
     rng = np.random.default_rng(0)
     for name in ("token_sampling", "gaussian_noise"):
@@ -195,9 +195,7 @@ def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(fin
     roots = [tmp_path / "runs", run]
     report.write(load(roots), "token_sampling", tmp_path / "out", None, [], roots)
     html = (tmp_path / "out" / "report.html").read_text("utf-8")
-    assert (
-        "Nearest neighbours of tokens (ngrpo:tiny)" in html and "seven" in html and "two principal components" in html
-    )
+    assert "Nearest neighbors of tokens (ngrpo:tiny)" in html and "seven" in html and "two principal components" in html
     assert (tmp_path / "out" / "planes.png").exists() and str(run) not in html
     report.write(load(roots[:1]), "token_sampling", tmp_path / "plain", None, [], roots[:1])
     assert "principal components" not in (tmp_path / "plain" / "report.html").read_text("utf-8")
@@ -206,7 +204,7 @@ def test_a_report_shows_the_pictures_and_neighbours_that_lie_beside_its_runs(fin
 WRONG = {
     "strategies=[neighbor_mix]": "must have token_sampling among them|'strategies=[token_sampling,neighbor_mix]'",
     "strategies=neighbor_mix": "must be a list|'strategies=[token_sampling,neighbor_mix]'",
-    "strategies=[token_sampling,neighbour_mix]": "neighbour_mix|neighbor_mix",
+    "strategies=[token_sampling,neighbour_mix]": "neighbor_mix|neighbor_mix",
     "strategies=[token_sampling,stht,stht]": "names a strategy twice|'strategies=[token_sampling,stht]'",
     "strategies=[]": "must have token_sampling",
     "exploration=stht": "several strategies are compared|'strategies=[token_sampling,stht]'",

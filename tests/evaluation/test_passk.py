@@ -10,7 +10,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from ngrpo.evaluation.passk import boot_best_at_k, bootstrap_interval, k_grid, paired_interval, pass_at_k, summarise
+from ngrpo.evaluation.passk import boot_best_at_k, bootstrap_interval, k_grid, paired_interval, pass_at_k, summarize
 
 
 def test_pass_at_k_counts_the_subsets_that_hold_a_correct_sample():
@@ -146,10 +146,10 @@ def test_one_problem_has_no_interval():
         (lambda: bootstrap_interval([1.0, 0.0], level=95), "level=95"),
         (lambda: bootstrap_interval([1.0, 0.0], draws=0), "draws=0"),
         (lambda: paired_interval([1.0, 0.0], [1.0]), "same problems"),
-        (lambda: summarise([1, 0]), "table"),
-        (lambda: summarise([[1, 2]]), "table"),
-        (lambda: summarise(np.zeros((0, 4))), "table"),
-        (lambda: summarise([[1, 0]], outcomes={"correct": 1}), "add up to P·n = 2"),
+        (lambda: summarize([1, 0]), "table"),
+        (lambda: summarize([[1, 2]]), "table"),
+        (lambda: summarize(np.zeros((0, 4))), "table"),
+        (lambda: summarize([[1, 0]], outcomes={"correct": 1}), "add up to P·n = 2"),
     ],
 )
 def test_what_is_no_table_of_problems_is_refused(call, words):
@@ -160,7 +160,7 @@ def test_what_is_no_table_of_problems_is_refused(call, words):
 def test_a_summary_holds_plain_numbers_that_agree_with_the_estimators():
     correct = np.random.default_rng(6).random((40, 12)) < np.linspace(0, 1, 40)[:, None]
     hits = int(correct.sum())
-    entry = summarise(correct, outcomes={"correct": hits, "wrong": 480 - hits})
+    entry = summarize(correct, outcomes={"correct": hits, "wrong": 480 - hits})
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     assert list(entry) == ["n_problems", "n_samples", "mean@n", "pass@k", "boot_best@k", "outcomes"]
     assert (entry["n_problems"], entry["n_samples"]) == (40, 12)

@@ -19,7 +19,7 @@ from ngrpo.contract.statistics import ALPHA, counts, near, pooled, uniform
 from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 
@@ -136,7 +136,7 @@ class Silent(Exploration):
 
     def sample(self, logits, state, draws, table):
         tokens = torch.full((len(logits),), 5)
-        return Step(tokens, torch.full_like(tokens, TOKEN), tokens < 0), state
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), tokens < 0), state
 
     def log_prob(self, steps, logits, table):
         return torch.zeros(steps.tokens.shape)

@@ -1,4 +1,4 @@
-"""Neighbour mixing's other settings and its controls: what each feeds, against plain float64 loops."""
+"""Neighbor mixing's other settings and its controls: what each feeds, against plain float64 loops."""
 
 import math
 
@@ -25,7 +25,7 @@ from ngrpo.exploration.random_neighbor_mix import random_rows
 from ngrpo.exploration.scores import nucleus
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, Step
+from ngrpo.rollout.records import FORCED, TOKEN, DecodeStep
 from ngrpo.training.replay import replay
 
 
@@ -41,7 +41,7 @@ def fed_by(strategy, step, table, time: int = 0) -> torch.Tensor:
     return strategy.embed(step, table, Draws(torch.arange(rows), torch.full((rows,), time)))
 
 
-def recipe(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+def recipe(step: DecodeStep) -> tuple[torch.Tensor, torch.Tensor]:
     assert step.mix_ids is not None and step.mix_weights is not None
     return step.mix_ids, step.mix_weights
 
@@ -103,10 +103,10 @@ def test_nothing_is_explored_after_the_thinking_part_nor_on_reserved_tokens(tabl
     assert torch.equal(fed_by(strategy, step, table), table[torch.tensor(TRAPS)])
 
 
-# --- neighbour mixing -----------------------------------------------------------------------------------------------
+# --- neighbor mixing -----------------------------------------------------------------------------------------------
 
 
-def test_a_sampled_anchor_is_realised_and_mixed_around(table):
+def test_a_sampled_anchor_is_realized_and_mixed_around(table):
     logits, strategy = ordinary_logits(300, scale=1.0), bound(neighbor_mix(1.0, 3, anchor="sampled"), table)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(), logits, table)
     assert torch.equal(step.tokens, plain.tokens) and (step.tokens != logits.argmax(-1)).any()
@@ -136,7 +136,7 @@ def test_only_uncertain_steps_are_mixed(table, threshold):
     assert (h < 2.5).any() and (h > 2.5).any()
 
 
-def test_filtered_weights_leave_cut_neighbours_out_and_the_anchor_in(table):
+def test_filtered_weights_leave_cut_neighbors_out_and_the_anchor_in(table):
     logits = ordinary_logits(300, scale=1.0)
     filtering = bound(neighbor_mix(1.0, 4, weights="filtered", top_p=0.6), table)
     plain = bound(neighbor_mix(1.0, 4, top_p=0.6), table)
@@ -150,7 +150,7 @@ def test_filtered_weights_leave_cut_neighbours_out_and_the_anchor_in(table):
 
 
 def test_the_released_code_s_mixture(table):
-    """Softmax twice, the sample realised, the argmax mixed, neighbours of the output embedding."""
+    """Softmax twice, the sample realized, the argmax mixed, neighbors of the output embedding."""
     head, logits = random(V, D, seed=9), ordinary_logits(300, scale=1.0)
     strategy = neighbor_mix(1.0, 3, compat="released_sglang", temperature=0.7, top_p=0.9, weights="raw")
     strategy.bind(VOCABULARY, table)
@@ -186,7 +186,7 @@ def test_mixing_is_shared(table):
         assert isinstance(make(0.5), Mixing) != name.startswith("gumbel select")
 
 
-# --- random neighbours ----------------------------------------------------------------------------------------------
+# --- random neighbors ----------------------------------------------------------------------------------------------
 
 
 def test_random_rows_are_distinct_ordinary_and_uniform():
@@ -207,7 +207,7 @@ def test_random_rows_are_distinct_ordinary_and_uniform():
         random_rows(ordinary, 56, 0)
 
 
-def test_random_neighbours_have_the_weights_of_the_nearest_ones(table):
+def test_random_neighbors_have_the_weights_of_the_nearest_ones(table):
     logits = ordinary_logits(200, scale=1.0)
     ours, again, other = (bound(random_neighbor_mix(0.7, 4, seed=s), table) for s in (0, 0, 1))
     step, near = one_step(ours, logits, table), one_step(bound(neighbor_mix(0.7, 4), table), logits, table)
@@ -226,10 +226,10 @@ def test_random_neighbours_have_the_weights_of_the_nearest_ones(table):
 # --- noise of matched norm ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("realised", [{}, {"text_token": "sampled"}])
-def test_the_noise_is_as_long_as_the_mixture_s_displacement(table, realised):
+@pytest.mark.parametrize("realized", [{}, {"text_token": "sampled"}])
+def test_the_noise_is_as_long_as_the_mixture_s_displacement(table, realized):
     logits = ordinary_logits(300, scale=1.0)
-    noise, mix = (bound(make(0.8, 3, **realised), table) for make in (norm_matched_noise, neighbor_mix))
+    noise, mix = (bound(make(0.8, 3, **realized), table) for make in (norm_matched_noise, neighbor_mix))
     step, mixed = one_step(noise, logits, table), one_step(mix, logits, table)
     anchors = recipe(mixed)[0][:, 0]
     assert torch.equal(recipe(step)[0][:, 0], anchors) and torch.equal(step.explored, mixed.explored)
@@ -250,7 +250,7 @@ def test_its_direction_is_uniform_and_new_at_every_step(table):
     assert stats.kstest(u[0][:, 3].double().square().numpy(), beta.cdf).pvalue > 1e-3
 
 
-def test_without_neighbours_there_is_no_noise(table):
+def test_without_neighbors_there_is_no_noise(table):
     logits, strategy = ordinary_logits(50), bound(norm_matched_noise(1.0, 1), table)
     step = one_step(strategy, logits, table)
     assert step.explored.all() and torch.equal(fed_by(strategy, step, table), table[logits.argmax(-1)])
@@ -305,7 +305,7 @@ def test_orthogonal_noise_has_gradients_in_every_candidate_and_none_for_one(tabl
 # --- top-k Gumbel selection -----------------------------------------------------------------------------------------
 
 
-def test_the_selection_realises_an_exact_sample(table):
+def test_the_selection_realizes_an_exact_sample(table):
     logits, strategy = random(1, V, scale=1.5), bound(topk_gumbel_select(1.0, 3, temperature=0.7), table)
     step = one_step(strategy, logits.expand(20_000, -1), table)
     expected = (logits[0].double() / 0.7).softmax(-1) * 20_000

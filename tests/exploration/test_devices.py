@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from ngrpo.exploration import base, stht, topk_gumbel_select
 from ngrpo.rollout.engines import transformers as engine
 from ngrpo.rollout.keys import Draws, philox
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 from ngrpo.training.replay import replay
 
 ROWS, SIZE, META = 5, 64, torch.device("meta")
@@ -111,7 +111,7 @@ def test_a_step_is_the_same_on_an_accelerator(
     for logits, token in zip(every, told, strict=True):
         logits[0] += 60 * F.one_hot(torch.tensor(token), SIZE)
 
-    def decoded() -> list[tuple[Step, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    def decoded() -> list[tuple[DecodeStep, torch.Tensor, torch.Tensor, torch.Tensor]]:
         strategy = make_strategy(strategy_name, model, vocabulary, **changes)
         state, found = strategy.start(ROWS, torch.device("cpu")), []
         for time, logits in enumerate(every):

@@ -1,4 +1,4 @@
-"""Neighbour mixing: the published formula, one decode step at a time."""
+"""Neighbor mixing: the published formula, one decode step at a time."""
 
 import math
 
@@ -103,7 +103,7 @@ def test_ties_of_the_argmax_go_to_the_lowest_id(table):
 
 
 @pytest.mark.parametrize("metric", ["cosine", "dot", "l2", "l1"])
-def test_no_reserved_stop_or_padded_row_is_a_neighbour(table, metric):
+def test_no_reserved_stop_or_padded_row_is_a_neighbor(table, metric):
     strategy = bound(neighbor_mix(1.0, 6, metric), table)
     anchors = torch.tensor([i for i in range(V) if i not in TRAPS])
     found = strategy.recipe.neighbors.candidates(anchors)
@@ -177,7 +177,7 @@ def test_the_share_of_explored_steps_is_the_rate_while_thinking_and_nothing_afte
 def test_a_delimiter_ends_mixing_even_where_it_straddles_a_mixed_step(table, text_token):
     strategy = bound(neighbor_mix(0.5, 3, text_token=text_token), table)
     rows, state, steps = 200, strategy.start(200, torch.device("cpu")), []
-    close = {1: 10, 2: 11}  # the delimiter is certain, but for mixtures its neighbours still weigh something
+    close = {1: 10, 2: 11}  # the delimiter is certain, but for mixtures its neighbors still weigh something
     for time in range(8):
         logits = ordinary_logits(rows, time, scale=0.5)
         if time in close:

@@ -1,4 +1,4 @@
-"""The neighbour table against brute force in float64, and when it is made anew."""
+"""The neighbor table against brute force in float64, and when it is made anew."""
 
 import numpy as np
 import pytest
@@ -68,7 +68,7 @@ def test_nearest_is_brute_force(metric, count):
     agrees(nearest(table, count, metric, everyone(table)), table, count, metric, everyone(table))
 
 
-def test_rows_that_are_not_ordinary_neither_have_nor_are_neighbours(metric):
+def test_rows_that_are_not_ordinary_neither_have_nor_are_neighbors(metric):
     table = random_table()
     ordinary = everyone(table)
     traps = torch.tensor([0, 3, 77, 150, 198, 199])
@@ -117,8 +117,8 @@ def test_a_table_with_a_large_common_part_is_searched_exactly(metric):
 
 def test_rows_nearer_to_each_other_than_float32_tells_are_ordered_exactly(metric):
     """Clusters whose members differ by 1e-6 of their length: products in float32 are noise there."""
-    centres = random_table(6, 32).double().repeat_interleave(20, dim=0)
-    table = centres + 1e-6 * random_table(120, 32, seed=1).double()
+    centers = random_table(6, 32).double().repeat_interleave(20, dim=0)
+    table = centers + 1e-6 * random_table(120, 32, seed=1).double()
     agrees(nearest(table, 4, metric, everyone(table)), table, 4, metric, everyone(table), tight=1e-14)
 
 
@@ -210,12 +210,12 @@ def test_asking_for_everything_else_gives_everything_else():
         assert sorted(found[row].tolist()) == [i for i in range(9) if i != row]
 
 
-def test_no_neighbours_asked_for_is_an_empty_table():
+def test_no_neighbors_asked_for_is_an_empty_table():
     assert nearest(random_table(9, 4), 0, "l2", torch.ones(9).bool()).shape == (9, 0)
 
 
 @pytest.mark.parametrize(("rows", "count"), [(9, 9), (9, 20), (1, 1), (0, 1)])
-def test_more_neighbours_than_there_are_is_refused(rows, count):
+def test_more_neighbors_than_there_are_is_refused(rows, count):
     ordinary = torch.arange(12) < rows
     with pytest.raises(ValueError, match=rf"{count} neighbors .* {rows} ordinary rows .*lower k"):
         nearest(random_table(12, 4), count, "cosine", ordinary)
@@ -271,7 +271,7 @@ def made(k: int = 3, metric: str = "cosine", every: int = 2, rows: int = 50) -> 
     return table
 
 
-def test_candidates_are_the_anchor_and_then_its_neighbours():
+def test_candidates_are_the_anchor_and_then_its_neighbors():
     table, embedding = made(), random_table(50, 8)
     table.refresh(embedding, 0)
     anchors = torch.tensor([7, 2, 7, 0])
@@ -395,7 +395,7 @@ def test_rows_found_as_they_occur_are_those_of_the_join(metric, by_row):
         assert torch.equal(found[:, 0], anchors) and torch.equal(found[:, 1:], expected[anchors])
     searched = [anchor for call in by_row for anchor in call]
     assert len(searched) == len(set(searched)) > 30, "no anchor is searched twice"
-    assert not {0, 1} & set(searched), "reserved rows have no neighbours"
+    assert not {0, 1} & set(searched), "reserved rows have no neighbors"
 
 
 def test_rows_are_forgotten_when_the_embedding_changes_and_only_then(by_row):

@@ -27,7 +27,7 @@ from ngrpo.exploration.perturbed import CUT
 from ngrpo.exploration.scores import gumbel
 from ngrpo.exploration.soft_thinking import SoftThinking
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Step, Vocabulary
+from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, DecodeStep, Vocabulary
 from ngrpo.training.replay import replay
 
 
@@ -36,7 +36,7 @@ def table() -> torch.Tensor:
     return random(V, D, seed=5)
 
 
-def steps_under(strategy, table, logits: list[torch.Tensor]) -> list[Step]:
+def steps_under(strategy, table, logits: list[torch.Tensor]) -> list[DecodeStep]:
     """The steps under logits (B, V) of one time after another."""
     state, steps = strategy.start(len(logits[0]), torch.device("cpu")), []
     for time, now in enumerate(logits):
@@ -46,7 +46,7 @@ def steps_under(strategy, table, logits: list[torch.Tensor]) -> list[Step]:
 
 
 def nearly_sorted(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> tuple[list[int], np.ndarray]:
-    """Candidates of one row, likeliest first, and their renormalised probabilities, by the rules in plain numpy."""
+    """Candidates of one row, likeliest first, and their renormalized probabilities, by the rules in plain numpy."""
     order = np.argsort(-logits[: VOCABULARY.size], kind="stable")[:top_k]
     p = np.exp((logits[order] - logits[order].max()) / temperature)
     p /= p.sum()
@@ -60,7 +60,7 @@ def nearly_sorted(logits: np.ndarray, temperature: float, top_k: int, top_p: flo
 @pytest.mark.parametrize(
     ("max_topk", "top_k", "top_p", "min_p"), [(10, 30, 0.95, 0.001), (4, None, 1.0, 0.0), (5, 3, 1, 0)]
 )
-def test_a_thought_is_the_renormalised_mixture_of_the_likeliest(table, max_topk, top_k, top_p, min_p):
+def test_a_thought_is_the_renormalized_mixture_of_the_likeliest(table, max_topk, top_k, top_p, min_p):
     strategy, logits = bound(SoftThinking(max_topk, 0.7, top_p, top_k, min_p), table), ordinary_logits(50)
     step, fed = one_step(strategy, logits, table), None
     fed = strategy.embed(step, table, draws_of(50)).double().numpy()

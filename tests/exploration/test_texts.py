@@ -1,4 +1,4 @@
-"""Neighbour mixing and noise over whole texts, with the loss on them."""
+"""Neighbor mixing and noise over whole texts, with the loss on them."""
 
 import pytest
 import torch

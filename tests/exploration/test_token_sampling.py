@@ -10,7 +10,7 @@ from ngrpo.exploration.scores import BLOCK, LARGE, draw_token, filtered, nucleus
 from ngrpo.exploration.thinking import SuffixMatch
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_ties_at_the_edge_of_a_nucleus_go_to_the_lowest_id():
     assert nucleus(torch.zeros(1, 10), 0.35)[0].tolist() == [True] * 4 + [False] * 6
 
 
-def test_top_p_log_probs_are_normalised_over_the_nucleus_and_the_realised_token(table):
+def test_top_p_log_probs_are_normalized_over_the_nucleus_and_the_realized_token(table):
     strategy, logits = TokenSampling(temperature=0.7, top_p=0.8), random(5, V, scale=2)
-    every = Step(torch.arange(V).repeat(5, 1), *[torch.zeros(5, V, dtype=torch.int64)] * 2)
+    every = DecodeStep(torch.arange(V).repeat(5, 1), *[torch.zeros(5, V, dtype=torch.int64)] * 2)
     log_probs = strategy.log_prob(every, logits[:, None].expand(5, V, V), table).double()
     p, inside = (logits.double() / 0.7).softmax(-1), nucleus(logits / 0.7, 0.8)
     mass = (p * inside).sum(-1, keepdim=True)
@@ -88,7 +88,7 @@ def test_filtering_at_one_changes_nothing():
 
 def test_log_prob_is_the_tempered_softmax_in_float32_even_for_bfloat16_logits(table):
     logits = random(6, V, scale=4).bfloat16()
-    steps = Step(torch.arange(6), torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.bool))
+    steps = DecodeStep(torch.arange(6), torch.zeros(6, dtype=torch.int64), torch.zeros(6, dtype=torch.bool))
     made = TokenSampling(temperature=0.6).log_prob(steps, logits, table)
     expected = (logits.double() / 0.6).log_softmax(-1)[torch.arange(6), torch.arange(6)]
     assert made.dtype == torch.float32

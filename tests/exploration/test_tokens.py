@@ -21,7 +21,7 @@ from ngrpo.exploration.scores import candidates, entropy, filtered, gumbel, larg
 from ngrpo.exploration.thinking import SuffixMatch, Thinking
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import TOKEN, Step
+from ngrpo.rollout.records import TOKEN, DecodeStep
 
 FORBIDDEN = [0, 2, 60, 61, 62, 63]  # reserved ids that end no text, and padding
 
@@ -34,7 +34,7 @@ def table() -> torch.Tensor:
 def every_log_prob(strategy, logits, table, **fields) -> torch.Tensor:
     """(B, V) float64 log-probs of every token under logits (B, V)."""
     rows = len(logits)
-    steps = Step(torch.arange(V).repeat(rows, 1), *[torch.zeros(rows, V, dtype=torch.int64)] * 2, **fields)
+    steps = DecodeStep(torch.arange(V).repeat(rows, 1), *[torch.zeros(rows, V, dtype=torch.int64)] * 2, **fields)
     return strategy.log_prob(steps, logits[:, None].expand(rows, V, V), table).double()
 
 
@@ -97,7 +97,7 @@ def test_filters_that_filter_nothing_are_token_sampling_to_the_last_bit(table):
     assert torch.equal(TokenSampling(top_k=V, min_p=0.0).scores(logits), TokenSampling().scores(logits))
 
 
-def test_a_realised_token_outside_the_filter_keeps_a_gradient():
+def test_a_realized_token_outside_the_filter_keeps_a_gradient():
     logits = random(1, V).requires_grad_()
     scores = filtered(logits, 0.3, torch.tensor([int(logits[0].argmin())]), top_k=3, min_p=0.5)
     assert (~torch.isneginf(scores)).sum() == nucleus_size(logits) + 1
@@ -157,7 +157,7 @@ def test_where_no_random_token_is_drawn_the_token_is_that_of_token_sampling(tabl
 
 def test_the_gradient_of_epsilon_greedy_is_that_of_its_density(table):
     logits = random(1, V).double().requires_grad_()
-    step = Step(torch.tensor([20]), torch.tensor([TOKEN]), torch.tensor([True]))
+    step = DecodeStep(torch.tensor([20]), torch.tensor([TOKEN]), torch.tensor([True]))
     (made,) = torch.autograd.grad(bound(EpsilonGreedy(0.3), table).log_prob(step, logits, table).sum(), logits)
     (expected,) = torch.autograd.grad((0.7 * logits.softmax(-1)[0, 20] + 0.3 / 58).log(), logits)
     torch.testing.assert_close(made, expected, rtol=1e-9, atol=1e-12)

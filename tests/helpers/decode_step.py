@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import Step, Vocabulary
+from ngrpo.rollout.records import DecodeStep, Vocabulary
 
 V, D = 64, 16
 VOCABULARY = Vocabulary(60, (0, 1, 2), (1, 3), (10, 11), (12, 13))
@@ -16,7 +16,7 @@ def random(*shape: int, seed: int = 0, scale: float = 1.0) -> torch.Tensor:
 
 
 def trapped_table() -> torch.Tensor:
-    """(V, D). Reserved, stop and padded rows are copies of ordinary ones, so they would be everyone's nearest neighbours."""
+    """(V, D). Reserved, stop and padded rows are copies of ordinary ones, so they would be everyone's nearest neighbors."""
     rows = random(V, D, seed=5)
     rows[TRAPS] = rows[20:28].clone()
     return rows
@@ -32,7 +32,7 @@ def draws_of(rows: int, step: int = 0, seed: int = 0) -> Draws:
     return Draws(torch.arange(rows) + 1000 * seed, torch.full((rows,), step))
 
 
-def one_step(strategy, logits, table, step: int = 0, seed: int = 0) -> Step:
+def one_step(strategy, logits, table, step: int = 0, seed: int = 0) -> DecodeStep:
     draws = draws_of(len(logits), step, seed)
     return strategy.sample(logits, strategy.start(len(logits), logits.device), draws, table)[0]
 

@@ -1,4 +1,4 @@
-"""Prompts by config: one begin-of-text token, never two, and each checkpoint's own words and signs."""
+"""Prompts by config: one begin-of-text token, never two, and each checkpoint's own words and special tokens."""
 
 from dataclasses import dataclass
 

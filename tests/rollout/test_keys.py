@@ -150,11 +150,11 @@ def test_draws_do_not_depend_on_the_batch_they_are_made_in(block):
 
 
 def test_indexing_keeps_values_whether_they_were_made_before_or_not(block):
-    made, lazy = Draws(block.rows, block.steps).made(), Draws(block.rows, block.steps)
+    made, lazy = Draws(block.rows, block.steps).precompute(), Draws(block.rows, block.steps)
     mask = block.token < 0.01
     rows = torch.tensor([5, 5, 2])
     for index in (mask, rows, (rows, 3), (slice(None), torch.tensor([9, 1]))):
-        for part in (made[index], lazy[index], made[index].made()):
+        for part in (made[index], lazy[index], made[index].precompute()):
             assert torch.equal(part.token, block.token[index])
             assert torch.equal(part.explore, block.explore[index])
             assert torch.equal(part.normal(4), block.normal(4)[index])

@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, Rollouts, Step, stack_steps
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, stack_steps
 
 B, S, T, K, D = 4, 5, 6, 3, 8
 
 
-def make_steps(rows: int = B, length: int = T, **changes) -> Step:
+def make_steps(rows: int = B, length: int = T, **changes) -> DecodeStep:
     generator = torch.Generator().manual_seed(0)
     whole = {
         "tokens": torch.randint(0, 50, (rows, length), generator=generator),
@@ -22,7 +22,7 @@ def make_steps(rows: int = B, length: int = T, **changes) -> Step:
         "scale": torch.rand(rows, length, generator=generator),
         "offset": torch.rand(rows, length, D, generator=generator),
     }
-    return Step(**{**whole, **changes})
+    return DecodeStep(**{**whole, **changes})
 
 
 def make_rollouts(**changes) -> Rollouts:
@@ -105,20 +105,20 @@ def test_a_step_can_be_indexed_and_changed_field_by_field():
     steps = make_steps()
     part = steps[torch.tensor([2, 0]), torch.tensor([1, 4])]
     assert part.scores is None
-    for f in fields(Step):
+    for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(part, f.name), getattr(steps, f.name)[[2, 0], [1, 4]])
     assert torch.equal(steps.map(lambda value: value * 0).offset, torch.zeros(B, T, D))
 
 
-def columns(steps: Step) -> list[Step]:
+def columns(steps: DecodeStep) -> list[DecodeStep]:
     return [steps[:, time] for time in range(T)]
 
 
 def test_stacking_the_columns_of_a_record_gives_the_record_back():
     steps = make_steps()
     again = stack_steps(columns(steps))
-    for f in fields(Step):
+    for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(again, f.name), getattr(steps, f.name)), f.name
     assert again.scores is None
@@ -127,7 +127,7 @@ def test_stacking_the_columns_of_a_record_gives_the_record_back():
 def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
     steps = make_steps()
     mixed, table = columns(steps), torch.randn(50, D)
-    mixed[1] = Step(mixed[1].tokens, mixed[1].role, mixed[1].explored)
+    mixed[1] = DecodeStep(mixed[1].tokens, mixed[1].role, mixed[1].explored)
     stacked = stack_steps(mixed)
     assert torch.equal(stacked.mix_ids[:, 1], steps.tokens[:, 1, None].expand(B, K))
     fed = (table[stacked.mix_ids] * stacked.mix_weights[..., None]).sum(dim=2)
@@ -138,9 +138,9 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
 
 
 def test_a_field_that_no_step_has_stays_absent():
-    bare = [Step(column.tokens, column.role, column.explored) for column in columns(make_steps())]
+    bare = [DecodeStep(column.tokens, column.role, column.explored) for column in columns(make_steps())]
     stacked = stack_steps(bare)
-    assert {f.name for f in fields(Step) if getattr(stacked, f.name) is None} == {
+    assert {f.name for f in fields(DecodeStep) if getattr(stacked, f.name) is None} == {
         "mix_ids",
         "mix_weights",
         "scores",
@@ -160,7 +160,7 @@ def test_parts_are_trimmed_to_their_own_longest_prompt_and_answer():
     for name in ("log_probs", "entropy"):
         assert torch.equal(getattr(short, name), getattr(whole, name)[[3, 1], :2])
     assert torch.equal(short.keys, whole.keys[[3, 1]])
-    for f in fields(Step):
+    for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(short.steps, f.name), getattr(whole.steps, f.name)[[3, 1], :2])
     assert torch.equal(short.draws.token, whole.draws.token[[3, 1], :2])

@@ -12,7 +12,7 @@ from transformers import MistralConfig
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import TransformersEngine, generate
-from ngrpo.rollout.records import Step
+from ngrpo.rollout.records import DecodeStep
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_generate_is_the_function_of_that_name(
     prompts, mask = make_prompts(4)
     ours = engine.generate(strategy, prompts, mask, make_keys(12), 10)
     theirs = generate(model, strategy, prompts, mask, make_keys(12), 10)
-    assert all(same(getattr(ours.steps, f.name), getattr(theirs.steps, f.name)) for f in fields(Step))
+    assert all(same(getattr(ours.steps, f.name), getattr(theirs.steps, f.name)) for f in fields(DecodeStep))
     for name in ("prompts", "prompt_mask", "mask", "log_probs", "entropy", "keys"):
         assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
     assert ours.group_size == theirs.group_size == 3

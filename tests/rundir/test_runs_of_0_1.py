@@ -65,7 +65,7 @@ def test_the_report_of_the_folder_shows_the_diagnosis_and_counts_the_rest_by_kin
     assert "left out: 1 of kind smoke; kinds='[smoke]' takes those instead" in text.splitlines()
     listed = (tmp_path / "out" / "report.md").read_text("utf-8")
     assert f"left out: {old / 'finished'}: is of kind smoke" in listed.splitlines()
-    assert str(old / "diagnosis") not in listed and "Nearest neighbours of tokens (small)" in listed
+    assert str(old / "diagnosis") not in listed and "Nearest neighbors of tokens (small)" in listed
     where = f"out={tmp_path / 'smoke'}"
     text = warm.finish("report.py", tmp_path / "log", f"runs={old}", where, "kinds=[smoke]", "baseline=neighbor_mix")
     assert "left out: 1 of kind run, 1 of kind evaluation; kinds='[run,evaluation]' takes those instead" in text
@@ -84,7 +84,7 @@ def test_a_diagnosis_is_read_with_its_pictures():
         )
     assert found.sampled.compositions["neighbor_mix"]["k"] == 3
     pictures = mechanism.read(WRITTEN / "diagnosis")
-    assert pictures.title == "small" and len(pictures.planes) and len(pictures.neighbours)
+    assert pictures.title == "small" and len(pictures.planes) and len(pictures.neighbors)
 
 
 def test_a_damaged_diagnosis_beside_runs_costs_its_pictures_and_not_the_report(old):

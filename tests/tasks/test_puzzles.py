@@ -172,18 +172,18 @@ def test_a_puzzle_takes_its_own_answer_and_no_other(puzzle, tmp_path):
     assert not trap.exists()
 
 
-def test_a_graph_colouring_is_right_only_where_no_edge_joins_equal_colours():
+def test_a_graph_coloring_is_right_only_where_no_edge_joins_equal_colors():
     pytest.importorskip("reasoning_gym")
     import json
 
     task = ReasoningGym(puzzle="graph_color", size=8, seed=0)
     for problem in task.problems:
         puzzle = task._entries[problem.id]["metadata"]["puzzle"]
-        vertices, edges, colours = puzzle["vertices"], puzzle["edges"], puzzle["color_options"]
-        for drawn in itertools.islice(itertools.product(colours, repeat=len(vertices)), 0, 3000, 7):
-            colouring = dict(zip(vertices, drawn, strict=True))
-            proper = all(colouring[a] != colouring[b] for a, b in edges)
-            answer = json.dumps({str(vertex): colour for vertex, colour in colouring.items()})
+        vertices, edges, colors = puzzle["vertices"], puzzle["edges"], puzzle["color_options"]
+        for drawn in itertools.islice(itertools.product(colors, repeat=len(vertices)), 0, 3000, 7):
+            coloring = dict(zip(vertices, drawn, strict=True))
+            proper = all(coloring[a] != coloring[b] for a, b in edges)
+            answer = json.dumps({str(vertex): color for vertex, color in coloring.items()})
             assert (task.score([problem], [f"\\boxed{{{answer}}}"])[0].reward == 1.0) is proper
 
 

@@ -15,7 +15,7 @@ from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate
-from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, Rollouts, Step
+from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL, TOKEN, DecodeStep, Rollouts
 from ngrpo.training import replay as replaying
 from ngrpo.training.replay import micro_batches, prompts_of, replay, replay_in_micro_batches
 
@@ -224,7 +224,7 @@ def widened(rollouts: Rollouts, left: int, right: int) -> Rollouts:
         rollouts,
         prompts=F.pad(rollouts.prompts, (left, 0), value=23),
         prompt_mask=F.pad(rollouts.prompt_mask, (left, 0)),
-        steps=Step(**filled),
+        steps=DecodeStep(**filled),
         **{name: F.pad(getattr(rollouts, name), (0, right)) for name in ("mask", "log_probs", "entropy")},
     )
 
@@ -370,7 +370,7 @@ def test_the_attention_of_transformers_replays_alike(
 
 
 def test_the_ratio_moves_with_the_weights_while_the_recipe_stays(make_model, vocabulary, ready, make_rollouts):
-    """Stale recipes are correct behaviour: the table moves, ids and weights do not."""
+    """Stale recipes are correct behavior: the table moves, ids and weights do not."""
     model = make_model(dtype=torch.float64)
     strategy = ready(neighbor_mix(1.0, 3), model, vocabulary)
     rollouts = make_rollouts(model, strategy)

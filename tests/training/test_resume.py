@@ -151,7 +151,7 @@ def adapters_uninterrupted(tmp_path_factory):
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_adapters_that_are_killed_or_stopped_end_as_if_nothing_had_been(adapters_uninterrupted, tmp_path, number):
-    """Only adapters and their optimiser's state are kept; the reference inside them and the KL must come back too."""
+    """Only adapters and their optimizer's state are kept; the reference inside them and the KL must come back too."""
     directory, adapter = tmp_path / "cut", "hf/adapter/adapter_model.safetensors"
     process = start(directory, *ADAPTERS)
     while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):

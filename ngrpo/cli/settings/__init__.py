@@ -17,7 +17,7 @@ from ngrpo.targets import SettingsError
 __all__ = ["SettingsError", "check", "notes", "problems", "targets"]
 
 ONE_BY_ONE = (values.unresolved, values.limits, values.kinds, values.targets_allowed, fit.model, fit.run, fit.packages)
-TOGETHER = (fit.parallel, fit.sizes, fit.neighbours, fit.tasks)  # these compare values that are fine one by one
+TOGETHER = (fit.parallel, fit.sizes, fit.neighbors, fit.tasks)  # these compare values that are fine one by one
 
 
 def check(config: DictConfig) -> None:

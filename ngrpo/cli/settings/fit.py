@@ -79,7 +79,7 @@ def sizes(seen: Composed) -> Iterator[str]:
             yield f"{seen.shown(key)}: must be at most {seen.shown(most)}; {key}={seen.values[most]}"
 
 
-def neighbours(seen: Composed) -> Iterator[str]:
+def neighbors(seen: Composed) -> Iterator[str]:
     """The vocabulary has as many ordinary tokens as a mixture has candidates."""
     place = _model_directory(seen)
     words = files.ordinary_tokens(place) if place else None

@@ -17,7 +17,7 @@ from ngrpo.models import files
 from ngrpo.models.attention import KeyValueCache
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, Rollouts, Step, neutral, stack_steps
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, neutral, stack_steps
 
 COMPACT_BELOW = 0.95  # finished rows leave once fewer than this share of the batch is unfinished
 DRAW_BLOCK = 64  # decode steps whose uniforms are made in one go
@@ -114,7 +114,7 @@ def decode_step(model: CausalModel, fed: Tensor, cache: KeyValueCache) -> Tensor
 def draws_from(keys: Tensor, position: int) -> Draws:
     """The random numbers (B, DRAW_BLOCK) of every row from one decode position on, uniforms made in one go."""
     steps = torch.arange(position, position + DRAW_BLOCK, device=keys.device)
-    return Draws(keys[:, None], steps[None]).made()
+    return Draws(keys[:, None], steps[None]).precompute()
 
 
 class Decoding:
@@ -124,9 +124,9 @@ class Decoding:
         self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.state = state
-        self.segments: list[tuple[Tensor, list[tuple[Step, Tensor, Tensor, Tensor]]]] = [(self.alive, [])]
+        self.segments: list[tuple[Tensor, list[tuple[DecodeStep, Tensor, Tensor, Tensor]]]] = [(self.alive, [])]
 
-    def record(self, step: Step, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
+    def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
         self.segments[-1][1].append((step, log_prob, entropies, ~self.finished))
         self.finished = self.finished | torch.isin(step.tokens, stops)
@@ -165,8 +165,8 @@ def assemble(decoding: Decoding, prompts: Tensor, prompt_mask: Tensor, keys: Ten
         return whole
 
     log_probs, entropies, masks = ([columns[i] for columns in others] for i in range(3))
-    fields = Step.__dataclass_fields__
-    steps = Step(**{name: place(name, [getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
+    fields = DecodeStep.__dataclass_fields__
+    steps = DecodeStep(**{name: place(name, [getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
     mask, log_probs, entropy = place("mask", masks), place("log_probs", log_probs), place("entropy", entropies)
     assert mask is not None and log_probs is not None and entropy is not None
     if steps.scores is None and not steps.explored.any():  # settled here, so that rate 0 is token sampling to the bit
