@@ -22,7 +22,7 @@ UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
           "eval_every", "checkpoint_every")  # fmt: skip
-OF_STRATEGY = ("exploration", "roles", "trains")
+OF_STRATEGY = ("exploration", "roles", "trainable", "trains")  # the last as 0.1 called it
 # Beside the seed: when something is done, where and on what; which model it is says data:model.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others

@@ -104,7 +104,7 @@ def _processes(count: int) -> dict[str, Any]:
     """Seconds of whole steps of `train.py`, the 32 x 8 answers shared by so many processes of one thread each."""
     with TemporaryDirectory() as folder:
         run = Path(folder) / "run"
-        values = {"steps": 6, "evaluation.before": "false", "evaluation.problems": 2, "evaluation.n": 2}
+        values = {"steps": 6, "evaluation.before": "false", "problems": 2, "n": 2}
         values |= {"benchmark": "story_math", "trainer": "cpu", "trainer.threads": 1, "hydra.run.dir": run}
         values |= {"trainer.strategy": "ddp", "trainer.devices": count} if count > 1 else {}
         _run([sys.executable, "train.py", *(f"{name}={value}" for name, value in values.items())])

@@ -24,7 +24,7 @@ from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
 if TYPE_CHECKING:
-    from ngrpo.cli.request import Request
+    from ngrpo.cli.identity import Request
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.diagnosis import Draw
     from ngrpo.exploration.base import Exploration
@@ -82,15 +82,17 @@ def tasks(config: DictConfig | Mapping[str, Any]) -> dict[str, Task]:
 
 
 def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Name -> version of the task, the benchmarks, the model and reward functions of the user's: a part of what a run is."""
+    """Name -> version of the task, the benchmarks, the model and code of the user's own: a part of what a run is."""
     found: dict[str, str] = {}
     trained = [task(config["task"])] if config.get("task") else []
     for one in (*trained, *tasks(config).values()):  # two files of one name are two data sets
         known = found.get(one.name, one.version)
         found[one.name] = one.version if known == one.version else f"{known}+{one.version}"
-    for node in (config.get("reward") or {}).values():  # code of the user's own, which has no version
-        if targets.is_users(node["_target_"]) and (source := targets.source_file(node["_target_"])):
-            found[str(node["_target_"])] = hashlib.sha256(source.read_bytes()).hexdigest()
+    for target in {
+        str(node["_target_"]) for _, node in targets.nodes(plain(config) if isinstance(config, DictConfig) else config)
+    }:
+        if targets.is_users(target) and (source := targets.source_file(target)):  # code that has no version
+            found[target] = hashlib.sha256(source.read_bytes()).hexdigest()
     evaluated = config.get("run")
     return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
 
@@ -130,7 +132,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     if run:
         note_left_out(run, {"training": trained, **benchmarks})
     policy = _policy(config, model, sampler.strategy)
-    batching = {key: config.evaluation[key] for key in BATCHING}
+    batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
     return Parts(
@@ -138,7 +140,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         reference=_reference(config, policy),
         sampler=sampler,
         task=trained,
-        evaluation=Evaluation(evaluator, benchmarks, **batching, max_errors=config.grading.max_errors),
+        evaluation=Evaluation(evaluator, benchmarks, **batching, max_errors=config.grading.max_ungraded_share),
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
@@ -167,7 +169,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
     batching = {key: config[key] for key in BATCHING if key in config}
-    return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_errors), model, step
+    return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_ungraded_share), model, step
 
 
 def diagnosis(
@@ -285,7 +287,7 @@ def _rewarded(config: DictConfig) -> Task:
     """What is trained on, with the rewards that are added to its own."""
     from ngrpo.tasks.rewards import Rewarded
 
-    functions = {str(name): instantiate(node, partial=True) for name, node in config.reward.items()}
+    functions = {str(name): instantiate(node, partial=True) for name, node in config.extra_rewards.items()}
     return Rewarded(task(config.task), functions) if functions else task(config.task)
 
 

@@ -1,16 +1,15 @@
-"""What a `_target_` may name: a class or function written in this package, or one of a few library classes.
+"""What a `_target_` may name: a class or function written in this package or in one of the user's, or a logger class.
 
-Functions of reward may also come from packages that the user names in the environment variable NGRPO_REWARDS, which no
-configuration can set. A configuration file is user input, so names are looked up in the source text: nothing is imported
-to find out, and a name that a module merely imports (`ngrpo.rundir.records.os`) is not one of its own. It does not know what a
-target is for.
+The user's packages are those that the environment variable NGRPO_PLUGINS names, which no configuration can set. A
+configuration file is user input, so names are looked up in the source text: nothing is imported to find out, and a name
+that a module merely imports (`ngrpo.exploration.stht.torch`) is not one of its own.
 """
 
 import ast
 import difflib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,8 +21,21 @@ LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
     for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
 )
-USERS = frozenset(os.environ.get("NGRPO_REWARDS", "").replace(",", " ").split())  # read once, before any configuration
-RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+PLUGINS = frozenset(
+    os.environ.get("NGRPO_PLUGINS", "").replace(",", " ").split()
+)  # read once, before any configuration
+OLD = os.environ.get("NGRPO_REWARDS")
+RENAMED_VARIABLE = [f"NGRPO_REWARDS={OLD}: is now called NGRPO_PLUGINS; NGRPO_PLUGINS={OLD}"] if OLD is not None else []
+# Where the class of a node must come from, by a pattern of its key; the first that fits.
+PLACES = {
+    r"(task|benchmark)\..*grader": "ngrpo.grading.",
+    r"(task|benchmark)\b": "ngrpo.tasks.",
+    r"(evaluation\.)?exploration\b": "ngrpo.exploration.",
+    r"algorithm\b": "ngrpo.algorithm.",
+    r"engine\b": "ngrpo.rollout.engines.",
+    r"extra_rewards\b": "ngrpo.tasks.rewards.",
+    r"logger\b": "lightning.pytorch.loggers.",
+}
 
 
 class SettingsError(ValueError):
@@ -37,89 +49,56 @@ class SettingsError(ValueError):
         return SettingsError, (self.lines,)
 
 
-@dataclass(frozen=True)
-class Signature:
-    """The keyword arguments of a target; `takes` is None where it cannot be told from the source."""
-
-    takes: tuple[str, ...] | None
-    needs: tuple[str, ...] = ()
-
-
-def nodes(tree: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(dotted key, node) of every node with a `_target_`, however deep, lists included."""
-    if isinstance(tree, Mapping):
-        if "_target_" in tree:
-            yield path, tree
-        for name, child in tree.items():
-            yield from nodes(child, f"{path}.{name}" if path else str(name))
-    elif isinstance(tree, Sequence) and not isinstance(tree, str):
-        for index, child in enumerate(tree):
-            yield from nodes(child, f"{path}.{index}" if path else str(index))
+def nodes(tree: Any, path: str = "", name: str = "_target_") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """(dotted key, node) of every node that has `name` in it, however deep, lists included."""
+    if isinstance(tree, Mapping) and name in tree:
+        yield path, tree
+    members = tree.items() if isinstance(tree, Mapping) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, child in members:
+        yield from nodes(child, f"{path}.{key}" if path else str(key), name)
 
 
-def refusal(target: Any) -> str | None:
-    """Why `target` may not be used, as a phrase; None where it may."""
+def refusal(target: Any, path: str = "") -> str | None:
+    """Why `target` may not be used, at this key of a configuration or (empty) anywhere, as a phrase; None where it may."""
     if not isinstance(target, str):
         return "must be the dotted name of a class or function"
+    room, users = _room(path), is_users(target)
+    *module, name = target.split(".")
+    if not users and target not in LIBRARY and not any(target.startswith(f"{PACKAGE.name}.{room}.") for room in ROOMS):
+        rooms = ", ".join(f"{PACKAGE.name}.{name}" for name in ROOMS)
+        return f"only classes and functions of {rooms}, Lightning's loggers and packages that NGRPO_PLUGINS names may be built"
+    if any(not part.isidentifier() or part.startswith("_") for part in (*module, name)):
+        return "private names may not be built"
+    if not target.startswith(room) and (not users or room.startswith("lightning")):
+        return f"must be found below {room[:-1]} or in a package that NGRPO_PLUGINS names"
     if target in LIBRARY:
         return None
-    parts = target.split(".")
-    inside = any(target.startswith(f"{PACKAGE.name}.{room}.") for room in ROOMS)
-    if not is_users(target) and not (inside and len(parts) > 2):
-        rooms = ", ".join(f"{PACKAGE.name}.{room}" for room in ROOMS)
-        return f"only classes and functions of {rooms} and Lightning's loggers may be built"
-    if any(not part.isidentifier() or part.startswith("_") for part in parts):
-        return "private names may not be built"
-    module, source = ".".join(parts[:-1]), _source(parts[:-1])
-    if source is None:
-        return f"there is no module {module}"
-    return None if parts[-1] in _definitions(source) else f"{module} defines no {parts[-1]}"
+    if (source := _source(module)) is None:
+        return f"there is no module {'.'.join(module)}"
+    if name not in _definitions(source):
+        return f"{'.'.join(module)} defines no {name}"
+    return _reward_refusal(_definitions(source)[name]) if is_reward(path) else None
 
 
-def nearest(target: Any) -> str | None:
-    """The target that a name with a misspelt last part was meant to be."""
+def nearest(target: Any, path: str) -> str | None:
+    """The target that a name with a misspelt last part was meant to be; None where there is none that is like it."""
     module, _, name = str(target).rpartition(".")
     parts = module.split(".")
-    source = _source(parts) if parts[0] == PACKAGE.name and all(map(str.isidentifier, parts)) else None
+    own = str(target).startswith(_room(path)) and all(map(str.isidentifier, parts))
+    source = _source(parts) if own and (parts[0] == PACKAGE.name or parts[0] in PLUGINS) else None
     alike = difflib.get_close_matches(name, _definitions(source) if source else (), n=1)
-    return f"{module}.{alike[0]}" if alike else None
-
-
-def signature(target: str) -> Signature:
-    """The arguments that `target`, a name that `refusal` lets through, takes and needs."""
-    if target in LIBRARY:
-        return Signature(None)
-    *module, name = target.split(".")
-    source = _source(module)
-    definition = _definitions(source)[name] if source else None
-    if isinstance(definition, ast.FunctionDef):
-        return _arguments(definition.args, skip=0)
-    if not isinstance(definition, ast.ClassDef):
-        return Signature(None)
-    for statement in definition.body:
-        if isinstance(statement, ast.FunctionDef) and statement.name == "__init__":
-            return _arguments(statement.args, skip=1)
-    is_dataclass = any("dataclass" in ast.unparse(decorator) for decorator in definition.decorator_list)
-    return _fields(definition) if is_dataclass and not definition.bases else Signature(None)
+    return f"{module}.{alike[0]}" if alike and alike[0] != name else None
 
 
 def is_users(target: str) -> bool:
-    """Whether a target is in a package that the user has named in NGRPO_REWARDS."""
+    """Whether a target is in a package that the user has named in NGRPO_PLUGINS."""
     top, _, name = target.partition(".")
-    return top in USERS and top != PACKAGE.name and bool(name)
+    return top in PLUGINS and top != PACKAGE.name and bool(name)
 
 
-def reward_refusal(target: str) -> str | None:
-    """Why a target that `refusal` lets through is no function of reward, as a phrase; None where it is."""
-    *module, name = target.split(".")
-    source = _source(module)
-    definition = _definitions(source)[name] if source else None
-    if not isinstance(definition, ast.FunctionDef):
-        return "must be a function of problem, completion and score"
-    first = len(definition.args.posonlyargs) + len(definition.args.args)
-    needs = first - len(definition.args.defaults)
-    fits = needs <= 3 and (first >= 3 or definition.args.vararg)
-    return None if fits else "must take problem, completion and score, in that order, and name all else"
+def is_reward(path: str) -> bool:
+    """Whether what stands at this key is a function of reward."""
+    return path.startswith("extra_rewards.")
 
 
 def source_file(target: str) -> Path | None:
@@ -127,44 +106,31 @@ def source_file(target: str) -> Path | None:
     return _source(target.split(".")[:-1])
 
 
+def _room(path: str) -> str:
+    return next((room for place, room in PLACES.items() if re.match(place, path)), "")
+
+
+def _reward_refusal(definition: ast.ClassDef | ast.FunctionDef) -> str | None:
+    if not isinstance(definition, ast.FunctionDef):
+        return "must be a function of problem, completion and score"
+    first = len(definition.args.posonlyargs) + len(definition.args.args)
+    fits = first - len(definition.args.defaults) <= 3 and (first >= 3 or definition.args.vararg)
+    return None if fits else "must take problem, completion and score, in that order, and name all else"
+
+
 def _source(module: list[str]) -> Path | None:
-    root = PACKAGE if module[0] == PACKAGE.name else _users_root(module[0])
+    if module[0] == PACKAGE.name:
+        root = PACKAGE
+    else:
+        spec = find_spec(module[0])  # of a name without dots, so nothing is imported
+        place = Path(spec.origin) if spec and spec.origin else None
+        root = place and (place.parent if place.name == "__init__.py" else place.with_suffix(""))
     path = root.joinpath(*module[1:]) if root else None
     found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()] if path else []
     return found[0] if found else None
-
-
-def _users_root(package: str) -> Path | None:
-    """Where a package or module would be imported from, without its ending."""
-    spec = find_spec(package)  # of a name without dots, so nothing is imported
-    if spec is None or not spec.origin:
-        return None
-    place = Path(spec.origin)
-    return place.parent if place.name == "__init__.py" else place.with_suffix("")
 
 
 @lru_cache
 def _definitions(source: Path) -> dict[str, ast.ClassDef | ast.FunctionDef]:
     tree = ast.parse(source.read_text(encoding="utf-8"))
     return {node.name: node for node in tree.body if isinstance(node, (ast.ClassDef, ast.FunctionDef))}
-
-
-def _arguments(arguments: ast.arguments, skip: int) -> Signature:
-    positional = [argument.arg for argument in (*arguments.posonlyargs, *arguments.args)][skip:]
-    optional = positional[len(positional) - len(arguments.defaults) :] if arguments.defaults else []
-    pairs = list(zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True))
-    needs = [name for name in positional if name not in optional]
-    needs += [argument.arg for argument, default in pairs if default is None]
-    takes = None if arguments.kwarg else (*positional, *(argument.arg for argument, _ in pairs))
-    return Signature(takes, tuple(needs))
-
-
-def _fields(definition: ast.ClassDef) -> Signature:
-    fields = {
-        statement.target.id: ast.unparse(statement.value) if statement.value else None
-        for statement in definition.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    }
-    takes = tuple(name for name, value in fields.items() if "init=False" not in (value or ""))
-    bare = {name for name, value in fields.items() if value is None or ("field(" in value and "default" not in value)}
-    return Signature(takes, tuple(name for name in takes if name in bare))

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from places import CONF, FAMILIES
 
 from ngrpo.build import instantiate, plain
-from ngrpo.cli.reading import register_resolvers
+from ngrpo.cli.identity import register_resolvers
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate

@@ -187,7 +187,7 @@ class SearchSweeper(GridSweeper):
         from hydra_plugins.ngrpo_sweeper.study import StudyError
 
         composed = self.compose(overrides)
-        n = composed.evaluation.n
+        n = composed.n
         estimates = [f"mean@{n}", *(f"pass@{2**i}" for i in range(n.bit_length()) if 2**i < n), f"pass@{n}"]
         known = [f"{benchmark}/{estimate}" for benchmark in composed.benchmark for estimate in estimates]
         for name in self.settings["objectives"]:

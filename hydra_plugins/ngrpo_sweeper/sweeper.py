@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo.cli.keys import full_key, same_key
+from ngrpo.cli.overrides import full_key, same_key
 from ngrpo.rundir.schema import Unreadable, read_run
 
 

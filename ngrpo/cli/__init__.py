@@ -1,7 +1,4 @@
-"""The command line of the entry points: mistakes are told before anything heavy is imported, then Hydra runs the job.
-
-It does not know what the job does.
-"""
+"""The command line of the entry points: mistakes are told before anything heavy is imported, then Hydra runs the job."""
 
 import functools
 import inspect
@@ -19,11 +16,11 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
-from ngrpo.cli import settings
-from ngrpo.cli.arguments import CONF, VERSION_BASE, each_strategy, examine
+from ngrpo.cli import checks
+from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
-from ngrpo.cli.request import Request, training_request
-from ngrpo.cli.settings import SettingsError
+from ngrpo.cli.identity import Request, training_request
+from ngrpo.targets import SettingsError
 
 __all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
 
@@ -60,7 +57,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         try:
             if several:  # a single job has been checked by `prepare`
-                settings.check(config)
+                checks.check(config)
             return job(config)
         except Exception as error:
             if not (several and isinstance(error, SettingsError)):  # a cell of a grid without a meaning is no failure

@@ -1,9 +1,7 @@
-"""What was typed, override by override: what cannot be read, which values a sweep lists, which leaves are set.
-
-It does not know the configuration.
-"""
+"""What was typed, override by override: what cannot be read, which values a sweep lists, which keys are set, and to what."""
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
@@ -13,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ngrpo.cli.settings.composed import flat
+from ngrpo.cli.rules import leaves
 
 TRIED = 24  # values of one sweep that are looked at before its jobs start
 
@@ -34,9 +32,8 @@ def parse(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list
         try:
             override = read_one(token)
         except (HydraException, ValueError, AttributeError, TypeError):
-            problems.append(
-                f"{token}: cannot be read as key=value; text with signs in it needs quotes: \"{key}='...'\""
-            )
+            fix = f"text with such characters in it needs quotes: \"{key}='...'\""
+            problems.append(f"{token}: cannot be read as key=value; {fix}")
             continue
         name, override.config_loader = override.key_or_group, loader
         if not name:
@@ -68,12 +65,14 @@ def listed(override: Override) -> list[Override]:
     return [read_one(f"{override.get_key_element()}={text}") for text in texts or ["null"]]
 
 
-def leaves(override: Override) -> dict[str, Any]:
+def values_of(override: Override) -> dict[str, Any]:
     """Dotted key -> value for all that the override sets."""
     value = override.value()
     if not isinstance(value, dict) or not value:
         return {override.key_or_group: value}
-    return {f"{override.key_or_group}.{name}": leaf for name, leaf in flat(OmegaConf.create(value)).items()}
+    content = OmegaConf.to_container(OmegaConf.create(value))
+    assert isinstance(content, dict)
+    return dict(leaves(content, override.key_or_group))
 
 
 def typed(override: Override) -> str:
@@ -97,3 +96,22 @@ def apply(reference: DictConfig, overrides: list[Override]) -> tuple[DictConfig,
         except (OmegaConfBaseException, ValueError, TypeError, AttributeError, LookupError, AssertionError) as error:
             problems.append(f"{override.input_line}: {' '.join(str(error).split())}")
     return config, problems
+
+
+def stands_for(key: str, other: str) -> bool:
+    """Whether `other` is `key` with one part more before its last: exploration.metric is exploration.recipe.metric."""
+    parent, dot, name = key.rpartition(".")
+    longer, _, last = other.rpartition(".")
+    return bool(dot) and last == name and longer.rpartition(".")[0] == parent
+
+
+def full_key(key: str, known: Iterable[str]) -> str:
+    """The key that `key` stands for among the known ones; itself where it is one of them, or stands for none or several."""
+    known = set(known)
+    found = [other for other in known if stands_for(key, other)]
+    return found[0] if key not in known and len(found) == 1 else key
+
+
+def same_key(key: str, other: str) -> bool:
+    """Whether two names may be one key, in short or in full."""
+    return key == other or stands_for(key, other) or stands_for(other, key)

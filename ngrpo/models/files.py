@@ -7,6 +7,7 @@ import json
 import re
 from functools import lru_cache
 from hashlib import blake2b
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ def refusal(path: Any) -> str | None:
     return _weights_refusal(place)
 
 
+def remote_code_refusal(path: str, trusted: bool) -> str | None:
+    """Why a model directory whose class comes with it as Python is not loaded, as a phrase; None where there is no need."""
+    place = directory(path)
+    settings = _json(place / "config.json") if place else None
+    if trusted or not isinstance(settings, dict) or "AutoModelForCausalLM" not in (settings.get("auto_map") or {}):
+        return None
+    library = find_spec("transformers")
+    known = Path(str(library and library.origin)).parent / "models" / str(settings.get("model_type")).replace("-", "_")
+    return None if known.is_dir() else "is made by code that comes with it; model.trust_remote_code=true runs that"
+
+
 def run_refusal(run: Any) -> str | None:
     """Why a finished run's model cannot be evaluated from the directory `run`, as a phrase; None where it can."""
     if not isinstance(run, str) or not Path(run).is_dir():
@@ -83,12 +95,16 @@ def tokenizer(place: Path) -> Tokenizer | None:
 
 def ordinary_tokens(place: Path) -> int | None:
     """How many tokens may be neighbors: neither special nor added, with a row in the table. None: cannot be told."""
-    words, settings = tokenizer(place), _json(place / "config.json")
-    rows = _setting(settings, "vocab_size")
+    words, size = tokenizer(place), rows(place)
     if words is None:
         return None
     added = set(words.get_added_tokens_decoder())
-    return sum(1 for row in set(words.get_vocab().values()) - added if rows is None or row < rows)
+    return sum(1 for row in set(words.get_vocab().values()) - added if size is None or row < size)
+
+
+def rows(place: Path) -> int | None:
+    """How many tokens the embedding table has; None where config.json does not say."""
+    return _setting(_json(place / "config.json"), "vocab_size")
 
 
 def positions(place: Path) -> int | None:

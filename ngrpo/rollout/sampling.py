@@ -187,5 +187,5 @@ def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> No
     shares = {name: shares[name] for name in UNGRADED}
     if sum(shares.values()) > limit:
         told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
-        fix = "the same command tries again, a higher grading.max_errors lets them count as wrong"
+        fix = "the same command tries again, a higher grading.max_ungraded_share lets them count as wrong"
         raise Ungraded(f"{where}: too many answers without a verdict ({told}), at most {100 * limit:g} % may be; {fix}")

@@ -16,7 +16,16 @@ TARGET = "ngrpo.exploration.mixing.Mixing"
 WRONG = {
     # keys
     "mixrate=0.1": ["mixrate=0.1|mix_rate|exploration=neighbor_mix"],
-    "reward={brief:1}": ["reward.brief=1|reward|_target_|+reward.brief="],
+    "extra_rewards={brief:1}": ["extra_rewards.brief=1|extra_rewards|_target_|+extra_rewards.brief="],
+    "reward={brief:1}": ["reward={brief:1}|now called extra_rewards; extra_rewards={brief:1}"],
+    "+reward.brief._target_=os.system": ["+reward.brief._target_=os.system|extra_rewards.brief._target_=os.system"],
+    "grading.max_errors=0.2": ["grading.max_errors=0.2|now called grading.max_ungraded_share; grading.max_ungraded_share=0.2"],
+    "evaluation.n=64": ["evaluation.n=64: evaluation.n is now called n; n=64"],
+    "evaluation.problems=5": ["evaluation.problems=5: evaluation.problems is now called problems; problems=5"],
+    "evaluation={n:64}": ["evaluation={n:64}|now called n; n=64"],
+    "trains=false": ["trains=false: trains is now called trainable; trainable=false"],
+    "trainable=false": ["trainable=false|file of a strategy|leave it out"],
+    "roles=[token]": ["roles=[token]|file of a strategy|leave it out"],
     "learning_rat=1": ["learning_rat=1|nearest|learning_rate=1"],
     "lr=0.1": ["lr=0.1|learning_rate=0.1"],
     "weight_decay=0.1": ["weight_decay=0.1|optimizer.weight_decay=0.1"],
@@ -42,8 +51,8 @@ WRONG = {
     "seed.x=3": ["seed.x=3|there is no seed.x"],
     "steps=1 steps=2": ["steps=2|steps=1|keep one"],
     "steps=1 ++steps=2": ["++steps=2|steps=1|keep one"],
-    "limits={}": ["limits={}|leave it out"],
-    "limits.seed.low=-9 seed=-9": ["limits.seed.low=-9|leave it out", "seed=-9|from 0"],
+    "schema={}": ["schema={}|there is no schema"],
+    "+schema.seed.minimum=-9 seed=-9": ["schema.seed.minimum=-9|there is no schema", "seed=-9|from 0"],
     # grammar
     "steps": ["steps: has no value"],
     "steps==": ["steps==|cannot be read"],
@@ -99,7 +108,7 @@ WRONG = {
     "optimizer.schedule=cosin": ["optimizer.schedule=cosin|constant, |optimizer.schedule=cosine"],
     "optimizer.betas=[0.9]": ["optimizer.betas=[0.9]|list of 2"],
     "optimizer.betas.1=1.5": ["optimizer.betas=[0.9,1.5]|below 1"],
-    "evaluation.problems=0": ["evaluation.problems=0|or null"],
+    "problems=0": ["problems=0|or null"],
     "trainer.precision=bf16": ["trainer.precision=bf16|float32, bfloat16"],
     "model.dtype=float8": ["model.dtype=float8|model.dtype=float32"],
     "model.path=3": ["model.path=3|text"],
@@ -126,6 +135,8 @@ WRONG = {
         "exploration.realisation=anchor,sampled|exploration.text_token=anchor,sampled"
     ],
     # values that do not fit each other, the model or the machine
+    "exploration.top_k=5000": ["exploration.top_k=5000|at most|because the model has|exploration.top_k="],
+    "exploration=gumbel_soft exploration.thinking_top_k=99999": ["exploration.thinking_top_k=99999|at most"],
     "exploration=neighbor_mix k=5000": ["k=5000|at most|neither special nor added"],
     "exploration=stht algorithm.inner_epochs=2": ["algorithm.inner_epochs=2|must be 1|Gaussian"],
     "exploration=stht algorithm.kl.coefficient=0.1": ["algorithm.kl.coefficient=0.1|must be 0|Gaussian"],
@@ -141,6 +152,8 @@ WRONG = {
     "model=conf": ["model.path=conf|config.json"],
     "hydra.run.dir=/proc/x": ["hydra.run.dir=/proc/x|cannot be written"],
     "hydra.run.dir=train.py/x": ["hydra.run.dir=train.py/x|is a file"],
+    "hydra.run.dir=/": ["hydra.run.dir=/|a directory of its own|hydra.run.dir=outputs/"],
+    "hydra.run.dir=..": ["hydra.run.dir=..|a directory of its own"],
     "hydra.run.dir=''": ["hydra.run.dir=|must be a directory"],
     # what may be built
     "exploration._target_=os.system": ["exploration._target_=os.system|may be built"],
@@ -149,7 +162,7 @@ WRONG = {
     "exploration._target_=ngrpo.algorithm.losses.__loader__": ["_target_=ngrpo.algorithm.losses.__loader__|private"],
     "exploration._target_=ngrpo.rundir.files.write_atomically": ["ngrpo.rundir.files.write_atomically|may be built"],
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],
-    f"evaluation.exploration._target_={TARGET}": ["exploration.gate|needs", "exploration.recipe|needs"],
+    f"evaluation.exploration._target_={TARGET}": [f"evaluation.exploration._target_={TARGET}|a file names the class"],
     "optimizer.betas=[{_target_: os.system},1]": ["optimizer.betas=|list of 2", "os.system|may be built"],
     "+hydra.callbacks.x._target_=os.system": ["hydra.callbacks.x._target_=os.system|leave it out"],
     "+hydra.job_logging.formatters={x: {(): os.system}}": ["cannot be read"],
@@ -157,7 +170,7 @@ WRONG = {
     # options
     "--lr=1": ["--lr=1|is no option|lr=1"],
     "--multirum": ["--multirum|--multirun"],
-    "--cfg": ["--cfg|needs a value"],
+    "--cfg": ["--cfg|expected one argument|--help"],
     "--experimental-rerun x": ["--experimental-rerun x|is no option"],
     "--config-path x": ["--config-path x|is no option"],
     "--cfg job mixrate=1": ["mixrate=1|mix_rate"],
@@ -175,6 +188,7 @@ WRONG = {
     ],
 }  # fmt: skip
 WRONG_EVALUATION = {
+    "": ["nothing to evaluate|run=|model="],
     "run=nothing": ["run=nothing|is no directory"],
     "run=conf": ["run=conf|run.json"],
     "run=conf model=tiny": ["run=conf|run.json", "run=conf|leave model out"],
@@ -191,16 +205,16 @@ CASES = [("config", line) for line in WRONG] + [("evaluate", line) for line in W
 
 def split(line: str) -> list[str]:
     """Arguments apart, but for the few with blanks inside braces."""
-    return [line] if "{" in line and " " in line else line.split(" ")
+    return [line] if "{" in line and " " in line else line.split()
 
 
 PROGRAM = f"""
 import json, sys
-from ngrpo.cli import arguments
-from ngrpo.cli.schema import Schema
+from ngrpo.cli import command
+from ngrpo.cli.composition import Schema
 schemas = {{}}  # the YAML files stay the same: read once for all cases
-arguments.Schema = lambda loader, name, path: schemas.setdefault((name, *path), Schema(loader, name, path))
-found = [arguments.examine(name, argv).problems for name, argv in json.load(sys.stdin)]
+command.Schema = lambda loader, name, path: schemas.setdefault((name, *path), Schema(loader, name, path))
+found = [command.examine(name, argv).problems for name, argv in json.load(sys.stdin)]
 print(json.dumps([found, [name for name in {HEAVY} if name in sys.modules]]))
 """
 
@@ -275,7 +289,7 @@ import sys
 from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
-from ngrpo.cli import settings
+from ngrpo.targets import SettingsError
 class Locked(RuntimeError):
     one_line = True
 def main(config):
@@ -284,7 +298,7 @@ def main(config):
     if config.seed == 1: raise Locked("the run is at work elsewhere")
     if config.seed == 2: raise KeyError("a bug")
     if config.seed == 3: raise KeyboardInterrupt
-    if config.seed == 4: raise settings.SettingsError(["a=1: must be 2; a=2", "b=1: must be 2; b=2"])
+    if config.seed == 4: raise SettingsError(["a=1: must be 2; a=2", "b=1: must be 2; b=2"])
 cli.prepare("config")
 cli.run(main)
 """

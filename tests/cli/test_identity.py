@@ -22,7 +22,7 @@ def directory(*overrides: str, config: str = "config") -> str:
     "override",
     ["trainer.threads=3", "trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=gpu", "model.path={moved}",
      "model.path={tiny}", "+engine.gpu_memory_utilization=0.5", "logger=tensorboard", "fresh=true", "paths.data=somewhere",
-     "grading.max_errors=0.5", "task.size=4096"],
+     "grading.max_ungraded_share=0.5", "task.size=4096"],
 )  # fmt: skip
 def test_where_and_on_what_it_runs_is_no_part_of_a_run(tmp_path, override):
     moved = shutil.copytree(TINY, tmp_path / "moved")

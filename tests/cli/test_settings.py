@@ -10,21 +10,20 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from places import REPOSITORY
 
-from ngrpo.cli import settings as rules_of
-from ngrpo.cli.arguments import examine
-from ngrpo.cli.settings import SettingsError, machine
-from ngrpo.cli.settings.limits import allowed, as_override, example, obeys
+from ngrpo.cli import checks, fit
+from ngrpo.cli.command import examine
+from ngrpo.cli.rules import allowed, as_override, example, obeys, rule_of, wrong_words
 from ngrpo.models import files
+from ngrpo.targets import SettingsError
 
 NUMBERS = st.integers() | st.floats()
 RULES = st.fixed_dictionaries(
-    {"type": st.sampled_from(["int", "float"])},
+    {"type": st.sampled_from(["integer", "number"])},
     optional={
-        "low": st.integers(-9, 0),
-        "above": st.integers(-9, 0),
-        "high": st.integers(1, 9),
-        "below": st.integers(2, 9),
-        "optional": st.booleans(),
+        "minimum": st.integers(-9, 0),
+        "exclusiveMinimum": st.integers(-9, 0),
+        "maximum": st.integers(1, 9),
+        "exclusiveMaximum": st.integers(2, 9),
     },
 )
 
@@ -33,13 +32,13 @@ RULES = st.fixed_dictionaries(
 @given(RULES, NUMBERS)
 def test_bounds_types_and_infinities(rule, value):
     inside = (
-        value >= rule.get("low", -math.inf)
-        and value > rule.get("above", -math.inf)
-        and value <= rule.get("high", math.inf)
-        and value < rule.get("below", math.inf)
+        value >= rule.get("minimum", -math.inf)
+        and value > rule.get("exclusiveMinimum", -math.inf)
+        and value <= rule.get("maximum", math.inf)
+        and value < rule.get("exclusiveMaximum", math.inf)
     )
     finite = math.isfinite(value) if isinstance(value, float) else abs(value) < 2**63
-    whole = isinstance(value, int) or rule["type"] == "float"
+    whole = isinstance(value, int) or rule["type"] == "number"
     assert obeys(value, rule) == (inside and finite and whole)
 
 
@@ -54,33 +53,64 @@ def test_an_offered_value_obeys(rule, value, usual):
 
 @pytest.mark.parametrize("value", [True, False, "1", None, [1], {"a": 1}, math.nan, math.inf, -math.inf, 2**64])
 def test_no_number(value):
-    assert not obeys(value, {"type": "float"})
-    assert not obeys(value, {"type": "int"})
+    assert not obeys(value, {"type": "number"})
+    assert not obeys(value, {"type": "integer"})
+
+
+@pytest.mark.parametrize(
+    ("default", "good", "bad"),
+    [
+        (3, [0, -7], [0.5, 3.0, True, "3", None, [3], 2**63]),
+        (0.5, [0.1, 2], [True, "x", None, math.nan, [0.5]]),
+        (True, [False], [1, 0, "true", None]),
+        ("a", ["", "b"], [1, True, None, ["a"]]),
+        ([1, 2], [[], [5]], [1, [0.5], [True], None, "ab"]),
+        ([], [["a"], [1]], [{}, "a", None]),
+        ({}, [{}], [[], "a", None, 0]),
+        (None, [None, 1, "a", [2]], [math.nan, [math.inf], 2**63]),
+    ],
+)
+def test_the_type_is_that_of_the_default(default, good, bad):
+    rule = rule_of(default, {})
+    assert all(obeys(value, rule) for value in good)
+    assert not any(obeys(value, rule) for value in bad)
+
+
+def test_words_come_before_the_default():
+    assert obeys(None, rule_of(3, {"type": ["integer", "null"]}))
+    assert not obeys(0, rule_of(3, {"minimum": 1})) and not obeys(1.5, rule_of(3, {"minimum": 1}))
 
 
 def test_choices_are_told_apart_by_type_too():
-    rule = {"choices": [0, 1]}
+    rule = rule_of(1, {"enum": [0, 1]})
     assert obeys(1, rule)
     assert not any(obeys(value, rule) for value in (True, 1.0, "1", None))
-    assert obeys(None, {**rule, "optional": True})
-    assert example("cosinee", {"choices": ["dot", "cosine"]}) == "cosine"
+    assert obeys(None, {"enum": [0, 1, None]})
+    assert example("cosinee", {"enum": ["dot", "cosine"]}) == "cosine"
 
 
 def test_lists_have_a_length_and_members():
-    rule = {"type": "float", "low": 0, "below": 1, "length": 2}
+    items = {"type": "number", "minimum": 0, "exclusiveMaximum": 1}
+    rule = rule_of([0.9, 0.999], {"minItems": 2, "maxItems": 2, "items": items})
     assert obeys([0, 0.9], rule)
     assert not any(obeys(value, rule) for value in ([0.9], [0.9, 1], [0.9, math.nan], "ab", 0.9, [0.9, None]))
     assert allowed(rule) == "a list of 2, each a number at least 0 and below 1"
 
 
 def test_rules_in_words():
-    assert allowed({"type": "float", "low": 0, "high": 1, "because": "it is a probability"}) == (
+    assert allowed({"type": "number", "minimum": 0, "maximum": 1, "description": "it is a probability"}) == (
         "a number from 0 to 1, because it is a probability"
     )
-    assert allowed({"type": "int", "low": 1, "optional": True}) == "a whole number at least 1 or null"
-    assert allowed({"type": "int", "low": 1, "high": 1}) == "1"
-    assert allowed({"type": "bool"}) == "true or false"
-    assert allowed({"choices": ["a", True, None, 1.5]}) == "one of a, true, null, 1.5"
+    assert allowed({"type": ["integer", "null"], "minimum": 1}) == "a whole number at least 1 or null"
+    assert allowed({"type": "integer", "minimum": 1, "maximum": 1}) == "1"
+    assert allowed({"type": "boolean"}) == "true or false"
+    assert allowed({"enum": ["a", True, 1.5, None]}) == "one of a, true, 1.5 or null"
+
+
+def test_words_that_are_no_schema_are_told():
+    assert wrong_words({"minimum": 1, "description": "why"}) is None
+    for words in ({"minimum": "one"}, {"type": "int"}, {"enum": 3}, [1], "x"):
+        assert wrong_words(words)
 
 
 def test_values_as_overrides():
@@ -93,38 +123,44 @@ def config(text: str) -> DictConfig:
     return made
 
 
-def problems(text: str, **arguments) -> list[str]:
-    return rules_of.problems(config(text), **arguments)
+def problems(text: str, reference: DictConfig | None = None) -> list[str]:
+    return checks.problems(checks.Composed(config(text), reference))
 
 
 def test_a_job_is_checked_without_a_reference():
-    limits = "limits: {steps: {type: int, low: 1}, a.b: {type: int}, gone.x: {type: int}}"
-    assert problems(f"steps: 3\na: {{b: 1}}\n{limits}") == []
-    assert problems(f"steps: 0\na: {{c: 1}}\n{limits}") == [
+    schema = "schema: {steps: {type: integer, minimum: 1}, a.b: {type: integer}, gone.x: {type: integer}}"
+    assert problems(f"steps: 3\na: {{b: 1}}\n{schema}") == []
+    assert problems(f"steps: 0\na: {{b: x}}\n{schema}") == [
         "steps=0: must be a whole number at least 1; steps=1",
-        "a.b: is missing; a.b=null",
-    ] or problems(f"steps: 0\na: {{c: 1}}\n{limits}")[1].startswith("a.b: is missing")
+        "a.b=x: must be a whole number; a.b=<value>",
+    ]
     with pytest.raises(SettingsError) as caught:
-        rules_of.check(config(f"steps: 0\na: {{b: x}}\n{limits}"))
+        checks.check(config(f"steps: 0\na: {{b: x}}\n{schema}"))
     assert len(caught.value.lines) == 2
     assert pickle.loads(pickle.dumps(caught.value)).lines == caught.value.lines
 
 
-def test_a_limit_holds_for_what_stands_for_its_key():
-    text = "k: {}\nexploration:\n  size: {}\nlimits: {{k: {{type: int, low: 1}}}}"
-    reference = OmegaConf.create(text.format(3, "${k}"))
-    assert problems(text.format(3, "${k}"), reference=reference) == []
-    assert problems(text.format(0, "${k}"), reference=reference) == ["k=0: must be a whole number at least 1; k=3"]
-    assert problems(text.format(3, 0), reference=reference) == [
+def test_words_hold_for_what_stands_for_their_key():
+    text = "k: {}\nexploration:\n  size: {}\nschema: {{k: {{minimum: 1}}}}"
+    reference = config(text.format(3, "${k}"))
+    assert problems(text.format(3, "${k}"), reference) == []
+    assert problems(text.format(0, "${k}"), reference) == ["k=0: must be a whole number at least 1; k=3"]
+    assert problems(text.format(3, 0), reference) == [
         "exploration.size=0: must be a whole number at least 1; exploration.size=3"
     ]
 
 
-@pytest.mark.parametrize("limit", ["a number", "above 0"])
-def test_nan_is_refused_without_a_rule_as_well(limit):
-    rule = "limits: {x: {type: float, above: 0}}" if limit == "above 0" else ""
+@pytest.mark.parametrize("words", ["", "schema: {x: {exclusiveMinimum: 0}}"])
+def test_nan_is_refused_without_words_as_well(words):
     for value in (".nan", ".inf", "-.inf", "[1.0, .nan]"):
-        assert len(problems(f"x: {value}\n{rule}")) == 1
+        assert len(problems(f"x: {value}\n{words}")) == 1
+
+
+def test_a_file_with_words_that_are_no_schema_is_told(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "odd.yaml").write_text("# @package _global_\nschema: {steps: {minimum: one}}\n")
+    (line,) = examine("config", ["--config-dir", str(tmp_path), "experiment=odd"]).problems
+    assert line.startswith("schema.steps: is no JSON schema, 'one' is not of type 'number'")
 
 
 def test_notes_tell_what_has_no_effect():
@@ -228,40 +264,38 @@ def test_the_run_to_evaluate(model, tmp_path):
 
 
 def test_directories_that_can_be_made(tmp_path):
-    assert machine.directory_refusal(str(tmp_path / "a" / "b")) is None
+    assert fit.directory_refusal(str(tmp_path / "a" / "b")) is None
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
-    assert "is a file" in str(machine.directory_refusal(str(tmp_path / "file" / "x")))
-    assert "longer than" in str(machine.directory_refusal(str(tmp_path / ("x" * 256))))
-    assert machine.directory_refusal("/proc/x")
-    assert machine.directory_refusal("/sys/x")
-    assert machine.directory_refusal("")
+    assert "is a file" in str(fit.directory_refusal(str(tmp_path / "file" / "x")))
+    assert "longer than" in str(fit.directory_refusal(str(tmp_path / ("x" * 256))))
+    assert fit.directory_refusal("/proc/x")
+    assert fit.directory_refusal("/sys/x")
+    assert fit.directory_refusal("")
 
 
 def test_gpus_are_counted_without_torch(monkeypatch):
-    monkeypatch.setattr(machine, "version", lambda name: "2.9.0")
-    monkeypatch.setattr(
-        machine.Path, "glob", lambda self, pattern: [machine.Path(f"/dev/nvidia{n}") for n in (0, 1, "ctl")]
-    )
+    monkeypatch.setattr(fit, "version", lambda name: "2.9.0")
+    monkeypatch.setattr(fit.Path, "glob", lambda self, pattern: [fit.Path(f"/dev/nvidia{n}") for n in (0, 1, "ctl")])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert machine.gpu_refusal(2) is None
-    assert "2 of the 4" in str(machine.gpu_refusal(4))
+    assert fit.gpu_refusal(2) is None
+    assert "2 of the 4" in str(fit.gpu_refusal(4))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert "1 of the 2" in str(machine.gpu_refusal(2))
+    assert "1 of the 2" in str(fit.gpu_refusal(2))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "no GPU" in str(machine.gpu_refusal(1))
+    assert "no GPU" in str(fit.gpu_refusal(1))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    monkeypatch.setattr(machine, "version", lambda name: "2.9.0+cpu")
-    assert "CPU only" in str(machine.gpu_refusal(1))
+    monkeypatch.setattr(fit, "version", lambda name: "2.9.0+cpu")
+    assert "CPU only" in str(fit.gpu_refusal(1))
 
 
 def test_optional_packages_are_asked_for(monkeypatch):
-    monkeypatch.setattr(machine, "find_spec", lambda name: None)
+    monkeypatch.setattr(fit, "find_spec", lambda name: None)
     assert examine("config", ["logger=wandb"]).problems == [
         "logger=wandb: needs the package wandb, which is not installed; pip install wandb"
     ]
-    monkeypatch.setattr(machine, "find_spec", lambda name: name == "tensorboardX" or None)
-    assert machine.package_refusal("lightning.pytorch.loggers.TensorBoardLogger") is None
+    monkeypatch.setattr(fit, "find_spec", lambda name: name == "tensorboardX" or None)
+    assert examine("config", ["logger=tensorboard"]).problems == []
     assert examine("config", ["logger=null", "experiment=null"]).argv == ["~logger", "~experiment"]
     assert examine("config", ["~logger"]).problems == []
 
@@ -269,14 +303,12 @@ def test_optional_packages_are_asked_for(monkeypatch):
 GOOD = [
     "exploration=neighbor_mix mix_rate=0.3 k=5 seed=7",
     "algorithm=rloo learning_rate=0 temperature=1",
-    "benchmark=[story_math,story_math_val] evaluation.problems=null evaluation.n=4",
+    "benchmark=[story_math,story_math_val] problems=null n=4",
     "benchmark=story_math_easy",
     "++steps=3 trainer.threads=2 hydra.run.dir=some/where",
     "optimizer={schedule: cosine}",
     "experiment=paper/stht exploration.soft_temperature=1e-4",
     "trainer=ddp trainer.accelerator=cpu prompts_per_step=6",
-    "evaluation.exploration._target_=ngrpo.exploration.annealed_temperature.AnnealedTemperature"
-    " +evaluation.exploration.start=1.2 +evaluation.exploration.end=0.1 +evaluation.exploration.horizon=25",
     "hydra.run.dir=a hydra.run.dir=b hydra.output_subdir=null hydra.job.name=x",  # as Lightning starts its processes
     "-m seed=1,2 exploration=token_sampling,neighbor_mix mix_rate=0.1,0.2",
     "-m learning_rate=interval(1e-6,1e-4) group_size=choice(4,8)",
@@ -303,14 +335,14 @@ def test_own_files_add_to_ours(tmp_path):
     assert len(examine("config", ["--config-dir", str(tmp_path), "experiment=torn"]).problems) == 1
 
 
-SIGNS = st.sampled_from(["", "+", "++", "~"])
+PREFIXES = st.sampled_from(["", "+", "++", "~"])
 KEYS = st.sampled_from(
     ["steps", "k", "exploration", "benchmark", "model.path", "optimizer.betas", "hydra.mode", "x.y", "task"]
 )
 TEXTS = st.sampled_from(
     ["", "0", "nan", "null", "[1]", "{a: 1}", "${k}", "${nope}", "a/b", "1,2", "glob(*)", "'q'", "é"]
 )
-OVERRIDES = st.builds("{}{}={}".format, SIGNS, KEYS, TEXTS | st.text(max_size=5))
+OVERRIDES = st.builds("{}{}={}".format, PREFIXES, KEYS, TEXTS | st.text(max_size=5))
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

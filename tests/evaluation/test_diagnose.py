@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from analysis import report
 from analysis.diagnosis import diagnose, read
 from analysis.load import LoadError, load
-from ngrpo.cli.arguments import examine
+from ngrpo.cli.command import examine
 from ngrpo.evaluation import mechanism
 from ngrpo.evaluation.diagnosis import token_of
 from ngrpo.models.files import BUNDLED

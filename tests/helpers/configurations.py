@@ -10,11 +10,10 @@ from hydra.core.global_hydra import GlobalHydra
 from places import CONF
 
 from ngrpo import build
-from ngrpo.cli import arguments
-from ngrpo.cli.arguments import VERSION_BASE
-from ngrpo.cli.reading import register_resolvers
-from ngrpo.cli.schema import Schema
-from ngrpo.cli.settings import fit
+from ngrpo.cli import command, fit
+from ngrpo.cli.command import VERSION_BASE
+from ngrpo.cli.composition import Schema
+from ngrpo.cli.identity import register_resolvers
 
 SCHEMAS: dict[tuple[str, ...], Schema] = {}
 
@@ -29,7 +28,7 @@ def command_line() -> Iterator[None]:
     """Before and after it Hydra is not initialized, which is what `examine` finds in a process of its own."""
     GlobalHydra.instance().clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arguments, "Schema", schema)
+        patch.setattr(command, "Schema", schema)
         yield
     GlobalHydra.instance().clear()
 

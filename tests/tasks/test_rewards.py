@@ -11,7 +11,7 @@ import pytest
 import warm
 
 from ngrpo import targets
-from ngrpo.cli.arguments import examine
+from ngrpo.cli.command import examine
 from ngrpo.rundir.schema import TRAIN_SAMPLES, eval_samples
 from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.rewards import NoReward, Rewarded, well_formed

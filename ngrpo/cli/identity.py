@@ -1,4 +1,4 @@
-"""What this process has been asked for: a composed configuration, the versions of its data and model, its directory."""
+"""Which run a composed configuration is: the name of its directory, and what this process has been asked for."""
 
 import os
 from dataclasses import dataclass
@@ -7,11 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.schema import config_hash
+from ngrpo.rundir.schema import config_hash, run_directory
+
+
+def register_resolvers() -> None:
+    """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf."""
+    OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
+
+
+def _run_directory(study: str = "", *, _root_: DictConfig) -> str:
+    """The resolver `${run_directory:}`. The hydra node stays unresolved: it is the one that asks.
+
+    study: where nothing is trained and several strategies are compared; the directory is named after task and model.
+    """
+    choices = {group: choice for group, choice in _root_.hydra.runtime.choices.items() if "/" not in str(group)}
+    own = {str(name): node for name, node in _root_.items_ex(resolve=False) if name != "hydra"}
+    config = build.plain(OmegaConf.create(own))
+    if study:
+        choices |= {"experiment": study, "exploration": choices["task"], "algorithm": choices["model"]}
+    elif "algorithm" not in choices:  # nothing is trained: the directory is named after the model
+        choices |= {"experiment": "evaluate", "algorithm": Path(config.get("run") or choices["model"]).name}
+    return run_directory(config, choices, build.versions(config))
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Request:
     def open(self) -> RunDirectory:
         """The run directory, locked."""
         config = build.plain(self.config)
-        trainer, batching = config.get("trainer", {}), config.get("evaluation", config)
+        trainer, batching = config.get("trainer", {}), {**config, **config.get("evaluation", {})}
         facts = {"threads": trainer.get("threads") or os.cpu_count(), "devices": trainer.get("devices", 1)}
         facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
         digest, shared = config_hash(config, self.versions), build.overlap(self.config)

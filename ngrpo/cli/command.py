@@ -1,0 +1,237 @@
+"""All that is wrong with the arguments of an entry point, and the arguments as Hydra wants them.
+
+Nothing is written, built or run here, and nothing heavy imported.
+"""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra import initialize_config_dir
+from hydra._internal.utils import get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ngrpo import targets
+from ngrpo.cli import checks, compared, complaints
+from ngrpo.cli.composition import COMPOSING, Job, Schema, is_choice
+from ngrpo.cli.fit import directory_refusal
+from ngrpo.cli.identity import register_resolvers
+from ngrpo.cli.overrides import apply, listed, parse, typed, values_of
+from ngrpo.cli.rules import as_override, printable
+
+CONF = Path(__file__).resolve().parents[2] / "conf"
+VERSION_BASE = "1.3"
+NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
+LONGEST = 600  # characters of a line
+# Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
+OF_HYDRA = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
+    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
+    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
+    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
+)
+
+
+@dataclass
+class Examined:
+    """What came of a command line: the arguments for Hydra, what is wrong with them, and what is odd."""
+
+    argv: list[str]
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shows: bool = False  # instead of running
+
+
+def examine(config_name: str, argv: list[str]) -> Examined:
+    """All that is wrong with a command line, found by composing it as Hydra will; nothing is written."""
+    examined, words, options = _read_options(argv)
+    several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
+    with _schema(config_name, words) as schema:
+        tokens = [part for token in words for part in _as_hydra_says(token, schema)]
+        overrides, unread = parse(tokens, schema.loader)
+        examined.problems += unread
+        for override in list(overrides):
+            swept = override.is_sweep_override() and not several
+            if line := complaints.of_renamed(override) or (complaints.of_sweep(override, schema) if swept else None):
+                examined.problems.append(line)
+                overrides.remove(override)
+        if not words and "run" in schema.primary:
+            examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
+        as_sweep, unfit = compared.as_sweep(schema, overrides)
+        jobs = _jobs(schema, as_sweep)
+        examined.problems += unfit
+        _examine_jobs(examined, jobs, several)
+        if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
+            tokens = [_in_full(token, jobs[0].full) for token in tokens]
+        if not examined.problems:
+            examined.argv = [*compared.added(schema, overrides, tokens), *options]
+    examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
+    return examined
+
+
+def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
+    """Strategy -> what the arguments compose to with it, of those that `exploration=a,b` names or else of all that there
+    are; and what is wrong with the arguments. A knob goes to every strategy that has it, as in a multirun."""
+    problems = examine(config_name, ["-m", *argv]).problems
+    _, words, _ = _read_options(argv)
+    with _schema(config_name, words) as schema:
+        overrides = [] if problems else parse(words, schema.loader)[0]
+        names = [str(one.value()) for o in overrides if o.key_or_group == compared.GROUP for one in listed(o)]
+        rest = [o for o in overrides if o.key_or_group != compared.GROUP]
+        problems += [
+            f"{o.input_line}: takes one value; {listed(o)[0].input_line}" for o in rest if o.is_sweep_override()
+        ]
+        names = names or schema.choices(compared.GROUP)
+        return {} if problems else {name: compared.composed(schema, name, rest) for name in names}, problems
+
+
+@contextmanager
+def _schema(config_name: str, tokens: list[str]) -> Iterator[Schema]:
+    """Hydra initialized with our files, and the user's own where the arguments name some."""
+    register_resolvers()
+    search_path = [token for token in tokens if token.startswith("hydra.searchpath=")]
+    with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
+        yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+
+
+def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:
+    """Jobs that between them show every listed value: one changes at a time, where its key is known."""
+    values = [listed(override) for override in overrides]
+    jobs = [_job(schema, [members[0] for members in values])]
+    places = sorted(range(len(values)), key=lambda place: not schema.is_group(overrides[place].key_or_group))
+    for place in (place for place in places if len(values[place]) > 1):
+        homes = [job for job in jobs if job.overrides[place] not in job.unknown()]
+        home = (homes or jobs)[0].overrides
+        jobs += [_job(schema, [*home[:place], value, *home[place + 1 :]]) for value in values[place][1:]]
+    return jobs
+
+
+def _job(schema: Schema, overrides: list[Override]) -> Job:
+    """A job of what its choices were probably meant to be, and what is wrong with them."""
+    job, choices = Job(schema, overrides, []), []
+    for override in (o for o in overrides if is_choice(o, schema)):
+        own = override.is_hydra_override()
+        problem, right = (None, str(override.input_line)) if own else complaints.of_choice(override, schema)
+        job.problems += [problem] if problem else []
+        choices += [right] if right else []
+    job.choices = choices
+    try:
+        assert job.reference
+    except COMPOSING as error:
+        job.composes = False
+        job.problems.append(complaints.of_composition(error, overrides))
+    return job
+
+
+def _examine_jobs(examined: Examined, jobs: list[Job], several: bool) -> None:
+    missing = [{o.get_key_element() for o in job.unknown()} for job in jobs]
+    for override in jobs[0].unknown():
+        if all(override.get_key_element() in keys for keys in missing):  # a knob need not suit each job of a sweep
+            examined.problems += complaints.of_unknown(override, jobs[0])
+    for job in jobs:
+        found, notes = _check(job, several) if job.composes and not examined.shows else ([], [])
+        if len(jobs) > 1:  # a grid may have such cells: each tells its own when its turn comes
+            found = [line for line in found if checks.REFUSED not in line]
+        examined.problems += [*job.problems, *found]
+        examined.notes += [note for note in notes if note not in examined.notes]
+
+
+def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
+    """(problems, notes) of the shapes and values of a job's known keys."""
+    unknown = job.unknown()
+    known = [(o, complaints.of_shape(o, job.known)) for o in job.values if o not in unknown]
+    found = [problem for _, problem in known if problem]
+    usable = [o for o, problem in known if not problem or o.is_add()]  # a value after a wrong character counts too
+    config, unfit = apply(job.reference, usable)
+    given = {job.full.get(o.key_or_group, o.key_or_group): typed(o) for o in job.overrides}
+    given |= {key: as_override(leaf) for o in usable for key, leaf in values_of(o).items() if key not in given}
+    seen = checks.Composed(config, job.reference, given)
+    found += [*unfit, *checks.problems(seen), *_callables(config)]
+    found = found or _directory(config, several)
+    return _as_typed(found, job), [] if found else _as_typed(checks.notes(seen), job)
+
+
+def _as_typed(lines: list[str], job: Job) -> list[str]:
+    for key, full in job.full.items():
+        lines = [re.sub(rf"(?<![\w.]){re.escape(full)}(?![\w.])", key, line) for line in lines]
+    return lines
+
+
+def _callables(config: DictConfig) -> Iterator[str]:
+    """Callables that Hydra itself would build, and that are none of its own."""
+    for name in ("_target_", "()", "class"):
+        for path, node in targets.nodes(OmegaConf.to_container(config.hydra, resolve=False), "hydra", name):
+            if not OF_HYDRA.fullmatch(str(node[name])):
+                rule = "only launchers, sweepers, callbacks and loggers belong here"
+                yield f"{path}.{name}={node[name]}: {rule}; leave it out"
+
+
+def _directory(config: DictConfig, several: bool) -> list[str]:
+    """Whether the directory that the job would make can be made."""
+    key = "hydra.sweep.dir" if several else "hydra.run.dir"
+    try:
+        path = str(OmegaConf.select(config, key) or "")
+    except (OmegaConfBaseException, ValueError) as error:
+        return [f"{key}: {' '.join(str(error).split())}; {key}=outputs/<name>"]
+    refusal = directory_refusal(path)
+    return [f"{key}={path}: {refusal}; {key}=outputs/<name>"] if refusal else []
+
+
+def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
+    """(what is wrong with the options, overrides, options), each of its own, because Hydra wants its options together."""
+    parser, examined = get_args_parser(), Examined(list(argv))
+
+    def fail(message: str):
+        raise ValueError(message)
+
+    parser.error = fail
+    try:
+        read, strange = parser.parse_known_intermixed_args(argv)
+    except ValueError as error:
+        examined.problems.append(f"{' '.join(argv)}: {error}; --help lists the options")
+        return examined, [], []
+    strange += [f"--{name.replace('_', '-')} {value}" for name in NOT_OURS if (value := getattr(read, name))]
+    for token in strange:
+        near = complaints.alike(token, parser._option_string_actions, cutoff=0.8)
+        fix = token.lstrip("-") if "=" in token else near or "--help lists the options"
+        examined.problems.append(f"{token}: is no option here; {fix}")
+    examined.problems += targets.RENAMED_VARIABLE
+    examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info or read.shell_completion)
+    words = [token for token in read.overrides if token not in strange]
+    options = [token for token in argv if token not in read.overrides]
+    if read.config_dir:  # appended to the search path: own files add to ours and cannot stand in for them
+        words.append(f"hydra.searchpath=[file://{Path(read.config_dir).absolute()}]")
+        place = next(at for at, token in enumerate(options) if token.startswith(("--config-dir", "-cd")))
+        del options[place : place + 1 + ("=" not in options[place])]
+    return examined, words, options
+
+
+def _in_full(token: str, full: dict[str, str]) -> str:
+    """An argument whose key was typed short, with the key that Hydra knows."""
+    key = token.partition("=")[0].lstrip("+~")
+    return token.replace(key, full[key], 1) if key in full else token
+
+
+def _as_hydra_says(token: str, schema: Schema) -> list[str]:
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, and the file of `benchmark=jsonl`."""
+    group, _, value = token.partition("=")
+    if group == "benchmark.path":
+        return [f"benchmark.jsonl.path={value}"]
+    if value == "null" and group in schema.defaults and schema.defaults[group] is None:
+        return [f"~{group}"]
+    match = re.fullmatch(r"model=(['\"]?)(.+)\1", token)
+    if not match or match[2].startswith(("[", "{", "$")):
+        return [token]
+    places = [match[2]] if match[1] or Path(match[2]).is_dir() else match[2].split(",")
+    choices = schema.choices("model")
+    if not all(place not in choices and ("/" in place or Path(place).is_dir()) for place in places):
+        return [token]
+    paths = [os.path.expanduser(place) for place in places]
+    quoted = [path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'" for path in paths]
+    return ["model=hf", f"model.path={','.join(quoted)}"]

@@ -1,0 +1,204 @@
+"""Whether values fit one another, the model, the tasks and this machine. It leaves out values that are broken alone.
+
+Torch, which takes seconds to import, is not asked about the machine.
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tokenizers import Tokenizer
+
+from ngrpo import build, targets
+from ngrpo.models import files
+
+if TYPE_CHECKING:
+    from ngrpo.cli.checks import Composed
+
+TRAINING_PROMPTS = 200  # of a training set are measured against the context; of a benchmark all are
+PACKAGES = {
+    "TensorBoardLogger": "tensorboard",
+    "WandbLogger": "wandb",
+    "MLFlowLogger": "mlflow",
+    "CometLogger": "comet_ml",
+}
+COUNTS = re.compile(r"exploration\.(\w+\.)?(k|top_k|thinking_top_k|max_topk|answer_top_k)|k")  # of tokens
+
+
+def model(seen: "Composed") -> Iterator[str]:
+    """The model's directory, or the run that evaluate.py is pointed at, has all that is needed and comes alone."""
+    run, named = seen.values.get("run"), [key for key in seen.given if key.partition(".")[0] == "model"]
+    if run is not None and (refusal := files.run_refusal(run)):
+        seen.broken.add("run")
+        yield f"{seen.shown('run')}: {refusal}; run=outputs/<experiment or task>/<run>"
+    if run is not None and named:
+        yield f"{seen.shown('run')}: a run brings its own model; leave model out, or run"
+    if run is None and seen.sound("model.path"):
+        remote = bool(seen.values.get("model.trust_remote_code"))
+        path = seen.values["model.path"]
+        if refusal := files.refusal(path) or files.remote_code_refusal(path, remote):
+            seen.broken.add("model.path")
+            yield f"{seen.shown('model.path')}: {refusal}; model=tiny is the bundled one"
+
+
+def packages(seen: "Composed") -> Iterator[str]:
+    """Loggers have their optional packages."""
+    for path, node in targets.nodes(seen.tree):
+        package = PACKAGES.get(str(node["_target_"]).rpartition(".")[2])
+        if package and not find_spec(package) and not (package == "tensorboard" and find_spec("tensorboardX")):
+            what = seen.shown(path if path in seen.given else f"{path}._target_")
+            yield f"{what}: needs the package {package}, which is not installed; pip install {package}"
+
+
+def parallel(seen: "Composed") -> Iterator[str]:
+    """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
+    gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
+    if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+        yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
+    if not seen.sound("trainer.devices", "prompts_per_step"):
+        return
+    devices, prompts = seen.values["trainer.devices"], seen.values["prompts_per_step"]
+    if prompts % devices:
+        rule = f"must divide {seen.shown('prompts_per_step')}, because whole groups stay on one device"
+        yield f"{seen.shown('trainer.devices')}: {rule}; prompts_per_step={devices * math.ceil(prompts / devices)}"
+    elif seen.sound("algorithm.mini_batches") and seen.values["algorithm.mini_batches"] > (most := prompts // devices):
+        rule = f"must be at most {most}, because a device has {most} of the prompts and groups stay whole"
+        yield f"{seen.shown('algorithm.mini_batches')}: {rule}; algorithm.mini_batches={most}"
+
+
+def sizes(seen: "Composed") -> Iterator[str]:
+    """The algorithm's sizes fit the group and the longest answer; in a diagnosis a group fits the samples drawn."""
+    pairs = [("algorithm.pass_k", "group_size"), ("algorithm.reward_shaping.overlong.buffer", "max_new_tokens")]
+    pairs += [("group_size", "n")] if "strategies" in seen.values else []
+    for key, most in pairs:
+        if seen.sound(key, most) and seen.values[key] > seen.values[most]:
+            yield f"{seen.shown(key)}: must be at most {seen.shown(most)}; {key}={seen.values[most]}"
+
+
+def vocabulary(seen: "Composed") -> Iterator[str]:
+    """The vocabulary has as many tokens as a filter keeps, and as many ordinary ones as a mixture has candidates."""
+    place = _model_directory(seen)
+    rows, words = (files.rows(place), files.ordinary_tokens(place)) if place else (None, None)
+    for key in filter(COUNTS.fullmatch, seen.values):
+        name, repeats = key.rpartition(".")[2], key != "k" and seen.raw.get(key) == "${k}"
+        most, what = (words, " that are neither special nor added") if name == "k" else (rows, "")
+        if most is not None and not repeats and seen.sound(key) and seen.values[key] > most:
+            reason = f"because the model has {most} tokens{what}"
+            yield f"{seen.shown(key)}: must be at most {most}, {reason}; {key}={min(most, 3 if name == 'k' else 20)}"
+
+
+CHECKS = (model, packages, parallel, sizes, vocabulary)
+
+
+def tasks(seen: "Composed", imports: bool) -> Iterator[str]:
+    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none.
+
+    imports: whether code of the user's own may be imported for that.
+    """
+    nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
+    nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
+    prompts: dict[str, tuple[str, ...]] = {}
+    for path, node in nodes.items():
+        broken = any(key == path or key.startswith(f"{path}.") for key in seen.broken)
+        if _plans(seen) or broken or not (imports or not targets.is_users(str(node.get("_target_")))):
+            continue
+        try:
+            size, prompts[path] = _prompts(json.dumps(node), TRAINING_PROMPTS if path == "task" else None)
+        except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
+            yield f"{path}: {' '.join(str(error).split())}".replace(" set task.", f" set {path}.")
+            continue
+        if path == "task" and seen.sound("prompts_per_step") and size < seen.values["prompts_per_step"]:
+            reason = f"because the task has {size} problems"
+            yield f"{seen.shown('prompts_per_step')}: must be at most {size}, {reason}; prompts_per_step={size}"
+    yield from _context(seen, prompts)
+
+
+@lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
+def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
+    """(number of problems, the first prompts) of a task, whose module imports neither torch nor transformers.
+
+    Of messages only the shortest prompt: those that are too long for the model are left out of the run and counted.
+    """
+    content = json.loads(node)
+    if not isinstance(content, dict) or "_target_" not in content:
+        raise ValueError("has no _target_, so there is no task to build")
+    problems = build.task(content).problems
+    first = problems[:most]
+    if all(problem.is_message for problem in first):
+        first = [min(first, key=lambda problem: len(problem.prompt))]
+    return len(problems), tuple(problem.prompt for problem in first)
+
+
+@lru_cache(maxsize=64)
+def _longest(prompts: tuple[str, ...], words: Tokenizer) -> int:
+    return max(map(len, words.encode_batch(list(prompts))), default=0)
+
+
+def _context(seen: "Composed", prompts: Mapping[str, tuple[str, ...]]) -> Iterator[str]:
+    place = _model_directory(seen)
+    words, positions = (files.tokenizer(place), files.positions(place)) if place else (None, None)
+    if words is None or positions is None or not any(prompts.values()):
+        return
+    lengths = {path: _longest(texts, words) for path, texts in prompts.items()}
+    path = max(lengths, key=lambda path: lengths[path])
+    longest, room = lengths[path], positions - lengths[path]
+    reason = f"because a prompt of {path} has {longest} tokens and the model {positions} positions"
+    if room < 1:
+        yield f"{path}: does not fit, {reason}; choose another model or {path.partition('.')[0]}"
+    elif seen.sound("max_new_tokens") and seen.values["max_new_tokens"] > room:
+        yield f"{seen.shown('max_new_tokens')}: must be at most {room}, {reason}; max_new_tokens={room}"
+
+
+def gpu_refusal(devices: int) -> str | None:
+    """Why a run cannot use `devices` GPUs, as a phrase; None where it looks as if it could."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    nodes = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+    others = any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg"))
+    if hidden in ("", "-1") or (not nodes and not others):
+        return "this machine shows no GPU"
+    try:
+        if "cpu" in version("torch"):
+            return f"this torch ({version('torch')}) is built for the CPU only"
+    except PackageNotFoundError:
+        return "torch is not installed"
+    count = len(hidden.split(",")) if hidden else len(nodes)
+    return f"this machine shows {count} of the {devices} GPUs asked for" if 0 < count < devices else None
+
+
+def directory_refusal(path: str) -> str | None:
+    """Why a run cannot have the directory `path`, which need not exist, as a phrase; None where it can."""
+    if not path or "\0" in path:
+        return "must be a directory"
+    place = Path(os.path.abspath(path))
+    if place in Path.cwd().parents or place == Path(place.anchor):
+        return "holds much else, and a run needs a directory of its own"
+    if any(len(os.fsencode(part)) > 255 for part in place.parts):
+        return "a part of it is longer than 255 bytes"
+    try:
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir():
+            return f"{place} is a file, not a directory"
+        # Being allowed to write says little: root may write anywhere, and to /proc it still cannot.
+        os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=place))
+    except OSError as error:
+        return f"cannot be written to ({error.strerror or error})"
+    return None
+
+
+def _plans(seen: "Composed") -> bool:
+    return any(key.startswith("plan.") for key in seen.values)
+
+
+def _model_directory(seen: "Composed") -> Path | None:
+    if seen.sound("run"):
+        return files.directory(f"{seen.values['run']}/hf")
+    return files.directory(seen.values["model.path"]) if seen.sound("model.path") else None
