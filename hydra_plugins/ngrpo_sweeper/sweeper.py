@@ -22,7 +22,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo.cli.overrides import full_key, same_key
+from ngrpo.cli.composition import full_key, stands_for
 from ngrpo.rundir.schema import Unreadable, read_run
 
 
@@ -101,7 +101,7 @@ class GridSweeper(Sweeper):
     def with_presets(self, arguments: Sequence[str]) -> list[str]:
         """What was typed, after the listed values of `params` that it leaves as they are."""
         typed = {argument.partition("=")[0] for argument in arguments}
-        left = {key: values for key, values in self.params.items() if not any(same_key(key, other) for other in typed)}
+        left = {key: values for key, values in self.params.items() if not any(key == other or stands_for(key, other) or stands_for(other, key) for other in typed)}
         return [*(f"{key}={values}" for key, values in left.items()), *arguments]
 
     def jobs(self, arguments: list[str]) -> list[Job]:

@@ -10,23 +10,26 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
 from ngrpo.cli import checks, compared, complaints
-from ngrpo.cli.composition import COMPOSING, Job, Schema, is_choice
+from ngrpo.cli.composition import Job, Schema, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
-from ngrpo.cli.overrides import apply, listed, parse, typed, values_of
 from ngrpo.cli.rules import as_override, printable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VERSION_BASE = "1.3"
+COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError)
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
 LONGEST = 600  # characters of a line
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
@@ -54,14 +57,14 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
     with _schema(config_name, words) as schema:
         tokens = [part for token in words for part in _as_hydra_says(token, schema)]
-        overrides, unread = parse(tokens, schema.loader)
+        overrides, unread = _read(tokens, schema.loader)
         examined.problems += unread
         for override in list(overrides):
             swept = override.is_sweep_override() and not several
-            if line := complaints.of_renamed(override) or (complaints.of_sweep(override, schema) if swept else None):
+            if line := complaints.of_renamed(override) or (complaints.of_sweep(override) if swept else None):
                 examined.problems.append(line)
                 overrides.remove(override)
-        if not words and "run" in schema.primary:
+        if not words and "run" in schema.reference():
             examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
         as_sweep, unfit = compared.as_sweep(schema, overrides)
         jobs = _jobs(schema, as_sweep)
@@ -78,10 +81,9 @@ def examine(config_name: str, argv: list[str]) -> Examined:
 def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
     """Strategy -> what the arguments compose to with it, of those that `exploration=a,b` names or else of all that there
     are; and what is wrong with the arguments. A knob goes to every strategy that has it, as in a multirun."""
-    problems = examine(config_name, ["-m", *argv]).problems
-    _, words, _ = _read_options(argv)
+    problems, words = examine(config_name, ["-m", *argv]).problems, _read_options(argv)[1]
     with _schema(config_name, words) as schema:
-        overrides = [] if problems else parse(words, schema.loader)[0]
+        overrides = [] if problems else _read(words, schema.loader)[0]
         names = [str(one.value()) for o in overrides if o.key_or_group == compared.GROUP for one in listed(o)]
         rest = [o for o in overrides if o.key_or_group != compared.GROUP]
         problems += [
@@ -92,12 +94,38 @@ def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConf
 
 
 @contextmanager
-def _schema(config_name: str, tokens: list[str]) -> Iterator[Schema]:
+def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
     register_resolvers()
-    search_path = [token for token in tokens if token.startswith("hydra.searchpath=")]
+    search_path = [token for token in words if token.startswith("hydra.searchpath=")]
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+
+
+def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+    """The overrides that can be read, and a problem for each that cannot, or that gives a key a second time."""
+    read: dict[str, Override] = {}
+    problems: list[str] = []
+    for token in tokens:
+        key, equals, value = token.partition("=")
+        try:
+            override = read_one(token)
+        except COMPOSING:
+            override = None
+        name = override.key_or_group if override else key
+        if not equals and not token.startswith("~"):
+            problems.append(f"{token}: has no value; {token}=<value>")
+        elif not name:
+            problems.append(f"{token}: names no key; <key>={value}")
+        elif override is None:
+            fix = f"text with such characters in it needs quotes: \"{key}='...'\""
+            problems.append(f"{token}: cannot be read as key=value; {fix}")
+        elif name in read and not override.is_hydra_override():
+            problems.append(f"{token}: {name} is given before, as {read[name].input_line}; keep one of the two")
+        else:
+            override.config_loader = loader  # which knows the options that a `glob()` stands for
+            read[name if name not in read else token] = override
+    return list(read.values()), problems
 
 
 def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:
@@ -114,15 +142,15 @@ def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:
 
 def _job(schema: Schema, overrides: list[Override]) -> Job:
     """A job of what its choices were probably meant to be, and what is wrong with them."""
-    job, choices = Job(schema, overrides, []), []
+    choices: list[str] = []
+    job = Job(schema, overrides, choices)
     for override in (o for o in overrides if is_choice(o, schema)):
         own = override.is_hydra_override()
         problem, right = (None, str(override.input_line)) if own else complaints.of_choice(override, schema)
         job.problems += [problem] if problem else []
         choices += [right] if right else []
-    job.choices = choices
     try:
-        assert job.reference
+        job.composes = bool(job.reference) or True
     except COMPOSING as error:
         job.composes = False
         job.problems.append(complaints.of_composition(error, overrides))
@@ -148,13 +176,17 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     known = [(o, complaints.of_shape(o, job.known)) for o in job.values if o not in unknown]
     found = [problem for _, problem in known if problem]
     usable = [o for o, problem in known if not problem or o.is_add()]  # a value after a wrong character counts too
-    config, unfit = apply(job.reference, usable)
-    given = {job.full.get(o.key_or_group, o.key_or_group): typed(o) for o in job.overrides}
+    given = {job.full.get(o.key_or_group, o.key_or_group): complaints.typed(o) for o in job.overrides}
     given |= {key: as_override(leaf) for o in usable for key, leaf in values_of(o).items() if key not in given}
+    try:
+        config = job.composed(usable)
+    except (*COMPOSING, LookupError, AssertionError) as error:
+        return [*found, complaints.of_composition(error, usable)], []
     seen = checks.Composed(config, job.reference, given)
-    found += [*unfit, *checks.problems(seen), *_callables(config)]
+    found += [*checks.problems(seen), *_callables(config)]
     found = found or _directory(config, several)
-    return _as_typed(found, job), [] if found else _as_typed(checks.notes(seen), job)
+    notes = [] if found else checks.notes(seen)
+    return _as_typed(found, job), _as_typed(notes, job)
 
 
 def _as_typed(lines: list[str], job: Job) -> list[str]:
@@ -174,12 +206,12 @@ def _callables(config: DictConfig) -> Iterator[str]:
 
 def _directory(config: DictConfig, several: bool) -> list[str]:
     """Whether the directory that the job would make can be made."""
-    key = "hydra.sweep.dir" if several else "hydra.run.dir"
+    key, path = "hydra.sweep.dir" if several else "hydra.run.dir", ""
     try:
         path = str(OmegaConf.select(config, key) or "")
+        refusal = directory_refusal(path)
     except (OmegaConfBaseException, ValueError) as error:
-        return [f"{key}: {' '.join(str(error).split())}; {key}=outputs/<name>"]
-    refusal = directory_refusal(path)
+        refusal = " ".join(str(error).split())
     return [f"{key}={path}: {refusal}; {key}=outputs/<name>"] if refusal else []
 
 
@@ -203,8 +235,7 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
         examined.problems.append(f"{token}: is no option here; {fix}")
     examined.problems += targets.RENAMED_VARIABLE
     examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info or read.shell_completion)
-    words = [token for token in read.overrides if token not in strange]
-    options = [token for token in argv if token not in read.overrides]
+    words, options = list(read.overrides), [token for token in argv if token not in read.overrides]
     if read.config_dir:  # appended to the search path: own files add to ours and cannot stand in for them
         words.append(f"hydra.searchpath=[file://{Path(read.config_dir).absolute()}]")
         place = next(at for at, token in enumerate(options) if token.startswith(("--config-dir", "-cd")))
@@ -225,13 +256,11 @@ def _as_hydra_says(token: str, schema: Schema) -> list[str]:
         return [f"benchmark.jsonl.path={value}"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
-    match = re.fullmatch(r"model=(['\"]?)(.+)\1", token)
-    if not match or match[2].startswith(("[", "{", "$")):
+    if group != "model" or not value or value.startswith(("[", "{", "$")):
         return [token]
-    places = [match[2]] if match[1] or Path(match[2]).is_dir() else match[2].split(",")
-    choices = schema.choices("model")
-    if not all(place not in choices and ("/" in place or Path(place).is_dir()) for place in places):
+    value = os.path.expanduser(value.strip("'\""))
+    places = [value] if Path(value).is_dir() else value.split(",")
+    if any(place in schema.choices("model") or not ("/" in place or Path(place).is_dir()) for place in places):
         return [token]
-    paths = [os.path.expanduser(place) for place in places]
-    quoted = [path if re.fullmatch(r"[\w./-]+", path) else "'" + path.replace("'", r"\'") + "'" for path in paths]
+    quoted = [place if re.fullmatch(r"[\w./-]+", place) else "'" + place.replace("'", r"\'") + "'" for place in places]
     return ["model=hf", f"model.path={','.join(quoted)}"]

@@ -1,26 +1,25 @@
-"""What the YAML files define, and what the overrides of one job compose to."""
+"""What the YAML files define, what was typed, and what the overrides of one job compose to."""
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import yaml
 from hydra import compose
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.plugins.config_source import ConfigLoadError
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ngrpo.cli.overrides import full_key, stands_for, values_of
 from ngrpo.cli.rules import leaves
 
-COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError)
 OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads
+SEVERAL = "benchmark"  # the group of which a list is chosen
 PARTS = "part"  # of a group: files that others are put together from, no choices of their own
+TRIED = 24  # values of one sweep that are looked at before its jobs start
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Schema:
     composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
     listed: dict[tuple[str, ObjectType], list[str]] = field(default_factory=dict)
 
-    def reference(self, overrides: Iterable[str]) -> DictConfig:
+    def reference(self, overrides: Iterable[str] = ()) -> DictConfig:
         """What group choices (and settings of Hydra itself) compose to; Hydra's errors pass."""
         key = tuple(overrides)
         if key not in self.composed:
@@ -41,27 +40,11 @@ class Schema:
         return self.composed[key]
 
     @cached_property
-    def primary(self) -> dict[str, Any]:
-        """The file of the primary configuration itself, as it stands there."""
-        return next(self._files(self.config_name))[0]
-
-    @cached_property
     def defaults(self) -> dict[str, Any]:
-        """Group -> the choice that stands when nothing is typed; a list where it takes several."""
-        names = [name for name in self.primary["defaults"] if isinstance(name, str) and name != "_self_"]
-        files = [self.primary, *(content for name in names for content, _ in self._files(name))]
-        named = [
-            pair for file in files for entry in file["defaults"] if isinstance(entry, dict) for pair in entry.items()
-        ]
-        return {str(name): value for name, value in named if not str(name).startswith("override ")}
-
-    def takes_several(self, group: str) -> bool:
-        """Whether a list of options is fine for the group, as for the benchmarks."""
-        return isinstance(self.defaults.get(group), list)
-
-    def groups(self) -> list[str]:
-        """Names of the top-level groups that this primary configuration uses."""
-        return [name for name in self._options("", ObjectType.GROUP) if name in self.defaults]
+        """Group of this entry point -> the choice that stands when nothing is typed."""
+        config = self.reference()
+        single = {str(group): choice for group, choice in config.hydra.runtime.choices.items() if "/" not in str(group)}
+        return single and {**single, SEVERAL: next(iter(config.get(SEVERAL) or [None]))}
 
     def is_group(self, name: str) -> bool:
         """Whether `name`, with slashes for sub-groups, is a group at all."""
@@ -78,36 +61,25 @@ class Schema:
     def owners(self) -> dict[str, list[str]]:
         """Dotted key -> the choices, as `group=option`, whose files define it; experiments only use what others define."""
         owners: dict[str, list[str]] = {}
-        for group in (group for group in self.groups() if group != "experiment"):
+        for group in (group for group in self.defaults if group != "experiment"):
             for option in self.choices(group):
                 for key in self._keys(group, option):
                     owners.setdefault(key, []).append(f"{group}={option}")
         return owners
-
-    def owners_of(self, key: str) -> list[str]:
-        """Those of a key, or of the keys that it is short for."""
-        short = (owner for other, found in self.owners.items() if stands_for(key, other) for owner in found)
-        return self.owners.get(key) or list(dict.fromkeys(short))
 
     def _options(self, group: str, kind: ObjectType) -> list[str]:
         if (group, kind) not in self.listed:
             self.listed[group, kind] = self.loader.get_group_options(group, kind, overrides=self.search_path)
         return self.listed[group, kind]
 
-    def _files(self, name: str) -> Iterator[tuple[dict[str, Any], str | None]]:
-        """(content, its package) of every file of this name."""
+    def _keys(self, group: str, option: str) -> Iterator[str]:
         for source in self.loader.get_sources():
             try:
-                found = source.load_config(name)
+                found = source.load_config(f"{group}/{option}")
             except ConfigLoadError:
                 continue
-            content = OmegaConf.to_container(found.config) if OmegaConf.is_config(found.config) else found.config
-            if isinstance(content, dict):
-                yield {str(key): child for key, child in content.items()}, found.header["package"]
-
-    def _keys(self, group: str, option: str) -> Iterator[str]:
-        for content, header in self._files(f"{group}/{option}"):
-            package = header or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
+            package = found.header["package"] or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
+            content: Any = OmegaConf.to_container(found.config) if OmegaConf.is_config(found.config) else {}
             yield from (key if package == "_global_" else f"{package}.{key}" for key in flat(content))
             for part in content.get("defaults", ()):
                 yield from self._keys(group, part) if isinstance(part, str) and part != "_self_" else ()
@@ -128,14 +100,11 @@ class Job:
     composes: bool = True
     full: dict[str, str] = field(default_factory=dict)
 
-    def __post_init__(self):
-        if self.choices is None:
-            self.choices = [str(o.input_line) for o in self.overrides if is_choice(o, self.schema)]
-
     @cached_property
     def reference(self) -> DictConfig:
-        """What the YAML files say under these choices; COMPOSING errors pass."""
-        return self.schema.reference(self.choices or [])
+        """What the YAML files say under these choices; Hydra's errors pass."""
+        typed = [str(o.input_line) for o in self.overrides if is_choice(o, self.schema)]
+        return self.schema.reference(typed if self.choices is None else self.choices)
 
     @cached_property
     def known(self) -> dict[str, Any]:
@@ -160,6 +129,47 @@ class Job:
         values = self.values if self.composes else []
         return [override for override in values if not all(has(self.known, key) for key in values_of(override))]
 
+    def composed(self, overrides: Iterable[Override]) -> DictConfig:
+        """The reference with some of the values set."""
+        config = copy.deepcopy(self.reference)
+        for override in overrides:
+            if override.is_delete():
+                parent, _, name = override.key_or_group.rpartition(".")
+                with open_dict(config):
+                    del (OmegaConf.select(config, parent) if parent else config)[name]
+            else:
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=True)
+        return config
+
+
+def read_one(text: str) -> Override:
+    """One override; Hydra's exceptions pass."""
+    override = OverridesParser.create().parse_override(text)
+    override.value()
+    return override
+
+
+def listed(override: Override) -> list[Override]:
+    """The values of a sweep, each as an override of its own (the ends of an interval); others as they are."""
+    if not override.is_sweep_override():
+        return [override]
+    if override.is_interval_sweep():
+        interval: Any = override.value()
+        texts = [str(interval.start), str(interval.end)]
+    else:
+        texts = [text for _, text in zip(range(TRIED), override.sweep_string_iterator(), strict=False)]
+    return [read_one(f"{override.get_key_element()}={text}") for text in texts or ["null"]]
+
+
+def values_of(override: Override) -> dict[str, Any]:
+    """Dotted key -> value for all that the override sets."""
+    value = override.value()
+    return (
+        dict(leaves(value, override.key_or_group))
+        if isinstance(value, dict) and value
+        else {override.key_or_group: value}
+    )
+
 
 def is_choice(override: Override, schema: Schema) -> bool:
     """Whether an override chooses from a group, or is for Hydra itself, and not the value of a key."""
@@ -170,17 +180,26 @@ def is_choice(override: Override, schema: Schema) -> bool:
 def has(known: Mapping[str, Any], key: str) -> bool:
     """Whether `key` is a leaf, a node, or a place in a list."""
     node, _, place = key.rpartition(".")
-    members = known.get(node)
-    inside = isinstance(members, list) and place.isdecimal() and int(place) < len(members)
+    inside = isinstance(known.get(node), list) and place.isdecimal() and int(place) < len(known[node])
     return key in known or inside or any(name.startswith(f"{key}.") for name in known)
 
 
 def flat(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> leaf, interpolations as they stand, without what no job reads; lists and empty mappings are leaves."""
     nodes = config.items_ex(resolve=False) if isinstance(config, DictConfig) else config.items()
-    own = {str(name): node for name, node in nodes if name not in OF_NO_JOB}
-    return dict(
-        leaves(
-            {name: OmegaConf.to_container(node) if OmegaConf.is_config(node) else node for name, node in own.items()}
-        )
-    )
+    own = {name: node for name, node in nodes if name not in OF_NO_JOB}
+    return dict(leaves({k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in own.items()}))
+
+
+def stands_for(key: str, other: str) -> bool:
+    """Whether `other` is `key` with one part more before its last: exploration.metric is exploration.recipe.metric."""
+    parent, dot, name = key.rpartition(".")
+    longer, _, last = other.rpartition(".")
+    return bool(dot) and last == name and longer.rpartition(".")[0] == parent
+
+
+def full_key(key: str, known: Iterable[str]) -> str:
+    """The key that `key` stands for among the known ones; itself where it is one of them, or stands for none or several."""
+    known = set(known)
+    found = [other for other in known if stands_for(key, other)]
+    return found[0] if key not in known and len(found) == 1 else key

@@ -15,8 +15,7 @@ from ngrpo import targets
 from ngrpo.build import instantiate
 from ngrpo.cli import complaints, fit
 from ngrpo.cli.command import examine
-from ngrpo.cli.composition import PARTS, Job, Schema, flat
-from ngrpo.cli.overrides import parse
+from ngrpo.cli.composition import PARTS, Job, Schema, flat, read_one
 from ngrpo.cli.rules import wrong_words
 from ngrpo.targets import SettingsError
 from ngrpo.tasks import rows
@@ -175,7 +174,7 @@ def test_misspelt_keys_are_understood():
         right = 0
         for at, (key, wrong) in enumerate(cases):
             parent, dot, _ = key.rpartition(".")
-            overrides, _ = parse([f"{'+' * (at % 3)}{parent}{dot}{wrong}=1"], schema.loader)
+            overrides = [read_one(f"{'+' * (at % 3)}{parent}{dot}{wrong}=1")]
             job = Job(schema, overrides)
             lines = [line for override in job.unknown() for line in complaints.of_unknown(override, job)]
             right += any(re.search(rf"(nearest name is|belongs to .*) {re.escape(key)}[;,]", line) for line in lines)

@@ -4,7 +4,7 @@ import pytest
 from places import REPOSITORY
 
 from ngrpo.cli.command import examine
-from ngrpo.cli.overrides import full_key
+from ngrpo.cli.composition import full_key
 
 KNOWN = ["a.b.name", "a.c.name", "a.b.other", "a.b.d.deep", "a.own", "a.b.own", "x.name", "name"]
 
