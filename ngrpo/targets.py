@@ -6,7 +6,6 @@ that a module merely imports (`ngrpo.exploration.stht.torch`) is not one of its 
 """
 
 import ast
-import difflib
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -76,18 +75,8 @@ def refusal(target: Any, path: str = "") -> str | None:
     if (source := _source(module)) is None:
         return f"there is no module {'.'.join(module)}"
     if name not in _definitions(source):
-        return f"{'.'.join(module)} defines no {name}"
+        return f"{'.'.join(module)} defines no {name}, but {', '.join(_definitions(source))}"
     return _reward_refusal(_definitions(source)[name]) if is_reward(path) else None
-
-
-def nearest(target: Any, path: str) -> str | None:
-    """The target that a name with a misspelt last part was meant to be; None where there is none that is like it."""
-    module, _, name = str(target).rpartition(".")
-    parts = module.split(".")
-    own = str(target).startswith(_room(path)) and all(map(str.isidentifier, parts))
-    source = _source(parts) if own and (parts[0] == PACKAGE.name or parts[0] in PLUGINS) else None
-    alike = difflib.get_close_matches(name, _definitions(source) if source else (), n=1)
-    return f"{module}.{alike[0]}" if alike and alike[0] != name else None
 
 
 def is_users(target: str) -> bool:

@@ -173,7 +173,7 @@ def _targets(seen: Composed) -> Iterator[str]:
             refusal = f"a file names the class of {path}, because its other keys belong to it"
         if refusal:
             seen.broken.update((key, path))
-            fix = targets.nearest(target, path) or (usual if usual != target else None)
+            fix = usual if usual != target else None
             yield f"{key}={printable(str(target))}: {refusal}; {f'{key}={fix}' if fix else 'leave it out'}"
 
 

@@ -34,10 +34,8 @@ NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hy
 LONGEST = 600  # characters of a line
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
 OF_HYDRA = re.compile(
-    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
-    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
-    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
-    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
+    r"(hydra\._internal\.core_plugins|hydra\.experimental\.callbacks|hydra_plugins|optuna\.samplers|colorlog|logging)"
+    r"(\.[a-z]\w*)*\.[A-Z]\w+"
 )
 
 
@@ -104,28 +102,24 @@ def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
 
 def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
     """The overrides that can be read, and a problem for each that cannot, or that gives a key a second time."""
-    read: dict[str, Override] = {}
+    read: list[Override] = []
     problems: list[str] = []
     for token in tokens:
         key, equals, value = token.partition("=")
         try:
             override = read_one(token)
-        except COMPOSING:
-            override = None
-        name = override.key_or_group if override else key
-        if not equals and not token.startswith("~"):
-            problems.append(f"{token}: has no value; {token}=<value>")
-        elif not name:
-            problems.append(f"{token}: names no key; <key>={value}")
-        elif override is None:
-            fix = f"text with such characters in it needs quotes: \"{key}='...'\""
-            problems.append(f"{token}: cannot be read as key=value; {fix}")
-        elif name in read and not override.is_hydra_override():
-            problems.append(f"{token}: {name} is given before, as {read[name].input_line}; keep one of the two")
-        else:
             override.config_loader = loader  # which knows the options that a `glob()` stands for
-            read[name if name not in read else token] = override
-    return list(read.values()), problems
+        except COMPOSING:
+            fix = f"{token}=<value>" if not equals else f"text with such characters in it needs quotes: \"{key}='...'\""
+            problems.append(f"{token}: cannot be read as key=value; {fix}")
+            continue
+        before = [o.input_line for o in read if o.key_or_group == override.key_or_group and not o.is_hydra_override()]
+        if before or not override.key_or_group:
+            told = f"{key} is given before, as {before[0]}" if before else "names no key"
+            problems.append(f"{token}: {told}; {'keep one of the two' if before else f'<key>={value}'}")
+        else:
+            read.append(override)
+    return read, problems
 
 
 def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:

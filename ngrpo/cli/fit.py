@@ -10,7 +10,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 TRAINING_PROMPTS = 200  # of a training set are measured against the context; of a benchmark all are
 PACKAGES = {
-    "TensorBoardLogger": "tensorboard",
-    "WandbLogger": "wandb",
-    "MLFlowLogger": "mlflow",
-    "CometLogger": "comet_ml",
+    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
+    "WandbLogger": ("wandb",),
+    "MLFlowLogger": ("mlflow",),
 }
 COUNTS = re.compile(r"exploration\.(\w+\.)?(k|top_k|thinking_top_k|max_topk|answer_top_k)|k")  # of tokens
 
@@ -52,10 +51,10 @@ def model(seen: "Composed") -> Iterator[str]:
 def packages(seen: "Composed") -> Iterator[str]:
     """Loggers have their optional packages."""
     for path, node in targets.nodes(seen.tree):
-        package = PACKAGES.get(str(node["_target_"]).rpartition(".")[2])
-        if package and not find_spec(package) and not (package == "tensorboard" and find_spec("tensorboardX")):
+        names = PACKAGES.get(str(node["_target_"]).rpartition(".")[2], ())
+        if names and not any(map(find_spec, names)):
             what = seen.shown(path if path in seen.given else f"{path}._target_")
-            yield f"{what}: needs the package {package}, which is not installed; pip install {package}"
+            yield f"{what}: needs the package {names[0]}, which is not installed; pip install {names[0]}"
 
 
 def parallel(seen: "Composed") -> Iterator[str]:
@@ -159,36 +158,29 @@ def _context(seen: "Composed", prompts: Mapping[str, tuple[str, ...]]) -> Iterat
 
 def gpu_refusal(devices: int) -> str | None:
     """Why a run cannot use `devices` GPUs, as a phrase; None where it looks as if it could."""
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    nodes = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
-    others = any(Path(path).exists() for path in ("/proc/driver/nvidia", "/dev/kfd", "/dev/dxg"))
-    if hidden in ("", "-1") or (not nodes and not others):
+    hidden, nodes = os.environ.get("CUDA_VISIBLE_DEVICES"), list(Path("/dev").glob("nvidia[0-9]*"))
+    if hidden in ("", "-1") or not (nodes or any(Path(path).exists() for path in ("/dev/kfd", "/dev/dxg"))):
         return "this machine shows no GPU"
-    try:
-        if "cpu" in version("torch"):
-            return f"this torch ({version('torch')}) is built for the CPU only"
-    except PackageNotFoundError:
-        return "torch is not installed"
+    if "cpu" in version("torch"):
+        return f"this torch ({version('torch')}) is built for the CPU only"
     count = len(hidden.split(",")) if hidden else len(nodes)
     return f"this machine shows {count} of the {devices} GPUs asked for" if 0 < count < devices else None
 
 
 def directory_refusal(path: str) -> str | None:
     """Why a run cannot have the directory `path`, which need not exist, as a phrase; None where it can."""
+    place = Path(os.path.abspath(path))
     if not path or "\0" in path:
         return "must be a directory"
-    place = Path(os.path.abspath(path))
     if place in Path.cwd().parents or place == Path(place.anchor):
         return "holds much else, and a run needs a directory of its own"
-    if any(len(os.fsencode(part)) > 255 for part in place.parts):
-        return "a part of it is longer than 255 bytes"
     try:
         while not place.exists():
             place = place.parent
-        if not place.is_dir():
-            return f"{place} is a file, not a directory"
         # Being allowed to write says little: root may write anywhere, and to /proc it still cannot.
         os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=place))
+    except NotADirectoryError:
+        return f"{place} is a file, not a directory"
     except OSError as error:
         return f"cannot be written to ({error.strerror or error})"
     return None

@@ -54,7 +54,7 @@ WRONG = {
     "schema={}": ["schema={}|there is no schema"],
     "+schema.seed.minimum=-9 seed=-9": ["schema.seed.minimum=-9|there is no schema", "seed=-9|from 0"],
     # grammar
-    "steps": ["steps: has no value"],
+    "steps": ["steps: cannot be read|steps=<value>"],
     "steps==": ["steps==|cannot be read"],
     "steps=[1": ["steps=[1|cannot be read"],
     "a\u0007=1": ["a\\x07=1|cannot be read"],
@@ -158,7 +158,7 @@ WRONG = {
     # what may be built
     "exploration._target_=os.system": ["exploration._target_=os.system|may be built"],
     "exploration._target_=ngrpo.exploration.stht.torch.load": ["ngrpo.exploration.stht.torch.load|no module"],
-    "exploration._target_=ngrpo.exploration.stht.SoftToken": ["SoftToken|ngrpo.exploration.stht.SoftTokens"],
+    "exploration._target_=ngrpo.exploration.stht.SoftToken": ["SoftToken: |defines no SoftToken, but SoftTokens"],
     "exploration._target_=ngrpo.algorithm.losses.__loader__": ["_target_=ngrpo.algorithm.losses.__loader__|private"],
     "exploration._target_=ngrpo.rundir.files.write_atomically": ["ngrpo.rundir.files.write_atomically|may be built"],
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],

@@ -268,7 +268,7 @@ def test_directories_that_can_be_made(tmp_path):
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     assert "is a file" in str(fit.directory_refusal(str(tmp_path / "file" / "x")))
-    assert "longer than" in str(fit.directory_refusal(str(tmp_path / ("x" * 256))))
+    assert "cannot be written" in str(fit.directory_refusal(str(tmp_path / ("x" * 256))))
     assert fit.directory_refusal("/proc/x")
     assert fit.directory_refusal("/sys/x")
     assert fit.directory_refusal("")
@@ -276,7 +276,7 @@ def test_directories_that_can_be_made(tmp_path):
 
 def test_gpus_are_counted_without_torch(monkeypatch):
     monkeypatch.setattr(fit, "version", lambda name: "2.9.0")
-    monkeypatch.setattr(fit.Path, "glob", lambda self, pattern: [fit.Path(f"/dev/nvidia{n}") for n in (0, 1, "ctl")])
+    monkeypatch.setattr(fit.Path, "glob", lambda self, pattern: [fit.Path(f"/dev/nvidia{n}") for n in (0, 1)])
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert fit.gpu_refusal(2) is None
     assert "2 of the 4" in str(fit.gpu_refusal(4))
