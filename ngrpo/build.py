@@ -24,6 +24,7 @@ from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
 if TYPE_CHECKING:
+    from ngrpo.algorithm.algorithm import Algorithm
     from ngrpo.cli.identity import Request
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.diagnosis import Draw
@@ -52,13 +53,16 @@ def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, 
     partial: not the object, but what makes it, also where the node does not say `_partial_`.
 
     Raises:
-        SettingsError: a target, here or further inside, that is not on the list of what may be built.
+        SettingsError: a target, here or further inside, that may not be built or not with these arguments.
     """
     content = plain(node) if isinstance(node, DictConfig) else dict(node)
-    found = [(path, inner["_target_"], targets.refusal(inner["_target_"])) for path, inner in targets.nodes(content)]
-    lines = [f"{f'{path}.' if path else ''}_target_={target}: {refusal}" for path, target, refusal in found if refusal]
-    if lines or "_target_" not in content:
-        raise SettingsError(lines or ["_target_: is missing, so there is nothing to build"])
+    lines = [] if "_target_" in content else ["_target_: is missing, so there is nothing to build"]
+    for path, inner in targets.nodes(content):
+        more = bool(inner.get("_partial_")) or (partial and not path)
+        wrong = targets.refusal(inner["_target_"]) or targets.unfit(inner, () if path else kwargs, more)
+        lines += [f"{f'{path}.' if path else ''}_target_={inner['_target_']}: {wrong}"] if wrong else []
+    if lines:
+        raise SettingsError(lines)
     try:
         make = hydra.utils.instantiate({**content, "_partial_": True}, _convert_="all")
     except InstantiationException as error:
@@ -123,15 +127,16 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
+    algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
     model = causal_model(config, config.model.lora)
     prompts = _prompts(config, model)
-    trained = prompts.read(_rewarded(config))
+    trained = prompts.read(rewarded)
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     if run:
         note_left_out(run, {"training": trained, **benchmarks})
-    policy = _policy(config, model, sampler.strategy)
+    policy = _policy(config, model, sampler.strategy, algorithm)
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
@@ -291,12 +296,11 @@ def _rewarded(config: DictConfig) -> Task:
     return Rewarded(task(config.task), functions) if functions else task(config.task)
 
 
-def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration") -> "Policy":
+def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", algorithm: "Algorithm") -> "Policy":
     from ngrpo.training.collect import TrainingConfig
     from ngrpo.training.critic import Critic
     from ngrpo.training.policy import Policy
 
-    algorithm = instantiate(config.algorithm)
     names = ("steps", "prompts_per_step", "group_size", "learning_rate", "seed", "eval_every", "checkpoint_every")
     sizes = TrainingConfig(
         **{name: config[name] for name in names},

@@ -8,9 +8,11 @@ that a module merely imports (`ngrpo.exploration.stht.torch`) is not one of its 
 import ast
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
     for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
 )
+RESERVED = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 PLUGINS = frozenset(
     os.environ.get("NGRPO_PLUGINS", "").replace(",", " ").split()
 )  # read once, before any configuration
@@ -77,6 +80,19 @@ def refusal(target: Any, path: str = "") -> str | None:
     if name not in _definitions(source):
         return f"{'.'.join(module)} defines no {name}, but {', '.join(_definitions(source))}"
     return _reward_refusal(_definitions(source)[name]) if is_reward(path) else None
+
+
+def unfit(node: Mapping[str, Any], given: Iterable[str], partial: bool) -> str | None:
+    """Why what a node names, which is imported for that, cannot take the node's arguments and those that are `given`
+    besides, as a phrase; None where it can. partial: more may come."""
+    *module, name = node["_target_"].split(".")
+    taken = signature(getattr(import_module(".".join(module)), name))
+    arguments = dict.fromkeys([*(key for key in node if key not in RESERVED), *given])
+    try:
+        (taken.bind_partial if partial else taken.bind)(**arguments)
+    except TypeError as error:
+        return f"{error}; it takes {', '.join(taken.parameters)}"
+    return None
 
 
 def is_users(target: str) -> bool:
