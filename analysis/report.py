@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import diversity, mechanism, page, planes, plots, published, tables
+from analysis import diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
 from analysis.load import MOST, Study, told_kinds
 from analysis.tables import Table
@@ -38,10 +38,10 @@ def write(
     comparison = compare(study, baseline, ks)
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
-    diagnoses, study = mechanism.beside(study, roots)
-    made += [*_of_samples(study), *mechanism.tables(diagnoses), *known]
+    diagnoses, study = neighbors.beside(study, roots)
+    made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
-    figures = [*plots.draw(study, comparison, out), *planes.draw(diagnoses, out)]
+    figures = plots.draw(study, comparison, out)
     for table in made:
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")
