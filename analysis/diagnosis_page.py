@@ -129,7 +129,7 @@ def _pairs(diagnosis: Diagnosis) -> Table:
 
 
 def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
-    return frame.to_dict("records")  # pyright: ignore
+    return frame.to_dict("records")
 
 
 def _estimate(row: dict[str, Any], name: str) -> Cell:

@@ -22,8 +22,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OF_BASELINE, OF_UNTRAINED = ("#000000", "o", "-"), ("#7F7F7F", "o", ":")
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")  # one more than colors, so that they pair up anew when these run out
 LINES = ("--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-")
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-         "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
+STYLE: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                         "grid.alpha": 0.25, "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
 SMOOTH = 3  # RL steps of a moving mean
 FAR = 8  # times the median distance from the median: what lies beyond would press all the rest together
 SHADES = 128  # of a picture: a third of the bytes, and no visible difference

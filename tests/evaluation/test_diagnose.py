@@ -1,7 +1,5 @@
 """Sampling before training: shared random numbers, what was fed as the table sees it, and the whole command."""
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -148,7 +146,7 @@ def test_a_killed_diagnosis_goes_on_and_ends_with_the_same_samples(finished, tmp
     process = warm.start("diagnose.py", tmp_path / "log", *arguments)
     while process.is_alive() and not list(cut.glob("parts/*.json")):
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join(timeout=60)
     assert process.exitcode == -9 and not (cut / "diagnose.md").exists()
     with pytest.raises(LoadError, match="no finished diagnosis"):
