@@ -79,7 +79,7 @@ def _window(values: Any, *more: float) -> tuple[float, float]:
 
 
 def _off_scale(value: float, window: tuple[float, float]) -> str | None:
-    """The sign at the edge for a value outside of the window; None inside."""
+    """The mark at the edge for a value outside of the window; None inside."""
     if window[0] <= value <= window[1]:
         return None
     return f"◂ {value:+.1f}" if value < window[0] else f"{value:+.1f} ▸"
@@ -105,11 +105,11 @@ def _forest(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 
 def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], window: tuple[float, float]) -> None:
-    sign = _off_scale(row.gap, window)
-    if sign:
+    mark = _off_scale(row.gap, window)
+    if mark:
         left = row.gap < window[0]
         at = {"xy": (0.02 if left else 0.98, place), "xycoords": ("axes fraction", "data")}
-        axis.annotate(sign, **at, ha="left" if left else "right", va="center")
+        axis.annotate(mark, **at, ha="left" if left else "right", va="center")
         return
     if np.isfinite([row.low, row.high]).all():
         axis.plot([row.low, row.high], [place, place], color=look[0], linewidth=1.2)
@@ -219,9 +219,9 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     ):
         for arm, gain in gains.items():
             (color, marker, _), x = looks[arm], costs[costs["arm"] == arm][column].mean()
-            sign, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
+            mark, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
             axis.plot(x, inside, linestyle="", marker=marker, color=color, label=arm, clip_on=False)
-            if sign:
+            if mark:
                 far = 6 if gain.mean() < window[0] else -12
                 axis.annotate(f"{gain.mean():+.1f}, off the scale", (x, inside), (0, far), textcoords="offset points",
                               ha="right" if x > costs[column].median() else "center")  # fmt: skip

@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis import diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
-from analysis.load import MOST, Study, told_kinds
+from analysis.load import MOST, Study, describe_kinds
 from analysis.tables import Table
 
 WHY_SEEDS = (
@@ -49,7 +49,7 @@ def write(
     _put(out / "report.md", _markdown(study, comparison, made, figures))
     page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
-    told = [*_left_out(shown), *told_kinds(study.other_kinds)]
+    told = [*_left_out(shown), *describe_kinds(study.other_kinds)]
     lines = ["", *comparison.verdict, *told, "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
 
