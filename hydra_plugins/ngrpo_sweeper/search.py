@@ -163,7 +163,7 @@ class SearchSweeper(GridSweeper):
         def suggested(keys: Sequence[str]) -> list[str]:
             return [f"{key}={studies.suggest(trial, key, self.spaces[key])}" for key in keys]
 
-        groups = [key for key in self.spaces if self.is_group_name(key)]
+        groups = [key for key in self.spaces if self.is_group(key)]
         chosen = [*self.fixed, *suggested(groups)]
         fit = self.fits(self.parsed(chosen))
         knobs = [key for key in self.spaces if key not in groups and fit(self.parsed([f"{key}=0"])[0])]

@@ -8,7 +8,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
@@ -98,19 +98,16 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return JournalStorage(JournalFileBackend(str(path), lock))
 
 
-def _patiently(make: Any, what: str) -> Any:
+def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
     """Workers that start together may all find a database without tables: all but one have to try again."""
-    for attempt in range(5):
-        try:
-            return make()
-        except Exception as error:
-            if attempt == 4:
-                words = " ".join(str(error).split())
-                raise StudyError(
-                    f"sweep.storage={what}: {words[:200]}; sweep.storage=null keeps a journal file"
-                ) from error
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError
+    try:
+        return make()
+    except Exception as error:
+        if tries == 1:
+            words = " ".join(str(error).split())[:200]
+            raise StudyError(f"sweep.storage={what}: {words}; sweep.storage=null keeps a journal file") from error
+    time.sleep(6.4 / 2**tries)
+    return _patiently(make, what, tries - 1)
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
@@ -137,21 +134,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str]) -> optuna.Study:
-    """The study of that name, new or continued. Raises StudyError where it was begun with another identity."""
+    """The study of that name, new or continued; `identity`, from which the name is made, is kept with it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options = {"directions": list(directions), "load_if_exists": True}
     study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), "study")
-    text = json.dumps(identity, sort_keys=True)
-    before = study.user_attrs.get("identity")
-    if before is None:
-        study.set_user_attr("identity", text)
-    elif before != text:
-        old = json.loads(before)
-        key = next(key for key in {**old, **identity} if old.get(key) != identity.get(key))
-        raise StudyError(
-            f"the study {name} was begun with {key}: {old.get(key)}, asked for is {identity.get(key)}; "
-            "another sweep.storage or another hydra.sweep.dir begins a new one"
-        )
+    study.set_user_attr("identity", json.dumps(identity, sort_keys=True))
     return study
 
 
@@ -178,27 +165,22 @@ class Worker:
     def close(self) -> None:
         self._stop.set()
 
-    def reclaim(self) -> int:
-        """Fails running trials whose worker is dead and queues their parameters again; returns how many."""
-        running = self._trials(TrialState.RUNNING)
-        stale = [trial for trial in running if trial._trial_id not in self.own and self._is_dead(trial)]
-        for trial in stale:
-            try:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, RuntimeError):  # another worker was faster
-                continue
-            self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-        return len(stale)
+    def reclaim(self) -> None:
+        """Fails running trials whose worker is dead and queues their parameters again."""
+        for trial in self._running():
+            if trial._trial_id not in self.own and self._is_dead(trial):
+                with suppress(ValueError, RuntimeError):  # another worker was faster
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
     def claim(self) -> Trial | None:
         """The next trial, None once there are enough. Two that ask at once cannot both get the last one."""
-        if len(self._trials(*COUNTED)) + self._failures() >= self.n_trials:
+        if self._counted() >= self.n_trials:
             return None
         trial = self.study.ask()
         for key, value in {"host": HOST, "pid": os.getpid(), "born": _born(os.getpid()), "beat": time.time()}.items():
             trial.set_user_attr(key, value)
-        earlier = [other for other in self._trials(*COUNTED) if other.number < trial.number]
-        if len(earlier) + self._failures() >= self.n_trials:
+        if self._counted(trial.number) >= self.n_trials:
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         self.own.add(trial._trial_id)
@@ -206,18 +188,20 @@ class Worker:
 
     def nameless(self) -> bool:
         """Whether a trial runs of which it is not known yet whose it is."""
-        return any("beat" not in trial.user_attrs for trial in self._trials(TrialState.RUNNING))
+        return any("beat" not in trial.user_attrs for trial in self._running())
 
     def finish(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
         """Tells what became of a trial, with the values of a complete one."""
         self.study.tell(trial, values, state=state)
         self.own.discard(trial._trial_id)
 
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _failures(self) -> int:
-        return sum("reason" in trial.user_attrs for trial in self._trials(TrialState.FAIL))
+    def _counted(self, before: int | None = None) -> int:
+        """How many of the trials with smaller numbers than `before` are at work or done, be it by failing for a reason."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if before is None or trial.number < before]
+        return sum(trial.state in COUNTED or "reason" in trial.user_attrs for trial in trials)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         seen = trial.user_attrs

@@ -136,12 +136,9 @@ class GridSweeper(Sweeper):
             return [[job] for job in jobs]
         return [jobs] if jobs else []
 
-    def _is_group(self, override: Override) -> bool:
-        return override.is_hydra_override() or self.is_group_name(override.key_or_group)
-
-    def is_group_name(self, key: str) -> bool:
-        """Whether `key` is a group of the configuration and not a value."""
-        return bool(self.hydra_context.config_loader.get_group_options(key))
+    def is_group(self, key: str) -> bool:
+        """Whether `key` is a group of the configuration, or Hydra's own, and not a value of ours."""
+        return key.startswith(("hydra.", "hydra/")) or bool(self.hydra_context.config_loader.get_group_options(key))
 
     def parsed(self, texts: Sequence[str]) -> list[Override]:
         """Texts as Hydra reads them, in order."""
@@ -154,13 +151,13 @@ class GridSweeper(Sweeper):
 
     def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
         """What says of an override how it reads under these choices, its key in full; None where they lack it."""
-        composed = self.compose([str(choice.input_line) for choice in choices if self._is_group(choice)])
+        composed = self.compose([str(choice.input_line) for choice in choices if self.is_group(choice.key_or_group)])
         keys = set(leaves(OmegaConf.to_container(composed, resolve=False)))
 
         def text(override: Override) -> str | None:
             key, typed = override.key_or_group, str(override.input_line)
             is_new = override.is_delete() or override.is_add() or override.is_force_add()
-            if is_new or self._is_group(override) or any(f"{leaf}.".startswith(f"{key}.") for leaf in keys):
+            if is_new or self.is_group(key) or any(f"{leaf}.".startswith(f"{key}.") for leaf in keys):
                 return typed
             full = full_key(key, keys)
             return typed.replace(key, full, 1) if full in keys else None
