@@ -103,13 +103,10 @@ def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Seque
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
 
-    def text(token: int) -> str:
-        return str(words.decode([token]))
-
     wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
     wanted = [token for token in wanted if token in named or bool(ordinary[token])]
+    listed = mechanism.neighbor_rows(wanted, table, ordinary, lambda token: str(words.decode([token])))
     files.write_parquet(steps, draw.directory / "steps.parquet")
-    listed = mechanism.neighbor_rows(wanted, table, ordinary, text)
     files.write_parquet(listed, draw.directory / "neighbors.parquet")
     times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
     files.write_csv(times, draw.timings)
