@@ -6,7 +6,7 @@ Batch by batch and resumable. It does not know what is concluded from the answer
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -74,27 +74,28 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 
 @torch.no_grad()
-def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
-    """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all.
+def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
+    """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all, and writes
+    the files that last. named: tokens whose neighbors are wanted besides the most frequent anchors."""
+    progress, warm = Progress(0), False
+    progress.bars.start()
+    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
+    try:
+        for index, (start, end) in enumerate(draw.plan):
+            for name, sampler in samplers.items():
+                if not draw.part(name, index, "json").exists():
+                    if not warm:
+                        _warm_up(samplers, draw)
+                    warm = True
+                    _batch(name, sampler, draw, index, draw.problems[start:end])
+                progress.bars.update(bar, advance=1, note=name)
+    finally:
+        progress.stop()
+    _finish(draw, next(iter(samplers.values())), list(samplers), named)
 
-    `advance(strategy)` is called after every batch of a strategy, drawn now or before.
-    """
-    warm = False
-    for index, (start, end) in enumerate(draw.plan):
-        for name, sampler in samplers.items():
-            if not draw.part(name, index, "json").exists():
-                if not warm:
-                    _warm_up(samplers, draw)
-                warm = True
-                _batch(name, sampler, draw, index, draw.problems[start:end])
-            advance(name)
 
-
-def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
-    """All batches to the files that last: samples/, steps and neighbors (parquet), timings.csv.
-
-    named: tokens whose neighbors are wanted besides the most frequent anchors.
-    """
+def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
+    """All batches to the files that last: samples/, steps and neighbors (parquet), timings.csv."""
     table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
     for name in strategies:
@@ -145,15 +146,3 @@ def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequen
     tokens = int(answers.rollouts.lengths.sum())
     timing = {"strategy": name, "batch": index, "answers": len(rows), "tokens": tokens, "seconds": seconds}
     files.write_json(timing, draw.part(name, index, "json"))
-
-
-def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
-    """Draws every batch that is not there yet, under each strategy, and writes the files that last."""
-    progress = Progress(0)
-    progress.bars.start()
-    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
-    try:
-        draw_all(samplers, draw, lambda name: progress.bars.update(bar, advance=1, note=name))
-    finally:
-        progress.stop()
-    finish(draw, next(iter(samplers.values())), list(samplers), named)
