@@ -6,6 +6,7 @@ It reads the study, so it shows what other workers do as well; it does not know 
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -163,6 +164,6 @@ def _latest(trial: FrozenTrial) -> str:
 
 
 def _seconds(trial: FrozenTrial) -> str:
-    if trial.duration:
-        return f"{trial.duration.total_seconds():.0f}"
-    return f"{time.time() - trial.datetime_start.timestamp():.0f}" if trial.datetime_start else ""
+    """How long a trial took, or has taken so far."""
+    end = trial.datetime_complete or datetime.now()
+    return f"{(end - trial.datetime_start).total_seconds():.0f}" if trial.datetime_start else ""

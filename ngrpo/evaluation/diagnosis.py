@@ -103,7 +103,6 @@ def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequ
     parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
-
     wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
     wanted = [token for token in wanted if token in named or bool(ordinary[token])]
     listed = mechanism.neighbor_rows(wanted, table, ordinary, lambda token: str(words.decode([token])))

@@ -13,15 +13,7 @@ from typing import Any, Self
 from ngrpo.rundir.files import finite_or_none, plain, write_json
 from ngrpo.rundir.lock import acquire, holds, release, unwritable
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
-from ngrpo.rundir.schema import (
-    MAY_CHANGE_BITS,
-    RESULTS_VERSION,
-    RunRecord,
-    Unreadable,
-    canonical,
-    read_run,
-    recorded,
-)
+from ngrpo.rundir.schema import MAY_CHANGE_BITS, RESULTS_VERSION, RunRecord, Unreadable, canonical, read_run, recorded
 
 KEPT_HERE = {"status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
              "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
