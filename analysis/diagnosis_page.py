@@ -1,4 +1,4 @@
-"""The page of a diagnosis: its recommendation, its tables, its picture, as terminal text, Markdown and CSV.
+"""The page of a diagnosis: its recommendation, its tables, as terminal text, Markdown and CSV.
 
 It lays out what was found and computes nothing.
 """
@@ -10,32 +10,28 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import mechanism, planes, tables
+from analysis import neighbors, tables
 from analysis.diagnosis import Diagnosis, tells_paths
 from analysis.fairness import PLAIN
 from analysis.recommendation import recommend
 from analysis.tables import Cell, Table
 
-PAGE, NUMBERS, PAIRS, PICTURE = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv", "planes.png"
+PAGE, NUMBERS, PAIRS = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv"
 
 
 def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
     """Name -> content of everything that is written beside the samples, the page last."""
-    found = mechanism.read(directory)
-    picture = planes.png(found.planes)
     files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
-    files |= {PICTURE: picture} if picture else {}
-    shown = [*page_tables(diagnosis), *mechanism.tables([found])]
+    shown = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
     parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
     found_out = recommend(diagnosis)
     parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
     parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
-    parts += [f"![{planes.CAPTION}]({PICTURE})\n\n*{planes.CAPTION}*\n"] if picture else []
     return files | {PAGE: ("\n".join(parts) + "\n").encode()}
 
 
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:
-    """The page without its picture."""
+    """The page without the neighbors, and where it is."""
     shown = [tables.terminal(table) for table in page_tables(diagnosis)]
     found = recommend(diagnosis)
     told = ["", _subject(diagnosis), "", found.head, "", *(f"- {line}" for line in found.lines), ""]
@@ -133,7 +129,7 @@ def _pairs(diagnosis: Diagnosis) -> Table:
 
 
 def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
-    return frame.to_dict("records")  # pyright: ignore
+    return frame.to_dict("records")
 
 
 def _estimate(row: dict[str, Any], name: str) -> Cell:

@@ -31,7 +31,7 @@ def judge(study: Study, baseline: str) -> Fairness:
     """What may be said about a study with that baseline, whatever its numbers are."""
     configs: dict[str, Mapping[str, Any]] = {}
     for run in study.runs.itertuples():
-        configs.setdefault(str(run.arm), run.config)  # pyright: ignore
+        configs.setdefault(str(run.arm), run.config)
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
     apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
     ranked = [arm for arm in trained if arm not in apart]

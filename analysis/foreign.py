@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.compute
 
 from analysis import rows
 from analysis.load import Study, study_of
 from analysis.samples import LONGEST, LoadError
 
+pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
 PROBLEM = ("problem_id", "question_id", "doc_id", "id", "uid", "problem", "question", "prompt", "input")
 VERDICT = ("correct", "is_correct", "acc", "label", "exact_match", "score", "reward", "outcome")
 OTHERS = {

@@ -115,12 +115,12 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL) -> Study:
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
         shown = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
-        told = "; ".join([*shown, *told_kinds(others)])
+        told = "; ".join([*shown, *describe_kinds(others)])
         raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({told})' if told else ''}")
     return study_of(_named(runs), left_out, others)
 
 
-def told_kinds(others: Mapping[str, str]) -> list[str]:
+def describe_kinds(others: Mapping[str, str]) -> list[str]:
     """One line that counts runs of other kinds and names the override that takes them in; none where there are none."""
     if not others:
         return []

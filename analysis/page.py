@@ -61,7 +61,7 @@ def write(
 
 
 def visible(text: str) -> str:
-    """`text` with control characters and half surrogates as the sign for an unknown one; line ends and tabs stay."""
+    """`text` with control characters and half surrogates as the replacement character; line ends and tabs stay."""
     return CONTROL.sub("\ufffd", text)
 
 

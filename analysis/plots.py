@@ -22,8 +22,8 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OF_BASELINE, OF_UNTRAINED = ("#000000", "o", "-"), ("#7F7F7F", "o", ":")
 MARKERS = ("s", "^", "D", "v", "P", "X", "*")  # one more than colors, so that they pair up anew when these run out
 LINES = ("--", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (8, 2)), (0, (1, 1)), "-")
-STYLE = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-         "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
+STYLE: dict[Any, Any] = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True,
+                         "grid.alpha": 0.25, "figure.dpi": 150, "savefig.bbox": "tight", "legend.frameon": False}  # fmt: skip
 SMOOTH = 3  # RL steps of a moving mean
 FAR = 8  # times the median distance from the median: what lies beyond would press all the rest together
 SHADES = 128  # of a picture: a third of the bytes, and no visible difference
@@ -79,7 +79,7 @@ def _window(values: Any, *more: float) -> tuple[float, float]:
 
 
 def _off_scale(value: float, window: tuple[float, float]) -> str | None:
-    """The sign at the edge for a value outside of the window; None inside."""
+    """The mark at the edge for a value outside of the window; None inside."""
     if window[0] <= value <= window[1]:
         return None
     return f"◂ {value:+.1f}" if value < window[0] else f"{value:+.1f} ▸"
@@ -105,11 +105,11 @@ def _forest(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 
 def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], window: tuple[float, float]) -> None:
-    sign = _off_scale(row.gap, window)
-    if sign:
+    mark = _off_scale(row.gap, window)
+    if mark:
         left = row.gap < window[0]
         at = {"xy": (0.02 if left else 0.98, place), "xycoords": ("axes fraction", "data")}
-        axis.annotate(sign, **at, ha="left" if left else "right", va="center")
+        axis.annotate(mark, **at, ha="left" if left else "right", va="center")
         return
     if np.isfinite([row.low, row.high]).all():
         axis.plot([row.low, row.high], [place, place], color=look[0], linewidth=1.2)
@@ -219,9 +219,9 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     ):
         for arm, gain in gains.items():
             (color, marker, _), x = looks[arm], costs[costs["arm"] == arm][column].mean()
-            sign, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
+            mark, inside = _off_scale(gain.mean(), window), float(np.clip(gain.mean(), *window))
             axis.plot(x, inside, linestyle="", marker=marker, color=color, label=arm, clip_on=False)
-            if sign:
+            if mark:
                 far = 6 if gain.mean() < window[0] else -12
                 axis.annotate(f"{gain.mean():+.1f}, off the scale", (x, inside), (0, far), textcoords="offset points",
                               ha="right" if x > costs[column].median() else "center")  # fmt: skip

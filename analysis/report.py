@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import diversity, mechanism, page, planes, plots, published, tables
+from analysis import diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
-from analysis.load import MOST, Study, told_kinds
+from analysis.load import MOST, Study, describe_kinds
 from analysis.tables import Table
 
 WHY_SEEDS = (
@@ -38,10 +38,10 @@ def write(
     comparison = compare(study, baseline, ks)
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
-    diagnoses, study = mechanism.beside(study, roots)
-    made += [*_of_samples(study), *mechanism.tables(diagnoses), *known]
+    diagnoses, study = neighbors.beside(study, roots)
+    made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
-    figures = [*plots.draw(study, comparison, out), *planes.draw(diagnoses, out)]
+    figures = plots.draw(study, comparison, out)
     for table in made:
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")
@@ -49,7 +49,7 @@ def write(
     _put(out / "report.md", _markdown(study, comparison, made, figures))
     page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
-    told = [*_left_out(shown), *told_kinds(study.other_kinds)]
+    told = [*_left_out(shown), *describe_kinds(study.other_kinds)]
     lines = ["", *comparison.verdict, *told, "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
 

@@ -30,7 +30,7 @@ def names(path: Path) -> list[str]:
         raise LoadError(f"samples: {path} is no file")
     if path.suffix not in KINDS:
         raise LoadError(f"samples: {path} must end in {', '.join(KINDS)}")
-    found = _told(path, lambda: KINDS[path.suffix][0](path))
+    found = _read_or_refuse(path, lambda: KINDS[path.suffix][0](path))
     if not found:
         raise LoadError(f"samples: {path} has no rows")
     twice = [name for at, name in enumerate(found) if name in found[:at]]
@@ -42,11 +42,11 @@ def names(path: Path) -> list[str]:
 def batches(path: Path, wanted: Sequence[str]) -> Batches:
     """All rows of these columns, in the order of the file; a column that a batch lacks is null in it."""
     source = KINDS[path.suffix][1](path, wanted)
-    while (batch := _told(path, lambda: next(source, None))) is not None:
+    while (batch := _read_or_refuse(path, lambda: next(source, None))) is not None:
         yield batch
 
 
-def _told(path: Path, read: Callable[[], Any]) -> Any:
+def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()
     except LoadError:

@@ -8,6 +8,7 @@ S training seeds, P problems.
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -63,7 +64,7 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
         return Difference(value, np.nan, np.nan, 1.0 if same else np.nan)
     with warnings.catch_warnings():  # at a ceiling all seeds are nearly equal, which scipy warns of
         warnings.simplefilter("ignore", RuntimeWarning)
-        test = stats.ttest_ind(b, a, equal_var=False)
+        test: Any = stats.ttest_ind(b, a, equal_var=False)  # a tuple class that scipy makes at run time
     low, high = test.confidence_interval(level)
     return Difference(value, float(low), float(high), float(test.pvalue), float(test.df))
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 from analysis.comparison import Comparison
 
 LATEX = str.maketrans(
-    {sign: f"\\{sign}" for sign in "_%&#${}"}
+    {character: f"\\{character}" for character in "_%&#${}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
 )
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for a formula

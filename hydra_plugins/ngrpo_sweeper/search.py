@@ -3,39 +3,35 @@
 It reads the files of a run directory; it does not know what a job does.
 """
 
-import csv
 import json
 import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import optuna
 from hydra.core.config_store import ConfigStore
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
+from optuna.distributions import BaseDistribution
+from optuna.trial import Trial, TrialState
 
-from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest
+from hydra_plugins.ngrpo_sweeper import study as studies
+from hydra_plugins.ngrpo_sweeper.study import StudyError, Worker
+from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweeperConf, SweepFailed, digest, error_of, one_line
+from hydra_plugins.ngrpo_sweeper.trials import LiveTrials, summarize
+from ngrpo.evaluation.passk import k_grid
+from ngrpo.rundir.files import read_csv
 from ngrpo.rundir.schema import read_results
 
-if TYPE_CHECKING:
-    from optuna.trial import Trial
+TABLES = ("metrics", "timings")
+WAIT = 5.0  # seconds between two looks at a run that another worker holds
+FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
-    from hydra_plugins.ngrpo_sweeper.live import Trials
-    from hydra_plugins.ngrpo_sweeper.study import Worker
-
-
-@dataclass
-class SearchSweeperConf:
-    _target_: str = "hydra_plugins.ngrpo_sweeper.search.SearchSweeper"
-    params: dict[str, str] | None = None
-
-
-ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo_search", node=SearchSweeperConf, provider="ngrpo")
+NODE = SweeperConf("hydra_plugins.ngrpo_sweeper.search.SearchSweeper")
+ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo_search", node=NODE, provider="ngrpo")
 
 
 class SearchSweeper(GridSweeper):
@@ -47,21 +43,18 @@ class SearchSweeper(GridSweeper):
 
     settings: dict[str, Any]
     fixed: list[str]
-    spaces: dict[str, Any]
+    spaces: dict[str, BaseDistribution]
     place: str  # of the study's storage
-    shown: "Trials"
+    shown: LiveTrials
 
     def sweep(self, arguments: list[str]) -> list[Any]:
         """Works until the study has its trials; raises SweepFailed where every trial failed."""
-        from hydra_plugins.ngrpo_sweeper import study as studies
-        from hydra_plugins.ngrpo_sweeper.live import Trials
-
         self._read(self.with_presets(arguments))
         settings = self.settings
         identity = {key: settings[key] for key in ("objectives", "directions", "seeds")}
         identity |= {"fixed": sorted(self.fixed), "space": {key: repr(space) for key, space in self.spaces.items()}}
         name = digest([json.dumps(identity, sort_keys=True)])
-        some = self.fitting([*self.fixed, *(f"{key}={_first(space)}" for key, space in self.spaces.items())])
+        some = self.applicable([*self.fixed, *(f"{key}={_first(space)}" for key, space in self.spaces.items())])
         self._check_objectives(some)
         folder = self.directory(some).parent / "sweeps" / name
         drawing = (settings["sampler"], settings["sampler_seed"], self.spaces)
@@ -69,32 +62,31 @@ class SearchSweeper(GridSweeper):
         storage = studies.open_storage(settings["storage"], folder)
         self.place = settings["storage"] or str((folder / studies.JOURNAL).absolute())
         study = studies.open_study(storage, name, identity, settings["directions"])
-        worker = studies.Worker(study, settings["n_trials"], settings["grace_seconds"])
+        worker = Worker(study, settings["n_trials"], settings["grace_seconds"])
         study.sampler = studies.sampler(*drawing, worker.place)
         print(f"study {name}: {len(study.trials)} trials so far, {settings['n_trials']} to reach; {folder}", flush=True)
         try:
-            with Trials(study, settings["objectives"], settings["n_trials"]) as self.shown:
+            with LiveTrials(study, settings["objectives"], settings["n_trials"]) as self.shown:
                 self._work(worker)
         finally:
             worker.close()
-        return self._close(study, folder)
+        summarize(study, folder, settings["objectives"])
+        return _conclude(study, folder)
 
     def _read(self, arguments: Sequence[str]) -> None:
         """Settings, fixed overrides and search spaces. Raises StudyError where there is nothing to search."""
-        from hydra_plugins.ngrpo_sweeper.study import StudyError, distribution
-
         settings = OmegaConf.to_container(self.config.sweep, resolve=True)
         assert isinstance(settings, dict)
         self.settings = {str(key): value for key, value in settings.items()}
-        overrides = [o for o in self._parsed(arguments) if not o.key_or_group.startswith("sweep.")]
+        overrides = [o for o in self.parsed(arguments) if not o.key_or_group.startswith("sweep.")]
         self.fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
-        self.spaces = {o.key_or_group: distribution(o) for o in overrides if o.is_sweep_override()}
+        self.spaces = {o.key_or_group: studies.distribution(o) for o in overrides if o.is_sweep_override()}
         if not self.spaces:
             raise StudyError("sweep=optuna: nothing to search is listed; 'mix_rate=interval(0.02,0.4)'")
         if "seed" in self.spaces:
             raise StudyError("seed: is not searched but averaged over; sweep.seeds=[0,1,2]")
 
-    def _work(self, worker: "Worker") -> None:
+    def _work(self, worker: Worker) -> None:
         while True:
             worker.reclaim()
             claimed = (worker.claim() for _ in range(self.settings["trials_at_once"]))
@@ -106,7 +98,7 @@ class SearchSweeper(GridSweeper):
             else:
                 return
 
-    def _run(self, worker: "Worker", batch: Sequence["Trial"]) -> None:
+    def _run(self, worker: Worker, batch: Sequence[Trial]) -> None:
         """One launch: every trial of the batch under every seed."""
         seeds = self.settings["seeds"]
         chosen = [self._suggested(trial) for trial in batch]
@@ -119,101 +111,85 @@ class SearchSweeper(GridSweeper):
         for place, trial in enumerate(batch):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
             if any(_is_pruned(result) for result in results[part]):
-                worker.prune(trial)
-                self.shown.tell(trial, "pruned")
-                continue
-            values, reason = self._values(trial, jobs[part], results[part])
-            worker.finish(trial, values, reason)
-            pairs = zip(self.settings["objectives"], values or (), strict=False)
-            told = f"failed: {reason}" if reason else ", ".join(f"{name} {value:.4g}" for name, value in pairs)
-            self.shown.tell(trial, told)
+                worker.finish(trial, TrialState.PRUNED)  # its last report counts for the sampler
+                words = "pruned"
+            elif isinstance(values := self._values(trial, jobs[part], results[part]), str):
+                trial.set_user_attr("reason", values)  # a failure with a reason counts as one of the trials to reach
+                worker.finish(trial, TrialState.FAIL)
+                words = f"failed: {values}"
+            else:
+                worker.finish(trial, TrialState.COMPLETE, values)
+                pairs = zip(self.settings["objectives"], values, strict=True)
+                words = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
+            self.shown.report(trial, words)
 
     def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
         """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
         results = list(self.launcher.launch(jobs, initial_job_idx=number))
-        while held := [
-            place for place, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"
-        ]:
+        while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
             time.sleep(WAIT)
             for place, result in zip(held, self.launcher.launch([jobs[at] for at in held], number), strict=True):
                 results[place] = result
         return results
 
-    def _as_trial(self, trial: "Trial", place: int) -> list[str]:
+    def _as_trial(self, trial: Trial, place: int) -> list[str]:
         """The override that lets the run of the seed at `place` report to its trial, where a pruner may stop it."""
         objectives = self.settings["objectives"]
         if self.settings["pruner"] == "none" or len(objectives) > 1 or objectives[0].partition("/")[0] in TABLES:
             return []
-        told = {"storage": self.place, "study": trial.study.study_name, "trial": trial._trial_id}
-        told |= {"objective": objectives[0], "pruner": self.settings["pruner"], "first": place * FURTHEST}
-        return [f"sweep.trial='{json.dumps(told)}'"]
+        origin = {"storage": self.place, "study": trial.study.study_name, "trial": trial._trial_id}
+        origin |= {"objective": objectives[0], "pruner": self.settings["pruner"], "first": place * FURTHEST}
+        return [f"sweep.trial='{json.dumps(origin)}'"]
 
-    def _values(
-        self, trial: "Trial", jobs: Sequence[list[str]], results: Sequence[JobReturn]
-    ) -> tuple[list[float] | None, str | None]:
+    def _values(self, trial: Trial, jobs: Sequence[list[str]], results: Sequence[JobReturn]) -> list[float] | str:
         """The means over seeds, or the reason why there are none."""
         reached: list[list[float]] = []
         for job, result in zip(jobs, results, strict=True):
-            if result.status != JobStatus.COMPLETED:
-                error = result._return_value
-                if getattr(error, "exit_code", 0) > 128:  # a signal, for which the shell has such codes
-                    raise error
-                return None, " ".join(str(error).split()) or type(error).__name__
+            if error := error_of(result):
+                return one_line(error)
             try:
                 reached.append([objective(self.directory(job), name) for name in self.settings["objectives"]])
             except (ValueError, LookupError, OSError) as error:
-                return None, " ".join(str(error).split())
+                return one_line(error)
         columns = list(zip(*reached, strict=True))
         trial.set_user_attr("seeds", reached)
         if len(reached) > 1:
             trial.set_user_attr("spread", [statistics.pstdev(column) for column in columns])
-        return [statistics.fmean(column) for column in columns], None
+        return [statistics.fmean(column) for column in columns]
 
-    def _suggested(self, trial: "Trial") -> list[str]:
+    def _suggested(self, trial: Trial) -> list[str]:
         """Overrides of a trial: its choices first, then the knobs that these choices have."""
-        from hydra_plugins.ngrpo_sweeper.study import suggest
 
-        groups = [key for key in self.spaces if self.is_group_name(key)]
-        chosen = [*self.fixed, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in groups)]
-        fit = self.fits(self._parsed(chosen))
-        knobs = [key for key in self.spaces if key not in groups and fit(self._parsed([f"{key}=0"])[0])]
-        return self.fitting([*chosen, *(f"{key}={suggest(trial, key, self.spaces[key])}" for key in knobs)])
+        def suggested(keys: Sequence[str]) -> list[str]:
+            return [f"{key}={studies.suggest(trial, key, self.spaces[key])}" for key in keys]
 
-    def _parsed(self, texts: Sequence[str]) -> list[Override]:
-        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
+        groups = [key for key in self.spaces if self.is_group(key)]
+        chosen = [*self.fixed, *suggested(groups)]
+        fit = self.fits(self.parsed(chosen))
+        knobs = [key for key in self.spaces if key not in groups and fit(self.parsed([f"{key}=0"])[0])]
+        return self.applicable([*chosen, *suggested(knobs)])
 
     def _check_objectives(self, overrides: list[str]) -> None:
         """Objectives name a benchmark that the runs have, or a table. Raises StudyError with those that there are."""
-        from hydra_plugins.ngrpo_sweeper.study import StudyError
-
         composed = self.compose(overrides)
         n = composed.n
-        estimates = [f"mean@{n}", *(f"pass@{2**i}" for i in range(n.bit_length()) if 2**i < n), f"pass@{n}"]
+        estimates = [f"mean@{n}", *(f"pass@{k}" for k in k_grid(n))]
         known = [f"{benchmark}/{estimate}" for benchmark in composed.benchmark for estimate in estimates]
         for name in self.settings["objectives"]:
             if name not in known and name.partition("/")[0] not in TABLES:
                 there = ", ".join([*known, "metrics/<column>", "timings/<column>"])
                 raise StudyError(f"sweep.objectives=[{name}]: the runs log {there}; sweep.objectives=[{known[0]}]")
 
-    def _close(self, study: Any, folder: Path) -> list[Any]:
-        from hydra_plugins.ngrpo_sweeper.summary import write
 
-        trials = study.get_trials(deepcopy=False)
-        states = [trial.state.name for trial in trials]
-        failed = sum("reason" in trial.user_attrs for trial in trials)
-        done, pruned = states.count("COMPLETE"), states.count("PRUNED")
-        write(study, folder, self.settings)
-        print(
-            f"{done} trials complete, {pruned} pruned, {failed} failed, {states.count('RUNNING')} running elsewhere: {folder}"
-        )
-        if not done and failed:
-            raise SweepFailed(f"all {failed} trials failed: {folder}")
-        return []
-
-
-TABLES = ("metrics", "timings")
-WAIT = 5.0  # seconds between two looks at a run that another worker holds
-FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
+def _conclude(study: optuna.Study, folder: Path) -> list[Any]:
+    trials = study.get_trials(deepcopy=False)
+    states, failed = [trial.state for trial in trials], sum("reason" in trial.user_attrs for trial in trials)
+    done, pruned = states.count(TrialState.COMPLETE), states.count(TrialState.PRUNED)
+    elsewhere = f"{states.count(TrialState.RUNNING)} running elsewhere"
+    print(f"{done} trials complete, {pruned} pruned, {failed} failed, {elsewhere}: {folder}")
+    if not done and failed:
+        raise SweepFailed(f"all {failed} trials failed: {folder}")
+    return []
 
 
 def objective(directory: Path, name: str) -> float:
@@ -221,8 +197,7 @@ def objective(directory: Path, name: str) -> float:
     column of metrics.csv or timings.csv over the RL steps. Raises ValueError where it is not there or not finite."""
     group, _, rest = name.partition("/")
     if group in TABLES:
-        with (directory / f"{group}.csv").open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv(directory / f"{group}.csv")
         if not rows or rest not in rows[0]:
             raise ValueError(f"{name} is not logged; {group}.csv has {', '.join(rows[0] if rows else ())}")
         value = statistics.fmean(float(row[rest]) for row in rows if row[rest])

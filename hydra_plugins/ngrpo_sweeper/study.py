@@ -8,13 +8,14 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.override_parser.types import ChoiceSweep, IntervalSweep, Override, RangeSweep
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
@@ -23,6 +24,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 HOST = socket.gethostname()
 JOURNAL = "journal.log"
+SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler", "gp": "GPSampler",
+            "cmaes": "CmaEsSampler", "nsga2": "NSGAIISampler"}  # fmt: skip
 NAMELESS = 10.0  # seconds after which a running trial that names no worker counts as dead: names follow within one
 
 
@@ -33,26 +36,22 @@ class StudyError(ValueError):
 
 
 def distribution(override: Override) -> BaseDistribution:
-    """What a swept override may be: Hydra's own sweep syntax as a distribution of Optuna."""
-    value, text = override.value(), str(override.input_line)
+    """What a swept override may be: Hydra's own sweep syntax as a distribution of Optuna. Raises StudyError."""
+    value, text, key = override.value(), str(override.input_line), override.key_or_group
     try:
         if isinstance(value, IntervalSweep):
+            assert value.start is not None and value.end is not None
             log = "log" in value.tags
             if isinstance(value.start, int) and isinstance(value.end, int):
                 return IntDistribution(value.start, value.end, log=log)
-            assert value.start is not None and value.end is not None
-            return FloatDistribution(float(value.start), float(value.end), log=log)
-        if isinstance(value, RangeSweep) and all(
-            isinstance(part, int) for part in (value.start, value.stop, value.step)
-        ):
-            members = list(range(int(value.start or 0), int(value.stop or 0), int(value.step)))
-            return IntDistribution(members[0], members[-1], step=int(value.step))
+            return FloatDistribution(value.start, value.end, log=log)
+        members = list(override.sweep_string_iterator())
+        if isinstance(value, RangeSweep) and all(isinstance(n, int) for n in (value.start, value.stop, value.step)):
+            return IntDistribution(int(members[0]), int(members[-1]), step=int(value.step))
     except (ValueError, IndexError) as error:
-        raise StudyError(f"{text}: {error}; {override.key_or_group}=interval(<low>,<high>)") from error
-    assert isinstance(value, (ChoiceSweep, RangeSweep)) or override.is_sweep_override()
-    members = list(override.sweep_string_iterator())
+        raise StudyError(f"{text}: {error}; {key}=interval(<low>,<high>)") from error
     if not members:
-        raise StudyError(f"{text}: lists no value; {override.key_or_group}=choice(<value>,<value>)")
+        raise StudyError(f"{text}: lists no value; {key}=choice(<value>,<value>)")
     return CategoricalDistribution(members)
 
 
@@ -74,27 +73,17 @@ def sampler(
     Raises StudyError for `grid` over a range without steps.
     """
     if name == "grid":
-        open_ended = [key for key, space in spaces.items() if isinstance(space, FloatDistribution)]
-        if open_ended:
-            raise StudyError(f"sweep.sampler=grid: {open_ended[0]} has no listed values; sweep.sampler=tpe")
-        return optuna.samplers.GridSampler({key: _members(space) for key, space in spaces.items()}, seed)
-    makers = {
-        "tpe": optuna.samplers.TPESampler,
-        "random": optuna.samplers.RandomSampler,
-        "qmc": optuna.samplers.QMCSampler,
-        "gp": optuna.samplers.GPSampler,
-        "cmaes": optuna.samplers.CmaEsSampler,
-        "nsga2": optuna.samplers.NSGAIISampler,
-    }
+        listed: dict[str, list[Any]] = {}
+        for key, space in spaces.items():
+            if isinstance(space, IntDistribution):
+                listed[key] = list(range(space.low, space.high + 1, space.step))
+            elif isinstance(space, CategoricalDistribution):
+                listed[key] = list(space.choices)
+            else:
+                raise StudyError(f"sweep.sampler=grid: {key} has no listed values; sweep.sampler=tpe")
+        return optuna.samplers.GridSampler(listed, seed)
     own = int.from_bytes(blake2b(f"{seed} {place}".encode(), digest_size=4).digest(), "little")
-    return makers[name](seed=own)
-
-
-def _members(space: BaseDistribution) -> list[Any]:
-    if isinstance(space, CategoricalDistribution):
-        return list(space.choices)
-    assert isinstance(space, IntDistribution)
-    return list(range(space.low, space.high + 1, space.step))
+    return getattr(optuna.samplers, SAMPLERS[name])(seed=own)
 
 
 def open_storage(url: str | None, folder: Path) -> BaseStorage:
@@ -109,33 +98,30 @@ def open_storage(url: str | None, folder: Path) -> BaseStorage:
     return JournalStorage(JournalFileBackend(str(path), lock))
 
 
-def _patiently(make: Any, what: str) -> Any:
+def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
     """Workers that start together may all find a database without tables: all but one have to try again."""
-    for attempt in range(5):
-        try:
-            return make()
-        except Exception as error:
-            if attempt == 4:
-                words = " ".join(str(error).split())
-                raise StudyError(
-                    f"sweep.storage={what}: {words[:200]}; sweep.storage=null keeps a journal file"
-                ) from error
-            time.sleep(0.2 * 2**attempt)
-    raise AssertionError
+    try:
+        return make()
+    except Exception as error:
+        if tries == 1:
+            words = " ".join(str(error).split())[:200]
+            raise StudyError(f"sweep.storage={what}: {words}; sweep.storage=null keeps a journal file") from error
+    time.sleep(6.4 / 2**tries)
+    return _patiently(make, what, tries - 1)
 
 
 def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
     """Moves a torn last line aside: Optuna reads the rest but could never add to it."""
     lock.acquire()
     try:
-        whole = path.read_bytes()
-        kept = whole[: whole.rfind(b"\n") + 1]
-        while kept and not _is_json(kept[kept.rstrip(b"\n").rfind(b"\n") + 1 :]):
-            kept = kept[: kept.rstrip(b"\n").rfind(b"\n") + 1]
-        if kept != whole:
-            path.with_suffix(f".torn-{int(time.time())}").write_bytes(whole[len(kept) :])
-            path.write_bytes(kept)
-            print(f"{path}: a record that was cut off was moved aside ({len(whole) - len(kept)} bytes)")
+        lines = path.read_bytes().splitlines(keepends=True)
+        kept = len(lines)
+        while kept and not (lines[kept - 1].endswith(b"\n") and _is_json(lines[kept - 1])):
+            kept -= 1
+        if torn := b"".join(lines[kept:]):
+            path.with_suffix(f".torn-{int(time.time())}").write_bytes(torn)
+            path.write_bytes(b"".join(lines[:kept]))
+            print(f"{path}: a record that was cut off was moved aside ({len(torn)} bytes)")
     finally:
         lock.release()
 
@@ -148,21 +134,11 @@ def _is_json(line: bytes) -> bool:
 
 
 def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str]) -> optuna.Study:
-    """The study of that name, new or continued. Raises StudyError where it was begun with another identity."""
+    """The study of that name, new or continued; `identity`, from which the name is made, is kept with it."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options = {"directions": list(directions), "load_if_exists": True}
     study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), "study")
-    text = json.dumps(identity, sort_keys=True)
-    before = study.user_attrs.get("identity")
-    if before is None:
-        study.set_user_attr("identity", text)
-    elif before != text:
-        old = json.loads(before)
-        key = next(key for key in {**old, **identity} if old.get(key) != identity.get(key))
-        raise StudyError(
-            f"the study {name} was begun with {key}: {old.get(key)}, asked for is {identity.get(key)}; "
-            "another sweep.storage or another hydra.sweep.dir begins a new one"
-        )
+    study.set_user_attr("identity", json.dumps(identity, sort_keys=True))
     return study
 
 
@@ -189,30 +165,22 @@ class Worker:
     def close(self) -> None:
         self._stop.set()
 
-    def reclaim(self) -> int:
-        """Fails running trials whose worker is dead and queues their parameters again; returns how many."""
-        stale = [
-            trial
-            for trial in self._trials(TrialState.RUNNING)
-            if trial._trial_id not in self.own and self._is_dead(trial)
-        ]
-        for trial in stale:
-            try:
-                self.study.tell(trial.number, state=TrialState.FAIL)
-            except (ValueError, RuntimeError):  # another worker was faster
-                continue
-            self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-        return len(stale)
+    def reclaim(self) -> None:
+        """Fails running trials whose worker is dead and queues their parameters again."""
+        for trial in self._running():
+            if trial._trial_id not in self.own and self._is_dead(trial):
+                with suppress(ValueError, RuntimeError):  # another worker was faster
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    self.study.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
 
     def claim(self) -> Trial | None:
         """The next trial, None once there are enough. Two that ask at once cannot both get the last one."""
-        if len(self._trials(*COUNTED)) + self._failures() >= self.n_trials:
+        if self._counted() >= self.n_trials:
             return None
         trial = self.study.ask()
         for key, value in {"host": HOST, "pid": os.getpid(), "born": _born(os.getpid()), "beat": time.time()}.items():
             trial.set_user_attr(key, value)
-        earlier = [other for other in self._trials(*COUNTED) if other.number < trial.number]
-        if len(earlier) + self._failures() >= self.n_trials:
+        if self._counted(trial.number) >= self.n_trials:
             self.study.tell(trial, state=TrialState.FAIL)
             return None
         self.own.add(trial._trial_id)
@@ -220,25 +188,20 @@ class Worker:
 
     def nameless(self) -> bool:
         """Whether a trial runs of which it is not known yet whose it is."""
-        return any("beat" not in trial.user_attrs for trial in self._trials(TrialState.RUNNING))
+        return any("beat" not in trial.user_attrs for trial in self._running())
 
-    def finish(self, trial: Trial, values: Sequence[float] | None, reason: str | None = None) -> None:
-        """Tells the values of a trial, or the reason for which it has none; such a trial counts too."""
-        if reason is not None:
-            trial.set_user_attr("reason", reason)
-        self.study.tell(trial, values, state=TrialState.COMPLETE if values is not None else TrialState.FAIL)
+    def finish(self, trial: Trial, state: TrialState, values: Sequence[float] | None = None) -> None:
+        """Tells what became of a trial, with the values of a complete one."""
+        self.study.tell(trial, values, state=state)
         self.own.discard(trial._trial_id)
 
-    def prune(self, trial: Trial) -> None:
-        """Tells that a trial was stopped early; its last report counts for the sampler."""
-        self.study.tell(trial, state=TrialState.PRUNED)
-        self.own.discard(trial._trial_id)
+    def _running(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
 
-    def _trials(self, *states: TrialState) -> list[FrozenTrial]:
-        return self.study.get_trials(deepcopy=False, states=states)
-
-    def _failures(self) -> int:
-        return sum("reason" in trial.user_attrs for trial in self._trials(TrialState.FAIL))
+    def _counted(self, before: int | None = None) -> int:
+        """How many of the trials with smaller numbers than `before` are at work or done, be it by failing for a reason."""
+        trials = [trial for trial in self.study.get_trials(deepcopy=False) if before is None or trial.number < before]
+        return sum(trial.state in COUNTED or "reason" in trial.user_attrs for trial in trials)
 
     def _is_dead(self, trial: FrozenTrial) -> bool:
         seen = trial.user_attrs
@@ -257,15 +220,9 @@ class Worker:
 
 def _born(pid: int) -> str | None:
     """When the process with this id was started, so that an id in use again is not taken for the old process."""
-    try:
+    with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text("utf-8").rpartition(")")[2].split()[19]
-    except OSError:
-        return _is_running(pid)
-
-
-def _is_running(pid: int) -> str | None:
-    try:
+    with suppress(OSError):  # a system without /proc
         os.kill(pid, 0)
-    except OSError:
-        return None
-    return "running"
+        return "running"
+    return None

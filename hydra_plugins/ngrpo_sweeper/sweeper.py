@@ -3,7 +3,7 @@
 It knows Hydra and the status in a run directory's run.json; it does not know what a job does.
 """
 
-import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
@@ -23,16 +23,21 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo.cli.composition import full_key, stands_for
+from ngrpo.rundir.files import write_json
 from ngrpo.rundir.schema import Unreadable, read_run
+
+STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
 
 @dataclass
-class GridSweeperConf:
+class SweeperConf:
+    """What Hydra knows of a sweeper of this project."""
+
     _target_: str = "hydra_plugins.ngrpo_sweeper.sweeper.GridSweeper"
     params: dict[str, str] | None = None  # key -> listed values, for presets; what is typed prevails
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=GridSweeperConf, provider="ngrpo")
+ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=SweeperConf, provider="ngrpo")
 
 
 @dataclass
@@ -41,7 +46,7 @@ class Job:
 
     overrides: list[str]
     directory: Path
-    status: str = "waiting"  # finished before | finished | refused | failed
+    status: str = "waiting"  # or one of STATUSES
     error: str | None = None
 
 
@@ -75,9 +80,8 @@ class GridSweeper(Sweeper):
         """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
         arguments = self.with_presets(arguments)
         jobs = self.jobs(arguments)
-        records = [
-            place / "sweeps" / f"{digest(arguments)}.json" for place in {job.directory.parent: 0 for job in jobs}
-        ]
+        folders = dict.fromkeys(job.directory.parent for job in jobs)
+        records = [folder / "sweeps" / f"{digest(arguments)}.json" for folder in folders]
         waiting = [job for job in jobs if job.status == "waiting"]
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
@@ -87,15 +91,17 @@ class GridSweeper(Sweeper):
                 print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
             found = self.launcher.launch([job.overrides for job in batch], initial_job_idx=jobs.index(batch[0]))
             for job, result in zip(batch, found, strict=True):
-                _judge(job, result)
+                error = error_of(result)
+                refused = type(error).__name__ == "SettingsError"
+                job.status = "finished" if error is None else "refused" if refused else "failed"
+                job.error = one_line(error) if error else None
             returns += found
             _write(records, arguments, jobs)
-        counts = {status: sum(job.status == status for job in jobs) for status in (*DONE, *NOT_DONE)}
-        print(", ".join(f"{count} {status}" for status, count in counts.items()))
-        if counts["failed"] or counts["refused"] == len(jobs):
-            raise SweepFailed(
-                f"{counts['failed']} of {len(jobs)} runs failed, {counts['refused']} were refused: {records[0]}"
-            )
+        counts = Counter(job.status for job in jobs)
+        failed, refused = counts["failed"], counts["refused"]
+        print(", ".join(f"{counts[status]} {status}" for status in STATUSES))
+        if failed or refused == len(jobs):
+            raise SweepFailed(f"{failed} of {len(jobs)} runs failed, {refused} were refused: {records[0]}")
         return returns
 
     def with_presets(self, arguments: Sequence[str]) -> list[str]:
@@ -106,14 +112,13 @@ class GridSweeper(Sweeper):
 
     def jobs(self, arguments: list[str]) -> list[Job]:
         """The cells of the grid in the order of its values, without duplicates."""
-        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
-        overrides = parser.parse_overrides(arguments)
+        overrides = self.parsed(arguments)
         for override in overrides:
             if override.is_interval_sweep():
                 raise HydraException(
                     f"{override.input_line}: a grid needs listed values, as in {override.key_or_group}=0.1,0.2"
                 )
-        cells = [parser.parse_overrides(cell) for cell in _cells(overrides)]
+        cells = [self.parsed(cell) for cell in _cells(overrides)]
         fits = [self.fits(cell) for cell in cells]
         known_somewhere = {o.key_or_group for cell, fit in zip(cells, fits, strict=True) for o in cell if fit(o)}
         found: dict[Path, Job] = {}
@@ -131,37 +136,33 @@ class GridSweeper(Sweeper):
             return [[job] for job in jobs]
         return [jobs] if jobs else []
 
-    def _is_group(self, override: Override) -> bool:
-        return override.is_hydra_override() or self.is_group_name(override.key_or_group)
+    def is_group(self, key: str) -> bool:
+        """Whether `key` is a group of the configuration, or Hydra's own, and not a value of ours."""
+        return key.startswith(("hydra.", "hydra/")) or bool(self.hydra_context.config_loader.get_group_options(key))
 
-    def is_group_name(self, key: str) -> bool:
-        """Whether `key` is a group of the configuration and not a value."""
-        return bool(self.hydra_context.config_loader.get_group_options(key))
+    def parsed(self, texts: Sequence[str]) -> list[Override]:
+        """Texts as Hydra reads them, in order."""
+        return OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
 
-    def fitting(self, texts: Sequence[str]) -> list[str]:
+    def applicable(self, texts: Sequence[str]) -> list[str]:
         """The overrides without those whose key the choices among them lack."""
-        overrides = OverridesParser.create(config_loader=self.hydra_context.config_loader).parse_overrides(list(texts))
+        overrides = self.parsed(texts)
         return [text for text in map(self.fits(overrides), overrides) if text]
 
     def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
         """What says of an override how it reads under these choices, its key in full; None where they lack it."""
-        tree = self.tree(choices)
-        keys = set(leaves(tree))
+        composed = self.compose([str(choice.input_line) for choice in choices if self.is_group(choice.key_or_group)])
+        keys = set(leaves(OmegaConf.to_container(composed, resolve=False)))
 
         def text(override: Override) -> str | None:
-            full = full_key(override.key_or_group, keys)
-            typed = str(override.input_line)
-            if self._is_group(override) or has(tree, override):
+            key, typed = override.key_or_group, str(override.input_line)
+            is_new = override.is_delete() or override.is_add() or override.is_force_add()
+            if is_new or self.is_group(key) or any(f"{leaf}.".startswith(f"{key}.") for leaf in keys):
                 return typed
-            return typed.replace(override.key_or_group, full, 1) if full in keys else None
+            full = full_key(key, keys)
+            return typed.replace(key, full, 1) if full in keys else None
 
         return text
-
-    def tree(self, choices: Sequence[Override]) -> Any:
-        """What the choices among these overrides compose to, as plain containers."""
-        choices = [override for override in choices if self._is_group(override)]
-        composed = self.compose([str(override.input_line) for override in choices])
-        return OmegaConf.to_container(composed, resolve=False)
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The configuration of one job."""
@@ -173,24 +174,10 @@ class GridSweeper(Sweeper):
         return Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
 
 
-DONE, NOT_DONE = ("finished", "finished before"), ("refused", "failed")
-
-
 def _cells(overrides: list[Override]) -> list[list[str]]:
     deleted = [str(override.input_line) for override in overrides if override.is_delete()]
     rest = [override for override in overrides if not override.is_delete()]
     return [[*cell, *deleted] for cell in BasicSweeper.split_arguments(rest, None)[0]]
-
-
-def has(tree: Any, override: Override) -> bool:
-    """Whether the override's key is there, or is meant to be new."""
-    if override.is_delete() or override.is_add() or override.is_force_add():
-        return True
-    for part in override.key_or_group.split("."):
-        if not isinstance(tree, Mapping) or part not in tree:
-            return False
-        tree = tree[part]
-    return True
 
 
 def leaves(tree: Any, key: str = "") -> Iterator[str]:
@@ -209,16 +196,19 @@ def _status(directory: Path) -> str | None:
         return None
 
 
-def _judge(job: Job, result: JobReturn) -> None:
-    """Enters what became of a job; an interrupt goes up, so that it ends the sweep and not the run alone."""
+def error_of(result: JobReturn) -> BaseException | None:
+    """What a job failed of, None where it did not. Raises an interrupt, which ends the sweep and not the run alone."""
     if result.status == JobStatus.COMPLETED:
-        job.status = "finished"
-        return
+        return None
     error = result._return_value
     if getattr(error, "exit_code", 0) > 128:  # a signal, for which the shell has such codes
         raise error
-    job.status = "refused" if type(error).__name__ == "SettingsError" else "failed"
-    job.error = " ".join(str(error).split())
+    return error
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def digest(arguments: Sequence[str]) -> str:
@@ -228,9 +218,5 @@ def digest(arguments: Sequence[str]) -> str:
 
 def _write(paths: Sequence[Path], arguments: Sequence[str], jobs: Sequence[Job]) -> None:
     """The same record in every directory that has runs of the sweep, so that none of its jobs is missing there."""
-    rows = [{**asdict(job), "directory": str(job.directory)} for job in jobs]
     for path in paths:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps({"arguments": list(arguments), "runs": rows}, indent=1), "utf-8")
-        partial.replace(path)
+        write_json({"arguments": arguments, "runs": [asdict(job) for job in jobs]}, path)

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet
 import torch
 
 from ngrpo.evaluation import passk
+from ngrpo.evaluation.table import solved
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import ALONE, Ranks
@@ -68,13 +68,6 @@ def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
         part.unlink(missing_ok=True)
     if parts and parts[0].parent.exists() and not any(parts[0].parent.iterdir()):
         parts[0].parent.rmdir()
-
-
-def solved(target: Path) -> np.ndarray:
-    """(P, n) bool, whether each sample of a file of benchmark samples is correct."""
-    table = pyarrow.parquet.read_table(target, columns=["sample_index", "outcome"])
-    n = int(max(table["sample_index"].to_pylist())) + 1
-    return (np.array(table["outcome"].to_pylist()) == "correct").reshape(-1, n)
 
 
 def results_of(target: Path) -> dict[str, Any]:

@@ -6,7 +6,7 @@ Batch by batch and resumable. It does not know what is concluded from the answer
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,19 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet
 import torch
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.evaluation import mechanism
 from ngrpo.evaluation.benchmarks import batch_plan, merge, partial_file
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import row_key
-from ngrpo.rollout.sampling import Answers, Sampler, answer, sample_rows
+from ngrpo.rollout.sampling import Sampler, answer, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.recorder import Progress, write_samples
 from ngrpo.rundir.schema import checked_name
 from ngrpo.tasks.base import Problem, Task
 
-STEP_ROWS = 48  # explored steps of one batch that are kept, vectors and all, until the pictures are made
+STEP_ROWS = 48  # explored steps of one batch that are kept
 WARM_UP = 4  # tokens of an answer that is not timed: the first call of a strategy pays for what later ones find ready
 LISTED = 12  # frequent anchors whose neighbors are listed
 
@@ -75,27 +74,28 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 
 @torch.no_grad()
-def draw_all(samplers: Mapping[str, Sampler], draw: Draw, advance: Callable[[str], None]) -> None:
-    """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all.
+def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
+    """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all, and writes
+    the files that last. named: tokens whose neighbors are wanted besides the most frequent anchors."""
+    progress, warm = Progress(0), False
+    progress.bars.start()
+    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
+    try:
+        for index, (start, end) in enumerate(draw.plan):
+            for name, sampler in samplers.items():
+                if not draw.part(name, index, "json").exists():
+                    if not warm:
+                        _warm_up(samplers, draw)
+                    warm = True
+                    _batch(name, sampler, draw, index, draw.problems[start:end])
+                progress.bars.update(bar, advance=1, note=name)
+    finally:
+        progress.stop()
+    _finish(draw, next(iter(samplers.values())), list(samplers), named)
 
-    `advance(strategy)` is called after every batch of a strategy, drawn now or before.
-    """
-    warm = False
-    for index, (start, end) in enumerate(draw.plan):
-        for name, sampler in samplers.items():
-            if not draw.part(name, index, "json").exists():
-                if not warm:
-                    _warm_up(samplers, draw)
-                warm = True
-                _batch(name, sampler, draw, index, draw.problems[start:end])
-            advance(name)
 
-
-def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
-    """All batches to the files that last: samples/, steps, planes and neighbors (parquet), timings.csv.
-
-    named: tokens whose neighbors are wanted besides the most frequent anchors.
-    """
+def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
+    """All batches to the files that last: samples/, steps and neighbors (parquet), timings.csv."""
     table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
     for name in strategies:
@@ -103,18 +103,11 @@ def finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Seque
     parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
-
-    def text(token: int) -> str:
-        return str(words.decode([token]))
-
     wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
     wanted = [token for token in wanted if token in named or bool(ordinary[token])]
-    planes = mechanism.plane_rows(steps, table, ordinary, text)
-    kept = [{key: cell for key, cell in row.items() if key != "fed"} for row in steps]
-    files.write_parquet(kept, draw.directory / "steps.parquet")
-    files.write_parquet(planes, draw.directory / "planes.parquet")
-    listed = mechanism.neighbor_rows(wanted, table, ordinary, text)
-    files.write_parquet(listed, draw.directory / "neighbours.parquet")
+    listed = mechanism.neighbor_rows(wanted, table, ordinary, lambda token: str(words.decode([token])))
+    files.write_parquet(steps, draw.directory / "steps.parquet")
+    files.write_parquet(listed, draw.directory / "neighbors.parquet")
     times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
     files.write_csv(times, draw.timings)
     shutil.rmtree(draw.directory / "parts")
@@ -146,29 +139,9 @@ def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequen
     labels |= {"algorithm": "none", "step": 0, "seed": draw.seed}
     rows = sample_rows(answers, sampler.strategy.vocabulary.stops, labels)
     write_samples(rows, partial_file(draw.samples(name), index))
-    files.write_parquet(_steps(answers, sampler, draw.model.table.detach()), draw.part(name, index, "parquet"))
+    where = mechanism.spread(answers.rollouts, STEP_ROWS)
+    steps = mechanism.step_rows(answers, where, sampler.strategy, draw.model.table.detach())
+    files.write_parquet(steps, draw.part(name, index, "parquet"))
     tokens = int(answers.rollouts.lengths.sum())
     timing = {"strategy": name, "batch": index, "answers": len(rows), "tokens": tokens, "seconds": seconds}
     files.write_json(timing, draw.part(name, index, "json"))
-
-
-def _steps(answers: Answers, sampler: Sampler, table: Tensor) -> list[dict[str, Any]]:
-    """Some explored steps of a batch with the vectors that were fed."""
-    where = mechanism.spread(answers.rollouts, STEP_ROWS)
-    if not len(where):
-        return []
-    fed = mechanism.fed_vectors(answers.rollouts, where, sampler.strategy, table)
-    rows = mechanism.step_rows(answers, where, fed, table)
-    return [{**row, "fed": vector} for row, vector in zip(rows, fed.tolist(), strict=True)]
-
-
-def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
-    """Draws every batch that is not there yet, under each strategy, and writes the files that last."""
-    progress = Progress(0)
-    progress.bars.start()
-    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
-    try:
-        draw_all(samplers, draw, lambda name: progress.bars.update(bar, advance=1, note=name))
-    finally:
-        progress.stop()
-    finish(draw, next(iter(samplers.values())), list(samplers), named)

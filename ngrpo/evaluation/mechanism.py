@@ -1,4 +1,4 @@
-"""What exploration feeds, seen in the embedding table: steps, nearest tokens, neighbors, and the plane around an anchor.
+"""What exploration feeds, seen in the embedding table: explored steps, the tokens nearest to them, neighbors of tokens.
 
 It takes rollouts and the table; which strategy made a step, it does not know.
 
@@ -19,9 +19,7 @@ from ngrpo.rollout.records import Rollouts
 from ngrpo.rollout.sampling import Answers, displacement
 
 CHUNK = 16_384  # rows of the table that are looked at together
-PLANES, AROUND, FED = 4, 6, 24  # pictures; tokens around an anchor; fed vectors of a strategy in one picture
 LISTED = 8  # neighbors of a token in the table
-MOVED = 1e-6  # displacement below which a vector is the anchor's own
 Names = Callable[[int], str]  # token id -> its text
 
 
@@ -40,11 +38,13 @@ def fed_vectors(rollouts: Rollouts, where: Tensor, strategy: Exploration, table:
         return strategy.embed(rollouts.steps[row, time], table, rollouts.draws[row, time]).float()
 
 
-def step_rows(answers: Answers, where: Tensor, fed: Tensor, table: Tensor) -> list[dict[str, Any]]:
+def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Tensor) -> list[dict[str, Any]]:
     """What exploration did at `where` (N, 2): anchor, candidates, weights, cosine, displacement, nearest token."""
+    if not len(where):
+        return []
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     row, time = where.unbind(dim=1)
-    steps = rollouts.steps[row, time]
+    steps, fed = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
     distance, cosine = displacement(fed, steps, table)
     nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
     ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
@@ -69,9 +69,7 @@ def explored_steps(
 ) -> list[dict[str, Any]]:
     """Rows of samples/steps.parquet for RL step `step`, one for each place `where` (N, 2)."""
     with model.gathered():
-        table = model.table.detach()
-        fed = fed_vectors(answers.rollouts, where, strategy, table)
-        return [{"step": step, **row} for row in step_rows(answers, where, fed, table)]
+        return [{"step": step, **row} for row in step_rows(answers, where, strategy, model.table.detach())]
 
 
 def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
@@ -104,38 +102,6 @@ def neighbors(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor
     return ids, cosines.gather(1, ids)
 
 
-def plane(points: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The two principal components of `points` (N, D), and where these and `others` (M, D) lie on them.
-
-    Returns:
-        coordinates (N + M, 2) float64, the length (N + M,) of what each point differs from the first one by beside the
-        plane, and the share of the points' variance along each axis (2,). An axis points to where its largest loading
-        is positive.
-    """
-    center = points.double().mean(dim=0)
-    _, sizes, directions = torch.linalg.svd(points.double() - center, full_matrices=False)
-    axes = torch.zeros(2, points.shape[1], dtype=torch.float64, device=points.device)
-    axes[: len(directions)] = directions[:2]
-    axes *= torch.sign(axes.gather(1, axes.abs().argmax(dim=1, keepdim=True)))
-    shares = F.pad(sizes.square() / sizes.square().sum().clamp(min=1e-300), (0, 2))[:2]
-    every = torch.cat((points, others.to(points.dtype))).double()
-    away = every - every[0]
-    return (every - center) @ axes.T, (away - away @ axes.T @ axes).norm(dim=-1), shares
-
-
-def plane_rows(
-    steps: Sequence[dict[str, Any]], table: Tensor, ordinary: Tensor, name: Names, most: int = PLANES
-) -> list[dict[str, Any]]:
-    """Pictures of the table around the anchors that most strategies moved, as rows to draw (N-GRPO, Figure 1).
-
-    steps: rows of `step_rows` with `strategy` and `fed`. A picture is the plane of the anchor, its nearest neighbors and
-    the tokens nearest to what was fed; the fed vectors are laid on it, and `off_plane` is how far, in units of the
-    anchor's length, they have moved away from the anchor in directions that the picture does not show.
-    """
-    moved = [row for row in steps if row["displacement"] > MOVED]
-    return [row for anchor in often(moved, most) for row in _picture(anchor, moved, table, ordinary, name)]
-
-
 def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
     """The anchors of `steps`, those of most strategies first, then the most frequent."""
     counts = Counter(row["anchor"] for row in steps)
@@ -154,28 +120,4 @@ def neighbor_rows(
         {"token": token, "text": name(token), "rank": rank, "neighbor": ids[at][rank - 1],
          "neighbor_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}
         for at, token in enumerate(tokens) for rank in range(1, len(ids[at]) + 1)
-    ]  # fmt: skip
-
-
-def _picture(
-    anchor: int, steps: Sequence[dict[str, Any]], table: Tensor, ordinary: Tensor, name: Names
-) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = []
-    for strategy in dict.fromkeys(row["strategy"] for row in steps):
-        own = [row for row in steps if row["strategy"] == strategy and row["anchor"] == anchor]
-        shown += own[:: -(-len(own) // FED)] if own else []
-    around = neighbors([anchor], AROUND, table, ordinary)[0][0].tolist()
-    reached = [token for token in dict.fromkeys(row["nearest"] for row in shown) if token not in (anchor, *around)]
-    tokens = [anchor, *around, *reached]
-    fed = torch.tensor([row["fed"] for row in shown], dtype=torch.float64, device=table.device)
-    coordinates, off, shares = plane(table[tokens], fed)
-    kinds = ["anchor"] + ["neighbor"] * len(around) + ["nearest"] * len(reached)
-    length = float(table[anchor].double().norm())
-    common = {"anchor": anchor, "anchor_text": name(anchor), "share_x": float(shares[0]), "share_y": float(shares[1])}
-    labels = [(kind, None, token) for kind, token in zip(kinds, tokens, strict=True)]
-    labels += [("fed", row["strategy"], row["nearest"]) for row in shown]
-    return [
-        {**common, "kind": kind, "strategy": strategy, "token": token, "text": name(token), "x": x, "y": y,
-         "off_plane": distance / max(length, 1e-12)}
-        for (kind, strategy, token), (x, y), distance in zip(labels, coordinates.tolist(), off.tolist(), strict=True)
     ]  # fmt: skip

@@ -7,6 +7,8 @@ import numpy as np
 
 from ngrpo.evaluation.passk import pass_at_k
 
+PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", "hyperband": "HyperbandPruner",
+           "wilcoxon": "WilcoxonPruner"}  # fmt: skip
 Solved = Callable[[str], np.ndarray]  # benchmark -> (P, n) bool, whether each sample of its problems is correct
 
 
@@ -30,13 +32,8 @@ class PruningReporter:
         given = json.loads(text)
         place = given["storage"]
         storage = RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
-        pruners = {
-            "median": lambda: optuna.pruners.MedianPruner(),
-            "halving": lambda: optuna.pruners.SuccessiveHalvingPruner(),
-            "hyperband": lambda: optuna.pruners.HyperbandPruner(),
-            "wilcoxon": lambda: optuna.pruners.WilcoxonPruner(),
-        }
-        study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruners[given["pruner"]]())
+        pruner = getattr(optuna.pruners, PRUNERS[given["pruner"]])()
+        study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruner)
         self.trial = optuna.trial.Trial(study, given["trial"])
         self.objective, self.first = given["objective"], given["first"]
         self.by_problem = given["pruner"] == "wilcoxon"

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet
 from rich import box, get_console
 from rich.console import Console
@@ -26,12 +27,11 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], direct
         for step, entry in steps.items():
             shares = {outcome: entry["outcomes"][outcome] for outcome in UNGRADED if entry["outcomes"][outcome]}
             if shares:
-                told = ", ".join(f"{outcome} {share:.1%}" for outcome, share in shares.items())
-                print(f"{name} at {step}: answers without a verdict count as wrong ({told})")
-        share = steps[max(steps, key=int)].get("same_thinking")
-        if share:
+                listed = ", ".join(f"{outcome} {share:.1%}" for outcome, share in shares.items())
+                print(f"{name} at {step}: answers without a verdict count as wrong ({listed})")
+        if same := steps[max(steps, key=int)].get("same_thinking"):
             print(
-                f"{name}: pass@k not meaningful for {share:.0%} of problems: all samples of one share a thinking trace"
+                f"{name}: pass@k not meaningful for {same:.0%} of problems: all samples of one share a thinking trace"
             )
     print(directory)
 
@@ -40,8 +40,7 @@ def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], director
     """Per benchmark and RL step: mean@n and pass@k with 95 % intervals, and the paired change of mean@n."""
     entries = [entry for steps in results.values() for entry in steps.values()]
     n = min(entry["n_samples"] for entry in entries)
-    shown = [k for k in (1, 8, n) if k <= n and str(k) in entries[0]["pass@k"]]
-    shown = [k for k in dict.fromkeys(shown) if k != 1 or n == 1]
+    shown = [k for k in dict.fromkeys((8, n)) if k <= n and str(k) in entries[0]["pass@k"]]
     table = Table(
         title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD
     )
@@ -57,20 +56,11 @@ def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], director
     return table
 
 
-def change_of_mean(directory: Path, benchmark: str, first: int, last: int) -> tuple[float, float, float]:
-    """Paired difference of mean@n between two RL steps, in points of 100, with its 95 % interval over problems."""
-    before, after = (_solve_rates(directory, benchmark, step) for step in (first, last))
-    pairs = [(before[problem], after[problem]) for problem in before if problem in after]
-    old, new = ([pair[i] for pair in pairs] for i in (0, 1))
-    low, high = passk.paired_interval(old, new)
-    value = sum(b - a for a, b in pairs) / len(pairs)
-    return 100 * value, 100 * float(low), 100 * float(high)
-
-
-def _solve_rates(directory: Path, benchmark: str, step: int) -> dict[str, float]:
-    path = eval_samples(directory, benchmark, step)
-    frame = pyarrow.parquet.read_table(path, columns=["problem_id", "outcome"]).to_pandas()
-    return (frame["outcome"] == "correct").groupby(frame["problem_id"]).mean().to_dict()
+def solved(target: Path) -> np.ndarray:
+    """(P, n) bool, whether each sample of a file of benchmark samples is correct."""
+    table = pyarrow.parquet.read_table(target, columns=["sample_index", "outcome"])
+    n = int(max(table["sample_index"].to_pylist())) + 1
+    return (np.array(table["outcome"].to_pylist()) == "correct").reshape(-1, n)
 
 
 def _interval(estimate: Mapping[str, float]) -> str:
@@ -81,5 +71,7 @@ def _interval(estimate: Mapping[str, float]) -> str:
 
 
 def _change(directory: Path, benchmark: str, first: int, last: int) -> str:
-    value, low, high = change_of_mean(directory, benchmark, first, last)
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    """Paired difference of mean@n between two RL steps, in points of 100, with its 95 % interval over problems."""
+    before, after = (100 * solved(eval_samples(directory, benchmark, step)).mean(axis=1) for step in (first, last))
+    low, high = passk.paired_interval(before, after)
+    return f"{(after - before).mean():+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -7,6 +7,7 @@ import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -76,7 +77,8 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
     directory = _local(directory)
     entries = _read_manifest(directory)
     reasons = []
-    for name, entry in sorted(entries.items(), key=_age, reverse=True):
+    # Of two files of one step the one that was set aside, whose name is longer, is the older.
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1]["step"], -len(item[0])), reverse=True):
         try:
             state = _load(directory / name, entry)
         except (OSError, CheckpointError) as error:
@@ -123,20 +125,13 @@ class _Digest:
 
     def __init__(self, file: BinaryIO):
         self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
-        self.error: OSError | None = None
+        self.flush = file.flush
 
     def write(self, data: bytes | memoryview) -> int:
-        try:
-            self.file.write(data)
-        except OSError as error:
-            self.error = error
-            raise
+        self.file.write(data)
         self.sha256.update(data)
         self.bytes += len(data)
         return len(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -146,11 +141,9 @@ def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
         digest = _Digest(file)
         try:
             torch.save(state, digest)  # pyright: ignore[reportArgumentType]
-        except RuntimeError:
+        except RuntimeError as error:
             # torch answers a failed write with an error of its own, which says nothing of the disk.
-            if digest.error is not None:
-                raise digest.error from None
-            raise
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         written.update(sha256=digest.sha256.hexdigest(), bytes=digest.bytes)
 
     write_atomically(path, stream)
@@ -199,29 +192,18 @@ def _files(directory: Path) -> list[Path]:
     return [path for path in directory.glob("step-*.pt") if CHECKPOINT.fullmatch(path.name)]
 
 
-def _age(item: tuple[str, Mapping[str, Any]]) -> tuple[int, bool]:
-    name, entry = item
-    return entry["step"], "-replaced" not in name
-
-
 def _read_manifest(directory: Path) -> Entries:
     path = directory / MANIFEST
     if not path.exists():
         if files := _files(directory):
             raise CheckpointError(f"{directory} holds {files[0].name} and no {MANIFEST}: fresh=true starts anew")
         return {}
-    try:
+    with suppress(ValueError, TypeError, AttributeError, KeyError):
         entries = json.loads(path.read_text("utf-8"))
-        if all(_is_entry(name, entry) for name, entry in entries.items()):
+        named = [(CHECKPOINT.fullmatch(name), entry) for name, entry in entries.items()]
+        if all(at and int(at[1]) == entry["step"] and isinstance(entry["sha256"], str) for at, entry in named):
             return entries
-    except (ValueError, TypeError, AttributeError, KeyError):
-        pass
     raise CheckpointError(f"{path} is damaged: fresh=true starts anew")
-
-
-def _is_entry(name: str, entry: Mapping[str, Any]) -> bool:
-    named_step = CHECKPOINT.fullmatch(name)
-    return named_step is not None and int(named_step[1]) == entry["step"] and isinstance(entry["sha256"], str)
 
 
 def _refuse_unloadable(value: Any, where: str) -> None:

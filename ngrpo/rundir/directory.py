@@ -13,15 +13,7 @@ from typing import Any, Self
 from ngrpo.rundir.files import finite_or_none, plain, write_json
 from ngrpo.rundir.lock import acquire, holds, release, unwritable
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
-from ngrpo.rundir.schema import (
-    MAY_CHANGE_BITS,
-    RESULTS_VERSION,
-    RunRecord,
-    Unreadable,
-    canonical_versions,
-    read_run,
-    recorded,
-)
+from ngrpo.rundir.schema import MAY_CHANGE_BITS, RESULTS_VERSION, RunRecord, Unreadable, canonical, read_run, recorded
 
 KEPT_HERE = {"status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
              "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
@@ -155,8 +147,10 @@ class RunDirectory:
         else:
             changed = {key: self.record.get(key) for key in facts if self.record.get(key) != facts[key]}
             earlier = [*self.record["earlier"], *([changed] if changed else [])]
-            if told := _changes(changed, facts):
-                print(f"note: continued with {told}: numbers may differ in their last digits from those of one machine")
+            if others := _changes(changed, facts):
+                print(
+                    f"note: continued with {others}: numbers may differ in their last digits from those of one machine"
+                )
             self.record |= {**known, **facts, "status": "running", "reason": None, "earlier": earlier}
             self.record["resumed"] += 1
         self.update(**info)
@@ -164,22 +158,21 @@ class RunDirectory:
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of a machine is another than it was, where that may change bits: `threads=1, which was 2`."""
-    pairs = {key: (before[key], now[key]) for key in MAY_CHANGE_BITS if before.get(key) is not None}
-    told = []
-    for key, (old, new) in pairs.items():
-        inner = (
-            {name: (old.get(name), new.get(name)) for name in ("cpu", "gpus", "torch", "transformers")}
-            if isinstance(old, Mapping)
-            else {key: (old, new)}
-        )
-        told += [f"{name}={b or 'none'}, which was {a or 'none'}" for name, (a, b) in inner.items() if a != b]
-    return "; ".join(told)
+
+    def flat(record: Mapping[str, Any]) -> dict[str, Any]:
+        inner = [(key, record.get(key) or {}) for key in ("versions", "hardware")]
+        return {**record, **{f"{key}.{name}": value for key, values in inner for name, value in values.items()}}
+
+    old, new = flat(before), flat(now)
+    changed = [key for key in MAY_CHANGE_BITS if old.get(key) is not None and old[key] != new.get(key)]
+    shown = {key: key.rpartition(".")[2] for key in changed}
+    return "; ".join(f"{name}={new.get(key) or 'none'}, which was {old[key] or 'none'}" for key, name in shown.items())
 
 
 def _refuse_other_files(path: Path) -> None:
     if path.is_dir() and not (path / "run.json").exists():
-        others = [entry.name for entry in path.iterdir() if entry.name not in (".hydra", ".lock")]
-        if others := [name for name in others if not PART.fullmatch(name)]:
+        names = {entry.name for entry in path.iterdir()} - {".hydra", ".lock"}
+        if others := [name for name in names if not PART.fullmatch(name)]:
             raise ForeignRun(
                 f"{path} holds {min(others)} and no run.json, so it is no run: choose another with hydra.run.dir="
             )
@@ -219,7 +212,7 @@ def _difference(found: RunRecord, config: Mapping[str, Any], versions: Mapping[s
         version = found.content.get("versions", {}).get("ngrpo", "0.1")
         return f"{found.path} holds a run of ngrpo {version}, which this version reads and cannot continue: {mend}"
     before = _flat({**found.config, "data": found.data, "results_version": found.results_version})
-    after = _flat({**recorded(config), "data": canonical_versions(versions), "results_version": RESULTS_VERSION})
+    after = _flat({**recorded(config), "data": canonical(versions or {}), "results_version": RESULTS_VERSION})
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     shown = [f"{key}={before.get(key, 'absent')} there, {after.get(key, 'absent')} here" for key in keys[:6]]
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""

@@ -47,12 +47,11 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
             raise ValueError(f"a sample row has other columns: {sorted(row.keys() ^ SAMPLE_TYPES.keys())}")
         if row["outcome"] not in OUTCOMES:
             raise ValueError(f"outcome must be one of {', '.join(OUTCOMES)}, got {row['outcome']!r}")
-    columns = {}
-    for name, kind in SAMPLE_TYPES.items():
-        cells = [clean(row[name], text=kind == "string") for row in rows]
-        arrow = pyarrow.list_(pyarrow.int32()) if kind == "list<int32>" else pyarrow.type_for_alias(kind)
-        columns[name] = pyarrow.array(cells, arrow)
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(pyarrow.table(columns), file))
+    kinds = {"list<int32>": pyarrow.list_(pyarrow.int32())}
+    fields = {name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in SAMPLE_TYPES.items()}
+    cleaned = [{name: clean(row[name], text=SAMPLE_TYPES[name] == "string") for name in fields} for row in rows]
+    table = pyarrow.Table.from_pylist(cleaned, pyarrow.schema(list(fields.items())))
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
 
 
 @dataclass
@@ -107,18 +106,14 @@ class Recorder:
 
     def drop_after(self, step: int) -> None:
         """Takes out the rows of RL steps beyond `step`, which are going to be done again."""
-        for name in ("metrics", "timings"):
-            path = self.run.path / f"{name}.csv"
-            rows = _cells(path)
+        # All columns stay, in their order: a run that was cut off then writes the same file as one that was not.
+        files = ((f"{name}.csv", _cells, write_csv) for name in ("metrics", "timings"))
+        for name, read, write in (*files, (STEP_SAMPLES, _rows, write_parquet)):
+            path = self.run.path / name
+            rows = read(path)
             kept = [row for row in rows if int(row["step"] or -1) <= step]
             if len(kept) < len(rows):
-                # All columns stay, in their order: a run that was cut off then writes the same file as one that was not.
-                write_csv(kept, path) if kept else path.unlink()
-        path = self.run.path / STEP_SAMPLES
-        rows = _rows(path)
-        kept = [row for row in rows if row["step"] <= step]
-        if len(kept) < len(rows):
-            write_parquet(kept, path) if kept else path.unlink()
+                write(kept, path) if kept else path.unlink()
 
     def model(self, model: Any, tokenizer: Any, learned: Mapping[str, torch.Tensor]) -> None:
         """hf/: the model, its tokenizer and the strategy's own parameters for from_pretrained; whole or not at all."""

@@ -31,18 +31,15 @@ SAMPLE_TYPES = {
 NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths", "grading"}
 PLACES = {"path", "directory"}  # of a data set or model: what it holds counts, by its version, and not where it lies
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
-MAY_CHANGE_BITS = (
-    "threads",
-    "devices",
-    "versions",
-    "hardware",
-)  # facts of a machine, told where a run goes on with others
+# Facts of a machine that are told where a run goes on with others.
+MAY_CHANGE_BITS = ("threads", "devices", "versions.torch", "versions.transformers", "hardware.cpu", "hardware.gpus")
 # What may stand in run.json under a name that a reader relies on; a name that is absent is fine, as in files of 0.1.
 SHAPES = {
     "status": str | None, "kind": str, "config_hash": str | None, "config": dict, "data": dict, "seed": int | None,
     "results_version": int, "versions": dict, "hardware": dict, "earlier": list, "resumed": int,
     "wall_seconds": int | float,
 }  # fmt: skip
+KNOWN = ("status", "config_hash", "config", "data", "seed", "results_version")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 
 
@@ -83,18 +80,9 @@ def read_run(directory: str | Path) -> RunRecord:
             raise Unreadable(f"{place}/run.json is damaged ({name} is {json.dumps(value)[:40]})")
     if content.get("kind", "run") not in KINDS:
         raise Unreadable(f"{place}/run.json is damaged (kind={content['kind']} is none of {', '.join(KINDS)})")
-    config = content.get("config", {})
-    return RunRecord(
-        path=place,
-        status=content.get("status"),
-        kind=content.get("kind") or _kind_before_0_2(place, config),
-        config_hash=content.get("config_hash"),
-        config=config,
-        data=content.get("data") or {},
-        seed=content.get("seed"),
-        results_version=content.get("results_version"),
-        content=content,
-    )
+    known = {name: content[name] for name in KNOWN if name in content}
+    kind = content.get("kind") or _kind_before_0_2(place, content.get("config", {}))
+    return RunRecord(place, kind=kind, content=content, **known)
 
 
 def read_results(directory: str | Path) -> dict[str, dict[str, Any]]:
@@ -154,29 +142,25 @@ def step_name(step: int) -> str:
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
     """What run.json keeps of a resolved config: its identity, and where the model was."""
     kept, model = identity(config), config.get("model")
-    return kept | ({"model": _canonical(model)} if isinstance(model, Mapping) else {})
+    return kept | ({"model": canonical(model)} if isinstance(model, Mapping) else {})
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that says which run it is: all but NOT_IDENTITY, where data and model lie, on what
     devices and threads it runs, and all of the engine but its name."""
-    kept = {str(key): value for key, value in config.items() if str(key) not in NOT_IDENTITY}
-    for name in ("task", "model"):
-        if isinstance(node := kept.get(name), Mapping):
-            kept[name] = _without(node, PLACES)
+    kept = _without(config, NOT_IDENTITY)
+    for name, left_out in (("task", PLACES), ("model", PLACES), ("trainer", NOT_IDENTITY_OF_TRAINER)):
+        if name in kept:
+            kept[name] = _without(kept[name], left_out)
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
-        kept["benchmark"] = {
-            key: _without(node, PLACES) if isinstance(node, Mapping) else node for key, node in benchmarks.items()
-        }
-    if isinstance(trainer := kept.get("trainer"), Mapping):
-        kept["trainer"] = _without(trainer, NOT_IDENTITY_OF_TRAINER)
+        kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
         kept["engine"] = {"_target_": engine.get("_target_")}
-    return _canonical(kept)
+    return canonical(kept)
 
 
-def _without(node: Mapping[str, Any], names: set[str]) -> dict[str, Any]:
-    return {key: child for key, child in node.items() if key not in names}
+def _without(node: Any, names: set[str]) -> Any:
+    return {key: child for key, child in node.items() if str(key) not in names} if isinstance(node, Mapping) else node
 
 
 def config_hash(config: Mapping[str, Any], versions: Mapping[str, str] | None = None) -> str:
@@ -185,13 +169,8 @@ def config_hash(config: Mapping[str, Any], versions: Mapping[str, str] | None = 
     The order of keys does not matter, nor whether a whole number is written 1 or 1.0.
     `versions` holds those of the data and the model, such as {"story_math": "v1"}.
     """
-    content = {"config": identity(config), "results": RESULTS_VERSION, "data": canonical_versions(versions)}
+    content = {"config": identity(config), "results": RESULTS_VERSION, "data": canonical(versions or {})}
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
-
-
-def canonical_versions(versions: Mapping[str, str] | None) -> dict[str, Any]:
-    """Versions as they enter the hash."""
-    return _canonical(versions or {})
 
 
 def run_directory(
@@ -214,8 +193,8 @@ def run_directory(
     return f"outputs/{study}/{exploration}-{algorithm}-s{seed}-{config_hash(config, versions)[:8]}"
 
 
-def _canonical(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain containers in which 1.0 is 1, and inf and nan are words, as in the hash."""
+def canonical(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration, or versions, as plain containers in which 1.0 is 1, and inf and nan are words, as in the hash."""
 
     def number(value: float) -> float | int | str:
         if not math.isfinite(value):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis import diagnosis_page, mechanism, planes, tables
+from analysis import diagnosis_page, neighbors, tables
 from analysis.diagnosis import Answers, Sampled, diagnose, distinct, estimate, group_shares
 from analysis.recommendation import FEWEST, kind_of, recommend, stability
 from ngrpo.evaluation.passk import pass_at_k
@@ -186,20 +186,10 @@ def test_one_strategy_alone_has_a_page_too():
 
 
 def test_tokens_are_shown_so_that_nothing_of_them_is_lost():
-    assert [mechanism.shown(text) for text in (" so", "\n", "", "a|b", "\x1b")] == [
+    assert [neighbors.shown(text) for text in (" so", "\n", "", "a|b", "\x1b")] == [
         "␣so",
         "\\n",
         "(empty)",
         "a|b",
         "\\x1b",
     ]
-
-
-def test_a_picture_is_drawn_of_any_token_and_none_of_nothing():
-    points = pd.DataFrame(
-        [{"anchor": 1, "anchor_text": "$x^", "share_x": 0.5, "share_y": 0.2, "kind": kind, "strategy": name, "token": at,
-          "text": text, "x": at, "y": -at, "off_plane": 0.1}
-         for at, (kind, name, text) in enumerate([("anchor", None, "$x^"), ("neighbor", None, "数"), ("fed", "mix", "\n")])]
-    )  # fmt: skip
-    assert planes.png(points).startswith(b"\x89PNG")
-    assert planes.png(pd.DataFrame()) is None

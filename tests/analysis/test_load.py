@@ -216,7 +216,7 @@ def test_of_very_many_samples_a_part_of_the_problems_is_shown(tmp_path, monkeypa
     make_run(tmp_path, "token_sampling", 0, SOLVED)
     study = load([tmp_path])
     shown = study.shown("bench")
-    assert len(shown) == 2 and study.counts["c"].tolist() == SOLVED.tolist()
+    assert shown is not None and len(shown) == 2 and study.counts["c"].tolist() == SOLVED.tolist()
     assert sorted(study.samples("token_sampling", "bench", ["problem_id"])["problem_id"].unique()) == shown
     assert study.samples("token_sampling", "bench", ["problem_id"], ["p00"])["problem_id"].tolist() == ["p00"] * 8
     long = make_run(tmp_path / "long", "token_sampling", 1, SOLVED, samples={"token_ids": list(range(2000))})

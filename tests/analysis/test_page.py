@@ -67,6 +67,7 @@ def test_model_text_makes_no_node_and_no_handler(page):
     parsed.feed(text)
     assert parsed.scripts == 1 and parsed.bad == []
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', text)
+    assert policy is not None
     for tag in ("script", "style"):
         (body,) = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.S)
         allowed = base64.b64encode(hashlib.sha256(body.encode()).digest()).decode()

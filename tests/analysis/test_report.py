@@ -121,7 +121,7 @@ def test_every_rendering_holds_every_number_and_ranks_as_it_shows(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3, "gaussian_noise": 0.7})
     comparison = compare(load([tmp_path]), "token_sampling")
     table = tables.of_comparison(comparison)[0]
-    best = max((row[2] for row in table.rows), key=lambda cell: cell.value)
+    best = max((row[2] for row in table.rows), key=lambda cell: float(cell.value or 0))
     assert best.place == 1 and f"**{best.text}**" in tables.markdown(table)
     assert rf"\textbf{{{best.text}}}" in tables.latex(table) and r"\toprule" in tables.latex(table)
     assert "gaussian\\_noise" in tables.latex(table) and f"<strong>{best.text}</strong>" in tables.html_table(table)

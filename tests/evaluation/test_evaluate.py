@@ -108,6 +108,7 @@ def test_an_interrupted_evaluation_continues(tmp_path):
         before = len(list(cut.glob("samples/eval/partial/*.parquet")))
         while process.is_alive() and len(list(cut.glob("samples/eval/partial/*.parquet"))) <= before:
             time.sleep(0.002)
+        assert process.pid is not None
         os.kill(process.pid, number)
         process.join(timeout=60)
         assert process.exitcode == status

@@ -2,6 +2,7 @@
 
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,8 +39,8 @@ def make_run(
     root: Path,
     exploration: str,
     seed: int,
-    solved: np.ndarray,
-    before: np.ndarray | None = None,
+    solved: Sequence[int] | np.ndarray,
+    before: Sequence[int] | np.ndarray | None = None,
     /,
     n: int = 8,
     **config,

@@ -10,7 +10,7 @@ import warm
 import yaml
 from places import REPOSITORY
 
-from analysis import diagnosis, mechanism
+from analysis import diagnosis, neighbors
 from analysis.load import UNTRAINED, load
 from ngrpo.rundir.directory import ForeignRun, RunDirectory
 from ngrpo.rundir.schema import config_hash, eval_samples, read_results, read_run
@@ -75,7 +75,7 @@ def test_the_report_of_the_folder_shows_the_diagnosis_and_counts_the_rest_by_kin
     assert estimates["untrained", "pass@4"] == pytest.approx(100 * written["0"]["pass@k"]["4"]["value"])
 
 
-def test_a_diagnosis_is_read_with_its_pictures():
+def test_a_diagnosis_is_read_with_its_neighbors():
     found = diagnosis.diagnose(diagnosis.read(WRITTEN / "diagnosis"))
     kept = pd.read_csv(WRITTEN / "diagnosis" / "diagnose.csv").set_index("strategy")
     for name, row in found.arms.set_index("strategy").iterrows():
@@ -83,13 +83,16 @@ def test_a_diagnosis_is_read_with_its_pictures():
             kept.loc[name, "speed"]
         )
     assert found.sampled.compositions["neighbor_mix"]["k"] == 3
-    pictures = mechanism.read(WRITTEN / "diagnosis")
-    assert pictures.title == "small" and len(pictures.planes) and len(pictures.neighbors)
+    listed = neighbors.read(WRITTEN / "diagnosis")
+    assert listed.title == "small" and {"token", "text", "rank", "neighbor", "neighbor_text", "cosine"} == set(
+        listed.rows
+    )
+    assert len(neighbors.tables([listed])[0].rows) == listed.rows["token"].nunique() > 0
 
 
-def test_a_damaged_diagnosis_beside_runs_costs_its_pictures_and_not_the_report(old):
+def test_a_damaged_diagnosis_beside_runs_costs_its_neighbors_and_not_the_report(old):
     (old / "diagnosis" / "run.json").write_text("{")
-    found, study = mechanism.beside(load([old]), [old])
+    found, study = neighbors.beside(load([old]), [old])
     assert found == [] and study.arms == ["token_sampling"]
     left_out = dict(study.left_out.itertuples(index=False))
     assert left_out[str(old / "diagnosis")].startswith("run.json is damaged")

@@ -1,6 +1,6 @@
-"""What diagnose.py found out about the embedding table: pictures around anchors, and nearest neighbors of tokens.
+"""The nearest neighbors of tokens in the embedding table, as diagnose.py found them.
 
-It reads coordinates that are there already: it loads no model and knows no vector.
+It reads what is listed already: it loads no model and knows no vector.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,36 +14,37 @@ from analysis.load import Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
 
-PLANES, NEIGHBORS = "planes.parquet", "neighbours.parquet"
+FILE, FILE_OF_0_1 = "neighbors.parquet", "neighbours.parquet"
+COLUMNS_OF_0_1 = {"neighbour": "neighbor", "neighbour_text": "neighbor_text"}
 LISTED = 6  # neighbors of a token in a table; all are in the file
 
 
 @dataclass(frozen=True)
-class Mechanism:
-    """One diagnosis: `title`, `planes` (a row per point) and `neighbors` (a row per token and rank)."""
+class Neighbors:
+    """Those of one diagnosis: `title` (its model) and `rows`, one per token and rank."""
 
     title: str
-    planes: pd.DataFrame
-    neighbors: pd.DataFrame
+    rows: pd.DataFrame
 
 
-def read(directory: Path) -> Mechanism:
-    """The coordinates in a directory of diagnose.py."""
+def read(directory: Path) -> Neighbors:
+    """The neighbors in a directory of diagnose.py. Raises Unreadable, LookupError, OSError."""
     path = read_run(directory).config["model"]["path"]
-    frames = [pq.read_table(directory / name).to_pandas() for name in (PLANES, NEIGHBORS)]
-    return Mechanism(Path(path).name, *frames)
+    name = FILE if (directory / FILE).exists() else FILE_OF_0_1
+    frame: pd.DataFrame = pq.read_table(directory / name).to_pandas()
+    return Neighbors(Path(path).name, frame.rename(columns=COLUMNS_OF_0_1))
 
 
-def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Mechanism], Study]:
+def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Neighbors], Study]:
     """The finished diagnoses below some directories, and the study, which does not list them as runs that were left out."""
-    places = dict.fromkeys(path.parent for root in roots for path in sorted(Path(root).rglob(PLANES)))
-    kept = {str(place): found for place in places if (found := _read_if_whole(place))}
+    files = [path for root in roots for name in (FILE, FILE_OF_0_1) for path in sorted(Path(root).rglob(name))]
+    kept = {str(path.parent): found for path in files if (found := _read_if_whole(path.parent))}
     left_out = study.left_out[~study.left_out["path"].isin(list(kept))]
     others = {path: kind for path, kind in study.other_kinds.items() if path not in kept}
     return list(kept.values()), replace(study, left_out=left_out, other_kinds=others)
 
 
-def _read_if_whole(directory: Path) -> Mechanism | None:
+def _read_if_whole(directory: Path) -> Neighbors | None:
     """What a directory holds; None where it is damaged or no diagnosis, which the study then lists as left out."""
     try:
         return read(directory)
@@ -51,15 +52,15 @@ def _read_if_whole(directory: Path) -> Mechanism | None:
         return None
 
 
-def tables(found: Sequence[Mechanism]) -> list[Table]:
+def tables(found: Sequence[Neighbors]) -> list[Table]:
     """The neighbors of each diagnosis, a row per token."""
     made = []
     for at, one in enumerate(found):
-        if one.neighbors.empty:
+        if one.rows.empty:
             continue
         name = "neighbors" if at == 0 else f"neighbors_{at + 1}"
         ranks = [str(rank) for rank in range(1, LISTED + 1)]
-        rows = [_row(part, len(ranks)) for _, part in one.neighbors.groupby("token", sort=False)]
+        rows = [_row(part, len(ranks)) for _, part in one.rows.groupby("token", sort=False)]
         note = ("cosine of the input embeddings; ordinary tokens only. Tokens that were asked for, then the anchors that "
                 "exploration met most")  # fmt: skip
         made.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
@@ -67,15 +68,17 @@ def tables(found: Sequence[Mechanism]) -> list[Table]:
 
 
 def _row(part: pd.DataFrame, most: int) -> list[Cell]:
-    cells = [Cell(f"{shown(r.neighbor_text)} {r.cosine:.2f}", r.cosine) for r in part.head(most).itertuples()]
+    nearest = part.head(most)
+    pairs = zip(nearest["neighbor_text"], nearest["cosine"], strict=True)
+    cells = [Cell(f"{shown(text)} {cosine:.2f}", cosine) for text, cosine in pairs]
     return [Cell(shown(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
 
 
 def shown(text: object) -> str:
     """A token's text with blanks and control characters made visible; never empty."""
-    marked = "".join(sign if sign.isprintable() and not sign.isspace() else _mark(sign) for sign in str(text))
+    marked = "".join(c if c.isprintable() and not c.isspace() else _escaped(c) for c in str(text))
     return marked or "(empty)"
 
 
-def _mark(sign: str) -> str:
-    return "␣" if sign == " " else repr(sign)[1:-1]
+def _escaped(character: str) -> str:
+    return "␣" if character == " " else repr(character)[1:-1]
