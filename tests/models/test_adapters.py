@@ -9,7 +9,7 @@ from strategies import neighbor_mix
 from transformers import AutoModelForCausalLM
 
 from ngrpo.models.causal import CausalModel
-from ngrpo.models.loading import vocabulary
+from ngrpo.models.loading import load_tokenizer, vocabulary
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.records import Vocabulary
 from ngrpo.training.reference import AdapterOffReference, Reference
@@ -116,9 +116,7 @@ def test_recomputed_layers_give_equal_gradients(family, tied, lora, make_model, 
 
 
 def test_generation_settings_do_not_act_but_its_stops_do(make_model, make_prompts, make_keys, tmp_path):
-    from ngrpo.models.tiny.recipe import build_tokenizer
-
-    tokenizer, model = build_tokenizer(), make_model()
+    tokenizer, model = load_tokenizer("ngrpo:tiny"), make_model()
     plain = vocabulary(tokenizer, model, None, "")
     strategy = mixing(model.table)
     before = sampled(model, strategy, make_prompts, make_keys)

@@ -2,7 +2,6 @@
 
 The authors differ in wording, in the order of their sums and in care: some forget to carry when a sum crosses a ten
 and go on with the wrong result. So a model of this corpus holds the skill but not the habit, as pretrained models do.
-It does not know tokens or models.
 """
 
 from collections.abc import Callable
