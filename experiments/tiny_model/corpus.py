@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from ngrpo.tasks.base import ANSWER_PREFIX
 from ngrpo.tasks.story_math import Story, draw_story
 from ngrpo.tasks.story_text import (
-    ANSWER_PREFIX,
     ANSWER_START,
     COMMON,
     EQUALS,

@@ -3,7 +3,7 @@ r"""Which columns of a data set hold the problem, its answer and its id, by one 
 Names are compared in lowercase with `_` for a space, and a nested column is called `outer.inner`. The first name of
 PROBLEM that the first row has is the problem, and so on; `columns` names others. The gold answer of a row is the last
 complete `\boxed{}` of its solution if there is one, because some published answer columns are damaged copies of it; else
-the answer column, of which only the last box or what follows `####` counts where it has one. It does not know who grades.
+the answer column, of which only the last box or what follows `####` counts where it has one.
 """
 
 from collections.abc import Iterator, Mapping

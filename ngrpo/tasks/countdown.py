@@ -1,18 +1,16 @@
 r"""Countdown: make a target from given numbers, each used once; most puzzles have many solutions, told apart exactly.
 
-A problem depends only on version, seed, split and index. It does not know who solves it.
+A problem depends only on version, seed, split and index.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed
-from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, solutions, value
-from ngrpo.tasks.base import Problem, Score, answer_part
+from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, value
+from ngrpo.tasks.base import BoxedAnswers, Problem, Score, answer_part
 from ngrpo.tasks.questions import with_instruction
-from ngrpo.tasks.story_text import ANSWER_PREFIX
 
 VERSION = "v1"
 SPLITS = ("train", "test")
@@ -20,7 +18,7 @@ FEWEST, MOST = 2, 6
 
 
 @dataclass
-class Countdown:
+class Countdown(BoxedAnswers):
     r"""A task of `size` puzzles with `count` numbers of 1 to `largest` and a target of 1 to `largest_target`.
 
     split: `train` or `test`, which share no set of numbers with the same target. An answer is an expression in the last
@@ -39,8 +37,6 @@ class Countdown:
     answer_start: str | None = None
     name: str = field(default="countdown", init=False)
     version: str = field(default=VERSION, init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(default=(), init=False)
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -50,15 +46,6 @@ class Countdown:
         if self.size < 1 or self.largest < 2 or self.largest_target < 1:
             raise ValueError("countdown: size and largest_target must be at least 1, largest at least 2; set task.size")
         self.problems = [self._draw(index) for index in range(self.size)]
-
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order; never raises on any text, and runs none."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
-
-    def solutions_of(self, problem: Problem) -> set[str]:
-        """The normal forms of all solutions of a problem of this task."""
-        tree, target = _puzzle(problem.gold)
-        return solutions(tuple(numbers_of(tree)), target)
 
     def _draw(self, index: int) -> Problem:
         sizes = f"{self.count}-{self.largest}-{self.largest_target}-s{self.seed}"
@@ -76,16 +63,17 @@ class Countdown:
         gold = f"{_plain(tree)} = {target}"
         return Problem(identity, with_instruction(puzzle, self.instruction), gold, True, puzzle)
 
-    def _score_one(self, problem: Problem, completion: str) -> Score:
+    def score_one(self, problem: Problem, completion: str) -> Score:
+        """The verdict on one completion; its box is read and valued, and nothing in it is run."""
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         gold, target = _puzzle(problem.gold)
         left, _, right = (extracted or "").partition("=")
         tree = read_expression(left)
         if tree is None:
-            return Score(0.0, "unparsed", extracted, "")
-        right_side = right.strip() in ("", str(target))
-        right_answer = right_side and numbers_of(tree) == numbers_of(gold) and value(tree) == target
-        return Score(float(right_answer), "correct" if right_answer else "wrong", extracted, normal_form(tree))
+            return Score.of("unparsed", extracted)
+        makes_target = right.strip() in ("", str(target)) and value(tree) == target
+        correct = makes_target and numbers_of(tree) == numbers_of(gold)
+        return Score.of("correct" if correct else "wrong", extracted, normal_form(tree))
 
 
 def _split_of(numbers: list[int], target: int) -> str:

@@ -2,7 +2,7 @@
 
 Texts are compared as lowercase words, without spaces, dollar signs and punctuation. `exact` is the same sequence
 of words; `near` shares at least NEAR of its five-word runs (intersection over union) with one training problem, and is
-not exact. A problem of fewer than five words is one run. It does not know what is done about it.
+not exact. A problem of fewer than five words is one run.
 """
 
 import re
@@ -20,18 +20,18 @@ WORD = re.compile(r"\w+|[-+*/=<>^]")
 def overlap(training: Task, benchmarks: Mapping[str, Task]) -> dict[str, dict[str, int]]:
     """Benchmark -> {"exact": problems, "near": problems}; only for tasks whose problems are messages (others are drawn by
     rules that keep their splits apart)."""
-    told = {name: task for name, task in benchmarks.items() if task.problems[0].is_message}
-    if not told or not training.problems[0].is_message:
+    compared = {name: task for name, task in benchmarks.items() if task.problems[0].is_message}
+    if not compared or not training.problems[0].is_message:
         return {}
-    runs = [(name, at, found) for name, task in told.items() for at, found in enumerate(_all_runs(task.problems))]
+    found = [(name, words, runs) for name, task in compared.items() for words, runs in _all_runs(task.problems)]
     owners: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for number, (_, _, (_, found)) in enumerate(runs):
-        for run in found:
+    for number, (_, _, runs) in enumerate(found):
+        for run in runs:
             owners[run].append(number)
-    exact = {words for _, _, (words, _) in runs} & {words for words, _ in _all_runs(training.problems)}
-    near = _near(owners, [len(found) for _, _, (_, found) in runs], training.problems)
-    counts = {name: {"exact": 0, "near": 0} for name in told}
-    for number, (name, _, (words, _)) in enumerate(runs):
+    exact = {words for words, _ in _all_runs(training.problems)}
+    near = _near(owners, [len(runs) for _, _, runs in found], training.problems)
+    counts = {name: {"exact": 0, "near": 0} for name in compared}
+    for number, (name, words, _) in enumerate(found):
         if words in exact:
             counts[name]["exact"] += 1
         elif number in near:

@@ -1,6 +1,6 @@
 """Rows of a user's file or of a public data set, as plain mappings with a digest of their content.
 
-Every refusal is one line with the row's number. Which column means what, it does not know.
+Every refusal is one line with the row's number.
 """
 
 import json
@@ -98,7 +98,7 @@ def _download(name: str, dataset: str, subset: str | None, split: str | None) ->
     import datasets
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()  # or every retry is told
+    huggingface_hub.logging.set_verbosity_error()  # or every retry is logged
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(dataset, subset, split=split)

@@ -1,6 +1,6 @@
 """Arithmetic stories told in words, with a verifiable answer: problems drawn by rule, as many as asked for.
 
-It does not know who solves them. A problem depends only on version, split, wording, level and index.
+A problem depends only on version, split, wording, level and index.
 """
 
 from collections.abc import Sequence
@@ -9,9 +9,8 @@ from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
-from ngrpo.tasks.base import Problem, Score
+from ngrpo.tasks.base import BoxedAnswers, Problem, Score
 from ngrpo.tasks.story_text import (
-    ANSWER_PREFIX,
     ANSWER_START,
     EQUALS,
     LIMIT,
@@ -59,39 +58,8 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
             return story
 
 
-class StoryProblems(Sequence):
-    """The problems of a `StoryMath`, each made when it is first looked at."""
-
-    def __init__(self, split: str, levels: tuple[int, ...], size: int, wording: str):
-        self.split, self.levels, self.wording = split, levels, wording
-        self.made: list[Problem | None] = [None] * size
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"story_math has {len(self)} problems, got index {index}; task.size=N asks for more")
-        index %= len(self)
-        found = self.made[index]
-        if found is None:
-            found = self.made[index] = self._make(index)
-        return found
-
-    def _make(self, index: int) -> Problem:
-        level = self.levels[index % len(self.levels)]
-        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
-        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
-        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
-        story = draw_story(rng, level, self.split)
-        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
-        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
-
-
 @dataclass
-class StoryMath:
+class StoryMath(BoxedAnswers):
     r"""A task of `size` stories; a story of level n takes n additions or subtractions.
 
     split: `train`, `val` or `test`, which share no arithmetic in any wording. levels: taken in turn, each in 1..8.
@@ -108,8 +76,6 @@ class StoryMath:
     name: str = field(default="story_math", init=False)
     version: str = field(default=VERSION, init=False)
     answer_start: str | None = field(default=ANSWER_START, init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(init=False)
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -124,20 +90,23 @@ class StoryMath:
             raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
         if self.size < 1:
             raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
-        self.problems = StoryProblems(self.split, levels, self.size, self.wording)
+        self.problems = [self._draw(index, levels[index % len(levels)]) for index in range(self.size)]
 
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+    def _draw(self, index: int, level: int) -> Problem:
+        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
+        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
+        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+        story = draw_story(rng, level, self.split)
+        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
+        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
 
-    def _score_one(self, problem: Problem, completion: str) -> Score:
-        thinking = completion.partition(ANSWER_START)[0]
-        path = ";".join(read_equations(thinking))
+    def score_one(self, problem: Problem, completion: str) -> Score:
+        """The verdict on one completion; an answer that is no integer is `unparsed`."""
+        path = ";".join(read_equations(completion.partition(ANSWER_START)[0]))
         extracted = extract_boxed(completion, self.answer_start)
         if extracted is None or parse_integer(extracted) is None:
-            return Score(0.0, "unparsed", extracted, path)
-        right = same_integer(extracted, problem.gold)
-        return Score(float(right), "correct" if right else "wrong", extracted, path)
+            return Score.of("unparsed", extracted, path)
+        return Score.of("correct" if same_integer(extracted, problem.gold) else "wrong", extracted, path)
 
 
 def read_equations(text: str) -> list[str]:
