@@ -1,6 +1,6 @@
 r"""Sums, differences, products and quotients of whole numbers: read without running anything, valued exactly, compared.
 
-A `Tree` is a whole number or (sign, left, right).
+A `Tree` is a whole number or (operator, left, right).
 """
 
 import re
@@ -12,7 +12,7 @@ Tree = int | tuple[str, Any, Any]
 
 LONGEST = 200  # characters and digits beyond these are no answer to a puzzle of a few small numbers
 TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))")
-LATEX = {
+SPELLINGS = {
     r"\times": "*",
     r"\cdot": "*",
     r"\div": "/",
@@ -27,8 +27,8 @@ LATEX = {
 
 def read_expression(text: str) -> Tree | None:
     r"""The tree of `(3 + 5) \times 2`; None for anything else, for a sign before a number and for 200 characters."""
-    for written, sign in LATEX.items():
-        text = text.replace(written, sign)
+    for written, operator in SPELLINGS.items():
+        text = text.replace(written, operator)
     text = text.strip()
     tokens: list[str] = []
     at = 0
@@ -47,10 +47,10 @@ def value(tree: Tree) -> Fraction | None:
     """Its exact value; None where it divides by zero."""
     if isinstance(tree, int):
         return Fraction(tree)
-    sign, left, right = tree[0], value(tree[1]), value(tree[2])
-    if left is None or right is None or (sign == "/" and not right):
+    operator, left, right = tree[0], value(tree[1]), value(tree[2])
+    if left is None or right is None or (operator == "/" and not right):
         return None
-    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[sign](right)
+    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[operator](right)
 
 
 def numbers_of(tree: Tree) -> list[int]:
@@ -71,8 +71,8 @@ def _read(tokens: list[str], operators: Sequence[str] = ("+-", "*/")) -> Tree | 
         return _read_factor(tokens)
     left = _read(tokens, operators[1:])
     while left is not None and tokens and tokens[-1] in operators[0]:
-        sign, right = tokens.pop(), _read(tokens, operators[1:])
-        left = None if right is None else (sign, left, right)
+        operator, right = tokens.pop(), _read(tokens, operators[1:])
+        left = None if right is None else (operator, left, right)
     return left
 
 

@@ -12,7 +12,8 @@ from random import Random
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Problem, Score, answer_part
 from ngrpo.tasks.columns import Item, read_items
-from ngrpo.tasks.questions import FromRows
+from ngrpo.tasks.questions import with_instruction
+from ngrpo.tasks.rows import FromRows
 
 LETTERS = "ABCD"
 WRONG = tuple(f"incorrect_answer_{number}" for number in (1, 2, 3))
@@ -47,7 +48,7 @@ class MultipleChoice(FromRows):
 
     Columns: `Question` (or what tasks.columns takes for a problem), `Correct Answer`, `Incorrect Answer 1` to `3`.
     seed: of the order of the options, which depends on it and on the question's id alone. read: text -> letter or None.
-    Other arguments: tasks.questions.FromRows. Raises ValueError for rows that cannot be used.
+    Other arguments: tasks.rows.FromRows. Raises ValueError for rows that cannot be used.
     """
 
     read: Callable[[str], str | None]
@@ -78,4 +79,5 @@ class MultipleChoice(FromRows):
         order = list(range(len(options)))
         Random(blake2b(f"{self.seed} {item.id}".encode(), digest_size=16).digest()).shuffle(order)
         listed = "\n".join(f"{letter}) {options[at]}" for letter, at in zip(LETTERS, order, strict=True))
-        return self.problem(item, f"{item.problem}\n\n{listed}\n", LETTERS[order.index(0)])
+        message = with_instruction(f"{item.problem}\n\n{listed}\n", self.instruction)
+        return Problem(item.id, message, LETTERS[order.index(0)], True, item.problem)

@@ -9,18 +9,8 @@ from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
+from ngrpo.tasks import story_text
 from ngrpo.tasks.base import BoxedAnswers, Problem, Score
-from ngrpo.tasks.story_text import (
-    ANSWER_START,
-    EQUALS,
-    LIMIT,
-    MINUS,
-    NUMBERS,
-    PLUS,
-    VALUES,
-    WORDINGS,
-    tell_story,
-)
 
 VERSION = "v1"
 MAX_LEVEL = 8
@@ -29,7 +19,7 @@ SPLITS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
 
 @dataclass(frozen=True)
 class Story:
-    """What happens, without words: a start and signed changes, never below zero nor, gains first, above LIMIT."""
+    """What happens, without words: a start and signed changes, never below zero nor, gains first, above story_text.LIMIT."""
 
     start: int
     changes: tuple[int, ...]
@@ -54,7 +44,7 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
             continue
         lowest = min(story.start + sum(changes[: at + 1]) for at in range(level))
         highest = story.start + sum(change for change in changes if change > 0)
-        if lowest >= 0 and highest <= LIMIT and story.split == split:
+        if lowest >= 0 and highest <= story_text.LIMIT and story.split == split:
             return story
 
 
@@ -75,15 +65,15 @@ class StoryMath(BoxedAnswers):
     wording: str = "common"
     name: str = field(default="story_math", init=False)
     version: str = field(default=VERSION, init=False)
-    answer_start: str | None = field(default=ANSWER_START, init=False)
+    answer_start: str | None = field(default=story_text.ANSWER_START, init=False)
 
     def __post_init__(self):
         if self.split not in SPLITS:
             raise ValueError(
                 f"story_math: unknown split {self.split!r}, expected one of {list(SPLITS)}; set task.split"
             )
-        if self.wording not in WORDINGS:
-            known = list(WORDINGS)
+        if self.wording not in story_text.WORDINGS:
+            known = list(story_text.WORDINGS)
             raise ValueError(f"story_math: unknown wording {self.wording!r}, expected one of {known}; set task.wording")
         levels = tuple(self.levels)
         if not levels or not all(level in range(1, MAX_LEVEL + 1) for level in levels):
@@ -97,12 +87,12 @@ class StoryMath(BoxedAnswers):
         identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
         rng = Random(blake2b(identity.encode(), digest_size=16).digest())
         story = draw_story(rng, level, self.split)
-        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
-        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
+        prompt = story_text.tell_story(rng, story.start, story.changes, story_text.WORDINGS[self.wording])
+        return Problem(id=identity, prompt=prompt, gold=story_text.NUMBERS[story.answer])
 
     def score_one(self, problem: Problem, completion: str) -> Score:
         """The verdict on one completion; an answer that is no integer is `unparsed`."""
-        path = ";".join(read_equations(completion.partition(ANSWER_START)[0]))
+        path = ";".join(read_equations(completion.partition(story_text.ANSWER_START)[0]))
         extracted = extract_boxed(completion, self.answer_start)
         if extracted is None or parse_integer(extracted) is None:
             return Score.of("unparsed", extracted, path)
@@ -118,11 +108,11 @@ def read_equations(text: str) -> list[str]:
     words, equations = text.split(), []
     for at in range(len(words) - 4):
         left, operation, right, equals, result = words[at : at + 5]
-        if equals not in EQUALS or not (left in VALUES and right in VALUES and result in VALUES):
+        a, b, c = (story_text.VALUES.get(word) for word in (left, right, result))
+        if equals not in story_text.EQUALS or a is None or b is None or c is None:
             continue
-        a, b, c = VALUES[left], VALUES[right], VALUES[result]
-        if operation in PLUS:
+        if operation in story_text.PLUS:
             equations.append(f"{min(a, b)}+{max(a, b)}={c}")
-        elif operation in MINUS:
+        elif operation in story_text.MINUS:
             equations.append(f"{a}-{b}={c}")
     return equations

@@ -68,8 +68,7 @@ def vocabulary() -> list[str]:
     """Every word once, in a fixed order: the tokenizer's ids are positions in this list."""
     words = [*STORY_WORDS, *NUMBERS, *LINKS, *OPENERS, *PLUS, *MINUS, *EQUALS, ANSWER_PREFIX, "}"]
     for wording in WORDINGS.values():
-        for field in ("women", "men", "objects", "containers", "gains", "losses", "people"):
-            words.extend(getattr(wording, field))
+        words += [word for group in vars(wording).values() if isinstance(group, tuple) for word in group]
     return list(dict.fromkeys(words))
 
 
