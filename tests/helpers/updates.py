@@ -41,9 +41,9 @@ LABELS = {"run": "made", "seed": 3, "exploration": "made", "algorithm": "made"}
 class Watched(Policy):
     """A policy that keeps the rollouts of every step and its optimizer."""
 
-    def batch(self, rollouts, *others):
-        self.rollouts = [*getattr(self, "rollouts", []), rollouts]
-        return super().batch(rollouts, *others)
+    def batch(self, drawn, *others):
+        self.rollouts = [*getattr(self, "rollouts", []), drawn.answers.rollouts]
+        return super().batch(drawn, *others)
 
     def optimizer(self):
         made = super().optimizer()

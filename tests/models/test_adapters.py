@@ -12,7 +12,7 @@ from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load_tokenizer, vocabulary
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.records import Vocabulary
-from ngrpo.training.reference import AdapterOffReference, Reference
+from ngrpo.training.reference import Reference
 from ngrpo.training.replay import replay
 
 FAMILIES = [(family, tied) for family in ("qwen2", "qwen3", "llama") for tied in (False, True)]
@@ -58,7 +58,7 @@ def test_reference_is_the_model_without_adapters(family, tied, make_model, make_
     strategy = mixing(model.table)
     rollouts = sampled(model, strategy, make_prompts, make_keys)
     theirs = Reference(before).log_probs(strategy, rollouts, 8)
-    assert torch.equal(AdapterOffReference(model).log_probs(strategy, rollouts, 8), theirs)
+    assert torch.equal(Reference(model).log_probs(strategy, rollouts, 8), theirs)
     with torch.no_grad():
         assert (replay(model, strategy, rollouts).log_probs - theirs).abs().max() > 0.01
 

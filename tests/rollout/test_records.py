@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, stack_steps
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
 
 B, S, T, K, D = 4, 5, 6, 3, 8
 
@@ -115,9 +115,13 @@ def columns(steps: DecodeStep) -> list[DecodeStep]:
     return [steps[:, time] for time in range(T)]
 
 
+def stacked_steps(steps: list[DecodeStep]) -> DecodeStep:
+    return combine(steps, lambda values: torch.stack(list(values), dim=1))
+
+
 def test_stacking_the_columns_of_a_record_gives_the_record_back():
     steps = make_steps()
-    again = stack_steps(columns(steps))
+    again = stacked_steps(columns(steps))
     for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(again, f.name), getattr(steps, f.name)), f.name
@@ -128,7 +132,7 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
     steps = make_steps()
     mixed, table = columns(steps), torch.randn(50, D)
     mixed[1] = DecodeStep(mixed[1].tokens, mixed[1].role, mixed[1].explored)
-    stacked = stack_steps(mixed)
+    stacked = stacked_steps(mixed)
     assert torch.equal(stacked.mix_ids[:, 1], steps.tokens[:, 1, None].expand(B, K))
     fed = (table[stacked.mix_ids] * stacked.mix_weights[..., None]).sum(dim=2)
     assert torch.equal(fed[:, 1], table[steps.tokens[:, 1]])
@@ -139,7 +143,7 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
 
 def test_a_field_that_no_step_has_stays_absent():
     bare = [DecodeStep(column.tokens, column.role, column.explored) for column in columns(make_steps())]
-    stacked = stack_steps(bare)
+    stacked = stacked_steps(bare)
     assert {f.name for f in fields(DecodeStep) if getattr(stacked, f.name) is None} == {
         "mix_ids",
         "mix_weights",
