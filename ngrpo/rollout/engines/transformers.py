@@ -68,7 +68,7 @@ def generate(
 
 def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens: int) -> tuple[Tensor, KeyValueCache]:
     """Logits (P, V) after the left-padded prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
-    cache = KeyValueCache(model.model.config.num_hidden_layers, prompt_mask, new_tokens)
+    cache = KeyValueCache(prompt_mask, new_tokens)
     columns = torch.arange(int(cache.lengths.max()), device=prompts.device).expand(len(prompts), -1)
     source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
