@@ -53,9 +53,12 @@ class Task(Protocol):
 
     name: str
     version: str
-    answer_start: str | None
     answer_prefix: str
-    problems: Sequence[Problem]
+
+    @property
+    def answer_start(self) -> str | None: ...
+    @property
+    def problems(self) -> Sequence[Problem]: ...
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per (problem, completion) pair, in order."""

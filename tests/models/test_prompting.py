@@ -1,5 +1,6 @@
 """Prompts by config: one begin-of-text token, never two, and each checkpoint's own words and special tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -13,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from ngrpo.models.loading import load_tokenizer, vocabulary
 from ngrpo.models.prompting import FULL_WIDTH_BAR, Prompting, Prompts
 from ngrpo.rollout.sampling import padded
-from ngrpo.tasks.base import Problem, Subset
+from ngrpo.tasks.base import Problem, Score, Subset
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
@@ -50,9 +51,9 @@ def test_chat_without_a_template_names_the_way_out(tokenizer):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_r1_uses_the_signs_that_the_tokenizer_has(tokenizer, own, monkeypatch):
+def test_r1_uses_the_role_tokens_that_the_tokenizer_has(tokenizer, own, monkeypatch):
     if own:
-        tokenizer.add_tokens([AddedToken(sign, special=True, normalized=False) for sign in ROLE_TOKENS])
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ROLE_TOKENS])
     read = []
     monkeypatch.setattr(
         type(tokenizer), "__call__", lambda self, texts, **kwargs: read.extend(texts) or {"input_ids": [[1]]}
@@ -71,6 +72,9 @@ class Questions:
     version: str = "1"
     answer_start: str | None = None
     answer_prefix: str = ""
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        raise NotImplementedError
 
 
 def messages(*texts: str) -> list[Problem]:

@@ -1,6 +1,7 @@
 """The bundled model, and the recipe that made it."""
 
 from collections import Counter
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -88,7 +89,7 @@ def test_careful_authors_are_right_and_every_slip_is_carried_on():
     """Without slips every order of sums reaches the answer; with slips the box still holds the author's last sum."""
     rng, task = Random(0), StoryMath("train", [4], 1)
     for author in corpus.AUTHORS:
-        careful = corpus.Author(**vars(author) | {"slip": 0.0})
+        careful = replace(author, slip=0.0)
         paths = Counter()
         for _ in range(30):
             story = draw_story(rng, 4, "train")
@@ -112,7 +113,7 @@ def test_no_solution_leaves_the_known_numbers():
     rng = Random(1)
     for level in range(1, 9):
         for author in corpus.AUTHORS:
-            reckless = corpus.Author(**vars(author) | {"slip": 1.0})
+            reckless = replace(author, slip=1.0)
             completion = corpus.solve(rng, draw_story(rng, level, "train"), reckless).split()
             assert set(completion) <= {*vocabulary(), "</think>"} and len(completion) < 80
     assert Story(3, (2,)).answer == 5 and len(NUMBERS) == LIMIT + 1
