@@ -65,21 +65,6 @@ class Task(Protocol):
         ...
 
 
-class BoxedAnswers:
-    r"""What tasks share whose answers stand in the last `\boxed{}` and are scored one by one."""
-
-    answer_prefix: str = ANSWER_PREFIX
-    problems: Sequence[Problem] = ()
-
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per (problem, completion) pair, in order; never raises on any text, and runs none."""
-        return [self.score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
-
-    def score_one(self, problem: Problem, completion: str) -> Score:
-        """The verdict on one completion."""
-        raise NotImplementedError
-
-
 class Derived:
     """A task made from another, which it is but for what a subclass changes."""
 

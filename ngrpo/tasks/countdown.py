@@ -3,13 +3,14 @@ r"""Countdown: make a target from given numbers, each used once; most puzzles ha
 A problem depends only on version, seed, split and index.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, value
-from ngrpo.tasks.base import BoxedAnswers, Problem, Score, answer_part
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
 from ngrpo.tasks.questions import with_instruction
 
 VERSION = "v1"
@@ -18,7 +19,7 @@ FEWEST, MOST = 2, 6
 
 
 @dataclass
-class Countdown(BoxedAnswers):
+class Countdown:
     r"""A task of `size` puzzles with `count` numbers of 1 to `largest` and a target of 1 to `largest_target`.
 
     split: `train` or `test`, which share no set of numbers with the same target. An answer is an expression in the last
@@ -37,6 +38,8 @@ class Countdown(BoxedAnswers):
     answer_start: str | None = None
     name: str = field(default="countdown", init=False)
     version: str = field(default=VERSION, init=False)
+    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
+    problems: Sequence[Problem] = field(default=(), init=False)
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -63,8 +66,11 @@ class Countdown(BoxedAnswers):
         gold = f"{_plain(tree)} = {target}"
         return Problem(identity, with_instruction(puzzle, self.instruction), gold, True, puzzle)
 
-    def score_one(self, problem: Problem, completion: str) -> Score:
-        """The verdict on one completion; its box is read and valued, and nothing in it is run."""
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per pair, in order; never raises on any text, and runs none."""
+        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+
+    def _score_one(self, problem: Problem, completion: str) -> Score:
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         gold, target = _puzzle(problem.gold)
         left, _, right = (extracted or "").partition("=")

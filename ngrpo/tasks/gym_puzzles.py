@@ -6,12 +6,12 @@ decides, and only its full mark counts. Of the other puzzles some scorers evalua
 answer as code, some give the full mark to almost anything, some raise.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
-from ngrpo.tasks.base import BoxedAnswers, Problem, Score, answer_part
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
 from ngrpo.tasks.questions import with_instruction
 
 LONGEST = 4096  # characters of an answer: the longest right one has a tenth of them
@@ -43,7 +43,7 @@ ALLOWED: dict[str, Scorer] = {
 
 
 @dataclass
-class ReasoningGym(BoxedAnswers):
+class ReasoningGym:
     r"""A task of `size` puzzles `puzzle`, one of ALLOWED, drawn from `seed`; the answer stands in the last `\boxed{}`.
 
     Training and benchmarks need different seeds. `solution_path` is the answer without spaces. Raises ValueError for a
@@ -57,6 +57,8 @@ class ReasoningGym(BoxedAnswers):
     answer_start: str | None = None
     name: str = field(default="", init=False)
     version: str = field(default="", init=False)
+    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
+    problems: Sequence[Problem] = field(default=(), init=False)
 
     def __post_init__(self):
         if self.puzzle not in ALLOWED:
@@ -80,8 +82,11 @@ class ReasoningGym(BoxedAnswers):
         prompt = with_instruction(entry["question"].strip(), self.instruction)
         return Problem(identity, prompt, str(entry["answer"] or ""), True, entry["question"])
 
-    def score_one(self, problem: Problem, completion: str) -> Score:
-        """The verdict of the puzzle's scorer on one completion."""
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per pair, in order."""
+        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+
+    def _score_one(self, problem: Problem, completion: str) -> Score:
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         if not extracted or len(extracted) > LONGEST:
             return Score.of("unparsed", extracted)

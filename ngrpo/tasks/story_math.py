@@ -10,7 +10,7 @@ from random import Random
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
 from ngrpo.tasks import story_text
-from ngrpo.tasks.base import BoxedAnswers, Problem, Score
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score
 
 VERSION = "v1"
 MAX_LEVEL = 8
@@ -49,7 +49,7 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
 
 
 @dataclass
-class StoryMath(BoxedAnswers):
+class StoryMath:
     r"""A task of `size` stories; a story of level n takes n additions or subtractions.
 
     split: `train`, `val` or `test`, which share no arithmetic in any wording. levels: taken in turn, each in 1..8.
@@ -66,6 +66,8 @@ class StoryMath(BoxedAnswers):
     name: str = field(default="story_math", init=False)
     version: str = field(default=VERSION, init=False)
     answer_start: str | None = field(default=story_text.ANSWER_START, init=False)
+    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
+    problems: Sequence[Problem] = field(init=False)
 
     def __post_init__(self):
         if self.split not in SPLITS:
@@ -90,13 +92,17 @@ class StoryMath(BoxedAnswers):
         prompt = story_text.tell_story(rng, story.start, story.changes, story_text.WORDINGS[self.wording])
         return Problem(id=identity, prompt=prompt, gold=story_text.NUMBERS[story.answer])
 
-    def score_one(self, problem: Problem, completion: str) -> Score:
-        """The verdict on one completion; an answer that is no integer is `unparsed`."""
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
+        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+
+    def _score_one(self, problem: Problem, completion: str) -> Score:
         path = ";".join(read_equations(completion.partition(story_text.ANSWER_START)[0]))
         extracted = extract_boxed(completion, self.answer_start)
         if extracted is None or parse_integer(extracted) is None:
-            return Score.of("unparsed", extracted, path)
-        return Score.of("correct" if same_integer(extracted, problem.gold) else "wrong", extracted, path)
+            return Score(0.0, "unparsed", extracted, path)
+        right = same_integer(extracted, problem.gold)
+        return Score(float(right), "correct" if right else "wrong", extracted, path)
 
 
 def read_equations(text: str) -> list[str]:

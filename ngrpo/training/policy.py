@@ -181,8 +181,8 @@ class Policy(lightning.LightningModule):
         if self.critic is not None and self.algorithm.critic is not None:
             groups.append({"params": list(self.critic.parameters()), "lr": self.algorithm.critic["learning_rate"]})
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-        made = torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-        return made, get_scheduler(config.schedule, made, config.warmup_steps, config.steps)
+        adam = torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        return adam, get_scheduler(config.schedule, adam, config.warmup_steps, config.steps)
 
     def state(self) -> dict[str, Any]:
         """The weights that training changes and the strategy's state, as plain containers."""
