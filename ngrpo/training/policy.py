@@ -106,10 +106,11 @@ class Policy(lightning.LightningModule):
         return loss + value_loss, figures | {"value_loss": value_loss.item()}
 
     def replayed(self, rollouts: Rollouts) -> Replayed:
-        """Log-probabilities under the current weights, and the entropy where it is needed and the engine's is not it."""
-        rows, wanted = self.config.micro_batch_rows, {"tempered": self.algorithm.tempered}
-        wanted["entropy"] = self.algorithm.needs_rollout_entropy and self._engine_entropy(rollouts) is None
-        return replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
+        """Log-probabilities under the current weights, and the entropy that the algorithm looks at, if it does."""
+        known, rows, tempered = self._engine_entropy(rollouts), self.config.micro_batch_rows, self.algorithm.tempered
+        wanted = {"entropy": self.algorithm.needs_rollout_entropy and known is None, "tempered": tempered}
+        found = replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
+        return found if known is None else found._replace(entropy=known)
 
     def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
         """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
@@ -140,10 +141,9 @@ class Policy(lightning.LightningModule):
 
     def _selected(self, batch: Batch, now: Replayed, select: Callable[[Tokens], Tensor]) -> Batch:
         """The batch with the tokens that are selected, given what the weights of the moment say of them."""
-        others, entropy = batch.rollouts.keys[:, None] ^ 1, self._engine_entropy(batch.rollouts)
-        entropy = now.entropy if entropy is None else entropy
-        uniform = replace(batch.rollouts.draws, rows=others).token  # of keys that no strategy draws from
-        facts = (now.log_probs, batch.advantages, entropy, uniform, batch.mask, batch.before(now.log_probs))
+        others = batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
+        uniform = replace(batch.rollouts.draws, rows=others).token
+        facts = (now.log_probs, batch.advantages, now.entropy, uniform, batch.mask, batch.before(now.log_probs))
         return replace(batch, selected=select(Tokens(*facts)))  # pyright: ignore[reportArgumentType]
 
     def mini_batches(self, batch: Batch) -> Iterator[Batch]:
