@@ -69,8 +69,7 @@ class DecodeStep:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "DecodeStep":
         """The same record with `change` applied to every field that is there."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DecodeStep(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
+        return DecodeStep(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def __getitem__(self, index) -> "DecodeStep":
         return self.map(lambda value: value[index])

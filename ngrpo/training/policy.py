@@ -1,7 +1,7 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning
@@ -51,8 +51,8 @@ class Batch:
         """Some rows, trimmed to their own longest prompt and answer."""
         rollouts = self.rollouts.rows(index)
         width = rollouts.mask.shape[1]
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
-        return Batch(rollouts, **{name: None if v is None else v[index, :width] for name, v in given.items()})  # pyright: ignore
+        given = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        return Batch(rollouts, **{name: value[index, :width] for name, value in given.items()})
 
     def micro_batches(self, rows: int) -> Iterator[tuple["Batch", bool]]:
         """Parts of at most `rows` rows that go through the model together, each with whether it is the last."""
