@@ -7,8 +7,8 @@ python audit.py task=jsonl task.path=<file.jsonl or .parquet>
 from omegaconf import DictConfig
 
 from ngrpo import build, cli
-from ngrpo.targets import SettingsError
 from ngrpo.cli.rules import printable
+from ngrpo.targets import SettingsError
 from ngrpo.tasks.audit import audit
 
 

@@ -312,11 +312,11 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
 
 
 def _reference(config: DictConfig, policy: "Policy") -> Any:
-    from ngrpo.training.reference import AdapterOffReference, Reference
+    from ngrpo.training.reference import Reference
 
     if policy.algorithm.kl["coefficient"] <= 0:
         return None
-    return AdapterOffReference(policy.model) if policy.model.adapters else Reference(causal_model(config))
+    return Reference(policy.model if policy.model.adapters else causal_model(config))
 
 
 def _device() -> str:

@@ -94,7 +94,7 @@ def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch
         with clock("values"):
             values = policy.critic.values(policy.strategy, rollouts, rows)
     rewards = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
-    return policy.batch(rollouts, drawn.counted, rewards, old, reference, values, ranks, drawn.carried)
+    return policy.batch(drawn, rewards, old, reference, values, ranks)
 
 
 def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: Any, ranks: Ranks) -> dict[str, float]:

@@ -77,10 +77,9 @@ def declared() -> set[str]:
 
 @pytest.mark.parametrize("name", [name for name in TREES if not name.startswith(("benchmarks", "experiments"))])
 def test_only_declared_libraries_are_imported(name):
-    for node in ast.walk(TREES[name]):
+    for node in (node for node in ast.walk(TREES[name]) if isinstance(node, ast.Import | ast.ImportFrom)):
         assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}:{node.lineno}: a relative import"
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-        modules += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
         for top in {module.split(".")[0] for module in modules} - set(sys.stdlib_module_names) - set(ROOMS):
             found = {owner.lower().replace("_", "-") for owner in OWNERS.get(top, ())}
             assert found & declared(), f"{name}:{node.lineno}: {top} comes with no declared dependency"

@@ -46,7 +46,13 @@ def test_all_of_ones_own_in_one_run(place):
     assert "16 rows generated" in done.stdout
     record = json.loads((place / "run" / "run.json").read_text())
     assert record["status"] == "finished"
-    own = {"blend.Blend", "advantages.clipped_centered", "doubling.Doubling", "counting.CountingEngine", "rewards.brief"}
+    own = {
+        "blend.Blend",
+        "advantages.clipped_centered",
+        "doubling.Doubling",
+        "counting.CountingEngine",
+        "rewards.brief",
+    }
     assert {f"my_tricks.{name}" for name in own} <= set(record["data"])
     rows = pd.read_parquet(place / "run" / TRAIN_SAMPLES.format(step=1))
     assert set(rows["exploration"]) == {"blend"} and rows["problem_id"].str.fullmatch(r"p\d+").all()
@@ -93,7 +99,10 @@ def test_arguments_that_do_not_fit_are_told_before_a_model_is_loaded(place):
 
 def test_the_old_variable_is_told(place):
     done = command(place, "NGRPO_REWARDS=mine python /path/to/ngrpo/train.py steps=1")
-    assert (done.returncode, done.stderr) == (2, "error: NGRPO_REWARDS=mine: is now called NGRPO_PLUGINS; NGRPO_PLUGINS=mine\n")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: NGRPO_REWARDS=mine: is now called NGRPO_PLUGINS; NGRPO_PLUGINS=mine\n",
+    )
 
 
 def test_it_keeps_the_contract(place):

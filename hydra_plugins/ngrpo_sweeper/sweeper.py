@@ -4,11 +4,10 @@ It knows Hydra and the status in a run directory's run.json; it does not know wh
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -20,9 +19,9 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from ngrpo.cli.composition import full_key, stands_for
+from ngrpo.cli.composition import flat, full_key, has, same_key
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.schema import Unreadable, read_run
 
@@ -107,7 +106,7 @@ class GridSweeper(Sweeper):
     def with_presets(self, arguments: Sequence[str]) -> list[str]:
         """What was typed, after the listed values of `params` that it leaves as they are."""
         typed = {argument.partition("=")[0] for argument in arguments}
-        left = {key: values for key, values in self.params.items() if not any(key == other or stands_for(key, other) or stands_for(other, key) for other in typed)}
+        left = {key: values for key, values in self.params.items() if not any(same_key(key, other) for other in typed)}
         return [*(f"{key}={values}" for key, values in left.items()), *arguments]
 
     def jobs(self, arguments: list[str]) -> list[Job]:
@@ -152,12 +151,12 @@ class GridSweeper(Sweeper):
     def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
         """What says of an override how it reads under these choices, its key in full; None where they lack it."""
         composed = self.compose([str(choice.input_line) for choice in choices if self.is_group(choice.key_or_group)])
-        keys = set(leaves(OmegaConf.to_container(composed, resolve=False)))
+        keys = flat(composed)
 
         def text(override: Override) -> str | None:
             key, typed = override.key_or_group, str(override.input_line)
             is_new = override.is_delete() or override.is_add() or override.is_force_add()
-            if is_new or self.is_group(key) or any(f"{leaf}.".startswith(f"{key}.") for leaf in keys):
+            if is_new or self.is_group(key) or has(keys, key):
                 return typed
             full = full_key(key, keys)
             return typed.replace(key, full, 1) if full in keys else None
@@ -178,15 +177,6 @@ def _cells(overrides: list[Override]) -> list[list[str]]:
     deleted = [str(override.input_line) for override in overrides if override.is_delete()]
     rest = [override for override in overrides if not override.is_delete()]
     return [[*cell, *deleted] for cell in BasicSweeper.split_arguments(rest, None)[0]]
-
-
-def leaves(tree: Any, key: str = "") -> Iterator[str]:
-    """The dotted keys of all that is no mapping, or an empty one."""
-    if not isinstance(tree, Mapping) or not tree:
-        yield key
-        return
-    for name, child in tree.items():
-        yield from leaves(child, f"{key}.{name}" if key else str(name))
 
 
 def _status(directory: Path) -> str | None:

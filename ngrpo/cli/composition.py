@@ -198,6 +198,11 @@ def stands_for(key: str, other: str) -> bool:
     return bool(dot) and last == name and longer.rpartition(".")[0] == parent
 
 
+def same_key(key: str, other: str) -> bool:
+    """Whether two names may be one key, in short or in full."""
+    return key == other or stands_for(key, other) or stands_for(other, key)
+
+
 def full_key(key: str, known: Iterable[str]) -> str:
     """The key that `key` stands for among the known ones; itself where it is one of them, or stands for none or several."""
     known = set(known)

@@ -1,12 +1,12 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, through peft: put in, switched off, merged, written.
 
-It does not know what they are trained for. There is no dropout in them: what was sampled and what is replayed must come
+There is no dropout in them: what was sampled and what is replayed must come
 from the same network.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,9 @@ class Adapters:
         if any(isinstance(end, LoraLayer) for end in ends):
             raise ValueError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")
 
-    @contextmanager
-    def off(self) -> Iterator[None]:
+    def off(self) -> AbstractContextManager[None]:
         """Within it the model computes as it was loaded."""
-        with self.peft.disable_adapter():
-            yield
+        return self.peft.disable_adapter()
 
     @torch.no_grad()
     def merged(self) -> dict[str, Tensor]:

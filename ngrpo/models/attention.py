@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 # Causal attention of whole rows: queries (B, H, L, d), keys and values (B, H', L, d) with H a multiple of H'.
 Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -26,7 +26,7 @@ class Layout(Protocol):
     """Which queries look at which keys, where that is more than one plain row after another."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
-        """(B, H, L, d) for the queries (B, H, L, d) of a layer and the keys and values (B, H', L', d) that it has made."""
+        """(B, H, L, d) for the queries (B, H, L, d) of a layer and the keys and values (B, H', L', d) that it has computed."""
         ...
 
 
@@ -51,69 +51,19 @@ class PackedRows:
         return line.view(*self.tokens.shape, *line.shape[1:]).transpose(1, 2)
 
 
-class _Layer(CacheLayerMixin):
-    """Keys and values of one layer: those of the prompts, once per prompt, and those of the answers so far.
-
-    prompt_keys, prompt_values (P, H', S, d), padded on the right; keys, values (B, H', capacity, d), of which `length`
-    columns are filled.
-    """
-
-    def __init__(self, capacity: int):
-        super().__init__()
-        self.capacity, self.length = capacity, 0
-        self.prompt_keys: Tensor | None = None
-        self.prompt_values: Tensor | None = None
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Room for the answers, at the first of their tokens."""
-        self.keys, self.values = (
-            states.new_zeros(*states.shape[:2], self.capacity, states.shape[3]) for states in (key_states, value_states)
-        )
-        self.is_initialized = True
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
-        if self.prompt_keys is None:
-            self.prompt_keys, self.prompt_values = key_states.contiguous(), value_states.contiguous()
-            return key_states, value_states
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        rows, end = len(key_states), self.length + 1
-        self.keys[:rows, :, self.length : end] = key_states
-        self.values[:rows, :, self.length : end] = value_states
-        self.length = end
-        return self.keys[:rows, :, :end], self.values[:rows, :, :end]
-
-    def select(self, rows: Tensor) -> None:
-        """Row i becomes what row rows[i] was. Only rows that move are copied: none may be read after it was written."""
-        if self.keys is None or self.values is None:
-            return
-        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
-        for states in (self.keys, self.values):
-            states[moved, :, : self.length] = states[rows[moved], :, : self.length]
-
-    def select_prompts(self, prompts: Tensor) -> None:
-        assert self.prompt_keys is not None and self.prompt_values is not None
-        self.prompt_keys, self.prompt_values = self.prompt_keys[prompts], self.prompt_values[prompts]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
-
-    def get_seq_length(self) -> int:
-        return self.length
-
-    def get_max_length(self) -> int:
-        return self.capacity
-
-
 class KeyValueCache(Cache):
     """The model's cache, and the layout of a decode step: every row sees its prompt, held once, and its own answer.
 
-    slots (B,) says which place of the grid (P, G) of prompts and their rows each row has; None: row after row, all there.
+    prompts  keys and values of each layer, (P, H', S, d), padded on the right
+    answers  keys and values of each layer, (B, H', capacity, d), of which `length` columns are filled
+    slots    (B,) the place of each row in the grid (P, G) of prompts and their rows; None: row after row, all there
     """
 
-    def __init__(self, layers: int, prompt_mask: Tensor, new_tokens: int):
-        super().__init__(layers=[_Layer(new_tokens) for _ in range(layers)])
+    def __init__(self, prompt_mask: Tensor, new_tokens: int):
+        super().__init__(layers=[])  # of a cache, a model that is given positions calls `update` only
+        self.prompts: list[tuple[Tensor, Tensor]] = []
+        self.answers: list[tuple[Tensor, Tensor]] = []
+        self.capacity, self.length = new_tokens, 0
         self.lengths = prompt_mask.sum(dim=1)
         self.fan_out(1)
 
@@ -125,22 +75,37 @@ class KeyValueCache(Cache):
         columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
         self.padding_mask = (columns >= self.lengths[:, None])[:, None, None]
 
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Keeps a layer's keys and values, first of the prompts, then of one token a row; returns those of the answers."""
+        if layer_idx == len(self.prompts):
+            self.prompts.append((key_states.contiguous(), value_states.contiguous()))
+            return key_states, value_states
+        if layer_idx == len(self.answers):  # the first of their tokens
+            room = (*key_states.shape[:2], self.capacity)
+            new = (states.new_zeros(*room, states.shape[3]) for states in (key_states, value_states))
+            self.answers.append((next(new), next(new)))
+        self.length += layer_idx == 0
+        keys, values = (states[: len(key_states), :, : self.length] for states in self.answers[layer_idx])
+        keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
+        return keys, values
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
         """One softmax over the prompt's keys, multiplied for all rows of a prompt at once, and the row's own.
 
         Query heads that share keys are rows of one matrix, so nothing is repeated for them either.
         """
-        prompt = self.layers[layer]
-        assert isinstance(prompt, _Layer) and prompt.prompt_keys is not None and prompt.prompt_values is not None
+        prompt_keys, prompt_values = self.prompts[layer]
         rows, heads, _, width = query.shape
         query = query.view(rows, key.shape[1], heads // key.shape[1], width)
-        shared = self._grid(query) @ prompt.prompt_keys.mT
+        shared = self._grid(query) @ prompt_keys.mT
         shared = self._rows(shared.masked_fill_(self.padding_mask, -torch.inf), query.shape[2])
         scores = torch.cat((shared, query @ key.mT), dim=-1)
         # In float32 whatever the model runs in: the weights of long answers are small.
         weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(scale).softmax(dim=-1).to(value.dtype)
         length = shared.shape[-1]
-        mixed = self._rows(self._grid(weights[..., :length]) @ prompt.prompt_values, query.shape[2])
+        mixed = self._rows(self._grid(weights[..., :length]) @ prompt_values, query.shape[2])
         return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)
 
     def _grid(self, rows: Tensor) -> Tensor:
@@ -157,16 +122,17 @@ class KeyValueCache(Cache):
 
     def select(self, rows: Tensor) -> None:
         """Keep `rows`: those below len(rows) in their places, the others in the gaps. Prompts without rows leave too."""
-        for layer in self.layers:
-            layer.select(rows)  # pyright: ignore[reportAttributeAccessIssue]
+        moved = (rows != torch.arange(len(rows), device=rows.device)).nonzero().squeeze(-1)
+        for states in (states for pair in self.answers for states in pair):
+            # Only rows that move are copied: none may be read after it was written.
+            states[moved, :, : self.length] = states[rows[moved], :, : self.length]
         slots = torch.arange(len(self.positions), device=rows.device) if self.slots is None else self.slots
         self.slots, self.positions = slots[rows], self.positions[rows]
         live, prompt = (self.slots // self.group).unique(return_inverse=True)
         if len(live) <= SPARSE * len(self.lengths):
             self.lengths, self.padding_mask = self.lengths[live], self.padding_mask[live]
             self.slots = prompt * self.group + self.slots % self.group
-            for layer in self.layers:
-                layer.select_prompts(live)  # pyright: ignore[reportAttributeAccessIssue]
+            self.prompts = [(keys[live], values[live]) for keys, values in self.prompts]
 
 
 def attention(
@@ -185,10 +151,8 @@ def attention(
         shared = query.shape[1] != key.shape[1]  # keys and values are never copied for the query heads that share them
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
 
-    if layout is None:  # noqa: SIM108
-        mixed = whole(query, key, value)
-    else:
-        mixed = layout.attend(module.layer_idx, query, key, value, scaling, whole)
+    plain = layout is None
+    mixed = whole(query, key, value) if plain else layout.attend(module.layer_idx, query, key, value, scaling, whole)
     return mixed.transpose(1, 2), None
 
 

@@ -18,9 +18,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.attention import NAME, Layout, PackedRows
+from ngrpo.models.files import windowed
 
 GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
-# Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to be made anew.
+# Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to get anew.
 CHUNK = {"cpu": 2**22, "cuda": 2**24}
 CHUNK_TOKENS = 96  # at least: every chunk reads the whole head
 
@@ -124,13 +125,10 @@ class CausalModel(nn.Module):
 
     def _refuse_windows(self) -> None:
         """The engine lets every token see all before it; a sliding window would differ between rollout and replay."""
-        config = self.model.config
-        kinds = getattr(config, "layer_types", None) or [
-            "sliding" if getattr(config, "sliding_window", None) else "full"
-        ]
-        if any(not kind.startswith("full") for kind in kinds):
-            name = type(self.model).__name__
-            raise ValueError(f"{name}: layers of kind {sorted(set(kinds))}, only full attention can be replayed")
+        if kinds := windowed(self.model.config.to_dict()):
+            raise ValueError(
+                f"{type(self.model).__name__}: layers of kind {kinds}, only full attention can be replayed"
+            )
 
     @torch.no_grad()
     def _check_path(self) -> None:
@@ -140,9 +138,8 @@ class CausalModel(nn.Module):
         rows = torch.tensor([[0, 1, 2], [0, 1, 3]], device=device)
         layout = PackedRows(rows, torch.tensor([0, 1, 2, 5], device=device))
         positions = torch.tensor([[0, 1, 2, 2]], device=device)
-        ours = self.logits(
-            self.hidden(F.embedding(positions.new_tensor([[0, 1, 2, 3]]), self.table), positions, layout)
-        )
+        fed = F.embedding(positions.new_tensor([[0, 1, 2, 3]]), self.table)
+        ours = self.logits(self.hidden(fed, positions, layout))
         theirs = torch.cat([self.model(input_ids=row[None]).logits[0, -1:] for row in rows]).to(ours.dtype)
         if not torch.allclose(ours[0, 2:], theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             kind = type(self.model).__name__
@@ -164,12 +161,13 @@ def read_logits(
     if torch.is_grad_enabled() and len(hidden) > chunk and isinstance(model.model.get_output_embeddings(), nn.Linear):
         learners = [learner for learner in learners if learner.requires_grad]
         return _InChunks.apply(model, chunk, reading, hidden, model.head, *learners)  # pyright: ignore
+    return _read(model, hidden, chunk, reading)
+
+
+def _read(model: CausalModel, hidden: Tensor, chunk: int, reading: Reading) -> tuple[Tensor, ...]:
     # An empty batch still runs once, so that every parameter gets a gradient.
     starts = range(0, max(len(hidden), 1), chunk)
-    return _joined([reading(model.logits(hidden[start : start + chunk]), start) for start in starts])
-
-
-def _joined(pieces: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    pieces = [reading(model.logits(hidden[start : start + chunk]), start) for start in starts]
     return tuple(torch.cat(column) for column in zip(*pieces, strict=True))
 
 
@@ -182,10 +180,9 @@ class _InChunks(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         ctx.model, ctx.chunk, ctx.reading = model, chunk, reading
         ctx.save_for_backward(hidden, head, *learners)
-        starts = range(0, len(hidden), chunk)
-        made = _joined([reading(model.logits(hidden[start : start + chunk]), start) for start in starts])
-        ctx.mark_non_differentiable(*(value for value in made if not value.is_floating_point()))
-        return made
+        found = _read(model, hidden, chunk, reading)
+        ctx.mark_non_differentiable(*(value for value in found if not value.is_floating_point()))
+        return found
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -213,8 +210,8 @@ def _of_chunk(
     """The gradient of one chunk's logits, in the precision that the head computes in, and those of the learners."""
     raw = model.model.get_output_embeddings()(part).detach().requires_grad_()  # pyright: ignore
     with torch.enable_grad():
-        made = reading(raw.to(torch.promote_types(raw.dtype, torch.float32)), start)
-    pairs = [(value, g) for value, g in zip(made, wanted, strict=True) if value.requires_grad and g is not None]
+        found = reading(raw.to(torch.promote_types(raw.dtype, torch.float32)), start)
+    pairs = [(value, g) for value, g in zip(found, wanted, strict=True) if value.requires_grad and g is not None]
     values, given = zip(*pairs, strict=True)
     of_logits, *more = torch.autograd.grad(values, [raw, *learners], given, allow_unused=True)
     return of_logits, more

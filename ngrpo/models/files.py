@@ -1,6 +1,6 @@
 """What the files of a model say before it is loaded: where they are, whether they are whole, words and positions.
 
-It reads json and tokenizer files only; tensors, and what they are good for, it does not know.
+It imports no torch: a refused command line is answered at once.
 """
 
 import json
@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from ngrpo.rundir.schema import Unreadable, read_run
@@ -113,13 +114,17 @@ def positions(place: Path) -> int | None:
 
 
 def sliding_layers(path: str) -> list[str]:
-    """Kinds of layers, as config.json names them, that do not see all tokens; empty where none are known of."""
+    """Kinds of layers of the model at `path` that do not see all tokens; empty where none are known of."""
     place = directory(path)
-    settings = _json(place / "config.json") if place else None
+    return windowed(_json(place / "config.json") if place else None)
+
+
+def windowed(settings: Any) -> list[str]:
+    """The same from what a config.json says, in its words."""
     if not isinstance(settings, dict):
         return []
-    windowed = settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    kinds = settings.get("layer_types") or (["sliding_attention"] if windowed else [])
+    sliding = settings.get("sliding_window") and settings.get("use_sliding_window", True)
+    kinds = settings.get("layer_types") or (["sliding_attention"] if sliding else [])
     return sorted({str(kind) for kind in kinds if not str(kind).startswith("full")})
 
 
@@ -153,12 +158,7 @@ def _weights_refusal(place: Path) -> str | None:
 def _is_whole(file: Path) -> bool:
     """Whether a safetensors file is as long as its header says."""
     try:
-        with open(file, "rb") as content:
-            length = int.from_bytes(content.read(8), "little")
-            if not 2 <= length <= min(100_000_000, file.stat().st_size - 8):
-                return False
-            header = json.loads(content.read(length))
-        ends = [int(node["data_offsets"][1]) for name, node in header.items() if name != "__metadata__"]
-        return file.stat().st_size == 8 + length + max(ends, default=0)
-    except (OSError, ValueError, AttributeError, TypeError, LookupError):
+        with safe_open(file, framework="numpy"):
+            return True
+    except (OSError, SafetensorError):
         return False

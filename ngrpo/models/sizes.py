@@ -68,9 +68,8 @@ class Plan:
     @property
     def peak(self) -> int:
         """Bytes that the device must have."""
-        return sum(self.resident.values()) + max(
-            sum(phase.values()) for phase in (self.rollout, self.update, self.step)
-        )
+        phases = (self.rollout, self.update, self.step)
+        return sum(self.resident.values()) + max(sum(phase.values()) for phase in phases)
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -81,19 +80,12 @@ def architecture(path: str) -> PreTrainedConfig:
     place = files.directory(path)
     known = json.loads(KNOWN.read_text("utf-8"))
     if place is None and path in known:
-        facts = known[path]
-        return AutoConfig.for_model(**facts)
+        return AutoConfig.for_model(**known[path])
     try:
         return AutoConfig.from_pretrained(str(place or path), trust_remote_code=False)
     except OSError as error:
         reason = "its config.json is neither here nor on a hub that can be reached"
         raise ValueError(f"model.path={path}: {reason}; model.path=<directory>") from error
-
-
-def empty_model(config: PreTrainedConfig) -> PreTrainedModel:
-    """A model without memory: its shapes are the real ones, so that parameters are counted and not estimated."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
 
 
 def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
@@ -103,7 +95,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
-    neighbors   V k ids of 8 bytes
+    neighbors    V k ids of 8 bytes
     cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
@@ -112,20 +104,19 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     step         AdamW's temporaries, two of the largest parameter
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
-    model = empty_model(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    largest = max(p.numel() for p in model.parameters())
-    lora = sizes.lora if sizes.lora and sizes.lora["r"] else None
-    if lora:
-        Adapters(model, lora)
+    with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
+        model = AutoModelForCausalLM.from_config(config)
+    counts = [p.numel() for p in model.parameters()]
+    parameters, vocabulary, size = sum(counts), config.vocab_size, BYTES[sizes.dtype]
+    if sizes.lora and sizes.lora["r"]:
+        Adapters(model, sizes.lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
-    size = BYTES[sizes.dtype]
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
     held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
-    cache = held * config.num_hidden_layers * 2 * _key_width(config) * compute
-    casts = compute < size
+    chunk = min(chunk_tokens(vocabulary, sizes.device), sizes.micro_rows * sizes.new_tokens)
+    several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     return Plan(
         parameters=parameters,
         trained=trained,
@@ -133,22 +124,20 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         resident={
             "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
             "optimizer": 2 * learners * size,
-            "neighbors": config.vocab_size * sizes.k * 8,
+            "neighbors": vocabulary * sizes.k * 8,
         },
         rollout={
             "gradients": learners * size,
-            "KV cache": cache,
-            "logits": sizes.rows * config.vocab_size * (4 + 4 + 8),
+            "KV cache": held * config.num_hidden_layers * 2 * _key_width(config) * compute,
+            "logits": sizes.rows * vocabulary * (4 + 4 + 8),
         },
         update={
-            "gradients": learners * size if (sizes.update_rows or sizes.rows) > sizes.micro_rows else 0,
-            "bfloat16 copies": parameters * 2 if casts else 0,
+            "gradients": learners * size * several,
+            "bfloat16 copies": parameters * 2 * (compute < size),
             "activations": _activations(config, sizes, compute),
-            "head": LOGIT_BYTES
-            * config.vocab_size
-            * min(chunk_tokens(config.vocab_size, sizes.device), sizes.micro_rows * sizes.new_tokens),
+            "head": LOGIT_BYTES * vocabulary * chunk,
         },
-        step={"gradients": learners * size, "temporaries": 2 * largest * size if trained == parameters else 0},
+        step={"gradients": learners * size, "temporaries": 2 * max(counts) * size * (trained == parameters)},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
 
@@ -200,28 +189,21 @@ def describe(plan: Plan, devices: list[tuple[str, int]]) -> str:
     """The plan as lines of text, with a verdict for every device."""
     lines = [f"parameters        {plan.parameters:>18,}", f"  trained         {plan.trained:>18,}"]
     sizes = plan.sizes
-    lines.append(f"tokens per step   {sizes.rows * sizes.new_tokens:>18,}  at most")
-    lines.append(
-        f"  {sizes.rows:,} answers of up to {sizes.new_tokens:,} tokens (max_new_tokens) after prompts of up to"
-    )
-    lines.append(
-        f"  {sizes.prompt_tokens:,} (plan.prompt_tokens), {sizes.micro_rows:,} in one forward and backward pass"
-    )
-    groups = {
-        "all the time": plan.resident,
-        "rollout": plan.rollout,
-        "update": plan.update,
-        "optimizer step": plan.step,
-        "on disk": plan.disk,
-    }
-    for title, group in groups.items():
+    lines += [
+        f"tokens per step   {sizes.rows * sizes.new_tokens:>18,}  at most",
+        f"  {sizes.rows:,} answers of up to {sizes.new_tokens:,} tokens (max_new_tokens) after prompts of up to",
+        f"  {sizes.prompt_tokens:,} (plan.prompt_tokens), {sizes.micro_rows:,} in one forward and backward pass",
+    ]
+    titles = ("all the time", "rollout", "update", "optimizer step", "on disk")
+    groups = (plan.resident, plan.rollout, plan.update, plan.step, plan.disk)
+    for title, group in zip(titles, groups, strict=True):
         lines.append(f"{title:<18}{sum(group.values()) / 2**30:>14.2f} GiB")
         lines += [f"  {name:<16}{value / 2**30:>14.2f} GiB" for name, value in group.items() if value]
     lines.append(f"{'peak per process':<18}{plan.peak / 2**30:>14.2f} GiB")
     for name, free in devices:
         verdict = "enough" if plan.peak <= free else "NOT enough"
         lines.append(f"{name}: {free / 2**30:.2f} GiB free, {verdict}")
-    return "\n".join(lines if devices else [*lines, "no device whose memory could be told"])
+    return "\n".join(lines if devices else [*lines, "no device whose memory is known"])
 
 
 def check(plan: Plan, devices: list[tuple[str, int]]) -> None:

@@ -1,7 +1,7 @@
 """Answers of several draws as one batch, or kept for a later one: what resampling of groups needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.ranks import Ranks
-from ngrpo.rollout.records import DecodeStep, Rollouts, neutral
+from ngrpo.rollout.records import DecodeStep, Rollouts, combine
 from ngrpo.rollout.sampling import Answers
 from ngrpo.tasks.base import Problem, Score
 
@@ -42,19 +42,10 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         padding = [(0, 0) * (value.dim() - 2) + (0, length - value.shape[1]) for value in values]
         return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
 
-    columns = {}
-    for f in fields(DecodeStep):
-        values = [getattr(part.steps, f.name) for part in parts]
-        like = next((value for value in values if value is not None), None)
-        if like is None:
-            columns[f.name] = None
-            continue
-        pairs = zip(parts, values, strict=True)
-        columns[f.name] = right([neutral(f.name, part.steps, like) if v is None else v for part, v in pairs])
     return Rollouts(
         prompts=left([part.prompts for part in parts]),
         prompt_mask=left([part.prompt_mask for part in parts]),
-        steps=DecodeStep(**columns),
+        steps=combine([part.steps for part in parts], right),
         mask=right([part.mask for part in parts]),
         log_probs=right([part.log_probs for part in parts]),
         entropy=None if any(part.entropy is None for part in parts) else right([part.entropy for part in parts]),  # pyright: ignore

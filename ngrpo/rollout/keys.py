@@ -1,5 +1,5 @@
 """Randomness as an input: a row's identity is hashed to a key, and a counter-based generator turns (key, decode step)
-into uniforms and normals. It does not know what is drawn with them.
+into uniforms and normals.
 
 Because a draw depends on the row's key and its step alone, it is the same for any batch size, row order, padding or
 worker count, and it can be regenerated at training time instead of being stored.
@@ -90,19 +90,20 @@ class Draws:
 
     def normal(self, width: int) -> Tensor:
         """Standard normals, float32, of shape (*steps, width): Box-Muller on a stream of its own."""
-        blocks = torch.arange((width + 1) // 2, device=self.rows.device)
-        words = philox((self.steps[..., None], blocks, _NORMALS, 0), self.rows[..., None])
-        radius = torch.sqrt(-2.0 * torch.log1p(-_unit(words[0], words[1])))
-        angle = 2.0 * torch.pi * _unit(words[2], words[3])
+        first, second = self._pairs(width, _NORMALS)
+        radius, angle = torch.sqrt(-2.0 * torch.log1p(-first)), 2.0 * torch.pi * second
         pairs = torch.stack((radius * torch.cos(angle), radius * torch.sin(angle)), dim=-1)
         return pairs.flatten(-2)[..., :width].float()
 
     def uniforms(self, width: int) -> Tensor:
         """Uniforms in [0, 1), float64, of shape (*steps, width), on a stream of their own."""
+        return torch.stack(self._pairs(width, _WIDE), dim=-1).flatten(-2)[..., :width]
+
+    def _pairs(self, width: int, family: int) -> tuple[Tensor, Tensor]:
+        """Two uniforms for every other of `width` numbers per step."""
         blocks = torch.arange((width + 1) // 2, device=self.rows.device)
-        words = philox((self.steps[..., None], blocks, _WIDE, 0), self.rows[..., None])
-        pairs = torch.stack((_unit(words[0], words[1]), _unit(words[2], words[3])), dim=-1)
-        return pairs.flatten(-2)[..., :width]
+        words = philox((self.steps[..., None], blocks, family, 0), self.rows[..., None])
+        return _unit(words[0], words[1]), _unit(words[2], words[3])
 
     def precompute(self) -> "Draws":
         """Itself, with both uniforms computed, so that parts of it are mere look-ups."""
@@ -110,7 +111,7 @@ class Draws:
         return self
 
     def __getitem__(self, index: Tensor | tuple) -> "Draws":
-        """The draws at `index`; uniforms that were already made come along."""
+        """The draws at `index`; uniforms that were already computed come along."""
         rows, steps = torch.broadcast_tensors(self.rows, self.steps)
         part = Draws(rows[index], steps[index])
         for name in ("token", "explore"):

@@ -1,7 +1,7 @@
 """The records that everything else exchanges: a vocabulary, one decode step, and one batch of rollouts.
 
 Dimension letters, used in every shape comment: P prompts, G group, B = P * G rows, S prompt length, T answer length,
-D width, V vocabulary, K candidates of a mixture. This room knows neither models nor rewards.
+D width, V vocabulary, K candidates of a mixture.
 """
 
 from collections.abc import Callable, Sequence
@@ -69,8 +69,7 @@ class DecodeStep:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "DecodeStep":
         """The same record with `change` applied to every field that is there."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return DecodeStep(**{name: None if value is None else change(value) for name, value in values.items()})  # pyright: ignore
+        return DecodeStep(**{name: change(value) for name, value in vars(self).items() if value is not None})
 
     def __getitem__(self, index) -> "DecodeStep":
         return self.map(lambda value: value[index])
@@ -81,7 +80,22 @@ class DecodeStep:
         return self.tokens if self.mix_ids is None else self.mix_ids[..., 0]
 
 
-def neutral(name: str, step: DecodeStep, like: Tensor) -> Tensor:
+def combine(steps: Sequence[DecodeStep], put: Callable[[Sequence[Tensor]], Tensor]) -> DecodeStep:
+    """One record of several: `put` makes one tensor of what they have in a field.
+
+    A field is None only if no step has it; elsewhere absence becomes its meaning.
+    """
+    combined = {}
+    for name in DecodeStep.__dataclass_fields__:
+        values = [getattr(step, name) for step in steps]
+        like = next((value for value in values if value is not None), None)
+        if like is not None:
+            pairs = zip(steps, values, strict=True)
+            combined[name] = put([_neutral(name, step, like) if value is None else value for step, value in pairs])
+    return DecodeStep(**combined)
+
+
+def _neutral(name: str, step: DecodeStep, like: Tensor) -> Tensor:
     """What an absent field of `step` means, shaped like the same field of a step that has it."""
     empty = torch.zeros((*step.tokens.shape, *like.shape[step.tokens.dim() :]), dtype=like.dtype, device=like.device)
     if name == "mix_ids":
@@ -89,20 +103,6 @@ def neutral(name: str, step: DecodeStep, like: Tensor) -> Tensor:
     if name == "mix_weights":
         empty[..., 0] = 1
     return empty
-
-
-def stack_steps(steps: Sequence[DecodeStep]) -> DecodeStep:
-    """(B,) steps to one (B, T) record. A field is None only if no step has it; elsewhere absence becomes its meaning."""
-    stacked = {}
-    for f in fields(DecodeStep):
-        present = next((getattr(step, f.name) for step in steps if getattr(step, f.name) is not None), None)
-        if present is None:
-            stacked[f.name] = None
-            continue
-        values = [getattr(step, f.name) for step in steps]
-        filled = [neutral(f.name, s, present) if v is None else v for s, v in zip(steps, values, strict=True)]
-        stacked[f.name] = torch.stack(filled, dim=1)
-    return DecodeStep(**stacked)
 
 
 @dataclass(frozen=True)

@@ -186,6 +186,6 @@ def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> No
     """Raises Ungraded where the shares of answers without a verdict, by outcome, add up to more than `limit`."""
     shares = {name: shares[name] for name in UNGRADED}
     if sum(shares.values()) > limit:
-        told = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
+        text = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())
         fix = "the same command tries again, a higher grading.max_ungraded_share lets them count as wrong"
-        raise Ungraded(f"{where}: too many answers without a verdict ({told}), at most {100 * limit:g} % may be; {fix}")
+        raise Ungraded(f"{where}: too many answers without a verdict ({text}), at most {100 * limit:g} % may be; {fix}")

@@ -1,19 +1,18 @@
 r"""Sums, differences, products and quotients of whole numbers: read without running anything, valued exactly, compared.
 
-A `Tree` is a whole number or (sign, left, right). It does not know what an expression is the answer to.
+A `Tree` is a whole number or (operator, left, right).
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 from fractions import Fraction
-from itertools import combinations
 from typing import Any
 
 Tree = int | tuple[str, Any, Any]
 
 LONGEST = 200  # characters and digits beyond these are no answer to a puzzle of a few small numbers
 TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))")
-SIGNS = {
+SPELLINGS = {
     r"\times": "*",
     r"\cdot": "*",
     r"\div": "/",
@@ -28,8 +27,8 @@ SIGNS = {
 
 def read_expression(text: str) -> Tree | None:
     r"""The tree of `(3 + 5) \times 2`; None for anything else, for a sign before a number and for 200 characters."""
-    for written, sign in SIGNS.items():
-        text = text.replace(written, sign)
+    for written, operator in SPELLINGS.items():
+        text = text.replace(written, operator)
     text = text.strip()
     tokens: list[str] = []
     at = 0
@@ -40,7 +39,7 @@ def read_expression(text: str) -> Tree | None:
         tokens.append(match[1] or match[2])
         at = match.end()
     tokens.reverse()
-    tree = _read_sum(tokens)
+    tree = _read(tokens)
     return None if tokens else tree
 
 
@@ -48,10 +47,10 @@ def value(tree: Tree) -> Fraction | None:
     """Its exact value; None where it divides by zero."""
     if isinstance(tree, int):
         return Fraction(tree)
-    sign, left, right = tree[0], value(tree[1]), value(tree[2])
-    if left is None or right is None or (sign == "/" and not right):
+    operator, left, right = tree[0], value(tree[1]), value(tree[2])
+    if left is None or right is None or (operator == "/" and not right):
         return None
-    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[sign](right)
+    return {"+": left.__add__, "-": left.__sub__, "*": left.__mul__, "/": left.__truediv__}[operator](right)
 
 
 def numbers_of(tree: Tree) -> list[int]:
@@ -66,43 +65,14 @@ def normal_form(tree: Tree) -> str:
     return ("-" if sign < 0 else "") + _written(node)
 
 
-def solutions(numbers: tuple[int, ...], target: int) -> set[str]:
-    """The normal forms of all ways to make `target` from every number once; for four numbers it takes a moment."""
-    found = {(Fraction(0), "")} - {(Fraction(0), "")}
-    for number, tree in _combine([(Fraction(number), number) for number in numbers]):
-        if number == target:
-            found.add((number, normal_form(tree)))
-    return {form for _, form in found}
-
-
-def _combine(parts: list[tuple[Fraction, Tree]]) -> Iterator[tuple[Fraction, Tree]]:
-    if len(parts) == 1:
-        yield parts[0]
-        return
-    for i, j in combinations(range(len(parts)), 2):
-        rest = [part for at, part in enumerate(parts) if at not in (i, j)]
-        (a, left), (b, right) = parts[i], parts[j]
-        made = [(a + b, ("+", left, right)), (a * b, ("*", left, right))]
-        made += [(a - b, ("-", left, right)), (b - a, ("-", right, left))]
-        made += [(a / b, ("/", left, right))] if b else []
-        made += [(b / a, ("/", right, left))] if a else []
-        for one in made:
-            yield from _combine([*rest, one])
-
-
-def _read_sum(tokens: list[str]) -> Tree | None:
-    left = _read_product(tokens)
-    while left is not None and tokens and tokens[-1] in "+-":
-        sign, right = tokens.pop(), _read_product(tokens)
-        left = None if right is None else (sign, left, right)
-    return left
-
-
-def _read_product(tokens: list[str]) -> Tree | None:
-    left = _read_factor(tokens)
-    while left is not None and tokens and tokens[-1] in "*/":
-        sign, right = tokens.pop(), _read_factor(tokens)
-        left = None if right is None else (sign, left, right)
+def _read(tokens: list[str], operators: Sequence[str] = ("+-", "*/")) -> Tree | None:
+    """The longest sum at the end of the reversed tokens, which it takes; without + and - a product, without any a factor."""
+    if not operators:
+        return _read_factor(tokens)
+    left = _read(tokens, operators[1:])
+    while left is not None and tokens and tokens[-1] in operators[0]:
+        operator, right = tokens.pop(), _read(tokens, operators[1:])
+        left = None if right is None else (operator, left, right)
     return left
 
 
@@ -112,7 +82,7 @@ def _read_factor(tokens: list[str]) -> Tree | None:
         return int(token)
     if token != "(":
         return None
-    inner = _read_sum(tokens)
+    inner = _read(tokens)
     return inner if inner is not None and tokens and tokens.pop() == ")" else None
 
 

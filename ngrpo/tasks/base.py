@@ -1,11 +1,12 @@
-"""What a task is: problems, their prompt text, and the reward of a completion. It knows nothing of tokens."""
+"""What a task is: problems, their prompt text, and the reward of a completion."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 UNGRADED = ("timeout", "error")  # no verdict: the grader could not tell
 OUTCOMES = ("correct", "wrong", "unparsed", *UNGRADED)
+ANSWER_PREFIX = "\\boxed{"
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,11 @@ class Score:
     extracted: str | None
     solution_path: str
 
+    @classmethod
+    def of(cls, outcome: str, extracted: str | None, solution_path: str = "") -> "Score":
+        """With reward 1 for a correct answer, else 0."""
+        return cls(float(outcome == "correct"), outcome, extracted, solution_path)
+
 
 class Task(Protocol):
     """A named, versioned sequence of problems with their scorer; training sets and benchmarks are both tasks.
@@ -47,38 +53,36 @@ class Task(Protocol):
 
     name: str
     version: str
-    answer_start: str | None
     answer_prefix: str
-    problems: Sequence[Problem]
+
+    @property
+    def answer_start(self) -> str | None: ...
+    @property
+    def problems(self) -> Sequence[Problem]: ...
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per (problem, completion) pair, in order."""
         ...
 
 
-@dataclass
-class Subset:
-    """Some problems of a task, which is otherwise what it was."""
+class Derived:
+    """A task made from another, which it is but for what a subclass changes."""
 
-    task: Task
-    problems: Sequence[Problem]
-    name: str = field(init=False)
-    version: str = field(init=False)
-    answer_start: str | None = field(init=False)
-    answer_prefix: str = field(init=False)
-
-    def __post_init__(self):
-        self.name, self.version = self.task.name, self.task.version
-        self.answer_start, self.answer_prefix = self.task.answer_start, self.task.answer_prefix
-
-    @property
-    def left_out(self) -> int:
-        """Problems of the whole task that are not among these."""
-        return len(self.task.problems) - len(self.problems)
+    def __init__(self, task: Task):
+        self.task, self.name, self.version, self.problems = task, task.name, task.version, task.problems
+        self.answer_start, self.answer_prefix = task.answer_start, task.answer_prefix
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """As the whole task does."""
         return self.task.score(problems, completions)
+
+
+class Subset(Derived):
+    """Some problems of a task, which is otherwise what it was; `left_out`: how many are not among them."""
+
+    def __init__(self, task: Task, problems: Sequence[Problem]):
+        super().__init__(task)
+        self.problems, self.left_out = problems, len(task.problems) - len(problems)
 
 
 def answer_part(completion: str, answer_start: str | None) -> str:

@@ -1,9 +1,9 @@
 r"""Which columns of a data set hold the problem, its answer and its id, by one rule for all data sets.
 
 Names are compared in lowercase with `_` for a space, and a nested column is called `outer.inner`. The first name of
-PROBLEM that the first row has is the problem, and so on; `columns` names others. The gold answer of a row is the last
+a role in RULE that the first row has is its column; `columns` names others. The gold answer of a row is the last
 complete `\boxed{}` of its solution if there is one, because some published answer columns are damaged copies of it; else
-the answer column, of which only the last box or what follows `####` counts where it has one. It does not know who grades.
+the answer column, of which only the last box or what follows `####` counts where it has one.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,16 @@ from typing import Any
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.rows import Row, Rows
 
-PROBLEM = ("problem", "question", "prompt", "query", "instruction", "input")
-ANSWER = (
-    *("answer", "final_answer", "gold", "ground_truth", "target", "expected_answer"),
-    *("reward_model.ground_truth.target", "reward_model.ground_truth", "solution"),
-)
 SOLUTION = ("solution", "extra_info.solution", "reward_model.solution", "reward_model.ground_truth.solution")
-ID = ("id", "unique_id", "problem_id", "record_id", "extra_info.index")
+RULE = {
+    "problem": ("problem", "question", "prompt", "query", "instruction", "input"),
+    "answer": (
+        *("answer", "final_answer", "gold", "ground_truth", "target", "expected_answer"),
+        *("reward_model.ground_truth.target", "reward_model.ground_truth", "solution"),
+    ),
+    "id": ("id", "unique_id", "problem_id", "record_id", "extra_info.index"),
+    "solution": SOLUTION,
+}
 LONGEST_ID = 200
 REFUSE, LEAVE_OUT = "refuse", "leave_out"  # what becomes of a row without an answer
 
@@ -68,18 +71,13 @@ def read_items(name: str, source: Rows, columns: Mapping[str, str | None], unans
 
 def _choose(source: Rows, cells: Row, columns: Mapping[str, str | None]) -> dict[str, str | None]:
     chosen: dict[str, str | None] = {}
-    wanted = {"problem": PROBLEM, "answer": ANSWER, "id": ID, "solution": SOLUTION}
-    for role, names in wanted.items():
+    for role, names in RULE.items():
         named = columns.get(role)
-        candidates = (_plain(named),) if named else names
-        chosen[role] = next((candidate for candidate in candidates if candidate in cells), None)
-        needed = named or role in ("problem", "answer")
-        if chosen[role] is None and needed:
-            expected = named or " or ".join(candidates)
-            found = f"it has {', '.join(cells)[:200]}"
-            raise ValueError(
-                f"{source.source}: row 1 has no column {expected}; {found}; set task.columns.{role}=<column>"
-            )
+        names = (_plain(named),) if named else names
+        chosen[role] = next((name for name in names if name in cells), None)
+        if chosen[role] is None and (named or role in ("problem", "answer")):
+            lacks = f"row 1 has no column {named or ' or '.join(names)}; it has {', '.join(cells)[:200]}"
+            raise ValueError(f"{source.source}: {lacks}; set task.columns.{role}=<column>")
     if columns.get("answer"):  # whoever names the column means it
         chosen["solution"] = None
     return chosen

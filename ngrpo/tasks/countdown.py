@@ -1,6 +1,6 @@
 r"""Countdown: make a target from given numbers, each used once; most puzzles have many solutions, told apart exactly.
 
-A problem depends only on version, seed, split and index. It does not know who solves it.
+A problem depends only on version, seed, split and index.
 """
 
 from collections.abc import Sequence
@@ -9,10 +9,9 @@ from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed
-from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, solutions, value
-from ngrpo.tasks.base import Problem, Score, answer_part
+from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, value
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
 from ngrpo.tasks.questions import with_instruction
-from ngrpo.tasks.story_text import ANSWER_PREFIX
 
 VERSION = "v1"
 SPLITS = ("train", "test")
@@ -51,15 +50,6 @@ class Countdown:
             raise ValueError("countdown: size and largest_target must be at least 1, largest at least 2; set task.size")
         self.problems = [self._draw(index) for index in range(self.size)]
 
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order; never raises on any text, and runs none."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
-
-    def solutions_of(self, problem: Problem) -> set[str]:
-        """The normal forms of all solutions of a problem of this task."""
-        tree, target = _puzzle(problem.gold)
-        return solutions(tuple(numbers_of(tree)), target)
-
     def _draw(self, index: int) -> Problem:
         sizes = f"{self.count}-{self.largest}-{self.largest_target}-s{self.seed}"
         identity = f"countdown-{VERSION}-{self.split}-{sizes}-{index:05d}"
@@ -76,16 +66,20 @@ class Countdown:
         gold = f"{_plain(tree)} = {target}"
         return Problem(identity, with_instruction(puzzle, self.instruction), gold, True, puzzle)
 
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        """Verdicts, one per pair, in order; never raises on any text, and runs none."""
+        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+
     def _score_one(self, problem: Problem, completion: str) -> Score:
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         gold, target = _puzzle(problem.gold)
         left, _, right = (extracted or "").partition("=")
         tree = read_expression(left)
         if tree is None:
-            return Score(0.0, "unparsed", extracted, "")
-        right_side = right.strip() in ("", str(target))
-        right_answer = right_side and numbers_of(tree) == numbers_of(gold) and value(tree) == target
-        return Score(float(right_answer), "correct" if right_answer else "wrong", extracted, normal_form(tree))
+            return Score.of("unparsed", extracted)
+        makes_target = right.strip() in ("", str(target)) and value(tree) == target
+        correct = makes_target and numbers_of(tree) == numbers_of(gold)
+        return Score.of("correct" if correct else "wrong", extracted, normal_form(tree))
 
 
 def _split_of(numbers: list[int], target: int) -> str:

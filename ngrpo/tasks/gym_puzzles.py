@@ -2,8 +2,8 @@ r"""Puzzles of the reasoning-gym library, by name from a list of those whose sco
 wrong one.
 
 The library draws the puzzles. Where one answer is right it is compared here; where several are, the library's check
-decides, and only its full mark counts. It does not know why the other puzzles are left out: some of their scorers
-evaluate the answer as code, some give the full mark to almost anything, some raise.
+decides, and only its full mark counts. Of the other puzzles some scorers evaluate the
+answer as code, some give the full mark to almost anything, some raise.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,9 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
-from ngrpo.tasks.base import Problem, Score, answer_part
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
 from ngrpo.tasks.questions import with_instruction
-from ngrpo.tasks.story_text import ANSWER_PREFIX
 
 LONGEST = 4096  # characters of an answer: the longest right one has a tenth of them
 
@@ -77,16 +76,11 @@ class ReasoningGym:
         self.name, self.version = f"reasoning_gym-{self.puzzle}", version("reasoning-gym")
         self._puzzles = reasoning_gym.create_dataset(self.puzzle, seed=self.seed, size=self.size)
         self._entries = {f"{self.name}-s{self.seed}-{at:05d}": entry for at, entry in enumerate(self._puzzles)}
-        self.problems = [
-            Problem(
-                identity,
-                with_instruction(entry["question"].strip(), self.instruction),
-                str(entry["answer"] or ""),
-                True,
-                entry["question"],
-            )
-            for identity, entry in self._entries.items()
-        ]
+        self.problems = [self._problem(identity, entry) for identity, entry in self._entries.items()]
+
+    def _problem(self, identity: str, entry: dict[str, Any]) -> Problem:
+        prompt = with_instruction(entry["question"].strip(), self.instruction)
+        return Problem(identity, prompt, str(entry["answer"] or ""), True, entry["question"])
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order."""
@@ -95,6 +89,6 @@ class ReasoningGym:
     def _score_one(self, problem: Problem, completion: str) -> Score:
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         if not extracted or len(extracted) > LONGEST:
-            return Score(0.0, "unparsed", extracted, "")
+            return Score.of("unparsed", extracted)
         outcome = ALLOWED[self.puzzle](self._puzzles, extracted, self._entries[problem.id])
-        return Score(float(outcome == "correct"), outcome, extracted, "".join(extracted.split()))
+        return Score.of(outcome, extracted, "".join(extracted.split()))

@@ -1,11 +1,11 @@
 r"""Questions with four options in a seeded order (GPQA), answered by a letter; how the letter is read is configured.
 
-`strict` and `lenient` are the two rules that published numbers differ by. It does not know what the options say.
+`strict` and `lenient` are the two rules that published numbers differ by.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
 
@@ -13,8 +13,7 @@ from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Problem, Score, answer_part
 from ngrpo.tasks.columns import Item, read_items
 from ngrpo.tasks.questions import with_instruction
-from ngrpo.tasks.rows import read_rows
-from ngrpo.tasks.story_text import ANSWER_PREFIX
+from ngrpo.tasks.rows import FromRows
 
 LETTERS = "ABCD"
 WRONG = tuple(f"incorrect_answer_{number}" for number in (1, 2, 3))
@@ -43,64 +42,42 @@ def lenient(text: str) -> str | None:
     return strict(text) or (anywhere[-1].upper() if anywhere else None)
 
 
-@dataclass
-class MultipleChoice:
+@dataclass(kw_only=True)
+class MultipleChoice(FromRows):
     """A task of four-option questions.
 
     Columns: `Question` (or what tasks.columns takes for a problem), `Correct Answer`, `Incorrect Answer 1` to `3`.
     seed: of the order of the options, which depends on it and on the question's id alone. read: text -> letter or None.
-    Other arguments as those of tasks.questions.Questions. Raises ValueError for rows that cannot be used.
+    Other arguments: tasks.rows.FromRows. Raises ValueError for rows that cannot be used.
     """
 
-    name: str
     read: Callable[[str], str | None]
     seed: int = 0
-    path: str | None = None
-    directory: str | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    split: str | None = None
-    columns: Mapping[str, str | None] = field(default_factory=dict)
-    instruction: str | None = None
-    answer_start: str | None = None
-    version: str = field(default="", init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(default=(), init=False)
 
     def __post_init__(self):
-        source = read_rows(self.name, self.path, self.directory, self.dataset, self.subset, self.split)
-        self.version = source.digest
-        items = read_items(self.name, source, {"answer": "correct_answer", **_given(self.columns)})
+        given = {role: column for role, column in self.columns.items() if column}
+        source = self.read_rows()
+        items = read_items(self.name, source, {"answer": "correct_answer", **given})
         self.problems = [self._problem(item, source.source) for item in items]
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order; `solution_path` is empty."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
+        pairs = zip(problems, completions, strict=True)
+        letters = [(problem.gold, self.read(answer_part(text, self.answer_start))) for problem, text in pairs]
+        outcomes = ["unparsed" if found is None else "correct" if found == gold else "wrong" for gold, found in letters]
+        return [Score.of(outcome, found) for outcome, (_, found) in zip(outcomes, letters, strict=True)]
 
     def _problem(self, item: Item, source: str) -> Problem:
-        options = [item.gold]
-        for column in WRONG:
-            option = item.cells.get(column)
-            if not isinstance(option, str) or not option.strip():
-                raise ValueError(
-                    f"{source}: row {item.number} has no text in {column}, expected four options; mend the row"
-                )
-            options.append(option.strip())
+        texts = [(column, item.cells.get(column)) for column in WRONG]
+        missing = next((column for column, text in texts if not isinstance(text, str) or not text.strip()), None)
+        options = [item.gold, *(str(text).strip() for _, text in texts)]
+        where = f"{source}: row {item.number}"
+        if missing:
+            raise ValueError(f"{where} has no text in {missing}, expected four options; mend the row")
         if len(set(options)) < len(options):
-            raise ValueError(
-                f"{source}: row {item.number} has an option twice, expected four different ones; mend the row"
-            )
+            raise ValueError(f"{where} has an option twice, expected four different ones; mend the row")
         order = list(range(len(options)))
         Random(blake2b(f"{self.seed} {item.id}".encode(), digest_size=16).digest()).shuffle(order)
         listed = "\n".join(f"{letter}) {options[at]}" for letter, at in zip(LETTERS, order, strict=True))
         message = with_instruction(f"{item.problem}\n\n{listed}\n", self.instruction)
         return Problem(item.id, message, LETTERS[order.index(0)], True, item.problem)
-
-    def _score_one(self, problem: Problem, completion: str) -> Score:
-        letter = self.read(answer_part(completion, self.answer_start))
-        outcome = "unparsed" if letter is None else "correct" if letter == problem.gold else "wrong"
-        return Score(float(outcome == "correct"), outcome, letter, "")
-
-
-def _given(columns: Mapping[str, str | None]) -> dict[str, str]:
-    return {role: column for role, column in columns.items() if column}

@@ -1,14 +1,14 @@
 """Rewards that are more than the verdict: functions of problem, completion and score, added to what a task gives.
 
-The outcome stays the grader's, so that no estimate of Pass@k sees them. It does not know whose functions they are.
+The outcome stays the grader's, so that no estimate of Pass@k sees them.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from ngrpo.grading.answers import extract_boxed
-from ngrpo.tasks.base import Problem, Score, Task, answer_part
+from ngrpo.tasks.base import Derived, Problem, Score, Task, answer_part
 
 RewardFunction = Callable[[Problem, str, Score], float]
 
@@ -30,25 +30,16 @@ def well_formed(
     return weight if ended and extract_boxed(answer_part(completion, answer_start)) else 0.0
 
 
-@dataclass
-class Rewarded:
+class Rewarded(Derived):
     """A task whose rewards have the values of `functions` added; otherwise what it was."""
 
-    task: Task
-    functions: Mapping[str, RewardFunction]
-    name: str = field(init=False)
-    version: str = field(init=False)
-    answer_start: str | None = field(init=False)
-    answer_prefix: str = field(init=False)
-    problems: Sequence[Problem] = field(init=False)
-
-    def __post_init__(self):
-        self.name, self.version, self.problems = self.task.name, self.task.version, self.task.problems
-        self.answer_start, self.answer_prefix = self.task.answer_start, self.task.answer_prefix
+    def __init__(self, task: Task, functions: Mapping[str, RewardFunction]):
+        super().__init__(task)
+        self.functions = functions
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """The task's scores with other rewards; NoReward where a function returns anything but a finite number."""
-        scores = self.task.score(problems, completions)
+        scores = super().score(problems, completions)
         rows = zip(problems, completions, scores, strict=True)
         return [replace(row[2], reward=row[2].reward + self._added(*row)) for row in rows]
 

@@ -1,15 +1,17 @@
 """Rows of a user's file or of a public data set, as plain mappings with a digest of their content.
 
-Every refusal is one line with the row's number. Which column means what, it does not know.
+Every refusal is one line with the row's number.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
+
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem
 
 Row = dict[str, Any]
 KINDS = (".jsonl", ".parquet")
@@ -24,33 +26,50 @@ class Rows:
     rows: tuple[Row, ...]
 
 
-def read_rows(
-    name: str,
-    path: str | None = None,
-    directory: str | None = None,
-    dataset: str | None = None,
-    subset: str | None = None,
-    split: str | None = None,
-) -> Rows:
-    """The rows of the file `path`, else of `<name>.jsonl` or `<name>.parquet` in `directory`, else of a public data set.
+@dataclass(kw_only=True)
+class FromRows:
+    """What tasks share whose problems are rows of a file or of a public data set.
 
-    Raises ValueError, in one line, where there is nothing to read or a row cannot be read.
+    name: of the task, and of its file in `directory`. path, directory, dataset with subset and split: where the rows come
+    from, the first that is given. columns: tasks.columns. instruction: follows the problem in the user's
+    message, null for nothing. answer_start: ends the thinking part, after which alone an answer counts; null where the
+    model has none. `version` is a digest of the rows. Raises ValueError for rows that cannot be used.
     """
-    if path is not None:
-        return read_file(Path(path).expanduser())
-    if directory is not None:
-        places = [Path(directory).expanduser() / f"{name}{kind}" for kind in KINDS]
-        place = next((place for place in places if place.is_file()), None)
-        if place is None:
-            raise ValueError(f"{name}: {directory} holds neither {places[0].name} nor {places[1].name}; set task.path")
-        return read_file(place)
-    if dataset is None:
-        raise ValueError(f"{name}: has no file; set task.path=<file.jsonl or .parquet>")
-    return _download(name, dataset, subset, split)
+
+    name: str
+    path: str | None = None
+    directory: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str | None = None
+    columns: Mapping[str, str | None] = field(default_factory=dict)
+    instruction: str | None = None
+    answer_start: str | None = None
+    version: str = field(default="", init=False)
+    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
+    problems: Sequence[Problem] = field(default=(), init=False)
+
+    def read_rows(self) -> Rows:
+        """The rows of the first source that is given; their digest becomes the task's version."""
+        if self.path is not None:
+            source = read_file(Path(self.path).expanduser())
+        elif self.directory is not None:
+            places = [Path(self.directory).expanduser() / f"{self.name}{kind}" for kind in KINDS]
+            place = next((place for place in places if place.is_file()), None)
+            if place is None:
+                found = f"{self.directory} holds neither {places[0].name} nor {places[1].name}"
+                raise ValueError(f"{self.name}: {found}; set task.path")
+            source = read_file(place)
+        elif self.dataset is not None:
+            source = _download(self.name, self.dataset, self.subset, self.split)
+        else:
+            raise ValueError(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
+        self.version = source.digest
+        return source
 
 
 def read_file(place: Path) -> Rows:
-    """The rows of a .jsonl or .parquet file."""
+    """The rows of a .jsonl or .parquet file. Raises ValueError, in one line, where there are none or one cannot be read."""
     if not place.is_file():
         raise ValueError(f"{place}: there is no such file; set task.path=<file.jsonl or .parquet>")
     if place.suffix not in KINDS:
@@ -98,7 +117,7 @@ def _download(name: str, dataset: str, subset: str | None, split: str | None) ->
     import datasets
     import huggingface_hub
 
-    huggingface_hub.logging.set_verbosity_error()  # or every retry is told
+    huggingface_hub.logging.set_verbosity_error()  # or every retry is logged
     datasets.disable_progress_bars()
     try:
         loaded = datasets.load_dataset(dataset, subset, split=split)

@@ -1,6 +1,6 @@
 """Arithmetic stories told in words, with a verifiable answer: problems drawn by rule, as many as asked for.
 
-It does not know who solves them. A problem depends only on version, split, wording, level and index.
+A problem depends only on version, split, wording, level and index.
 """
 
 from collections.abc import Sequence
@@ -9,19 +9,8 @@ from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
-from ngrpo.tasks.base import Problem, Score
-from ngrpo.tasks.story_text import (
-    ANSWER_PREFIX,
-    ANSWER_START,
-    EQUALS,
-    LIMIT,
-    MINUS,
-    NUMBERS,
-    PLUS,
-    VALUES,
-    WORDINGS,
-    tell_story,
-)
+from ngrpo.tasks import story_text
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score
 
 VERSION = "v1"
 MAX_LEVEL = 8
@@ -30,7 +19,7 @@ SPLITS = {"train": range(8), "val": range(8, 9), "test": range(9, 10)}
 
 @dataclass(frozen=True)
 class Story:
-    """What happens, without words: a start and signed changes, never below zero nor, gains first, above LIMIT."""
+    """What happens, without words: a start and signed changes, never below zero nor, gains first, above story_text.LIMIT."""
 
     start: int
     changes: tuple[int, ...]
@@ -55,39 +44,8 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
             continue
         lowest = min(story.start + sum(changes[: at + 1]) for at in range(level))
         highest = story.start + sum(change for change in changes if change > 0)
-        if lowest >= 0 and highest <= LIMIT and story.split == split:
+        if lowest >= 0 and highest <= story_text.LIMIT and story.split == split:
             return story
-
-
-class StoryProblems(Sequence):
-    """The problems of a `StoryMath`, each made when it is first looked at."""
-
-    def __init__(self, split: str, levels: tuple[int, ...], size: int, wording: str):
-        self.split, self.levels, self.wording = split, levels, wording
-        self.made: list[Problem | None] = [None] * size
-
-    def __len__(self) -> int:
-        return len(self.made)
-
-    def __getitem__(self, index):
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"story_math has {len(self)} problems, got index {index}; task.size=N asks for more")
-        index %= len(self)
-        found = self.made[index]
-        if found is None:
-            found = self.made[index] = self._make(index)
-        return found
-
-    def _make(self, index: int) -> Problem:
-        level = self.levels[index % len(self.levels)]
-        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
-        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
-        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
-        story = draw_story(rng, level, self.split)
-        prompt = tell_story(rng, story.start, story.changes, WORDINGS[self.wording])
-        return Problem(id=identity, prompt=prompt, gold=NUMBERS[story.answer])
 
 
 @dataclass
@@ -107,7 +65,7 @@ class StoryMath:
     wording: str = "common"
     name: str = field(default="story_math", init=False)
     version: str = field(default=VERSION, init=False)
-    answer_start: str | None = field(default=ANSWER_START, init=False)
+    answer_start: str | None = field(default=story_text.ANSWER_START, init=False)
     answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
     problems: Sequence[Problem] = field(init=False)
 
@@ -116,23 +74,30 @@ class StoryMath:
             raise ValueError(
                 f"story_math: unknown split {self.split!r}, expected one of {list(SPLITS)}; set task.split"
             )
-        if self.wording not in WORDINGS:
-            known = list(WORDINGS)
+        if self.wording not in story_text.WORDINGS:
+            known = list(story_text.WORDINGS)
             raise ValueError(f"story_math: unknown wording {self.wording!r}, expected one of {known}; set task.wording")
         levels = tuple(self.levels)
         if not levels or not all(level in range(1, MAX_LEVEL + 1) for level in levels):
             raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
         if self.size < 1:
             raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
-        self.problems = StoryProblems(self.split, levels, self.size, self.wording)
+        self.problems = [self._draw(index, levels[index % len(levels)]) for index in range(self.size)]
+
+    def _draw(self, index: int, level: int) -> Problem:
+        part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
+        identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
+        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+        story = draw_story(rng, level, self.split)
+        prompt = story_text.tell_story(rng, story.start, story.changes, story_text.WORDINGS[self.wording])
+        return Problem(id=identity, prompt=prompt, gold=story_text.NUMBERS[story.answer])
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
         return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
 
     def _score_one(self, problem: Problem, completion: str) -> Score:
-        thinking = completion.partition(ANSWER_START)[0]
-        path = ";".join(read_equations(thinking))
+        path = ";".join(read_equations(completion.partition(story_text.ANSWER_START)[0]))
         extracted = extract_boxed(completion, self.answer_start)
         if extracted is None or parse_integer(extracted) is None:
             return Score(0.0, "unparsed", extracted, path)
@@ -149,11 +114,11 @@ def read_equations(text: str) -> list[str]:
     words, equations = text.split(), []
     for at in range(len(words) - 4):
         left, operation, right, equals, result = words[at : at + 5]
-        if equals not in EQUALS or not (left in VALUES and right in VALUES and result in VALUES):
+        a, b, c = (story_text.VALUES.get(word) for word in (left, right, result))
+        if equals not in story_text.EQUALS or a is None or b is None or c is None:
             continue
-        a, b, c = VALUES[left], VALUES[right], VALUES[result]
-        if operation in PLUS:
+        if operation in story_text.PLUS:
             equations.append(f"{min(a, b)}+{max(a, b)}={c}")
-        elif operation in MINUS:
+        elif operation in story_text.MINUS:
             equations.append(f"{a}-{b}={c}")
     return equations

@@ -1,19 +1,20 @@
 """The words of the arithmetic stories: which there are, and how a story and a worked solution are told in them.
 
-It does not know which problems are drawn or what an answer is worth. Every word is one token of the bundled model.
+Every word is one token of the bundled model.
 """
 
 from dataclasses import dataclass
 from random import Random
 
 from ngrpo.grading.answers import TENS, UNITS
+from ngrpo.tasks.base import ANSWER_PREFIX
 
 LIMIT = 49  # the largest value that a story or a solution mentions
 
 NUMBERS = (*UNITS, *(tens if not unit else f"{tens}-{UNITS[unit]}" for tens in TENS for unit in range(10)))[: LIMIT + 1]
 VALUES = {word: value for value, word in enumerate(NUMBERS)}
 
-THINK, ANSWER_START, ANSWER_PREFIX = "<think>", "</think>", "\\boxed{"
+THINK, ANSWER_START = "<think>", "</think>"
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -67,8 +68,7 @@ def vocabulary() -> list[str]:
     """Every word once, in a fixed order: the tokenizer's ids are positions in this list."""
     words = [*STORY_WORDS, *NUMBERS, *LINKS, *OPENERS, *PLUS, *MINUS, *EQUALS, ANSWER_PREFIX, "}"]
     for wording in WORDINGS.values():
-        for field in ("women", "men", "objects", "containers", "gains", "losses", "people"):
-            words.extend(getattr(wording, field))
+        words += [word for group in vars(wording).values() if isinstance(group, tuple) for word in group]
     return list(dict.fromkeys(words))
 
 
@@ -94,7 +94,5 @@ def tell_change(rng: Random, pronoun: str, change: int, wording: Wording) -> str
     if wording.question_first and rng.random() < 0.5:
         side = "from" if change > 0 else "to"
         return f"{side} a {rng.choice(wording.people)} {pronoun} {verb} {amount} ."
-    tail = rng.choice(
-        (" more", "", "", f" from a {rng.choice(wording.people)}") if change > 0 else (" of them", "", "")
-    )
-    return f"{link}{pronoun} {verb} {amount}{tail} ."
+    tails = (" more", "", "", f" from a {rng.choice(wording.people)}") if change > 0 else (" of them", "", "")
+    return f"{link}{pronoun} {verb} {amount}{rng.choice(tails)} ."

@@ -12,7 +12,7 @@ from ngrpo.rundir.interrupts import Interrupts
 from ngrpo.rundir.recorder import Progress, Recorder
 from ngrpo.tasks.base import Task
 from ngrpo.training.policy import Policy
-from ngrpo.training.reference import AdapterOffReference, Reference
+from ngrpo.training.reference import Reference
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Parts:
     """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row."""
 
     policy: Policy
-    reference: Reference | AdapterOffReference | None
+    reference: Reference | None
     sampler: Sampler
     task: Task
     evaluation: Evaluation

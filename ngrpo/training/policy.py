@@ -1,7 +1,7 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning
@@ -18,7 +18,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import Ranks
 from ngrpo.rollout.records import NotFinite, Rollouts
-from ngrpo.training.collect import TrainingConfig
+from ngrpo.training.collect import Collected, TrainingConfig
 from ngrpo.training.critic import Critic
 from ngrpo.training.replay import Replayed, replay, replay_in_micro_batches
 from ngrpo.training.replay import micro_batches as cut
@@ -51,8 +51,8 @@ class Batch:
         """Some rows, trimmed to their own longest prompt and answer."""
         rollouts = self.rollouts.rows(index)
         width = rollouts.mask.shape[1]
-        given = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "rollouts"}
-        return Batch(rollouts, **{name: None if v is None else v[index, :width] for name, v in given.items()})  # pyright: ignore
+        given = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        return Batch(rollouts, **{name: value[index, :width] for name, value in given.items()})
 
     def micro_batches(self, rows: int) -> Iterator[tuple["Batch", bool]]:
         """Parts of at most `rows` rows that go through the model together, each with whether it is the last."""
@@ -106,30 +106,25 @@ class Policy(lightning.LightningModule):
         return loss + value_loss, figures | {"value_loss": value_loss.item()}
 
     def replayed(self, rollouts: Rollouts) -> Replayed:
-        """Log-probabilities under the current weights, and the entropy where it is needed and the engine's is not it."""
-        rows, wanted = self.config.micro_batch_rows, {"tempered": self.algorithm.tempered}
-        wanted["entropy"] = self.algorithm.needs_rollout_entropy and self._told(rollouts) is None
-        return replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
+        """Log-probabilities under the current weights, and the entropy that the algorithm looks at, if it does."""
+        known, rows, tempered = self._engine_entropy(rollouts), self.config.micro_batch_rows, self.algorithm.tempered
+        wanted = {"entropy": self.algorithm.needs_rollout_entropy and known is None, "tempered": tempered}
+        found = replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
+        return found if known is None else found._replace(entropy=known)
 
-    def _told(self, rollouts: Rollouts) -> Tensor | None:
+    def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
         """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
         temperature = self.strategy.temperature_of(rollouts.steps) if self.algorithm.tempered else 1.0
         plain = not isinstance(temperature, Tensor) and temperature == 1
         return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
 
     def batch(
-        self,
-        rollouts: Rollouts,
-        counted: Tensor,
-        rewards: Tensor,
-        old: Replayed | None,
-        reference: Tensor | None,
-        values: Tensor | None,
+        self, drawn: Collected, rewards: Tensor, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
         ranks: Ranks,
-        carried: Tensor | None = None,
-    ) -> Batch:
-        """Everything that is settled before the first update: whose tokens count (B,), shaped rewards (P, G), advantages."""
-        algorithm, mask = self.algorithm, rollouts.loss_mask & counted[:, None]
+    ) -> Batch:  # fmt: skip
+        """Everything that is settled before the first update, of shaped rewards (P, G) too: whose tokens count, advantages."""
+        algorithm, rollouts, carried = self.algorithm, drawn.answers.rollouts, drawn.carried
+        mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
         if values is None:
@@ -137,8 +132,8 @@ class Policy(lightning.LightningModule):
         else:
             advantages, returns = whitened(algorithm.advantage, rewards, penalty, values, mask, ranks.sum)
         if algorithm.token_advantage is not None:
-            told = self._told(rollouts)
-            entropy = (old or self.replayed(rollouts)).entropy if told is None else told
+            entropy = self._engine_entropy(rollouts)
+            entropy = (old or self.replayed(rollouts)).entropy if entropy is None else entropy
             advantages = algorithm.token_advantage(advantages, entropy)  # pyright: ignore[reportArgumentType]
         carried = None if carried is None else carried[:, None].expand_as(mask)
         batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
@@ -146,9 +141,9 @@ class Policy(lightning.LightningModule):
 
     def _selected(self, batch: Batch, now: Replayed, select: Callable[[Tokens], Tensor]) -> Batch:
         """The batch with the tokens that are selected, given what the weights of the moment say of them."""
-        told, others = self._told(batch.rollouts), batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
-        uniform, entropy = replace(batch.rollouts.draws, rows=others).token, now.entropy if told is None else told
-        facts = (now.log_probs, batch.advantages, entropy, uniform, batch.mask, batch.before(now.log_probs))
+        others = batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
+        uniform = replace(batch.rollouts.draws, rows=others).token
+        facts = (now.log_probs, batch.advantages, now.entropy, uniform, batch.mask, batch.before(now.log_probs))
         return replace(batch, selected=select(Tokens(*facts)))  # pyright: ignore[reportArgumentType]
 
     def mini_batches(self, batch: Batch) -> Iterator[Batch]:
@@ -186,8 +181,8 @@ class Policy(lightning.LightningModule):
         if self.critic is not None and self.algorithm.critic is not None:
             groups.append({"params": list(self.critic.parameters()), "lr": self.algorithm.critic["learning_rate"]})
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
-        made = torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
-        return made, get_scheduler(config.schedule, made, config.warmup_steps, config.steps)
+        adam = torch.optim.AdamW(groups, config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+        return adam, get_scheduler(config.schedule, adam, config.warmup_steps, config.steps)
 
     def state(self) -> dict[str, Any]:
         """The weights that training changes and the strategy's state, as plain containers."""

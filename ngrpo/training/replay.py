@@ -1,6 +1,6 @@
 """Log-probabilities of recorded steps under a model's current weights, differentiable, without a (B, T, V) tensor.
 
-It does not know where the records came from. Every token is read once, without padding, and rows of one prompt share it;
+Every token is read once, without padding, and rows of one prompt share it;
 only tokens that count reach the head, in chunks that are recomputed in the backward pass.
 """
 

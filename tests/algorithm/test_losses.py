@@ -606,7 +606,7 @@ LOSSES = {
 }
 
 
-def everything(seed: int = 3):
+def everything(seed: int = 3) -> dict[str, torch.Tensor]:
     """Names of arguments -> tensors that any loss may be given."""
     new, old, advantages, mask = ragged_inputs(seed, rows=13)
     selected, greedy = chosen_for(mask)
@@ -731,4 +731,4 @@ def test_the_placement_chooses_the_estimator_where_none_is_named(estimator, plac
     if placement == "loss":
         assert penalty == 0 and tokens.loss.item() == pytest.approx(0.5 * value, abs=1e-12)
     else:
-        assert penalty.item() == pytest.approx(0.5 * value, abs=1e-12) and tokens.loss.item() == 0
+        assert float(penalty) == pytest.approx(0.5 * value, abs=1e-12) and tokens.loss.item() == 0

@@ -66,7 +66,7 @@ def test_training_stops_and_the_same_command_ends_as_if_nothing_had_been(sound, 
     )
     assert read_run(directory).status == "failed"
     rows = pd.read_parquet(directory / TRAIN_SAMPLES.format(step=1))
-    assert (rows["outcome"] == "error").all() and not list(directory.glob("checkpoints/*.pt"))
+    assert set(rows["outcome"]) == {"error"} and not list(directory.glob("checkpoints/*.pt"))
     run("train.py", directory, "steps=2", "evaluation.before=false")
     for name in ("metrics.csv", "hf/model.safetensors"):
         assert digest(directory / name) == digest(sound / "train" / name)
@@ -87,7 +87,7 @@ def test_evaluation_writes_no_such_score_and_grades_again_without_sampling_again
     assert "Traceback" not in text and "story_math at RL step 0" in text
     assert set(read_results(directory)) == {"story_math_hard"}
     path = eval_samples(directory, "story_math", 0)
-    assert (pd.read_parquet(path)["outcome"] == "error").sum() > 0
+    assert "error" in set(pd.read_parquet(path)["outcome"])
     run("evaluate.py", directory)
     assert read_results(directory) == read_results(sound / "evaluate")
     expected = pd.read_parquet(eval_samples(sound / "evaluate", "story_math", 0)).drop(columns="run")

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from torch import Tensor
+
+from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.dirichlet_soft import Dirichlet
 from ngrpo.exploration.gate import Gate
 from ngrpo.exploration.gaussian_noise import GaussianNoise
@@ -66,3 +69,11 @@ def dirichlet_soft(*given: Any, **settings: Any) -> PerturbedThinking:
 
 def gaussian_soft(*given: Any, **settings: Any) -> PerturbedThinking:
     return perturbed(Gaussian, ("sigma",), *given, **settings)
+
+
+def neighbor_ids(strategy: Exploration) -> Tensor:
+    """(V, k) of the table that neighbor mixing has been prepared with."""
+    assert isinstance(strategy, Mixing) and isinstance(strategy.recipe, Neighbors)
+    ids = strategy.recipe.neighbors.ids
+    assert isinstance(ids, Tensor)
+    return ids

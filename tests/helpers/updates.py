@@ -23,6 +23,7 @@ from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.rollout.engines.transformers import TransformersEngine
+from ngrpo.rollout.records import Rollouts
 from ngrpo.rollout.sampling import Answers, Sampler
 from ngrpo.rundir.recorder import Progress
 from ngrpo.tasks.base import Score, Task
@@ -30,7 +31,7 @@ from ngrpo.tasks.story_math import StoryMath
 from ngrpo.training.collect import TrainingConfig
 from ngrpo.training.critic import Critic
 from ngrpo.training.parts import Parts
-from ngrpo.training.policy import Policy
+from ngrpo.training.policy import Batch, Policy
 from ngrpo.training.reference import Reference
 
 TINY = "ngrpo:tiny"
@@ -39,16 +40,20 @@ LABELS = {"run": "made", "seed": 3, "exploration": "made", "algorithm": "made"}
 
 
 class Watched(Policy):
-    """A policy that keeps the rollouts of every step and its optimizer."""
+    """A policy that keeps the rollouts of every step and its optimizer; the others below, also what they name."""
 
-    def batch(self, rollouts, *others):
-        self.rollouts = [*getattr(self, "rollouts", []), rollouts]
-        return super().batch(rollouts, *others)
+    rollouts: list[Rollouts]
+    stepper: torch.optim.Optimizer
+    gradients: list[torch.Tensor]
+    batches: list[Batch]
+
+    def batch(self, drawn, *others):
+        self.rollouts = [*getattr(self, "rollouts", []), drawn.answers.rollouts]
+        return super().batch(drawn, *others)
 
     def optimizer(self):
-        made = super().optimizer()
-        self.stepper = made[0]
-        return made
+        self.stepper, schedule = super().optimizer()
+        return self.stepper, schedule
 
 
 class Still(Watched):
@@ -120,13 +125,15 @@ class Memory:
 class Made(Parts):
     """Parts whose steps are kept in memory."""
 
+    policy: Watched
+
     @property
     def outcomes(self) -> list[Outcome]:
         return self.recorder.outcomes  # pyright: ignore
 
     @property
     def gradients(self) -> list[torch.Tensor]:
-        return self.policy.gradients  # pyright: ignore
+        return self.policy.gradients
 
 
 def algorithm(**changes) -> Algorithm:
@@ -153,7 +160,7 @@ def assembled(
     strategy: Exploration,
     config: TrainingConfig,
     *,
-    kind: type[Policy] = Watched,
+    kind: type[Watched] = Watched,
     answer_start: str | None = "</think>",
     limit: int = 32,
     reference: Reference | None = None,
@@ -181,7 +188,7 @@ def assembled(
     )
 
 
-def make(strategy=None, kind: type[Policy] = Still, dtype="float64", model=None, **changes) -> Made:
+def make(strategy=None, kind: type[Watched] = Still, dtype="float64", model=None, **changes) -> Made:
     """The bundled model at stories of two sums; `changes` are those of the configuration or of the algorithm."""
     config = training(
         **{name: changes.pop(name) for name in list(changes) if name in TrainingConfig.__dataclass_fields__}
@@ -202,7 +209,7 @@ def verdicts(task, wanted):
     """Replaces the scorer: `wanted(problem, index in its group)` says what is right."""
     seen = {}
 
-    def score(problems, texts):
+    def score(problems, completions):
         found = []
         for problem in problems:
             seen[problem.id] = seen.get(problem.id, -1) + 1
@@ -236,7 +243,7 @@ def written_gradient(target: Path) -> type[Still]:
     return Written
 
 
-def train_once(processes: int, target: Path, build: Callable[[type[Policy]], Made]) -> None:
+def train_once(processes: int, target: Path, build: Callable[[type[Watched]], Made]) -> None:
     """Runs in a child of its own: one RL step on `processes` ranks, whose gradients are then in `target`."""
     torch.set_num_threads(1)
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -245,7 +252,7 @@ def train_once(processes: int, target: Path, build: Callable[[type[Policy]], Mad
     fit(parts if processes == 1 else replace(parts, recorder=None), **options)
 
 
-def difference_of_two_processes(folder: Path, build: Callable[[type[Policy]], Made]) -> float:
+def difference_of_two_processes(folder: Path, build: Callable[[type[Watched]], Made]) -> float:
     """Relative, of the gradient of two processes to that of one."""
     for processes in (1, 2):
         child = warm.server.Process(target=train_once, args=(processes, folder / f"{processes}.pt", build))
@@ -256,12 +263,12 @@ def difference_of_two_processes(folder: Path, build: Callable[[type[Policy]], Ma
     return float((one - two).norm() / one.norm())
 
 
-def mixed(kind: type[Policy]) -> Made:
+def mixed(kind: type[Watched]) -> Made:
     """One step of mixtures in uneven micro-batches."""
     return make(neighbor_mix(rate=0.3, k=3), kind, micro_batch_rows=5, aggregation="sequence_mean_token_mean")
 
 
-def ppo(kind: type[Policy] = Watched, dtype="float64", **changes) -> Made:
+def ppo(kind: type[Watched] = Watched, dtype="float64", **changes) -> Made:
     """One step with a critic whose head is not zero."""
     valued = Critic(load(TINY, dtype))
     torch.manual_seed(1)
@@ -270,6 +277,6 @@ def ppo(kind: type[Policy] = Watched, dtype="float64", **changes) -> Made:
     return make(kind=kind, dtype=dtype, valued=valued, **parts)
 
 
-def shared_ppo(kind: type[Policy]) -> Made:
+def shared_ppo(kind: type[Watched]) -> Made:
     """The same in uneven micro-batches."""
     return ppo(kind=kind, micro_batch_rows=5)

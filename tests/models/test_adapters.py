@@ -8,11 +8,12 @@ import torch
 from strategies import neighbor_mix
 from transformers import AutoModelForCausalLM
 
+from ngrpo.exploration.mixing import Mixing
 from ngrpo.models.causal import CausalModel
-from ngrpo.models.loading import vocabulary
+from ngrpo.models.loading import load_tokenizer, vocabulary
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.records import Vocabulary
-from ngrpo.training.reference import AdapterOffReference, Reference
+from ngrpo.training.reference import Reference
 from ngrpo.training.replay import replay
 
 FAMILIES = [(family, tied) for family in ("qwen2", "qwen3", "llama") for tied in (False, True)]
@@ -20,7 +21,7 @@ LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 families = pytest.mark.parametrize(("family", "tied"), FAMILIES)
 
 
-def mixing(table: torch.Tensor) -> neighbor_mix:
+def mixing(table: torch.Tensor) -> Mixing:
     strategy = neighbor_mix(k=3, rate=0.5)
     strategy.bind(Vocabulary(60, (0,), (1,)), table.detach())
     strategy.prepare(table.detach(), 0)
@@ -37,7 +38,8 @@ def adapted(model: CausalModel, scale: float = 0.2, recompute: bool = False) -> 
 
 
 def sampled(model, strategy, make_prompts, make_keys):
-    return generate(model, strategy, *make_prompts(4), make_keys(8), 16)
+    prompts, mask = make_prompts(4)
+    return generate(model, strategy, prompts, mask, make_keys(8), 16)
 
 
 @families
@@ -58,7 +60,7 @@ def test_reference_is_the_model_without_adapters(family, tied, make_model, make_
     strategy = mixing(model.table)
     rollouts = sampled(model, strategy, make_prompts, make_keys)
     theirs = Reference(before).log_probs(strategy, rollouts, 8)
-    assert torch.equal(AdapterOffReference(model).log_probs(strategy, rollouts, 8), theirs)
+    assert torch.equal(Reference(model).log_probs(strategy, rollouts, 8), theirs)
     with torch.no_grad():
         assert (replay(model, strategy, rollouts).log_probs - theirs).abs().max() > 0.01
 
@@ -116,9 +118,7 @@ def test_recomputed_layers_give_equal_gradients(family, tied, lora, make_model, 
 
 
 def test_generation_settings_do_not_act_but_its_stops_do(make_model, make_prompts, make_keys, tmp_path):
-    from ngrpo.models.tiny.recipe import build_tokenizer
-
-    tokenizer, model = build_tokenizer(), make_model()
+    tokenizer, model = load_tokenizer("ngrpo:tiny"), make_model()
     plain = vocabulary(tokenizer, model, None, "")
     strategy = mixing(model.table)
     before = sampled(model, strategy, make_prompts, make_keys)
@@ -141,7 +141,8 @@ def test_every_stop_ends_an_answer(make_model, make_prompts, make_keys):
     strategy = mixing(model.table)
     strategy.bind(Vocabulary(60, (0,), stops), model.table.detach())
     strategy.prepare(model.table.detach(), 0)
-    rollouts = generate(model, strategy, *make_prompts(8), make_keys(64), 40)
+    prompts, mask = make_prompts(8)
+    rollouts = generate(model, strategy, prompts, mask, make_keys(64), 40)
     last = rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1)
     ended = torch.isin(last, torch.tensor(stops))
     assert len(set(last[ended].tolist())) > 2 and (rollouts.lengths[~ended] == 40).all()

@@ -52,8 +52,10 @@ def measure_head(vocabulary: int, width: int, tokens: int):
     from ngrpo.exploration.scores import token_log_prob
     from ngrpo.models.causal import CausalModel, chunk_tokens, read_logits
 
-    sizes = {"intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
-    config = Qwen2Config(vocab_size=vocabulary, hidden_size=width, tie_word_embeddings=False, **sizes)
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=width, tie_word_embeddings=False, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2,
+    )  # fmt: skip
     model, chunk = CausalModel(Qwen2ForCausalLM(config).eval()), chunk_tokens(vocabulary, "cpu")
     hidden, chosen = torch.randn(tokens, width, requires_grad=True), torch.randint(0, vocabulary, (tokens,))
 
@@ -99,7 +101,9 @@ def measure(
     lora = {"r": rank, "alpha": 16, "target_modules": "all-linear"} if rank else None
     model = CausalModel(model_class(config).eval(), lora=lora, recompute=bool(recompute))
     task = StoryMath("train", [2], 64)
-    task.score = lambda problems, texts: [Score(float(i % 2), "correct", None, "") for i in range(len(texts))]
+    task.score = lambda problems, completions: [
+        Score(float(i % 2), "correct", None, "") for i in range(len(completions))
+    ]
     sizes = training(steps=2, prompts_per_step=2, group_size=group, micro_batch_rows=2 * group)
     parts = assembled(model, task, TokenSampling(1.0), sizes, answer_start=None, limit=new)
     fit(replace(parts, recorder=None))

@@ -1,5 +1,6 @@
 """Prompts by config: one begin-of-text token, never two, and each checkpoint's own words and special tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -10,17 +11,17 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from ngrpo.models.loading import vocabulary
+from ngrpo.models.loading import load_tokenizer, vocabulary
 from ngrpo.models.prompting import FULL_WIDTH_BAR, Prompting, Prompts
 from ngrpo.rollout.sampling import padded
-from ngrpo.tasks.base import Problem, Subset
+from ngrpo.tasks.base import Problem, Score, Subset
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %} {{ m.role }} {{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %} assistant{% endif %}"
 )
 WORDS = ["<pad>", "<bos>", "<eos>", "<unk>", "user", "assistant", "two", "and", "four"]
-SIGNS = [f"<{FULL_WIDTH_BAR}{role}{FULL_WIDTH_BAR}>" for role in ("User", "Assistant")]
+ROLE_TOKENS = [f"<{FULL_WIDTH_BAR}{role}{FULL_WIDTH_BAR}>" for role in ("User", "Assistant")]
 
 
 @pytest.fixture
@@ -50,15 +51,15 @@ def test_chat_without_a_template_names_the_way_out(tokenizer):
 
 
 @pytest.mark.parametrize("own", [True, False])
-def test_r1_uses_the_signs_that_the_tokenizer_has(tokenizer, own, monkeypatch):
+def test_r1_uses_the_role_tokens_that_the_tokenizer_has(tokenizer, own, monkeypatch):
     if own:
-        tokenizer.add_tokens([AddedToken(sign, special=True, normalized=False) for sign in SIGNS])
+        tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in ROLE_TOKENS])
     read = []
     monkeypatch.setattr(
         type(tokenizer), "__call__", lambda self, texts, **kwargs: read.extend(texts) or {"input_ids": [[1]]}
     )
     Prompting("r1").encode(tokenizer, ["two"])
-    user, assistant = SIGNS if own else ("<|User|>", "<|Assistant|>")
+    user, assistant = ROLE_TOKENS if own else ("<|User|>", "<|Assistant|>")
     assert read == [f"{user}two{assistant}<think>\n"]
 
 
@@ -71,6 +72,9 @@ class Questions:
     version: str = "1"
     answer_start: str | None = None
     answer_prefix: str = ""
+
+    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
+        raise NotImplementedError
 
 
 def messages(*texts: str) -> list[Problem]:
@@ -119,8 +123,6 @@ def test_a_prompt_that_is_no_message_must_fit(tokenizer, text):
 
 
 def test_a_model_without_thinking_part_has_nothing_that_ends_it(make_model):
-    from ngrpo.models.tiny.recipe import build_tokenizer
-
-    words, model = build_tokenizer(), make_model()
+    words, model = load_tokenizer("ngrpo:tiny"), make_model()
     assert vocabulary(words, model, Prompting("plain", None).answer_start, "").answer_start == ()
     assert len(vocabulary(words, model, Prompting().answer_start, "").answer_start) == 1

@@ -1,20 +1,20 @@
 """The bundled model, and the recipe that made it."""
 
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 from random import Random
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ngrpo.models.tiny import corpus as tiny_corpus
-from ngrpo.models.tiny import recipe as tiny
+from experiments.tiny_model import corpus, recipe
+from ngrpo.models import files
 from ngrpo.tasks.base import Problem
 from ngrpo.tasks.story_math import Story, StoryMath, draw_story
 from ngrpo.tasks.story_text import LIMIT, NUMBERS, vocabulary
 
-BUNDLED = Path(tiny.__file__).parents[1] / "tiny_qwen2"
+BUNDLED = files.BUNDLED["ngrpo:tiny"]
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +56,14 @@ def test_one_word_is_one_token_and_thinking_marks_stay_visible(source, tokenizer
 
 
 def test_bundled_tokenizer_is_the_recipe_s(tokenizer):
-    assert tokenizer.get_vocab() == tiny.build_tokenizer().get_vocab()
+    assert tokenizer.get_vocab() == recipe.build_tokenizer().get_vocab()
 
 
 def test_bundled_model_has_the_skill_but_not_the_habit(model, tokenizer):
     """Bounds far outside the sampling error of 12 problems x 8 samples around the figures of the model card."""
     torch.manual_seed(0)
-    easy = tiny.measure(model, tokenizer, StoryMath("test", [2], 12), 8)
-    trained = tiny.measure(model, tokenizer, StoryMath("test", [4], 12), 8)
+    easy = recipe.measure(model, tokenizer, StoryMath("test", [2], 12), 8)
+    trained = recipe.measure(model, tokenizer, StoryMath("test", [4], 12), 8)
     assert 0.1 < trained["mean@8"] < 0.65 < trained["pass@8"] and easy["pass@8"] > 0.8
     assert trained["mean_tokens"] < 50
 
@@ -71,16 +71,16 @@ def test_bundled_model_has_the_skill_but_not_the_habit(model, tokenizer):
 def test_recipe_is_reproducible_and_loads(tmp_path):
     weights = []
     for name in ("first", "second"):
-        tiny.make(tmp_path / name, seed=3, steps=3)
+        recipe.make(tmp_path / name, seed=3, steps=3)
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
-        assert len(AutoTokenizer.from_pretrained(tmp_path / name)) == len(tiny.build_tokenizer())
+        assert len(AutoTokenizer.from_pretrained(tmp_path / name)) == len(recipe.build_tokenizer())
         weights.append(loaded.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_another_seed_makes_another_corpus():
     def first_batch(seed):
-        return next(tiny.batches(Random(seed), tiny.build_tokenizer()))[0]
+        return next(recipe.batches(Random(seed), recipe.build_tokenizer()))[0]
 
     assert torch.equal(first_batch(1), first_batch(1)) and not torch.equal(first_batch(1), first_batch(2))
 
@@ -88,15 +88,15 @@ def test_another_seed_makes_another_corpus():
 def test_careful_authors_are_right_and_every_slip_is_carried_on():
     """Without slips every order of sums reaches the answer; with slips the box still holds the author's last sum."""
     rng, task = Random(0), StoryMath("train", [4], 1)
-    for author in tiny_corpus.AUTHORS:
-        careful = tiny_corpus.Author(**vars(author) | {"slip": 0.0})
+    for author in corpus.AUTHORS:
+        careful = replace(author, slip=0.0)
         paths = Counter()
         for _ in range(30):
             story = draw_story(rng, 4, "train")
             problem = Problem(id="", prompt="", gold=NUMBERS[story.answer])
-            (verdict,) = task.score([problem], [tiny_corpus.solve(rng, story, careful)])
+            (verdict,) = task.score([problem], [corpus.solve(rng, story, careful)])
             assert verdict.outcome == "correct" and verdict.solution_path.count("=") == 4
-            (verdict,) = task.score([problem], [tiny_corpus.solve(rng, story, author)])
+            (verdict,) = task.score([problem], [corpus.solve(rng, story, author)])
             assert verdict.solution_path.rpartition("=")[2] == str(NUMBERS.index(verdict.extracted))
             paths[verdict.outcome] += 1
         assert paths["correct"] + paths["wrong"] == 30
@@ -106,14 +106,14 @@ def test_careful_authors_are_right_and_every_slip_is_carried_on():
     ("value", "change", "wrong"), [(27, 5, 22), (32, -5, 33), (32, -15, 23), (27, 2, 28), (27, -2, 26), (3, -9, 6)]
 )
 def test_a_slip_is_one_wrong_number(value, change, wrong):
-    assert tiny_corpus.slipped(value, change) == wrong != value + change
+    assert corpus.slipped(value, change) == wrong != value + change
 
 
 def test_no_solution_leaves_the_known_numbers():
     rng = Random(1)
     for level in range(1, 9):
-        for author in tiny_corpus.AUTHORS:
-            reckless = tiny_corpus.Author(**vars(author) | {"slip": 1.0})
-            completion = tiny_corpus.solve(rng, draw_story(rng, level, "train"), reckless).split()
+        for author in corpus.AUTHORS:
+            reckless = replace(author, slip=1.0)
+            completion = corpus.solve(rng, draw_story(rng, level, "train"), reckless).split()
             assert set(completion) <= {*vocabulary(), "</think>"} and len(completion) < 80
     assert Story(3, (2,)).answer == 5 and len(NUMBERS) == LIMIT + 1

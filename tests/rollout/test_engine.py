@@ -1,6 +1,7 @@
 """Decoding equals a full forward pass and the peer's `generate`, however rows are put together."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def prompt_texts(rollouts: Rollouts) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(rollouts.prompts, rollouts.prompt_mask, strict=True)]
 
 
-def peer(make_model, family: str = "qwen2", **given) -> PreTrainedModel:
+def peer(make_model, family: str = "qwen2", **given) -> Any:
     """The same weights with the attention and the masks of transformers."""
     model = make_model(family, **given).model
     model.set_attn_implementation("sdpa")
@@ -124,7 +125,7 @@ def batch(exact, vocabulary, ready, make_prompts, make_keys):
     return strategy, prompts, mask, keys, np.array(texts(whole), dtype=object).reshape(6, 5)
 
 
-def decode(model, batch, prompts, samples=slice(None), limit: int = 24) -> np.ndarray:
+def decode(model, batch, prompts, samples: slice | torch.Tensor = slice(None), limit: int = 24) -> np.ndarray:
     strategy, all_prompts, mask, keys, _ = batch
     made = generate(model, strategy, all_prompts[prompts], mask[prompts], keys[prompts][:, samples].flatten(), limit)
     return np.array([*texts(made), None], dtype=object)[:-1].reshape(len(made.prompts) // made.group_size, -1)
@@ -375,7 +376,9 @@ def test_rows_keep_their_prompts_and_keys(exact, batch):
 
 
 def test_a_model_with_a_sliding_window_is_refused():
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "sliding_window": 4}
-    config = MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, initializer_range=0.4, **sizes)
+    config = MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, initializer_range=0.4, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
     with pytest.raises(ValueError, match="only full attention can be replayed"):
         CausalModel(MistralForCausalLM(config).eval())

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, stack_steps
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
 
 B, S, T, K, D = 4, 5, 6, 3, 8
 
@@ -84,10 +84,10 @@ def test_an_engine_need_not_tell_the_entropy():
 
 
 def test_records_are_frozen():
-    with pytest.raises(AttributeError):
-        make_rollouts().group_size = 1
-    with pytest.raises(AttributeError):
-        make_steps().tokens = torch.zeros(1)
+    for record in (make_rollouts(), make_steps()):
+        for field in fields(record):
+            with pytest.raises(AttributeError):
+                setattr(record, field.name, None)
 
 
 def test_lengths_loss_mask_and_draws():
@@ -108,16 +108,21 @@ def test_a_step_can_be_indexed_and_changed_field_by_field():
     for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(part, f.name), getattr(steps, f.name)[[2, 0], [1, 4]])
-    assert torch.equal(steps.map(lambda value: value * 0).offset, torch.zeros(B, T, D))
+    offset = steps.map(lambda value: value * 0).offset
+    assert offset is not None and torch.equal(offset, torch.zeros(B, T, D))
 
 
 def columns(steps: DecodeStep) -> list[DecodeStep]:
     return [steps[:, time] for time in range(T)]
 
 
+def stacked_steps(steps: list[DecodeStep]) -> DecodeStep:
+    return combine(steps, lambda values: torch.stack(list(values), dim=1))
+
+
 def test_stacking_the_columns_of_a_record_gives_the_record_back():
     steps = make_steps()
-    again = stack_steps(columns(steps))
+    again = stacked_steps(columns(steps))
     for f in fields(DecodeStep):
         if f.name != "scores":
             assert torch.equal(getattr(again, f.name), getattr(steps, f.name)), f.name
@@ -128,7 +133,9 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
     steps = make_steps()
     mixed, table = columns(steps), torch.randn(50, D)
     mixed[1] = DecodeStep(mixed[1].tokens, mixed[1].role, mixed[1].explored)
-    stacked = stack_steps(mixed)
+    stacked = stacked_steps(mixed)
+    assert stacked.mix_ids is not None and stacked.mix_weights is not None and steps.mix_weights is not None
+    assert stacked.offset is not None and stacked.scale is not None
     assert torch.equal(stacked.mix_ids[:, 1], steps.tokens[:, 1, None].expand(B, K))
     fed = (table[stacked.mix_ids] * stacked.mix_weights[..., None]).sum(dim=2)
     assert torch.equal(fed[:, 1], table[steps.tokens[:, 1]])
@@ -139,7 +146,7 @@ def test_an_absent_field_becomes_its_meaning_where_another_step_has_it():
 
 def test_a_field_that_no_step_has_stays_absent():
     bare = [DecodeStep(column.tokens, column.role, column.explored) for column in columns(make_steps())]
-    stacked = stack_steps(bare)
+    stacked = stacked_steps(bare)
     assert {f.name for f in fields(DecodeStep) if getattr(stacked, f.name) is None} == {
         "mix_ids",
         "mix_weights",
@@ -169,4 +176,5 @@ def test_parts_are_trimmed_to_their_own_longest_prompt_and_answer():
 def test_all_rows_in_order_are_the_whole():
     whole = make_rollouts()
     again = replace(whole.rows(torch.arange(B)), group_size=2)
+    assert again.steps.offset is not None and whole.steps.offset is not None
     assert torch.equal(again.prompts, whole.prompts) and torch.equal(again.steps.offset, whole.steps.offset)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
@@ -63,11 +64,11 @@ def test_parts_and_joins_of_rollouts_without_entropy_have_none(asked):
     assert join([untold, untold], torch.tensor([5, 0])).rollouts.entropy is None
     assert join_rollouts([untold.rollouts, answers.rollouts]).entropy is None, "half of it would be a lie"
     whole = join_rollouts([answers.rollouts, answers.rollouts]).entropy
-    assert torch.equal(whole, answers.rollouts.entropy.repeat(2, 1))
+    assert whole is not None and torch.equal(whole, answers.rollouts.entropy.repeat(2, 1))
 
 
 def test_prompts_are_padded_on_the_left():
-    ids, mask = padded([[5, 6, 7], [8], [9, 4]], 3)
+    ids, mask = padded([np.array(row) for row in ([5, 6, 7], [8], [9, 4])], 3)
     assert ids.tolist() == [[5, 6, 7], [3, 3, 8], [3, 9, 4]] and ids.dtype == torch.int64
     assert mask.tolist() == [[True, True, True], [False, False, True], [False, True, True]]
 
@@ -100,13 +101,14 @@ def test_the_anchor_weight_is_that_of_the_softmax_over_the_candidates(setting, r
     model, _ = setting
     answers = rolled(setting, ready, make_rollouts, neighbor_mix(0.5, 3, temperature=0.7))
     rollouts, table, strategy = answers.rollouts, model.table.detach(), ready(neighbor_mix(0.5, 3), *setting)
-    fed, found = strategy.embed(rollouts.steps, table, rollouts.draws), []
+    fed, found, steps = strategy.embed(rollouts.steps, table, rollouts.draws), [], rollouts.steps
+    assert steps.mix_ids is not None and steps.mix_weights is not None
     for row, length in enumerate(rollouts.lengths.tolist()):
         prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
         own = torch.cat((table[prompt], fed[row, : length - 1]))
         logits = model.model(inputs_embeds=own[None]).logits[0, len(prompt) - 1 :].detach().double() / 0.7
         for time in rollouts.steps.explored[row, : length - 1].nonzero().squeeze(1).tolist():
-            ids, mixed = rollouts.steps.mix_ids[row, time], rollouts.steps.mix_weights[row, time, 0] < 1
+            ids, mixed = steps.mix_ids[row, time], steps.mix_weights[row, time, 0] < 1
             found.append(logits[time][ids].softmax(dim=0)[0].item() if mixed else 1.0)
     measured = rollout_measures(answers, strategy, table)["anchor_weight"]
     assert measured == pytest.approx(sum(found) / len(found), abs=1e-5) and 1 / 3 <= measured < 0.999

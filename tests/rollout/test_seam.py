@@ -6,7 +6,7 @@ from dataclasses import fields
 import pytest
 import torch
 from places import FAMILIES
-from strategies import neighbor_mix
+from strategies import neighbor_ids, neighbor_mix
 from transformers import MistralConfig
 
 from ngrpo.exploration.token_sampling import TokenSampling
@@ -64,8 +64,8 @@ def test_sync_prepares_every_strategy_for_the_weights_and_tells_their_figures(en
     for strategy, table in zip(twins, (model.table.detach(), model.head.detach()), strict=True):
         strategy.bind(vocabulary, table)
         strategy.prepare(table, 0)
-    assert torch.equal(mixing.recipe.neighbors.ids, twins[0].recipe.neighbors.ids)
-    assert torch.equal(released.recipe.neighbors.ids, twins[1].recipe.neighbors.ids), "those of the output embedding"
+    assert torch.equal(neighbor_ids(mixing), neighbor_ids(twins[0]))
+    assert torch.equal(neighbor_ids(released), neighbor_ids(twins[1])), "those of the output embedding"
     assert set(engine.sync(model, 1, mixing, released)) == {"neighbor_drift"}
 
 
@@ -73,7 +73,8 @@ def test_from_a_sync_on_answers_are_those_of_the_new_weights(
     engine, make_model, make_vocabulary, make_prompts, make_keys
 ):
     first, second = make_model(), make_model(seed=1)
-    strategy, asked = TokenSampling(), (*make_prompts(4), make_keys(12), 10)
+    prompts, mask = make_prompts(4)
+    strategy, asked = TokenSampling(), (prompts, mask, make_keys(12), 10)
     strategy.bind(make_vocabulary(), first.table.detach())
     for model in (first, second, first):
         engine.sync(model, 0, strategy)

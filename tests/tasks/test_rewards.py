@@ -32,7 +32,7 @@ PROBLEM, SCORE = Problem("p", "?", "7"), Score(1.0, "correct", "7", "")
 
 
 class Seven:
-    name, version, answer_start, answer_prefix, problems = "seven", "v1", "</think>", "", [PROBLEM]
+    name, version, answer_start, answer_prefix, problems = "seven", "v1", "</think>", "", (PROBLEM,)
 
     def score(self, problems, completions):
         return [Score(float("7" in text), "correct" if "7" in text else "wrong", text, "") for text in completions]

@@ -79,7 +79,7 @@ def test_joined_batches_replay_like_their_parts(strategy):
     rollouts = join_rollouts([part.rollouts for part in parts])
     rows = torch.tensor([20, 21, 22, 23, 0, 1, 2, 3, 28, 29, 30, 31])
     assert [p.id for p in whole.problems] == [parts[1].problems[1].id, parts[0].problems[0].id, parts[1].problems[3].id]
-    assert [s.reward for s in whole.scores] == [(parts[0].scores + parts[1].scores)[i].reward for i in rows.tolist()]
+    assert [s.reward for s in whole.scores] == [[*parts[0].scores, *parts[1].scores][i].reward for i in rows.tolist()]
     assert torch.equal(whole.rollouts.keys, rollouts.keys[rows]) and whole.rollouts.group_size == 4
     with torch.no_grad():
         expected = torch.cat([replay(model, strategy, part.rollouts).log_probs.sum(dim=1) for part in parts])[rows]
@@ -168,6 +168,7 @@ def test_replay_gives_entropy_and_likeliest_tokens_of_the_raw_logits():
     policy, rollouts = parts.policy, parts.outcomes[0].answers.rollouts
     found = replay(policy.model, policy.strategy, rollouts, entropy=True, top_k=3)
     assert found.entropy is not None and found.top_log_probs is not None and found.greedy is not None
+    assert rollouts.entropy is not None
     torch.testing.assert_close(found.entropy, rollouts.entropy.double(), rtol=0, atol=1e-6)
     for row in (0, 9):
         prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]

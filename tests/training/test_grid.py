@@ -9,11 +9,13 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from ngrpo.cli.reading import register_resolvers
+from omegaconf import DictConfig, OmegaConf
 from places import CONF
 from transformers import Qwen2Config, Qwen2ForCausalLM
 from updates import LABELS, TINY, Still
@@ -21,9 +23,7 @@ from updates import LABELS, TINY, Still
 from ngrpo import build, loop
 from ngrpo.build import plain
 from ngrpo.cli import settings
-from ngrpo.cli.reading import register_resolvers
 from ngrpo.models.loading import load, load_tokenizer
-from ngrpo.training.policy import Policy
 
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
@@ -47,6 +47,7 @@ def model_path(tmp_path_factory) -> str:
     """A model of fewer than 50,000 parameters with the bundled tokenizer, as a directory."""
     path = tmp_path_factory.mktemp("model")
     tokenizer = load_tokenizer(TINY)
+    words = tokenizer.get_vocab()
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=192,
@@ -58,8 +59,8 @@ def model_path(tmp_path_factory) -> str:
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=words["<eos>"],
+        pad_token_id=words["<pad>"],
     )
     model = Qwen2ForCausalLM(config)
     assert model.num_parameters() <= 50_000
@@ -116,11 +117,11 @@ def signals():
         signal.signal(number, handler)
 
 
-def one_step(config, directory: Path, keep: bool = True) -> tuple[Policy, dict[str, float]]:
+def one_step(config, directory: Path, keep: bool = True) -> tuple[Still, dict[str, float]]:
     """The policy after one RL step and its metrics; keep=False leaves gradients in `policy.gradients` instead."""
     job = SimpleNamespace(config=config, directory=directory, labels=lambda *groups: LABELS)
     parts = build.training(job, None)  # pyright: ignore
-    policy, recorder = parts.policy, Memory()
+    policy, recorder = cast(Still, parts.policy), Memory()  # which it is, as far as `keep` asks
     if not keep:
         policy.gradients, policy.clip = [], functools.partial(Still.clip, policy)
     nothing, task = replace(parts.evaluation, benchmarks={}), Rewarded(parts.task)
@@ -165,6 +166,7 @@ def test_micro_batches_change_no_algorithm(algorithm, model_path, tmp_path):
 @pytest.mark.parametrize("exploration", STRATEGIES)
 def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, model_path, tmp_path):
     config = OmegaConf.merge(composed(exploration, "grpo", model_path), {"algorithm": {"kl": {"coefficient": 0.1}}})
+    assert isinstance(config, DictConfig)
     if settings.problems(config):
         return
     _, metrics = one_step(config, tmp_path)

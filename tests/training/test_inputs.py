@@ -87,7 +87,11 @@ def test_hidden_states_are_those_that_each_step_was_drawn_from(name, make_model,
     strategy = ready(STRATEGIES[name](), model, make_vocabulary())
     rollouts, table = make_rollouts(model, strategy), model.table.detach()
     hidden = replay(model, strategy, rollouts, hidden=True).hidden
-    assert hidden.shape == (*rollouts.mask.shape, table.shape[1]) and not hidden[~rollouts.loss_mask].any()
+    assert (
+        hidden is not None
+        and hidden.shape == (*rollouts.mask.shape, table.shape[1])
+        and not hidden[~rollouts.loss_mask].any()
+    )
     row, time, flat = states(model, strategy, rollouts)
     assert torch.equal(hidden[row, time], flat)
     fed = strategy.embed(rollouts.steps, table, rollouts.draws)
@@ -102,8 +106,9 @@ def test_a_loss_of_hidden_states_teaches_the_model(make_model, make_vocabulary, 
     model = make_model(dtype=torch.float64)
     strategy = ready(TokenSampling(), model, make_vocabulary())
     rollouts = make_rollouts(model, strategy)
-    whole = replay(model, strategy, rollouts, hidden=True).hidden.square().sum()
-    ours = torch.autograd.grad(whole, list(model.parameters()), allow_unused=True)
+    hidden = replay(model, strategy, rollouts, hidden=True).hidden
+    assert hidden is not None
+    ours = torch.autograd.grad(hidden.square().sum(), list(model.parameters()), allow_unused=True)
     flat = states(model, strategy, rollouts)[2].square().sum()
     theirs = torch.autograd.grad(flat, list(model.parameters()), allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
@@ -148,7 +153,8 @@ USES = {
 def test_where_an_engine_is_silent_the_entropy_comes_from_a_replay(use, strategy):
     told, untold = (make(STRATEGIES[strategy](), micro_batch_rows=5, **USES[use]) for _ in range(2))
     untold = replace(untold, sampler=replace(untold.sampler, engine=Silent()))
-    fit(told), fit(untold)
+    fit(told)
+    fit(untold)
     assert untold.outcomes[0].answers.rollouts.entropy is None
     difference = (untold.gradients[0] - told.gradients[0]).norm()
     assert told.gradients[0].norm() > 0 and difference <= 1e-5 * told.gradients[0].norm()
@@ -208,11 +214,13 @@ def test_selections_shaping_bonus_and_likeliest_tokens_have_the_temperature_of_t
     changes = {"select": select, "token_advantage": shape, "tempered": tempered, "top_k": 3}
     loss = watching(given, "entropy", "top_log_probs")
     parts = fit(make(TEMPERED[name](), kind=Still, loss=loss, micro_batch_rows=16, **changes))
-    steps, taus = parts.outcomes[0].answers.rollouts.steps, {"token_sampling": 0.7, "neighbor_mix": 1.3}
+    scale, taus = parts.outcomes[0].answers.rollouts.steps.scale, {"token_sampling": 0.7, "neighbor_mix": 1.3}
 
     def temperature(rollouts, row):
-        own = taus.get(name) or steps.scale[row, : int(rollouts.lengths[row]), None].double()
-        return own if tempered else 1.0
+        if not tempered or name in taus:
+            return taus[name] if tempered else 1.0
+        assert scale is not None
+        return scale[row, : int(rollouts.lengths[row]), None].double()
 
     entropy, top = by_hand(parts, temperature)
     shaped, tokens = seen
@@ -223,6 +231,7 @@ def test_selections_shaping_bonus_and_likeliest_tokens_have_the_temperature_of_t
     torch.testing.assert_close(given[0].entropy[counts], entropy[order][counts], rtol=0, atol=1e-9)
     torch.testing.assert_close(given[0].top_log_probs[counts], top[order][counts], rtol=0, atol=1e-9)
     told = parts.outcomes[0].answers.rollouts.entropy
+    assert told is not None
     same = (told[tokens.mask] - shaped[tokens.mask]).abs().max() < 1e-6
     assert same != tempered, "the engine's figure stays that of the logits"
 
@@ -258,5 +267,6 @@ def test_entropies_in_micro_batches_are_those_of_the_rollout(
     for rows in (1, 5, 100):
         found = replay_in_micro_batches(model, strategy, rollouts, rows, entropy=True)
         counts = rollouts.loss_mask
+        assert found.entropy is not None
         torch.testing.assert_close(found.entropy[counts].double(), rollouts.entropy[counts].double(), rtol=0, atol=1e-9)
         assert not found.entropy[~counts].any() and found.hidden is found.greedy is found.top_log_probs is None

@@ -164,7 +164,7 @@ def test_mixtures_are_rebuilt_with_the_table_of_the_model_that_replays(
         for row in range(len(rollouts.mask)):
             fed = torch.stack(
                 [
-                    sum(w * table[i] for i, w in zip(ids.tolist(), weights.tolist(), strict=True))
+                    torch.stack([w * table[i] for i, w in zip(ids.tolist(), weights.tolist(), strict=True)]).sum(dim=0)
                     if explored
                     else table[token]
                     for ids, weights, explored, token in zip(
@@ -217,9 +217,8 @@ def widened(rollouts: Rollouts, left: int, right: int) -> Rollouts:
 
     steps = rollouts.steps
     garbage = {"tokens": 17, "role": GAUSSIAN if steps.offset is not None else TOKEN, "explored": True, "mix_ids": 5}
-    filled = {
-        name: None if value is None else pad(value, garbage.get(name, 9.0)) for name, value in vars(steps).items()
-    }
+    present = {name: value for name, value in vars(steps).items() if value is not None}
+    filled = {name: pad(value, garbage.get(name, 9.0)) for name, value in present.items()}
     return replace(
         rollouts,
         prompts=F.pad(rollouts.prompts, (left, 0), value=23),

@@ -37,9 +37,9 @@ def traces(directory: Path) -> dict[str, str]:
     found = {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in RESULTS}
     for path in sorted(directory.glob("samples/**/*.parquet")):
         frame = pandas.read_parquet(path).drop(columns=["run"], errors="ignore")
-        found[str(path.relative_to(directory))] = hashlib.sha256(
-            frame.to_json(double_precision=15).encode()
-        ).hexdigest()
+        text = frame.to_json(double_precision=15)
+        assert text is not None
+        found[str(path.relative_to(directory))] = hashlib.sha256(text.encode()).hexdigest()
     return found
 
 
@@ -99,6 +99,7 @@ def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number
     process = start(directory)
     while process.is_alive() and not (directory / "metrics.csv").exists():
         time.sleep(0.005)
+    assert process.pid is not None
     os.kill(process.pid, number)
     process.join(timeout=60)
     text = directory.with_suffix(".log").read_text()
@@ -114,6 +115,7 @@ def test_a_run_that_goes_on_with_other_threads_is_the_same_run_and_says_so(tmp_p
     process = start(directory)
     while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):
         time.sleep(0.005)
+    assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(timeout=60)
     assert process.exitcode == 143
@@ -156,6 +158,7 @@ def test_adapters_that_are_killed_or_stopped_end_as_if_nothing_had_been(adapters
     process = start(directory, *ADAPTERS)
     while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):
         time.sleep(0.005)
+    assert process.pid is not None
     os.kill(process.pid, number)
     process.join(timeout=60)
     assert process.exitcode in (143, -9) and not (directory / adapter).exists(), directory.with_suffix(

@@ -1,6 +1,7 @@
 """When tokens are selected: once per step, or before each update among the tokens of its mini-batch."""
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -22,16 +23,21 @@ SEVERAL = {"inner_epochs": 2, "mini_batches": 2, "learning_rate": 3e-3}
 class Choosing(Stepping):
     """A policy that also keeps what every update was given, with log-probabilities and entropy of the moment."""
 
+    seen: list[tuple[Any, torch.Tensor, torch.Tensor]]
+
     def mini_batches(self, batch):
         for part in super().mini_batches(batch):
             now = replay(self.model, self.strategy, part.rollouts, entropy=True)
+            assert now.entropy is not None
             self.seen = [*getattr(self, "seen", []), (part, now.log_probs.detach(), now.entropy.detach())]
             yield part
 
 
-def updates(name: str, **changes):
+def updates(name: str, **changes) -> Choosing:
     select, loss = RULES[name]
-    return fit(made(Choosing, dtype="float64", select=select, loss=loss, **changes)).policy
+    policy = fit(made(Choosing, dtype="float64", select=select, loss=loss, **changes)).policy
+    assert isinstance(policy, Choosing)
+    return policy
 
 
 @pytest.mark.parametrize("name", ["clip_cov", "kl_cov"])

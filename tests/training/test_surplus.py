@@ -86,7 +86,9 @@ def test_what_waits_survives_a_stop_after_any_step_to_the_bit(name, tmp_path):
     for stop in range(1, STEPS):
         folder = tmp_path / str(stop)
         trained(stop, STRATEGIES[name](), folder)
-        _, state = checkpoints.newest(folder / "checkpoints")
+        saved = checkpoints.newest(folder / "checkpoints")
+        assert saved is not None
+        state = saved[1]
         assert [part is not None for part in state["waiting"]] == [whole.outcomes[stop - 1].metrics["surplus"] > 0]
         again = trained(strategy=STRATEGIES[name](), folder=folder)
         assert [o.step for o in again.outcomes] == list(range(stop + 1, STEPS + 1))
@@ -105,11 +107,12 @@ def test_other_ranks_are_dealt_whole_groups():
     parts, device = [packed(first), None, packed(second)], torch.device("cpu")
     for rank, answers in ((0, first), (2, second)):
         found = unpacked(parts, Ranks(rank, 3), device)
-        assert found.problems == answers.problems and found.scores == answers.scores
+        assert found is not None and found.problems == answers.problems and found.scores == answers.scores
         assert torch.equal(found.rollouts.log_probs, answers.rollouts.log_probs)
-        assert torch.equal(found.rollouts.steps.mix_weights, answers.rollouts.steps.mix_weights)
+        weights = [one.rollouts.steps.mix_weights for one in (found, answers)]
+        assert weights[0] is not None and weights[1] is not None and torch.equal(weights[0], weights[1])
     assert unpacked(parts, Ranks(1, 3), device) is None and unpacked([None, None], Ranks(0, 1), device) is None
-    shares = [unpacked(parts, Ranks(rank, 2), device) for rank in range(2)]
+    shares = [share for rank in range(2) if (share := unpacked(parts, Ranks(rank, 2), device)) is not None]
     everything = list(itertools.chain(first.problems, second.problems))
     assert [share.problems for share in shares] == [everything[::2], everything[1::2]]
     keys = torch.cat((first.rollouts.keys, second.rollouts.keys)).view(8, 4)

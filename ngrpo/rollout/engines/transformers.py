@@ -1,6 +1,6 @@
 """Decoding with fed vectors over an unmodified transformers model: prefill once per prompt, fan out, decode, compact.
 
-It knows neither strategy names nor text nor rewards. In reading order: `generate`, `prefill`, `decode`, `decode_step`, and
+In reading order: `generate`, `prefill`, `decode`, `decode_step`, and
 `assemble`, which turns the recorded steps into Rollouts. On an accelerator nothing is read back within a decode step.
 """
 
@@ -17,7 +17,7 @@ from ngrpo.models import files
 from ngrpo.models.attention import KeyValueCache
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, neutral, stack_steps
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
 
 COMPACT_BELOW = 0.95  # finished rows leave once fewer than this share of the batch is unfinished
 DRAW_BLOCK = 64  # decode steps whose uniforms are made in one go
@@ -68,7 +68,7 @@ def generate(
 
 def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens: int) -> tuple[Tensor, KeyValueCache]:
     """Logits (P, V) after the left-padded prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
-    cache = KeyValueCache(model.model.config.num_hidden_layers, prompt_mask, new_tokens)
+    cache = KeyValueCache(prompt_mask, new_tokens)
     columns = torch.arange(int(cache.lengths.max()), device=prompts.device).expand(len(prompts), -1)
     source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
@@ -118,17 +118,18 @@ def draws_from(keys: Tensor, position: int) -> Draws:
 
 
 class Decoding:
-    """The rows still being decoded (`alive`, their numbers), and what was recorded since rows last left."""
+    """The rows still being decoded (`alive`, their numbers), and what was recorded of every decode step: rows, step, its
+    log-probability, entropy, and which of the rows had not finished before it."""
 
     def __init__(self, rows: int, state: State, device: torch.device):
         self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.state = state
-        self.segments: list[tuple[Tensor, list[tuple[DecodeStep, Tensor, Tensor, Tensor]]]] = [(self.alive, [])]
+        self.recorded: list[tuple[Tensor, DecodeStep, Tensor, Tensor, Tensor]] = []
 
     def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
-        self.segments[-1][1].append((step, log_prob, entropies, ~self.finished))
+        self.recorded.append((self.alive, step, log_prob, entropies, ~self.finished))
         self.finished = self.finished | torch.isin(step.tokens, stops)
 
     def shrink(self) -> Tensor | None:
@@ -140,35 +141,20 @@ class Decoding:
         keep[self.finished[: len(going_on)]] = going_on[going_on >= len(going_on)]
         self.alive, self.finished = self.alive[keep], self.finished[keep]
         self.state = {name: value[keep] for name, value in self.state.items()}
-        self.segments.append((self.alive, []))
         return keep
 
 
 def assemble(decoding: Decoding, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, group: int) -> Rollouts:
-    """One (B, T) record from the segments between which rows left the batch."""
-    segments = [(rows, steps) for rows, steps in decoding.segments if steps]
-    length = sum(len(steps) for _, steps in segments)
-    parts = [stack_steps([step for step, *_ in steps]) for _, steps in segments]
-    others = [[torch.stack(column, dim=1) for column in list(zip(*steps, strict=True))[1:]] for _, steps in segments]
-    rows = [rows for rows, _ in segments]
+    """One (B, T) record of all decode steps."""
+    alive, steps, log_probs, entropies, unfinished = zip(*decoding.recorded, strict=True)
 
-    def place(name: str, values: Sequence[Tensor | None]) -> Tensor | None:
-        like = next((value for value in values if value is not None), None)
-        if like is None:
-            return None
-        whole = like.new_zeros(len(keys), length, *like.shape[2:])
-        start = 0
-        for index, part, value, mask in zip(rows, parts, values, masks, strict=True):
-            value = neutral(name, part, like) if value is None else value
-            whole[index, start : start + mask.shape[1]] = value * mask.view(*mask.shape, *[1] * (value.dim() - 2))
-            start += mask.shape[1]
+    def place(values: Sequence[Tensor]) -> Tensor:
+        whole = values[0].new_zeros(len(keys), len(values), *values[0].shape[1:])
+        for time, (rows, value, mask) in enumerate(zip(alive, values, unfinished, strict=True)):
+            whole[rows, time] = value * mask.view(-1, *[1] * (value.dim() - 1))
         return whole
 
-    log_probs, entropies, masks = ([columns[i] for columns in others] for i in range(3))
-    fields = DecodeStep.__dataclass_fields__
-    steps = DecodeStep(**{name: place(name, [getattr(part, name) for part in parts]) for name in fields})  # pyright: ignore
-    mask, log_probs, entropy = place("mask", masks), place("log_probs", log_probs), place("entropy", entropies)
-    assert mask is not None and log_probs is not None and entropy is not None
-    if steps.scores is None and not steps.explored.any():  # settled here, so that rate 0 is token sampling to the bit
-        steps = replace(steps, mix_ids=None, mix_weights=None)
-    return Rollouts(prompts, prompt_mask, steps, mask, log_probs, entropy, keys, group)
+    whole = combine(steps, place)
+    if whole.scores is None and not whole.explored.any():  # settled here, so that rate 0 is token sampling to the bit
+        whole = replace(whole, mix_ids=None, mix_weights=None)
+    return Rollouts(prompts, prompt_mask, whole, place(unfinished), place(log_probs), place(entropies), keys, group)

@@ -2,16 +2,15 @@
 
 The authors differ in wording, in the order of their sums and in care: some forget to carry when a sum crosses a ten
 and go on with the wrong result. So a model of this corpus holds the skill but not the habit, as pretrained models do.
-It does not know tokens or models.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
+from ngrpo.tasks.base import ANSWER_PREFIX
 from ngrpo.tasks.story_math import Story, draw_story
 from ngrpo.tasks.story_text import (
-    ANSWER_PREFIX,
     ANSWER_START,
     COMMON,
     EQUALS,

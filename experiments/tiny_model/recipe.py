@@ -1,8 +1,6 @@
 """The recipe of the bundled model: a tokenizer of whole words and one supervised stage on a CPU.
 
-    python -m ngrpo.models.tiny.recipe --out ngrpo/models/tiny_qwen2
-
-It does not know how the model is trained afterwards, nor who wrote the corpus.
+python -m experiments.tiny_model.recipe --out ngrpo/models/tiny_qwen2
 """
 
 import argparse
@@ -17,7 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM, set_seed
 
-from ngrpo.models.tiny.corpus import write_pair
+from experiments.tiny_model.corpus import write_pair
 from ngrpo.tasks.story_math import StoryMath
 from ngrpo.tasks.story_text import ANSWER_START, THINK, vocabulary
 
