@@ -18,7 +18,7 @@ import warm  # noqa: E402
 
 DIGESTS = TESTS / "data" / "digests_0.1.json"
 CONF = TESTS.parent / "conf"
-OVERRIDES = ("trainer=smoke", "steps=3", "seed=1", "trainer.threads=1", "evaluation.n=4", "evaluation.problems=8")
+OVERRIDES = ("trainer=smoke", "steps=3", "seed=1", "trainer.threads=1", "n=4", "problems=8")
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 METHODS = [f"{name} token_sampling" for name in ALGORITHMS]

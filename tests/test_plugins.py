@@ -43,7 +43,7 @@ def train(place, words: str, **settings) -> subprocess.CompletedProcess[str]:
 def test_all_of_ones_own_in_one_run(place):
     done = command(place, f"{RUN} hydra.run.dir=run trainer.threads=1")
     assert done.returncode == 0, done.stderr
-    assert "16 rows generated" in done.stdout
+    assert "32 rows generated" in done.stdout
     record = json.loads((place / "run" / "run.json").read_text())
     assert record["status"] == "finished"
     own = {

@@ -1,12 +1,14 @@
 """What the YAML files define, what was typed, and what the overrides of one job compose to."""
 
 import copy
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hydra import compose
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -73,7 +75,8 @@ class Schema:
         return self.listed[group, kind]
 
     def _keys(self, group: str, option: str) -> Iterator[str]:
-        for source in self.loader.get_sources():
+        own = [FileConfigSource("own", path) for path in re.findall(r"file://([^,\]]+)", str(self.search_path))]
+        for source in (*self.loader.get_sources(), *own):
             try:
                 found = source.load_config(f"{group}/{option}")
             except ConfigLoadError:
@@ -127,7 +130,13 @@ class Job:
     def unknown(self) -> list[Override]:
         """Overrides with a key that these choices do not have."""
         values = self.values if self.composes else []
-        return [override for override in values if not all(has(self.known, key) for key in values_of(override))]
+        return [o for o in values if not all(has(self.known, key) or self._opens(o, key) for key in values_of(o))]
+
+    def _opens(self, override: Override, key: str) -> bool:
+        """Whether an override puts a node where there is none yet, or one more among functions by name."""
+        node = key.rpartition(".")[0]
+        named, empty = self.known.get(node.rpartition(".")[0]) == {}, self.known.get(node, 0) is None
+        return named or (empty and isinstance(override.value(), dict))
 
     def composed(self, overrides: Iterable[Override]) -> DictConfig:
         """The reference with some of the values set."""

@@ -17,7 +17,7 @@ SHOWN = 3  # failures of a line
 
 def main(argv: list[str]) -> int:
     """Prints the lines; the exit status."""
-    configs, problems = cli.each_strategy("diagnose", argv)
+    configs, problems = cli.each_strategy("evaluate", argv)
     for line in problems:
         print(f"error: {line}", file=sys.stderr)
     if problems:

@@ -18,7 +18,7 @@ from ngrpo.rundir.schema import SAMPLE_TYPES, eval_samples, read_run
 
 TINY = [
     "trainer.threads=1", "steps=1", "prompts_per_step=2", "group_size=2", "benchmark=[story_math,story_math_easy]",
-    "evaluation.n=4", "evaluation.problems=5", "evaluation.rows_per_batch=8", "max_new_tokens=40",
+    "n=4", "problems=5", "evaluation.rows_per_batch=8", "max_new_tokens=40",
 ]  # fmt: skip
 
 

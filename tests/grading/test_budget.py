@@ -11,8 +11,8 @@ from ngrpo.rollout.sampling import Ungraded, refuse_ungraded
 from ngrpo.rundir.schema import TRAIN_SAMPLES, eval_samples, read_results, read_run
 
 TRAIN = [
-    "trainer.threads=1", "prompts_per_step=2", "group_size=4", "benchmark=story_math", "evaluation.n=2",
-    "evaluation.problems=4", "max_new_tokens=40", "checkpoint_every=1", "learning_rate=1e-3",
+    "trainer.threads=1", "prompts_per_step=2", "group_size=4", "benchmark=story_math", "n=2",
+    "problems=4", "max_new_tokens=40", "checkpoint_every=1", "learning_rate=1e-3",
 ]  # fmt: skip
 EVALUATE = ["benchmark=[story_math,story_math_hard]", "n=2", "max_new_tokens=40", "rows_per_batch=32"]
 
@@ -62,7 +62,10 @@ def test_training_stops_and_the_same_command_ends_as_if_nothing_had_been(sound, 
     text = run("train.py", directory, "steps=2", "evaluation.before=false", status=3, lost={"train4": 1})
     lines = [line for line in text.splitlines() if line.startswith("error:")]
     assert (
-        len(lines) == 1 and "RL step 1" in lines[0] and "error 100.0 %" in lines[0] and "grading.max_errors" in lines[0]
+        len(lines) == 1
+        and "RL step 1" in lines[0]
+        and "error 100.0 %" in lines[0]
+        and "grading.max_ungraded_share" in lines[0]
     )
     assert read_run(directory).status == "failed"
     rows = pd.read_parquet(directory / TRAIN_SAMPLES.format(step=1))
@@ -74,9 +77,9 @@ def test_training_stops_and_the_same_command_ends_as_if_nothing_had_been(sound, 
 
 def test_a_higher_limit_continues_the_same_run(tmp_path):
     directory = tmp_path / "run"
-    text = run("train.py", directory, "steps=1", "grading.max_errors=0.2", status=3, lost={"test4": 4})
+    text = run("train.py", directory, "steps=1", "grading.max_ungraded_share=0.2", status=3, lost={"test4": 4})
     assert "story_math at RL step 0" in text and not (directory / "results.json").exists()
-    text = run("train.py", directory, "steps=1", "grading.max_errors=0.25", lost={"test4": 4})
+    text = run("train.py", directory, "steps=1", "grading.max_ungraded_share=0.25", lost={"test4": 4})
     assert "story_math at 0: answers without a verdict count as wrong (error 25.0%)" in text
     assert read_results(directory)["story_math"]["0"]["outcomes"]["error"] == 0.25
 

@@ -115,11 +115,26 @@ def test_what_is_no_grid_is_told_in_one_line(tmp_path, wrong):
 
 
 def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
-    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate")
-    assert [rate for _, _, rate in jobs] == ["0", "0.05", "0.1", "0.15", "0.2", "0.4", "1"]
-    _, jobs = sweep(tmp_path, "experiment=ablation/mix_rate", "mix_rate=0.3", "seed=1")
+    presets = tmp_path / "mine" / "experiment"
+    presets.mkdir(parents=True)
+    for name, values in {
+        "rates": 'mix_rate: "0,0.1,0.4"',
+        "metrics": 'exploration.recipe.metric: "cosine,dot,l2"',
+    }.items():
+        lines = [
+            "# @package _global_",
+            "defaults: [{override /exploration: neighbor_mix}]",
+            "hydra:",
+            "  sweeper:",
+            "    params:",
+        ]
+        (presets / f"{name}.yaml").write_text("\n".join([*lines, f"      {values}"]))
+    own = ("--config-dir", str(tmp_path / "mine"))
+    _, jobs = sweep(tmp_path, *own, "experiment=rates")
+    assert [rate for _, _, rate in jobs] == ["0", "0.1", "0.4"]
+    _, jobs = sweep(tmp_path, *own, "experiment=rates", "mix_rate=0.3", "seed=1")
     assert jobs == [["neighbor_mix", "1", "0.3"]]
-    done, jobs = sweep(tmp_path, "experiment=ablation/metric", "exploration.metric=dot,l1")
+    done, jobs = sweep(tmp_path, *own, "experiment=metrics", "exploration.metric=dot,l1")
     assert len(jobs) == 2, done.stderr
 
 
@@ -369,7 +384,7 @@ def test_other_launchers_place_the_runs(tmp_path, launcher, package):
 
 
 def test_a_search_over_real_runs(tmp_path):
-    small = ["prompts_per_step=2", "group_size=2", "max_new_tokens=40", "evaluation.n=8", "evaluation.problems=3"]
+    small = ["prompts_per_step=2", "group_size=2", "max_new_tokens=40", "n=8", "problems=3"]
     budget = ["steps=2", "eval_every=1", "evaluation.before=false", "trainer.threads=1", "sweep.n_trials=6"]
     log = tmp_path / "log"
     text = warm.finish("train.py", log, "-m", *SPACE, *small, *budget, f"hydra.sweep.dir={tmp_path}")

@@ -17,8 +17,8 @@ from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.rewards import NoReward, Rewarded, well_formed
 
 OWN = """
-def brief(problem, completion, score, *, per_sign=0.001):
-    return -per_sign * len(completion) if score.outcome == "correct" else 0.0
+def brief(problem, completion, score, *, per_character=0.001):
+    return -per_character * len(completion) if score.outcome == "correct" else 0.0
 def two(problem, completion):
     return 0.0
 def more(problem, completion, score, weight):
@@ -51,9 +51,9 @@ def own(tmp_path):
 
 
 def command(overrides: list[str], log: Path, folder: Path) -> None:
-    """train.py where NGRPO_REWARDS=my_rewards and the package can be imported."""
+    """train.py where NGRPO_PLUGINS=my_rewards and the package can be imported."""
     sys.path.insert(0, str(folder))
-    targets.USERS = frozenset({"my_rewards"})
+    targets.PLUGINS = frozenset({"my_rewards"})
     warm.command("train.py", overrides, log)
 
 
@@ -68,43 +68,42 @@ def train(folder: Path, *overrides: str) -> tuple[int | None, str]:
 @pytest.mark.parametrize(
     ("node", "allowed", "told"),
     [
-        ("_target_: my_rewards.brief", "", "NGRPO_REWARDS"),
-        ("_target_: my_rewards.brief", "my_reward", "NGRPO_REWARDS"),
-        ("_target_: os.system", "my_rewards", "NGRPO_REWARDS"),
-        ("_target_: ngrpo.algorithm.losses.clipped_surrogate", "my_rewards", "ngrpo.tasks.rewards"),
+        ("_target_: my_rewards.brief", "", "NGRPO_PLUGINS"),
+        ("_target_: my_rewards.brief", "my_reward", "NGRPO_PLUGINS"),
+        ("_target_: os.system", "my_rewards", "NGRPO_PLUGINS"),
+        ("_target_: ngrpo.algorithm.losses.clipped_surrogate", "my_rewards", "below ngrpo.tasks.rewards"),
         ("_target_: my_rewards.nothing", "my_rewards", "defines no nothing"),
         ("_target_: my_rewards.pathlib", "my_rewards", "defines no pathlib"),
         ("_target_: my_rewards.two", "my_rewards", "must take problem, completion and score"),
         ("_target_: my_rewards.more", "my_rewards", "must take problem, completion and score"),
         ("_target_: my_rewards.Thing", "my_rewards", "must be a function"),
-        ("_target_: my_rewards.brief, weight: 2", "my_rewards", "brief takes problem, completion, score, per_sign"),
     ],
 )
 def test_what_is_no_allowed_function_is_refused_without_importing_it(own, monkeypatch, node, allowed, told):
     monkeypatch.syspath_prepend(own)
-    monkeypatch.setattr(targets, "USERS", frozenset({allowed}))
-    (problem,) = examine("config", [f"+reward.own={{{node}}}"]).problems
-    assert problem.startswith("reward.own") and told in problem
+    monkeypatch.setattr(targets, "PLUGINS", frozenset({allowed}))
+    (problem,) = examine("config", [f"+extra_rewards.own={{{node}}}"]).problems
+    assert problem.startswith("extra_rewards.own") and told in problem
     assert not (own / "imported").exists()
 
 
-def test_an_allowed_package_serves_rewards_alone(own, monkeypatch):
+def test_the_command_line_names_no_other_class_of_a_task(own, monkeypatch):
     monkeypatch.syspath_prepend(own)
-    monkeypatch.setattr(targets, "USERS", frozenset({"my_rewards"}))
+    monkeypatch.setattr(targets, "PLUGINS", frozenset({"my_rewards"}))
     problems = examine("config", ["task._target_=my_rewards.brief"]).problems
-    assert any("may stand below reward only" in problem for problem in problems)
+    assert any("a file names the class of task" in problem for problem in problems)
 
 
 def test_no_configuration_can_allow_a_package(own, monkeypatch):
     monkeypatch.syspath_prepend(own)
-    environment = "+hydra.job.env_set.NGRPO_REWARDS=my_rewards"
-    problems = examine("config", [environment, "+reward.own={_target_: my_rewards.brief}"]).problems
-    assert any("NGRPO_REWARDS names" in problem for problem in problems) and "NGRPO_REWARDS" not in targets.USERS
+    environment = "+hydra.job.env_set.NGRPO_PLUGINS=my_rewards"
+    problems = examine("config", [environment, "+extra_rewards.own={_target_: my_rewards.brief}"]).problems
+    assert any("NGRPO_PLUGINS names" in problem for problem in problems) and "NGRPO_PLUGINS" not in targets.PLUGINS
 
 
 def test_a_run_with_own_rewards_keeps_the_verdicts_and_notes_the_code(own):
     overrides = ["trainer=smoke", "steps=1", "evaluation.before=false", "benchmark=story_math", "trainer.threads=1"]
-    overrides.append("+reward.own={_target_: my_rewards.brief, per_sign: 0.01}")
+    overrides.append("+extra_rewards.own={_target_: my_rewards.brief, per_character: 0.01}")
     status, text = train(own, *overrides)
     assert status == 0, text
     rows = pd.read_parquet(own / "run" / TRAIN_SAMPLES.format(step=1))

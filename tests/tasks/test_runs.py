@@ -63,7 +63,7 @@ def test_own_files_train_and_are_evaluated(place, tmp_path):
     out = tmp_path / "run"
     done = run(
         "train", f"model={place}/model", "task=jsonl", f"task.path={place}/train.jsonl", "benchmark=[aime25,math500]",
-        f"paths.data={place}", "steps=1", "prompts_per_step=2", "group_size=2", "max_new_tokens=8", "evaluation.n=2",
+        f"paths.data={place}", "steps=1", "prompts_per_step=2", "group_size=2", "max_new_tokens=8", "n=2",
         f"hydra.run.dir={out}",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from ngrpo.rundir.schema import read_run
 
 SMALL = [
     "exploration=neighbor_mix", "mix_rate=0.3", "trainer.threads=1", "steps=4", "prompts_per_step=2", "group_size=3",
-    "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "evaluation.n=2", "evaluation.problems=4",
+    "checkpoint_every=1", "eval_every=2", "benchmark=story_math", "n=2", "problems=4",
     "evaluation.rows_per_batch=4", "max_new_tokens=40", "exploration.refresh_every=2", "learning_rate=1e-3",
 ]  # fmt: skip
 ADAPTERS = ["model.lora.r=4", "model.lora.alpha=8", "algorithm.kl.coefficient=0.01"]
