@@ -19,7 +19,6 @@ class EpsilonGreedy(TokenSampling):
     marks where the uniform part was drawn from.
     """
 
-    law = "Mixture"
     allowed: Tensor
     ids: Tensor
 

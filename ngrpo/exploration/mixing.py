@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,9 +50,7 @@ class Around:
 
 
 class Recipe(nn.Module, ABC):
-    """What is fed around an anchor: recorded once, fed again from the record. law: its class in ngrpo.contract.mixtures."""
-
-    law: ClassVar[str] = "Recorded"
+    """What is fed around an anchor: recorded once, fed again from the record."""
 
     def bind(self, ordinary: Tensor, table: Tensor) -> None:
         """Called once, with which rows of the table (V, D) are ordinary tokens (V,) bool."""
@@ -84,7 +81,6 @@ class Mixing(TokenSampling):
     what the paper's objective uses, not the probability of a chosen step.
     """
 
-    law = "ngrpo.contract.mixtures.Mixed"
     deviates = "an argmax that the text gains counts as if it were drawn"
 
     def __init__(

@@ -45,7 +45,6 @@ class PerturbedThinking(Exploration):
     end. Source: zz1358m/SofT-GRPO-master at 2b9d8ec (paper: arXiv 2511.06411).
     """
 
-    law = "ngrpo.contract.perturbed.Perturbed"
     deviates = "the density of a thought is a mean over candidates"
 
     def __init__(

@@ -21,7 +21,6 @@ class SoftThinking(Exploration):
     unfiltered tempered softmax at the token, a figure to look at: a thought is no sample.
     """
 
-    law = "ngrpo.contract.thoughts.Thought"
     deviates = "a thought is no sample"
     inserted: Tensor
 

@@ -26,7 +26,6 @@ class SoftTokens(Exploration):
     `temperature`. Inserted text carries no loss.
     """
 
-    law = "ngrpo.contract.thoughts.SoftTokens"
     rms: Tensor
     stops: Tensor
     inserted: Tensor

@@ -7,15 +7,27 @@ import configurations
 import numpy as np
 import pytest
 import torch
+from laws import law_of
+from oracle import uniform
 from places import CONF
 from torch.nn import functional as F
 
-from ngrpo.cli.arguments import each_strategy
-from ngrpo.contract import ROWS, TEMPERATURES, Setting, built, examine, mutations, noticed
-from ngrpo.contract.__main__ import main
-from ngrpo.contract.mutations import Mutant
-from ngrpo.contract.setting import VOCABULARY
-from ngrpo.contract.statistics import ALPHA, counts, near, pooled, uniform
+from ngrpo.cli import each_strategy
+from ngrpo.contract import (
+    ALPHA,
+    ROWS,
+    TEMPERATURES,
+    VOCABULARY,
+    Setting,
+    built,
+    counts,
+    examine,
+    main,
+    mutations,
+    near,
+    noticed,
+    pooled,
+)
 from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
@@ -41,14 +53,15 @@ def composed():
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_what_is_drawn_is_what_is_claimed(setting, composed, name, temperature):
-    findings = list(examine(built(composed[name], temperature, setting), setting, ROWS))
+    strategy = built(composed[name], temperature, setting)
+    findings = list(examine(strategy, setting, ROWS, law_of(strategy)))
     assert len(findings) >= 40 and [finding for finding in findings if finding.fails] == []
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_mutation_is_noticed(setting, composed, name):
     strategy = built(composed[name], 1.0, setting)
-    found = {mutation: noticed(strategy, setting, mutant) for mutation, mutant in mutations(strategy, setting).items()}
+    found = {mutation: noticed(m, setting, law_of(strategy)) for mutation, m in mutations(strategy, setting).items()}
     assert any("temperature" in mutation for mutation in found) and any("stream" in mutation for mutation in found)
     assert [mutation for mutation, finding in found.items() if finding is None] == []
 
@@ -61,7 +74,7 @@ SETTINGS = [
     "neighbor_mix exploration.compat=released_sglang",
     "neighbor_mix exploration.weights=filtered top_p=0.8 exploration.metric=l1",
     "neighbor_mix exploration.loss_on_mixed_steps=mask exploration.metric=dot",
-    "neighbor_mix exploration.entropy_threshold=2.0 exploration.metric=l2",
+    "neighbor_mix exploration.entropy_threshold=1.5 exploration.metric=l2",
     "neighbor_mix mix_rate=null",
     "neighbor_mix mix_rate=0",
     "orthogonal_noise exploration.noise=elementwise mix_rate=0.5",
@@ -82,7 +95,8 @@ def test_other_settings_keep_the_contract(setting, words):
     with configurations.command_line():
         configs, problems = each_strategy("diagnose", [f"exploration={name}", *knobs])
     assert problems == []
-    findings = list(examine(built(configs[name], 0.8, setting), setting, 60_000))
+    strategy = built(configs[name], 0.8, setting)
+    findings = list(examine(strategy, setting, 60_000, law_of(strategy)))
     assert [finding for finding in findings if finding.fails] == []
 
 
@@ -165,15 +179,15 @@ def test_a_strategy_of_one_s_own_has_checks_and_mutations_without_naming_any(set
     assert failures(strategy, setting) == []
     found = mutations(strategy, setting)
     assert {"temperature=0.9", "rate=0.09", "stream: exploration by the token's uniform"} <= set(found)
-    assert all(noticed(strategy, setting, mutant) for mutant in found.values())
+    assert all(noticed(mutant, setting) for mutant in found.values())
 
 
 def test_a_strategy_without_mutations_is_an_error(setting, monkeypatch, capsys):
     silent = Silent()
     silent.bind(VOCABULARY, setting.table)
     assert mutations(silent, setting) == {}
-    monkeypatch.setattr("ngrpo.contract.__main__.built", lambda *given: silent)
-    monkeypatch.setattr("ngrpo.contract.__main__.Setting", lambda rows: setting)
+    monkeypatch.setattr("ngrpo.contract.built", lambda *given: silent)
+    monkeypatch.setattr("ngrpo.contract.Setting", lambda: setting)
     with configurations.command_line():
         assert main(["exploration=token_sampling"]) == 1
     assert "has no mutation" in capsys.readouterr().out
@@ -182,7 +196,7 @@ def test_a_strategy_without_mutations_is_an_error(setting, monkeypatch, capsys):
 def test_a_mutant_leaves_the_strategy_as_it_is(setting, composed):
     strategy = built(composed["gaussian_noise"], 1.0, setting)
     for mutant in mutations(strategy, setting).values():
-        assert isinstance(mutant, Mutant) and mutant.strategy is strategy
+        assert mutant is not strategy and type(mutant) is type(strategy)
     assert (strategy.temperature, strategy.gate.rate, strategy.recipe.relative_scale) == (1.0, 0.1, 0.33)
 
 
@@ -191,7 +205,7 @@ def test_a_mutant_leaves_the_strategy_as_it_is(setting, composed):
 
 @pytest.fixture
 def command_line(monkeypatch, setting):
-    monkeypatch.setattr("ngrpo.contract.__main__.Setting", lambda rows: setting)
+    monkeypatch.setattr("ngrpo.contract.Setting", lambda: setting)
     with configurations.command_line():
         yield
 
