@@ -1,13 +1,13 @@
 """The laws of strategies that draw tokens, and which law is whose."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from mixture_laws import Mixed
 from oracle import ORDINARY, Law, softmax, uniform
 from thought_laws import Perturbed, SoftTokens, Thought
 
-from ngrpo.contract import VOCABULARY, Cell, Finding, Record, V, near
+from ngrpo.contract import VOCABULARY, Cell, Finding, Record, Setting, V, near
 from ngrpo.exploration.base import Exploration
 from ngrpo.rollout.records import TOKEN
 
@@ -65,7 +65,7 @@ class Selected(Law):
         rows, drawn = np.arange(len(ids)), np.zeros((len(ids), k))
         for place in range(k):  # of what is left, in order of ids, where in its share does the choice lie: which place
             left = np.where(taken | ~(others if place == 0 else ORDINARY), 0.0, p)
-            left /= left.sum(axis=1, keepdims=True)
+            left /= left.sum(axis=1, keepdims=True).clip(1e-300)
             above = left.cumsum(axis=1)[rows, ids[:, place]]
             jitter = np.random.default_rng(place).random(len(ids))
             drawn[:, place] = above - jitter * left[rows, ids[:, place]]
@@ -86,6 +86,6 @@ LAWS: dict[str, type[Law]] = {
 }
 
 
-def law_of(strategy: Exploration) -> type[Law]:
-    """The law that a strategy is held against."""
-    return LAWS.get(type(strategy).__name__, Law)
+def claims_of(strategy: Exploration, setting: Setting) -> Callable[[Cell, Record], Iterator[Finding]]:
+    """What the law of a strategy claims of it."""
+    return LAWS.get(type(strategy).__name__, Law)(strategy, setting).claims

@@ -33,14 +33,15 @@ def kept(p: Array, top_p: float = 1.0, top_k: int | None = None, min_p: float = 
     return np.isin(np.arange(len(p)), order[p[order] >= min_p * p[order[0]]])
 
 
-class Law(contract.Law):
+class Law:
     """Tokens come as often as exp(log_prob) says; exploration acts with probability `rate`, independent of the token.
 
     A strategy that keeps a state explores while a row thinks only, and on ordinary tokens that end no thinking part.
     """
 
     def __init__(self, strategy: Exploration, setting: Setting):
-        super().__init__(strategy, setting)
+        self.strategy, self.setting = strategy, setting
+        self.held = {name.rpartition(".")[2]: value for name, value in contract.held(strategy)}
         self.rows = setting.table.double().numpy()
         self.tracks = bool(strategy.start(1, torch.device("cpu")))
 
@@ -62,6 +63,16 @@ class Law(contract.Law):
         p = softmax(z, self.value("temperature"))
         left = p * kept(p, self.value("top_p", 1.0), self.value("top_k"), self.value("min_p", 0.0))
         return left / left.sum()
+
+    def log_prob(self, seen: Record, z: Array) -> Array:
+        """(N,) what the strategy says of a record under the logits z (V,)."""
+        return contract.log_prob(self.strategy, self.setting, seen, z)
+
+    def density(self, cell: Cell, seen: Record) -> Array:
+        """(V,) exp(log_prob) of every token, the record otherwise that of the first row."""
+        first = contract.rows_of(seen, np.zeros(V, int))
+        first |= {"tokens": np.arange(V), "role": np.full(V, TOKEN), "explored": np.zeros(V, bool)}
+        return np.exp(self.log_prob(first, cell.z))
 
     def claims(self, cell: Cell, seen: Record) -> Iterator[Finding]:
         """What other laws claim in the place of this."""

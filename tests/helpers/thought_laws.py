@@ -26,6 +26,7 @@ class Perturbed(Law):
         chosen = self.candidates(cell.z)
         ids, scores, tokens = seen["mix_ids"], seen["scores"], seen["tokens"]
         valid = scores > -1e29
+        yield near("width", ids.shape[1], self.value("thinking_top_k"))
         yield near("candidates", valid.sum(axis=1) == len(chosen))
         yield near(
             "candidates are the likeliest", np.sort(np.where(valid, ids, -1), axis=1)[:, -len(chosen) :] == chosen
