@@ -31,6 +31,7 @@ from ngrpo.contract import (
     pooled,
 )
 from ngrpo.exploration.base import Exploration
+from ngrpo.exploration.gaussian_noise import GaussianNoise
 from ngrpo.exploration.mixing import Mixing
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
@@ -204,6 +205,7 @@ def test_a_mutant_leaves_the_strategy_as_it_is(setting, composed):
     strategy = built(composed["gaussian_noise"], 1.0, setting)
     for made in mutations(strategy, setting).values():
         assert made is not strategy and type(made) is type(strategy)
+    assert isinstance(strategy, Mixing) and isinstance(strategy.recipe, GaussianNoise)
     assert (strategy.temperature, strategy.gate.rate, strategy.recipe.relative_scale) == (1.0, 0.1, 0.33)
 
 

@@ -1,13 +1,13 @@
 """The laws of strategies that draw tokens, and which law is whose."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 from mixture_laws import Mixed
 from oracle import ORDINARY, Law, softmax, uniform
 from thought_laws import Perturbed, SoftTokens, Thought
 
-from ngrpo.contract import VOCABULARY, Cell, Finding, Record, Setting, V, near
+from ngrpo.contract import VOCABULARY, Cell, Claims, Finding, Record, Setting, V, near
 from ngrpo.exploration.base import Exploration
 from ngrpo.rollout.records import TOKEN
 
@@ -73,7 +73,7 @@ class Selected(Law):
         yield from uniform("candidate", drawn)
 
 
-# By the name of the strategy's class; a class that is not here is held against `Law`.
+# By the name of the strategy's class; a class that is not here is held against what the contract itself knows.
 LAWS: dict[str, type[Law]] = {
     "AnnealedTemperature": Annealed,
     "EpsilonGreedy": Mixture,
@@ -82,10 +82,12 @@ LAWS: dict[str, type[Law]] = {
     "PerturbedThinking": Perturbed,
     "SoftThinking": Thought,
     "SoftTokens": SoftTokens,
+    "TokenSampling": Law,
     "TopkGumbelSelect": Selected,
 }
 
 
-def claims_of(strategy: Exploration, setting: Setting) -> Callable[[Cell, Record], Iterator[Finding]]:
+def claims_of(strategy: Exploration, setting: Setting) -> Claims:
     """What the law of a strategy claims of it."""
-    return LAWS.get(type(strategy).__name__, Law)(strategy, setting).claims
+    law = LAWS.get(type(strategy).__name__)
+    return law(strategy, setting).claims if law else None
