@@ -16,13 +16,13 @@ import pyarrow.parquet as pq
 
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
-from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, read_run
+from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, current_name, read_run
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
-          "eval_every", "checkpoint_every")  # fmt: skip
-OF_STRATEGY = ("exploration", "roles", "trainable", "trains")  # the last as 0.1 called it
+          "n", "problems", "eval_every", "checkpoint_every")  # fmt: skip
+OF_STRATEGY = ("exploration", "roles", "trainable")
 # Beside the seed: when something is done, where and on what; which model it is says data:model.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
@@ -187,7 +187,8 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
     labels = _labels(next(iter(files[max(files)].values())).path)
-    config = flat(record.content["config"]) | {f"data:{name}": version for name, version in record.data.items()}
+    config = {current_name(key): value for key, value in flat(record.content["config"]).items()}
+    config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
     run |= {"wall_seconds": record.content.get("wall_seconds"), "step": max(files), "files": files[max(files)]}

@@ -137,7 +137,8 @@ class GridSweeper(Sweeper):
 
     def is_group(self, key: str) -> bool:
         """Whether `key` is a group of the configuration, or Hydra's own, and not a value of ours."""
-        return key.startswith(("hydra.", "hydra/")) or bool(self.hydra_context.config_loader.get_group_options(key))
+        options = self.hydra_context.config_loader.get_group_options(key, results_filter=None)
+        return key.startswith(("hydra.", "hydra/")) or bool(options)
 
     def parsed(self, texts: Sequence[str]) -> list[Override]:
         """Texts as Hydra reads them, in order."""

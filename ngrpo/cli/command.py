@@ -62,7 +62,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
             if line := complaints.of_renamed(override) or (complaints.of_sweep(override) if swept else None):
                 examined.problems.append(line)
                 overrides.remove(override)
-        if not words and "run" in schema.reference():
+        if not argv and "run" in schema.reference():
             examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
         as_sweep, unfit = compared.as_sweep(schema, overrides)
         jobs = _jobs(schema, as_sweep)
@@ -85,7 +85,7 @@ def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConf
         names = [str(one.value()) for o in overrides if o.key_or_group == compared.GROUP for one in listed(o)]
         rest = [o for o in overrides if o.key_or_group != compared.GROUP]
         problems += [
-            f"{o.input_line}: takes one value; {listed(o)[0].input_line}" for o in rest if o.is_sweep_override()
+            f"{o.input_line}: takes one value here; {listed(o)[0].input_line}" for o in rest if o.is_sweep_override()
         ]
         names = names or schema.choices(compared.GROUP)
         return {} if problems else {name: compared.composed(schema, name, rest) for name in names}, problems

@@ -9,6 +9,7 @@ from hydra.core.override_parser.types import Override
 
 from ngrpo.cli.composition import SEVERAL, Job, Schema, has, stands_for, values_of
 from ngrpo.cli.rules import as_override
+from ngrpo.rundir.schema import RENAMED
 
 MOST_CHOICES = 24  # of a group are listed; of larger ones those that are most like what was typed
 # What other trainers call it.
@@ -16,12 +17,6 @@ FOREIGN_NAMES = {
     "lr": "learning_rate", "max_steps": "steps", "total_training_steps": "steps", "batch_size": "prompts_per_step",
     "train_batch_size": "prompts_per_step", "num_generations": "group_size", "max_completion_length": "max_new_tokens",
     "rho": "mix_rate", "beta": "algorithm.kl.coefficient", "kl_coef": "algorithm.kl.coefficient",
-}  # fmt: skip
-# What keys, with all below them, were called in older versions.
-RENAMED = {
-    "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
-    "grading.max_errors": "grading.max_ungraded_share", "reward": "extra_rewards", "trains": "trainable",
-    "evaluation.n": "n", "evaluation.problems": "problems",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Schema:
         """Group of this entry point -> the choice that stands when nothing is typed."""
         config = self.reference()
         single = {str(group): choice for group, choice in config.hydra.runtime.choices.items() if "/" not in str(group)}
-        return single and {**single, SEVERAL: next(iter(config.get(SEVERAL) or [None]))}
+        return {**single, SEVERAL: next(iter(config[SEVERAL]), None)} if SEVERAL in config else single
 
     def is_group(self, name: str) -> bool:
         """Whether `name`, with slashes for sub-groups, is a group at all."""

@@ -19,8 +19,6 @@ class AnnealedTemperature(TokenSampling):
     `scale`, and log_prob uses that one, filters included.
     """
 
-    law = "Annealed"
-
     def __init__(self, start: float, end: float, horizon: float, temperature: float = 1.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         if not start >= end > 0:

@@ -21,13 +21,10 @@ class Exploration(nn.Module, ABC):
     """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ. `thinking`, once
     bound, tells which rows still think and which tokens are ordinary.
 
-    law       what `python -m ngrpo.contract` holds draws against: a class of ngrpo.contract.laws, or the dotted name of
-              another one; "Law": tokens come as often as exp(log_prob) says, whatever exploration does
-    deviates  how log_prob differs from the logarithm of the probability (or density) of what was drawn, where the
-              objective wants it to; empty: it does not
+    deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
+    acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
     """
 
-    law: ClassVar[str] = "Law"
     deviates: ClassVar[str] = ""
 
     vocabulary: Vocabulary

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.base import State
-from ngrpo.exploration.scores import tempered, token_log_prob
+from ngrpo.exploration.scores import draw_token, tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, DecodeStep, Vocabulary
@@ -19,7 +19,6 @@ class EpsilonGreedy(TokenSampling):
     marks where the uniform part was drawn from.
     """
 
-    law = "Mixture"
     allowed: Tensor
     ids: Tensor
 
@@ -39,7 +38,7 @@ class EpsilonGreedy(TokenSampling):
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         anything = self.ids[(draws.token * len(self.ids)).long()]
         random = draws.explore < self.epsilon
-        tokens = torch.where(random, anything, self.draw(logits, draws))
+        tokens = torch.where(random, anything, draw_token(self.scores(logits), draws.token))
         return DecodeStep(tokens, torch.full_like(tokens, TOKEN), random), state
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:

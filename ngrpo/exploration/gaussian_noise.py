@@ -22,7 +22,6 @@ class GaussianNoise(Recipe):
     the noise; the noise comes back from the row's key, so that training replays it, which released code does not.
     """
 
-    law = "GaussianNoise"
     rms: Tensor
 
     def __init__(self, scale: float):

@@ -25,8 +25,6 @@ class HybridReasoning(TokenSampling):
     they are, and so is all that follows. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
     """
 
-    law = "Hybrid"
-
     def __init__(
         self,
         seed: int,

@@ -1,9 +1,8 @@
 """Feeding, at chosen steps, something made around an anchor: a gate, an anchor, a recipe and a text token, in any mix."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +14,6 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, TOKEN, DecodeStep, Vocabulary
 
-# The anchor (B,) of a mixture, from logits (B, V) and the sampled tokens (B,).
-ANCHORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "argmax": lambda logits, tokens: logits.max(dim=-1).indices,  # argmax takes twice the time
-    "sampled": lambda logits, tokens: tokens,
-}
 # What released code does whatever else is asked for: sglang's `layers/sampler.py` of ZJUSCL/N-GRPO at d9c94fe.
 COMPAT: Mapping[str, Mapping[str, str]] = {
     "none": {},
@@ -51,9 +45,7 @@ class Around:
 
 
 class Recipe(nn.Module, ABC):
-    """What is fed around an anchor: recorded once, fed again from the record. law: its class in ngrpo.contract.mixtures."""
-
-    law: ClassVar[str] = "Recorded"
+    """What is fed around an anchor: recorded once, fed again from the record."""
 
     def bind(self, ordinary: Tensor, table: Tensor) -> None:
         """Called once, with which rows of the table (V, D) are ordinary tokens (V,) bool."""
@@ -84,7 +76,6 @@ class Mixing(TokenSampling):
     what the paper's objective uses, not the probability of a chosen step.
     """
 
-    law = "ngrpo.contract.mixtures.Mixed"
     deviates = "an argmax that the text gains counts as if it were drawn"
 
     def __init__(
@@ -104,7 +95,6 @@ class Mixing(TokenSampling):
         for name, value in COMPAT[compat].items():
             owner, _, attribute = name.rpartition(".")
             setattr(getattr(self, owner) if owner else self, attribute, value)
-        self.pick = ANCHORS[self.anchor]
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         super().bind(vocabulary, table)
@@ -115,6 +105,10 @@ class Mixing(TokenSampling):
 
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
+
+    def pick(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """The anchors (B,), from logits (B, V) and the sampled tokens (B,)."""
+        return tokens if self.anchor == "sampled" else logits.max(dim=-1).indices  # argmax takes twice the time
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores, thinking = self.scores(logits), self.thinking

@@ -25,14 +25,6 @@ SIMILARITIES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "l2": lambda a, b: -(a - b).square().sum(dim=-1),
     "l1": lambda a, b: -(a - b).abs().sum(dim=-1),
 }
-# Components of pairs of rows per second, in a join on two CPU cores. Products: 7.6e10 measured with AVX-512, less assumed
-# for others; l1: measured on AMD Zen 3.
-_RATES = {"cosine": 6e10, "dot": 6e10, "l2": 6e10, "l1": 4.5e9}
-
-
-def join_seconds(rows: int, width: int, metric: str) -> float:
-    """Seconds that two CPU cores need for the neighbors of every row of a (rows, width) table."""
-    return rows * rows * width / _RATES[metric]
 
 
 def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
@@ -41,45 +33,44 @@ def nearest(table: Tensor, count: int, metric: str, ordinary: Tensor) -> Tensor:
     Only rows marked in `ordinary` (V,) bool have neighbors or are neighbors; the others name themselves. Raises
     ValueError if fewer than count + 1 rows are ordinary or the table is not finite.
     """
-    search = Search(table, count, metric, ordinary)
+    rows = ordinary.nonzero().squeeze(-1)  # (N,)
+    if count >= max(len(rows), 1):
+        raise ValueError(f"{count} neighbors asked for, but only {len(rows)} ordinary rows exist: lower k")
+    if not all(torch.isfinite(part).all() for part in table.split(ANCHORS)):
+        raise ValueError("the embedding table has values that are not finite")
     everyone = torch.arange(len(table), device=table.device)[:, None].expand(-1, count).clone()
     if count:
-        for anchors in search.rows.split(ANCHORS):
-            everyone[anchors] = search(anchors)
+        search = Search(table, rows, count, metric)
+        for anchors in torch.arange(len(rows), device=rows.device).split(ANCHORS):
+            everyone[rows[anchors]] = rows[search(anchors)]
     return everyone
 
 
 class Search:
-    """The `count` nearest ordinary rows of any row of one table (V, D): scored in float32, and in float64 where that decides.
+    """The `count` nearest of the `rows` (N,) of a table (V, D): scored in float32, and in float64 where that decides. Rows
+    are named by their places in `rows`.
 
-    For an anchor p, the score c_p . c_q + b_q orders the N ordinary rows q as their similarity does. c are the rows, of
-    unit length for "cosine", less their mean m, so that a large common part takes no digits. b_q is m . c_q for "cosine"
-    and "dot", -|c_q|^2 / 2 for "l2". For "l1" the score is the similarity itself. Float32 errs by at most `error` (N,),
-    whatever the order of summation; where neighbors are not ahead of the next row by twice as much, every row that may
-    be a neighbor is looked at in float64. Raises ValueError as `nearest` does.
+    For an anchor p, the score c_p . c_q + b_q orders the rows q as their similarity does. c are the rows, of unit length
+    for "cosine", less their mean m, so that a large common part takes no digits. b_q is m . c_q for "cosine" and "dot",
+    -|c_q|^2 / 2 for "l2". For "l1" the score is the similarity itself. Float32 errs by at most `error` (N,), whatever the
+    order of summation; where neighbors are not ahead of the next row by twice as much, every row that may be a neighbor is
+    looked at in float64.
     """
 
-    def __init__(self, table: Tensor, count: int, metric: str, ordinary: Tensor):
-        self.table, self.count, self.metric = table.detach(), count, metric
-        self.rows = ordinary.nonzero().squeeze(-1)  # (N,)
-        if count >= max(len(self.rows), 1):
-            raise ValueError(f"{count} neighbors asked for, but only {len(self.rows)} ordinary rows exist: lower k")
-        if not all(torch.isfinite(part).all() for part in self.table.split(ANCHORS)):
-            raise ValueError("the embedding table has values that are not finite")
-        self.place = ordinary.long().cumsum(dim=0) - 1  # (V,) where a row stands among the ordinary ones
+    def __init__(self, table: Tensor, rows: Tensor, count: int, metric: str):
+        self.table, self.rows, self.count, self.metric = table.detach(), rows, count, metric
         self.points, self.error = self._points_and_error()
 
     def __call__(self, anchors: Tensor) -> Tensor:
-        """(A, count) ids of the rows nearest to the ordinary rows `anchors` (A,), nearest first."""
+        """(A, count) the places nearest to those of `anchors` (A,), nearest first."""
         queries = self._queries(anchors)
-        # Products are left to torch on every device: the BLAS that comes with faiss takes the slowest of its kernels on
-        # processors that it does not know, which is five times slower. For distances that are none, faiss is faster.
+        # On a CPU, faiss takes half the time of torch for l1; products are as fast in torch, or five times faster.
         best = self._best_by_faiss if self.metric == "l1" and not queries.is_cuda else self._best_by_torch
         scores, places = best(queries, min(self.count + 2, len(self.rows)))
-        scores = scores.masked_fill(places == self.place[anchors, None], -torch.inf)
+        scores = scores.masked_fill(places == anchors[:, None], -torch.inf)
         scores, order = scores.sort(dim=-1, descending=True)
-        found = self.rows[places.gather(-1, order)[:, : self.count]]
-        slack = 2 * self.error[self.place[anchors]]
+        found = places.gather(-1, order)[:, : self.count]
+        slack = 2 * self.error[anchors]
         gaps = scores[:, : self.count] - scores[:, 1 : self.count + 1]
         unsure = ~(gaps > slack[:, None]).all(dim=-1)  # the form that is true of overflows too
         for part in unsure.nonzero().split(max(1, _BLOCK_BYTES // (4 * len(self.points)))):
@@ -92,12 +83,13 @@ class Search:
         """c and b as one table (N, D + 1), and what a score with each row may be off (N,), float32."""
         count, width = len(self.rows), self.table.shape[1]
         mean = torch.zeros(width, dtype=torch.float64, device=self.rows.device)
-        for rows in self.rows.split(ANCHORS):
-            mean += self._directions(rows).sum(dim=0) / count
+        parts = torch.arange(count, device=self.rows.device).split(ANCHORS)
+        for part in parts:
+            mean += self._directions(part).sum(dim=0) / count
         points = torch.empty(count, width + 1, device=self.rows.device)
         bias, norms = torch.zeros(2, count, dtype=torch.float64, device=self.rows.device)
-        for rows in self.rows.split(ANCHORS):
-            part, centered = self.place[rows], self._directions(rows) - mean
+        for part in parts:
+            centered = self._directions(part) - mean
             points[part, :-1] = centered.float()
             norms[part] = centered.norm(p=1 if self.metric == "l1" else 2, dim=-1)
             if self.metric != "l1":
@@ -107,13 +99,13 @@ class Search:
         scale = norms + norms.max() if self.metric == "l1" else norms * norms.max() + bias.abs().max()
         return points, ((width + 8) * 2.0**-24 * scale).float()
 
-    def _directions(self, rows: Tensor) -> Tensor:
+    def _directions(self, places: Tensor) -> Tensor:
         """(A, D) float64: the rows themselves, of unit length where only directions count."""
-        vectors = self.table[rows].double()
+        vectors = self.table[self.rows[places]].double()
         return F.normalize(vectors, dim=-1) if self.metric == "cosine" else vectors
 
     def _queries(self, anchors: Tensor) -> Tensor:
-        queries = self.points[self.place[anchors]]
+        queries = self.points[anchors]
         queries[:, -1] = self.metric != "l1"  # the factor of b; distances have no b
         return queries
 
@@ -138,17 +130,13 @@ class Search:
     def _among_all(self, anchors: Tensor, queries: Tensor, floors: Tensor) -> Tensor:
         """What a call returns, by the similarities of all rows that score no less than `floors` (A,)."""
         near = ~(self._scores(queries) < floors[:, None])
-        near[torch.arange(len(anchors)), self.place[anchors]] = False
-        row, place = near.nonzero().unbind(dim=-1)  # ids ascend, so stable sorts let ties stand by id
-        ids = self.rows[place]
-        order = self._similarities(anchors[row], ids).sort(descending=True, stable=True).indices
+        near[torch.arange(len(anchors)), anchors] = False
+        row, place = near.nonzero().unbind(dim=-1)  # places ascend, so stable sorts let ties stand by id
+        step = max(1, _PASS_BYTES // (8 * self.table.shape[1]))
+        pairs = zip(self.rows[anchors[row]].split(step), self.rows[place].split(step), strict=True)
+        similarities = [SIMILARITIES[self.metric](self.table[a].double(), self.table[b].double()) for a, b in pairs]
+        order = torch.cat(similarities).sort(descending=True, stable=True).indices
         order = order[row[order].sort(stable=True).indices]
         counts = near.sum(dim=-1, keepdim=True)
         first = counts.cumsum(dim=0) - counts
-        return ids[order[first + torch.arange(self.count, device=first.device)]]
-
-    def _similarities(self, anchors: Tensor, ids: Tensor) -> Tensor:
-        """(A,) float64 similarities of the rows `ids` (A,) to `anchors` (A,)."""
-        step = max(1, _PASS_BYTES // (8 * self.table.shape[1]))
-        pairs, similarity = zip(anchors.split(step), ids.split(step), strict=True), SIMILARITIES[self.metric]
-        return torch.cat([similarity(self.table[a].double(), self.table[i].double()) for a, i in pairs])
+        return place[order[first + torch.arange(self.count, device=first.device)]]

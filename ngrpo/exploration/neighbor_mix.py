@@ -47,8 +47,6 @@ class Neighbors(Recipe):
     search   "table": the nearest rows of the input embedding; "head": those of the output embedding, as released
     """
 
-    law = "Neighbors"
-
     def __init__(
         self, k: int, metric: str = "cosine", weights: str = "raw", search: str = "table", refresh_every: int = 10
     ):

@@ -8,11 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ngrpo.exploration.nearest import Search, join_seconds, nearest
+from ngrpo.exploration.nearest import nearest
 
 CACHED_FROM = 16_384  # rows; smaller tables are searched faster than they are read from a disk
-WORTH_TELLING = 30.0  # seconds
-LONGEST_JOIN = 1200.0  # seconds on two CPU cores; tables that need longer are searched row by row, as anchors occur
 
 
 def fingerprint(table: Tensor) -> str:
@@ -28,9 +26,6 @@ class NeighborTable(nn.Module):
 
     The table and what it was made from are buffers, so a checkpoint carries them and a resumed run mixes as the
     uninterrupted one would have. Large tables are kept on disk too, under $NGRPO_CACHE (default ~/.cache/ngrpo).
-    Where a CPU would need more than LONGEST_JOIN, a row is searched when its anchor first occurs, and forgotten at the
-    next RL step whose embedding differs. What is found then depends on the embedding of the step alone and not on the
-    steps, ranks or evaluations before; a frozen embedding is searched once either way.
     """
 
     ids: Tensor
@@ -41,59 +36,33 @@ class NeighborTable(nn.Module):
     def __init__(self, k: int, metric: str, refresh_every: int):
         super().__init__()
         self.k, self.metric, self.refresh_every = k, metric, refresh_every
-        self.search: Search | None = None  # of a table that is searched row by row
 
     def bind(self, ordinary: Tensor) -> None:
-        """Make room for V rows, given which of them are ordinary tokens (V,) bool."""
-        self.search = None
+        """Make room for V rows, given which of them are ordinary tokens (V,) bool; until the first search, and for ever
+        where they are no such tokens, rows name themselves throughout."""
         self.register_buffer("ordinary", ordinary, persistent=False)
-        self.register_buffer("ids", self._unknown())
+        self.register_buffer("ids", torch.arange(len(ordinary), device=ordinary.device)[:, None].repeat(1, self.k))
         self.register_buffer("made_at", torch.tensor(-1, device=ordinary.device))
         self.register_buffer("made_from", torch.zeros(16, dtype=torch.uint8, device=ordinary.device))
 
     def candidates(self, anchors: Tensor) -> Tensor:
         """(B, K) ids for anchors (B,): the anchor first, then its neighbors, nearest first."""
-        if self.search is not None:
-            unknown = self.ordinary[anchors] & (self.ids[anchors, 1] == anchors)
-            missing = anchors[unknown].unique()
-            if len(missing):
-                self.ids[missing, 1:] = self.search(missing)
         return self.ids[anchors]
 
     def refresh(self, table: Tensor, step: int) -> dict[str, float]:
-        """Search again where it is due; returns the share of neighbor entries that changed (`neighbor_drift`).
-
-        A table that is searched row by row is looked at before every step, and tells no drift.
-        """
-        made_at, by_row = int(self.made_at), self._by_row(table)
-        if self.k == 1 or (made_at >= 0 and not by_row and step - made_at < self.refresh_every):
+        """Search again where it is due; returns the share of neighbor entries that changed (`neighbor_drift`)."""
+        made_at = int(self.made_at)
+        if self.k == 1 or (made_at >= 0 and step - made_at < self.refresh_every):
             return {}
-        mark = fingerprint(table)
-        changed = made_at < 0 or mark != bytes(self.made_from.tolist()).hex()
-        before = self.ids[self.ordinary, 1:].clone()
-        if by_row:
-            self._start_by_row(table, changed)
-        elif changed:
+        mark, before = fingerprint(table), self.ids[self.ordinary, 1:].clone()
+        if made_at < 0 or mark != bytes(self.made_from.tolist()).hex():
             self.ids[:, 1:] = self._search(table, mark)
         self.made_at.fill_(step)
         self.made_from.copy_(torch.tensor(list(bytes.fromhex(mark)), dtype=torch.uint8))
-        if made_at < 0 or by_row:
+        if made_at < 0:
             return {}
         after = self.ids[self.ordinary, 1:]
         return {"neighbor_drift": (after[:, :, None] != before[:, None, :]).all(dim=-1).double().mean().item()}
-
-    def _by_row(self, table: Tensor) -> bool:
-        return not table.is_cuda and join_seconds(len(table), table.shape[1], self.metric) > LONGEST_JOIN
-
-    def _start_by_row(self, table: Tensor, changed: bool) -> None:
-        if changed:
-            self.ids.copy_(self._unknown())
-        if changed or self.search is None:
-            self.search = Search(table, self.k - 1, self.metric, self.ordinary)
-
-    def _unknown(self) -> Tensor:
-        """(V, K) ids of rows that name themselves throughout, as those without neighbors do."""
-        return torch.arange(len(self.ordinary), device=self.ordinary.device)[:, None].repeat(1, self.k)
 
     def _search(self, table: Tensor, mark: str) -> Tensor:
         if len(table) < CACHED_FROM:
@@ -103,10 +72,8 @@ class NeighborTable(nn.Module):
         path = folder / f"{mark}-{reserved}-{self.metric}-{self.k}.safetensors"
         if path.is_file():
             return load_file(path)["neighbors"].to(table.device)
-        if (seconds := join_seconds(len(table), table.shape[1], self.metric)) > WORTH_TELLING and not table.is_cuda:
-            print(
-                f"note: searching the neighbors of {len(table):,} tokens, about {seconds / 60:.0f} minutes on two cores"
-            )
+        if not table.is_cuda:
+            print(f"note: searching the neighbors of {len(table):,} tokens, which takes a CPU minutes, by l1 hours")
         found = nearest(table, self.k - 1, self.metric, self.ordinary)
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")

@@ -19,8 +19,6 @@ class MatchedNoise(Neighbors):
     A record keeps the anchor as its only candidate and the length as `scale`; u comes back from the row's key.
     """
 
-    law = "MatchedNoise"
-
     def record(self, rows: Around) -> dict[str, Tensor]:
         made, exact = super().record(rows), torch.promote_types(rows.table.dtype, torch.float32)
         anchors = made["mix_ids"][:, :1]

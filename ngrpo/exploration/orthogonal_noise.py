@@ -21,7 +21,6 @@ class OrthogonalNoise(Recipe):
     vectors from the current table. Source: ZJUSCL/N-GRPO at d9c94fe, whose training pass forgets the noise.
     """
 
-    law = "OrthogonalNoise"
     ordinary: Tensor
 
     def __init__(self, k: int, noise: str = "scalar"):

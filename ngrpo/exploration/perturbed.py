@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State, mixture, where_explored
-from ngrpo.exploration.scores import candidates, draw_token, filtered, tempered, token_log_prob
+from ngrpo.exploration.base import State, mixture, where_explored
+from ngrpo.exploration.scores import candidates, draw_token, tempered
+from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, DecodeStep
 
@@ -33,7 +34,7 @@ class Noise(ABC):
         """What each candidate adds to the log-density (..., K) of y under l', and which of them count (..., K) bool."""
 
 
-class PerturbedThinking(Exploration):
+class PerturbedThinking(TokenSampling):
     """Thinking: candidates = the `thinking_top_k` likeliest tokens, less those outside the nucleus `thinking_top_p` of
     what these renormalize to; their log-probabilities l (temperature included), renormalized again, are perturbed to
     scores y, y is turned into weights, and the weighted sum of their embeddings is fed, detached from the table. The
@@ -45,7 +46,6 @@ class PerturbedThinking(Exploration):
     end. Source: zz1358m/SofT-GRPO-master at 2b9d8ec (paper: arXiv 2511.06411).
     """
 
-    law = "ngrpo.contract.perturbed.Perturbed"
     deviates = "the density of a thought is a mean over candidates"
 
     def __init__(
@@ -56,9 +56,8 @@ class PerturbedThinking(Exploration):
         temperature: float = 1.0,
         top_p: float = 1.0,
     ):
-        super().__init__()
-        self.noise, self.temperature, self.top_p = noise, temperature, top_p
-        self.thinking_top_k, self.thinking_top_p = thinking_top_k, thinking_top_p
+        super().__init__(temperature, top_p)
+        self.noise, self.thinking_top_k, self.thinking_top_p = noise, thinking_top_k, thinking_top_p
 
     def start(self, rows: int, device: torch.device) -> State:
         return self.thinking.start(rows, device)
@@ -69,7 +68,7 @@ class PerturbedThinking(Exploration):
         scores = self.noise.perturb(log_p, draws).to(log_p.dtype).masked_fill(log_p.isneginf(), CUT)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(-1, order)
-        tokens = torch.where(soft, ids[:, 0], draw_token(self._hard(logits), draws.token))
+        tokens = torch.where(soft, ids[:, 0], draw_token(self.scores(logits), draws.token))
         _, state = self.thinking.push(state, tokens)
         explored = state["thinking"] & self.thinking.ordinary[tokens]
         weights = self.noise.weigh(scores)
@@ -78,10 +77,6 @@ class PerturbedThinking(Exploration):
         ids = torch.where(soft[:, None], ids, tokens[:, None])
         scores = torch.where(soft[:, None], scores, torch.zeros_like(scores))
         return DecodeStep(tokens, torch.where(soft, self.noise.role, TOKEN), explored, ids, weights, scores), state
-
-    def _hard(self, logits: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(..., V) whose softmax the answer's tokens are drawn from; `keep` (...,) are tokens that no filter cuts."""
-        return filtered(tempered(logits, self.temperature), self.top_p, keep)
 
     def _candidates(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Ids (B, K), likeliest first, and log-probabilities (B, K), -inf outside the nucleus."""
@@ -97,7 +92,7 @@ class PerturbedThinking(Exploration):
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.mix_ids is not None and steps.scores is not None
-        hard = token_log_prob(self._hard(logits, keep=steps.tokens), steps.tokens)
+        hard = super().log_prob(steps, logits, table)
         valid = steps.scores > CUT / 2
         scores = tempered(logits.gather(-1, steps.mix_ids), self.temperature)
         log_p = scores.masked_fill(~valid, -torch.inf).log_softmax(dim=-1)

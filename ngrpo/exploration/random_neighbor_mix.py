@@ -14,7 +14,6 @@ class RandomRows(Neighbors):
     Each anchor has random rows of its own, distinct from it and from each other, drawn once per run from `seed`.
     """
 
-    law = "RandomRows"
     random: Tensor
 
     def __init__(self, k: int, seed: int):

@@ -21,7 +21,6 @@ class SoftThinking(Exploration):
     unfiltered tempered softmax at the token, a figure to look at: a thought is no sample.
     """
 
-    law = "ngrpo.contract.thoughts.Thought"
     deviates = "a thought is no sample"
     inserted: Tensor
 
@@ -60,7 +59,8 @@ class SoftThinking(Exploration):
         ids = candidates(words, min(self.max_topk, words.shape[-1]))
         state = self._stop_cold(scores, state, ids[:, 0])
         thinking, inserting = state["insert"] < 0, (state["insert"] >= 0) & (state["insert"] < len(self.inserted))
-        tokens = torch.where(thinking, ids[:, 0], self._answer(logits, draws))
+        answer = filtered(tempered(logits, self.answer_temperature), self.answer_top_p, top_k=self.answer_top_k)
+        tokens = torch.where(thinking, ids[:, 0], draw_token(answer, draws.token))
         if len(self.inserted):
             tokens = torch.where(inserting, self.inserted[state["insert"].clamp(0, len(self.inserted) - 1)], tokens)
         ended, state = self.thinking.answer.push(state, tokens)
@@ -80,10 +80,6 @@ class SoftThinking(Exploration):
         ends, _ = self.thinking.answer.push(state, tokens)
         full = (low >= self.low_steps) & ~ends & bool(self.vocabulary.answer_start)
         return {**state, "low": low.masked_fill(full, 0), "insert": state["insert"].masked_fill(full, 0)}
-
-    def _answer(self, logits: Tensor, draws: Draws) -> Tensor:
-        scores = tempered(logits, self.answer_temperature)
-        return draw_token(filtered(scores, self.answer_top_p, top_k=self.answer_top_k), draws.token)
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
         assert steps.scale is not None

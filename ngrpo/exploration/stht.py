@@ -26,7 +26,6 @@ class SoftTokens(Exploration):
     `temperature`. Inserted text carries no loss.
     """
 
-    law = "ngrpo.contract.thoughts.SoftTokens"
     rms: Tensor
     stops: Tensor
     inserted: Tensor
@@ -74,11 +73,8 @@ class SoftTokens(Exploration):
         role = torch.where(thinking, GAUSSIAN, torch.where(inserting, FORCED, TOKEN))
         soft = thinking & ~torch.isin(tokens, self.stops)
         state = self._advance(state, tokens, thinking)
-        exact, sigma, places = (
-            torch.promote_types(table.dtype, torch.float32),
-            self.relative_scale * self.rms,
-            chosen_places(soft),
-        )
+        exact, sigma = torch.promote_types(table.dtype, torch.float32), self.relative_scale * self.rms
+        places = chosen_places(soft)
         mean = self._expected(logits[places], table)
         offset = torch.zeros(len(tokens), table.shape[-1], dtype=exact, device=table.device)
         offset[places] = mean + sigma * draws[places].normal(table.shape[-1])

@@ -9,21 +9,21 @@ State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers the
 
 
 class SuffixMatch:
-    """Whether each row's text has just ended with `suffix`; kept as a state entry of recent tokens (B, L)."""
+    """Whether each row's text has just ended with `suffix`; kept as a state entry `recent` of tokens (B, L)."""
 
-    def __init__(self, suffix: tuple[int, ...], name: str = "recent"):
-        self.suffix, self.name = suffix, name
+    def __init__(self, suffix: tuple[int, ...]):
+        self.suffix = suffix
 
     def start(self, rows: int, device: torch.device) -> State:
-        return {self.name: torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
+        return {"recent": torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
 
     def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
         """(B,) bool and the new state after the text gained `tokens` (B,). An empty suffix never matches."""
-        recent = torch.cat((state[self.name][:, 1:], tokens[:, None]), dim=1)
+        recent = torch.cat((state["recent"][:, 1:], tokens[:, None]), dim=1)
         matched = torch.full_like(tokens, bool(self.suffix), dtype=torch.bool)
         for column, token in enumerate(self.suffix):  # one token at a time, so that nothing is copied to a device
             matched = matched & (recent[:, column] == token)
-        return matched, {**state, self.name: recent}
+        return matched, {**state, "recent": recent}
 
 
 class Thinking(nn.Module):

@@ -24,12 +24,8 @@ class TokenSampling(Exploration):
         """(..., V) whose softmax tokens are drawn from; `keep` (...,) are tokens that no filter cuts."""
         return filtered(tempered(logits, self.temperature), self.top_p, keep, self.top_k, self.min_p)
 
-    def draw(self, logits: Tensor, draws: Draws) -> Tensor:
-        """(B,) sampled tokens."""
-        return draw_token(self.scores(logits), draws.token)
-
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
-        tokens = self.draw(logits, draws)
+        tokens = draw_token(self.scores(logits), draws.token)
         return DecodeStep(tokens, torch.full_like(tokens, TOKEN), torch.zeros_like(tokens, dtype=torch.bool)), state
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:

@@ -22,8 +22,6 @@ class TopkGumbelSelect(TokenSampling):
     d9c94fe, without its second softmax.
     """
 
-    law = "Selected"
-
     def __init__(self, gate: Gate, k: int, text_token: str = "anchor", temperature: float = 1.0, top_p: float = 1.0):
         super().__init__(temperature, top_p)
         self.gate, self.k, self.text_token = gate, k, text_token

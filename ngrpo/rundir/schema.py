@@ -28,7 +28,13 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "limits", "fresh", "paths", "grading"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "paths", "grading"}
+# What keys of a configuration, with all below them, were called in older versions.
+RENAMED = {
+    "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
+    "grading.max_errors": "grading.max_ungraded_share", "reward": "extra_rewards", "trains": "trainable",
+    "evaluation.n": "n", "evaluation.problems": "problems",
+}  # fmt: skip
 PLACES = {"path", "directory"}  # of a data set or model: what it holds counts, by its version, and not where it lies
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
 # Facts of a machine that are told where a run goes on with others.
@@ -68,6 +74,12 @@ class RunRecord:
     seed: int | None = None
     results_version: int | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def current_name(key: str) -> str:
+    """What a dotted key of a configuration, which an older version may have written, is called now."""
+    old = next((name for name in RENAMED if f"{key}.".startswith(f"{name}.")), "")
+    return RENAMED[old] + key.removeprefix(old) if old else key
 
 
 def read_run(directory: str | Path) -> RunRecord:

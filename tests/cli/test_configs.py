@@ -94,7 +94,7 @@ def test_the_heading_holds_commands_that_use_the_file_and_work(path):
         assert any(re.search(rf"\b{group}=\[?['\"]?{option}\b", line) for _, line in commands)
     for script, line in commands:
         if "<" not in line and "hub id" not in line and "Qwen/" not in line:
-            name = {"train": "config"}.get(script, script)
+            name = "config" if script == "train" else script
             assert examine(name, shlex.split(line)).problems == []
 
 
@@ -106,8 +106,8 @@ def test_every_file_composes_without_a_problem_and_describes_keys_that_are_there
     with configurations.composing() as loader:
         config = configurations.schema(loader, name, []).reference(chosen)
     known = flat(config)
-    for key, words in (OmegaConf.to_container(config).get("schema") or {}).items():
-        assert wrong_words(words) is None
+    for key, words in config.get("schema", {}).items():
+        assert wrong_words(OmegaConf.to_container(words)) is None
         optional = key.startswith("evaluation.exploration.") or path in PRIMARY
         assert key in known or optional, key
 

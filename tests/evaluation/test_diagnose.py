@@ -176,12 +176,12 @@ def test_a_report_shows_the_neighbors_that_lie_beside_its_runs(finished, tmp_pat
 
 
 WRONG = {
-    "strategies=[neighbor_mix]": "must have token_sampling among them|'strategies=[token_sampling,neighbor_mix]'",
-    "strategies=neighbor_mix": "must be a list|'strategies=[token_sampling,neighbor_mix]'",
+    "strategies=[neighbor_mix]": "with token_sampling among them|'strategies=[token_sampling,neighbor_mix]'",
+    "strategies=neighbor_mix": "is a list|'strategies=[token_sampling,neighbor_mix]'",
     "strategies=[token_sampling,neighbour_mix]": "neighbor_mix|neighbor_mix",
-    "strategies=[token_sampling,stht,stht]": "names a strategy twice|'strategies=[token_sampling,stht]'",
-    "strategies=[]": "must have token_sampling",
-    "exploration=stht": "several strategies are compared|'strategies=[token_sampling,stht]'",
+    "strategies=[token_sampling,stht,stht]": "a list of different ones|'strategies=[token_sampling,stht]'",
+    "strategies=[]": "with token_sampling",
+    "exploration=stht": "strategies is a list|'strategies=[token_sampling,stht]'",
     "mix_rate=2": "mix_rate=2|from 0 to 1",
     "strategies=[token_sampling,stht] mix_rate=0.2": "mix_rate=0.2|exploration=neighbor_mix",
     "mixrate=0.2": "mixrate=0.2|mix_rate",

@@ -1,5 +1,6 @@
 """The density contract of every strategy, and that it would notice one that is not what it says."""
 
+import copy
 import math
 from dataclasses import replace
 
@@ -7,16 +8,31 @@ import configurations
 import numpy as np
 import pytest
 import torch
+from laws import claims_of
+from oracle import uniform
 from places import CONF
 from torch.nn import functional as F
 
-from ngrpo.cli.arguments import each_strategy
-from ngrpo.contract import ROWS, TEMPERATURES, Setting, built, examine, mutations, noticed
-from ngrpo.contract.__main__ import main
-from ngrpo.contract.mutations import Mutant
-from ngrpo.contract.setting import VOCABULARY
-from ngrpo.contract.statistics import ALPHA, counts, near, pooled, uniform
+from ngrpo.cli import each_strategy
+from ngrpo.contract import (
+    ALPHA,
+    ROWS,
+    TEMPERATURES,
+    VOCABULARY,
+    Setting,
+    built,
+    counts,
+    examine,
+    main,
+    mutant,
+    mutations,
+    near,
+    noticed,
+    pooled,
+)
 from ngrpo.exploration.base import Exploration
+from ngrpo.exploration.gaussian_noise import GaussianNoise
+from ngrpo.exploration.mixing import Mixing
 from ngrpo.exploration.scores import tempered, token_log_prob
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.records import TOKEN, DecodeStep
@@ -33,7 +49,7 @@ def setting() -> Setting:
 def composed():
     """Strategy -> configuration, of all that there are."""
     with configurations.command_line():
-        configs, problems = each_strategy("diagnose", [])
+        configs, problems = each_strategy("evaluate", [])
     assert problems == [] and sorted(configs) == STRATEGIES
     return configs
 
@@ -41,16 +57,21 @@ def composed():
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_what_is_drawn_is_what_is_claimed(setting, composed, name, temperature):
-    findings = list(examine(built(composed[name], temperature, setting), setting, ROWS))
+    strategy = built(composed[name], temperature, setting)
+    findings = list(examine(strategy, setting, ROWS, claims_of(strategy, setting)))
     assert len(findings) >= 40 and [finding for finding in findings if finding.fails] == []
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_every_mutation_is_noticed(setting, composed, name):
     strategy = built(composed[name], 1.0, setting)
-    found = {mutation: noticed(strategy, setting, mutant) for mutation, mutant in mutations(strategy, setting).items()}
-    assert any("temperature" in mutation for mutation in found) and any("stream" in mutation for mutation in found)
-    assert [mutation for mutation, finding in found.items() if finding is None] == []
+    mutants, claims = mutations(strategy, setting), claims_of(strategy, setting)
+    if isinstance(strategy, Mixing):
+        sampler = copy.deepcopy(strategy)
+        sampler.pick = lambda logits, tokens: logits.topk(2, dim=-1).indices[:, 1]
+        mutants["anchor: the second likeliest"] = mutant(strategy, sampler=sampler)
+    assert any("temperature" in mutation for mutation in mutants) and any("stream" in mutation for mutation in mutants)
+    assert [mutation for mutation, made in mutants.items() if not noticed(made, setting, claims)] == []
 
 
 # Settings that lead through other lines than those of conf/exploration.
@@ -61,7 +82,7 @@ SETTINGS = [
     "neighbor_mix exploration.compat=released_sglang",
     "neighbor_mix exploration.weights=filtered top_p=0.8 exploration.metric=l1",
     "neighbor_mix exploration.loss_on_mixed_steps=mask exploration.metric=dot",
-    "neighbor_mix exploration.entropy_threshold=2.0 exploration.metric=l2",
+    "neighbor_mix exploration.entropy_threshold=1.5 exploration.metric=l2",
     "neighbor_mix mix_rate=null",
     "neighbor_mix mix_rate=0",
     "orthogonal_noise exploration.noise=elementwise mix_rate=0.5",
@@ -80,9 +101,10 @@ SETTINGS = [
 def test_other_settings_keep_the_contract(setting, words):
     name, *knobs = words.split()
     with configurations.command_line():
-        configs, problems = each_strategy("diagnose", [f"exploration={name}", *knobs])
+        configs, problems = each_strategy("evaluate", [f"exploration={name}", *knobs])
     assert problems == []
-    findings = list(examine(built(configs[name], 0.8, setting), setting, 60_000))
+    strategy = built(configs[name], 0.8, setting)
+    findings = list(examine(strategy, setting, 60_000, claims_of(strategy, setting)))
     assert [finding for finding in findings if finding.fails] == []
 
 
@@ -151,7 +173,7 @@ def failures(strategy: Exploration, setting: Setting) -> list[str]:
     ("strategy", "words"),
     [
         (Colder(0.6), "all cells: tokens"),
-        (Nosy(), "tokens with exploration"),
+        (Nosy(), "explored whatever the token's stream"),
         (Leaky(0.1, 0.5), "plain rows are fed their token's embedding"),
     ],
     ids=["temperature", "stream", "feed"],
@@ -165,15 +187,15 @@ def test_a_strategy_of_one_s_own_has_checks_and_mutations_without_naming_any(set
     assert failures(strategy, setting) == []
     found = mutations(strategy, setting)
     assert {"temperature=0.9", "rate=0.09", "stream: exploration by the token's uniform"} <= set(found)
-    assert all(noticed(strategy, setting, mutant) for mutant in found.values())
+    assert all(noticed(m, setting) for m in found.values())
 
 
 def test_a_strategy_without_mutations_is_an_error(setting, monkeypatch, capsys):
     silent = Silent()
     silent.bind(VOCABULARY, setting.table)
     assert mutations(silent, setting) == {}
-    monkeypatch.setattr("ngrpo.contract.__main__.built", lambda *given: silent)
-    monkeypatch.setattr("ngrpo.contract.__main__.Setting", lambda rows: setting)
+    monkeypatch.setattr("ngrpo.contract.built", lambda *given: silent)
+    monkeypatch.setattr("ngrpo.contract.Setting", lambda: setting)
     with configurations.command_line():
         assert main(["exploration=token_sampling"]) == 1
     assert "has no mutation" in capsys.readouterr().out
@@ -181,8 +203,9 @@ def test_a_strategy_without_mutations_is_an_error(setting, monkeypatch, capsys):
 
 def test_a_mutant_leaves_the_strategy_as_it_is(setting, composed):
     strategy = built(composed["gaussian_noise"], 1.0, setting)
-    for mutant in mutations(strategy, setting).values():
-        assert isinstance(mutant, Mutant) and mutant.strategy is strategy
+    for made in mutations(strategy, setting).values():
+        assert made is not strategy and type(made) is type(strategy)
+    assert isinstance(strategy, Mixing) and isinstance(strategy.recipe, GaussianNoise)
     assert (strategy.temperature, strategy.gate.rate, strategy.recipe.relative_scale) == (1.0, 0.1, 0.33)
 
 
@@ -191,7 +214,7 @@ def test_a_mutant_leaves_the_strategy_as_it_is(setting, composed):
 
 @pytest.fixture
 def command_line(monkeypatch, setting):
-    monkeypatch.setattr("ngrpo.contract.__main__.Setting", lambda rows: setting)
+    monkeypatch.setattr("ngrpo.contract.Setting", lambda: setting)
     with configurations.command_line():
         yield
 

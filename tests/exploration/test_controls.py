@@ -14,6 +14,7 @@ from decode_step import (
     one_step,
     ordinary_logits,
     random,
+    recipe,
 )
 from scipy import stats
 from strategies import neighbor_mix, norm_matched_noise, orthogonal_noise, random_neighbor_mix, topk_gumbel_select
@@ -25,7 +26,7 @@ from ngrpo.exploration.random_neighbor_mix import random_rows
 from ngrpo.exploration.scores import nucleus
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, TOKEN, DecodeStep
+from ngrpo.rollout.records import FORCED, TOKEN
 from ngrpo.training.replay import replay
 
 
@@ -39,11 +40,6 @@ def table() -> torch.Tensor:
 def fed_by(strategy, step, table, time: int = 0) -> torch.Tensor:
     rows = len(step.tokens)
     return strategy.embed(step, table, Draws(torch.arange(rows), torch.full((rows,), time)))
-
-
-def recipe(step: DecodeStep) -> tuple[torch.Tensor, torch.Tensor]:
-    assert step.mix_ids is not None and step.mix_weights is not None
-    return step.mix_ids, step.mix_weights
 
 
 CONTROLS = {
@@ -216,8 +212,8 @@ def test_random_neighbors_have_the_weights_of_the_nearest_ones(table):
     assert torch.equal(weights, near_weights) and torch.equal(ids[:, 0], near_ids[:, 0])
     assert (ids[step.explored, 1:] != near_ids[step.explored, 1:]).any()
     assert torch.equal(fed_by(ours, step, table)[~step.explored], table[step.tokens[~step.explored]])
-    assert torch.equal(ours.recipe.random, again.recipe.random)
-    assert not torch.equal(ours.recipe.random, other.recipe.random)
+    rows = [strategy.get_buffer("recipe.random") for strategy in (ours, again, other)]
+    assert torch.equal(rows[0], rows[1]) and not torch.equal(rows[0], rows[2])
     assert "recipe.random" in ours.state_dict()
     fed = (table[ids].double() * near_weights.double()[..., None]).sum(1)
     torch.testing.assert_close(fed_by(ours, step, table).double(), fed, rtol=0, atol=1e-5)

@@ -14,6 +14,7 @@ from decode_step import (
     draws_of,
     one_step,
     ordinary_logits,
+    recipe,
     towards,
     trapped_table,
 )
@@ -21,7 +22,8 @@ from scipy import optimize
 from strategies import gaussian_noise, neighbor_mix
 from torch.nn import functional as F
 
-from ngrpo.exploration.neighbors import nearest
+from ngrpo.exploration.nearest import nearest
+from ngrpo.exploration.neighbor_mix import Neighbors
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.records import FORCED, Vocabulary
 
@@ -54,17 +56,18 @@ def test_a_mixed_step_is_the_published_formula(table, k, temperature):
     step = one_step(strategy, logits, table)
     fed, weights = reference_mixture(logits, table, k, temperature)
     assert step.explored.all() and torch.equal(step.tokens, logits.argmax(-1))
-    assert step.mix_ids.shape == (50, k) and torch.equal(step.mix_ids[:, 0], step.tokens)
-    torch.testing.assert_close(step.mix_weights.double(), torch.tensor(weights), rtol=0, atol=1e-6)
+    ids, found = recipe(step)
+    assert ids.shape == (50, k) and torch.equal(ids[:, 0], step.tokens)
+    torch.testing.assert_close(found.double(), torch.tensor(weights), rtol=0, atol=1e-6)
     torch.testing.assert_close(strategy.embed(step, table, draws_of(50)).double(), torch.tensor(fed), rtol=0, atol=1e-6)
 
 
 def test_weights_are_a_distribution_led_by_the_anchor_and_blind_to_a_constant(table):
     strategy, logits = bound(neighbor_mix(1.0, 4), table), ordinary_logits(200, scale=1.0)
-    weights = one_step(strategy, logits, table).mix_weights
+    _, weights = recipe(one_step(strategy, logits, table))
     assert (weights >= 0).all() and (weights.sum(-1) - 1).abs().max() < 1e-6
     assert torch.equal(weights.argmax(-1), torch.zeros(200, dtype=torch.int64)) and weights[:, 0].min() >= 0.25
-    moved = one_step(strategy, logits + 17.0, table).mix_weights
+    _, moved = recipe(one_step(strategy, logits + 17.0, table))
     torch.testing.assert_close(moved, weights, rtol=0, atol=1e-5)
 
 
@@ -73,7 +76,7 @@ def test_a_mixture_lies_in_the_convex_hull_of_its_candidates(table):
     step = one_step(strategy, logits, table)
     fed = strategy.embed(step, table, draws_of(30)).double().numpy()
     for row in range(30):
-        corners = table[step.mix_ids[row]].double().numpy()
+        corners = table[recipe(step)[0][row]].double().numpy()
         weights, distance = optimize.nnls(np.vstack((corners.T, np.ones(4))), np.append(fed[row], 1.0))
         assert distance < 1e-6 and weights.sum() == pytest.approx(1, abs=1e-6)
 
@@ -82,7 +85,7 @@ def test_cold_mixtures_are_the_anchor_and_hot_ones_the_mean(table):
     logits = ordinary_logits(40)
     cold, hot = (bound(neighbor_mix(1.0, 3, temperature=t), table) for t in (1e-6, 1e7))
     step = one_step(cold, logits, table)
-    assert torch.equal(step.mix_weights, F.one_hot(torch.zeros(40, dtype=torch.int64), 3).float())
+    assert torch.equal(recipe(step)[1], F.one_hot(torch.zeros(40, dtype=torch.int64), 3).float())
     assert torch.equal(cold.embed(step, table, draws_of(40)), table[logits.argmax(-1)])
     step = one_step(hot, logits, table)
     torch.testing.assert_close(step.mix_weights, torch.full((40, 3), 1 / 3), rtol=0, atol=1e-5)
@@ -106,6 +109,7 @@ def test_ties_of_the_argmax_go_to_the_lowest_id(table):
 def test_no_reserved_stop_or_padded_row_is_a_neighbor(table, metric):
     strategy = bound(neighbor_mix(1.0, 6, metric), table)
     anchors = torch.tensor([i for i in range(V) if i not in TRAPS])
+    assert isinstance(strategy.recipe, Neighbors)
     found = strategy.recipe.neighbors.candidates(anchors)
     assert not torch.isin(found, torch.tensor(TRAPS)).any()
     assert torch.equal(found[:, 1:], nearest(table, 5, metric, VOCABULARY.ordinary(V))[anchors])
@@ -131,9 +135,10 @@ def test_a_sampled_text_token_keeps_the_sample_and_mixes_around_the_argmax(table
     strategy = bound(neighbor_mix(1.0, 3, text_token="sampled", temperature=1.3), table)
     step, plain = one_step(strategy, logits, table), one_step(TokenSampling(1.3), logits, table)
     assert torch.equal(step.tokens, plain.tokens)
-    mixed = step.mix_weights[:, 0] < 1
-    assert mixed.sum() > 200 and torch.equal(step.mix_ids[mixed, 0], logits.argmax(-1)[mixed])
-    assert (step.tokens[mixed] != step.mix_ids[mixed, 0]).any()
+    ids, weights = recipe(step)
+    mixed = weights[:, 0] < 1
+    assert mixed.sum() > 200 and torch.equal(ids[mixed, 0], logits.argmax(-1)[mixed])
+    assert (step.tokens[mixed] != ids[mixed, 0]).any()
     fed = strategy.embed(step, table, draws_of(300)).double()
     expected = torch.tensor(reference_mixture(logits, table, 3, 1.3)[0])
     torch.testing.assert_close(fed[mixed], expected[mixed], rtol=0, atol=1e-6)

@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from decode_step import D, V, bound, one_step, ordinary_logits, random
-from strategies import neighbor_mix
 
 from ngrpo.exploration import nearest as room
 from ngrpo.exploration import neighbors
-from ngrpo.exploration.nearest import SIMILARITIES, Search, join_seconds, nearest
+from ngrpo.exploration.nearest import SIMILARITIES, Search, nearest
 from ngrpo.exploration.neighbors import NeighborTable, fingerprint
 
 METRICS = ("cosine", "dot", "l2", "l1")
@@ -155,7 +153,7 @@ def test_products_too_large_for_float32_are_settled_in_float64(metric):
 def test_no_score_is_further_off_than_the_error_told(metric, part):
     """Differences of scores against differences of similarities: a constant for each anchor does not matter."""
     table = random_table(150, 200) * torch.logspace(-3, 3, 150)[:, None] + part
-    made, points = Search(table, 1, metric, everyone(table)), table.double().numpy()
+    made, points = Search(table, torch.arange(150), 1, metric), table.double().numpy()
     queries = made._queries(torch.arange(150))
     best = made._best_by_faiss if metric == "l1" else made._best_by_torch
     scores, places = best(queries, 150)
@@ -363,87 +361,3 @@ def test_small_tables_are_not_kept_on_disk(monkeypatch, tmp_path):
     monkeypatch.setenv("NGRPO_CACHE", str(tmp_path))
     made().refresh(random_table(50, 8), 0)
     assert not list(tmp_path.iterdir())
-
-
-@pytest.fixture
-def by_row(monkeypatch):
-    """Every table is too large for a join; returns the anchors that were searched, call by call."""
-    calls, search = [], Search.__call__
-    monkeypatch.setattr(neighbors, "LONGEST_JOIN", 0)
-    monkeypatch.setattr(neighbors, "nearest", None)
-
-    def counted(self, anchors):
-        calls.append(anchors.tolist())
-        return search(self, anchors)
-
-    monkeypatch.setattr(Search, "__call__", counted)
-    return calls
-
-
-@pytest.mark.parametrize("metric", METRICS)
-def test_rows_found_as_they_occur_are_those_of_the_join(metric, by_row):
-    embedding = random_table(50, 8)
-    embedding[[11, 30, 44]] = embedding[12].clone()
-    table, whole = made(k=4, metric=metric), everyone(embedding)
-    whole[:2] = False
-    expected = nearest(embedding, 3, metric, whole)
-    by_row.clear()
-    assert table.refresh(embedding, 0) == {} and not by_row
-    for seed in range(12):
-        anchors = torch.randint(50, (9,), generator=torch.Generator().manual_seed(seed))
-        found = table.candidates(anchors)
-        assert torch.equal(found[:, 0], anchors) and torch.equal(found[:, 1:], expected[anchors])
-    searched = [anchor for call in by_row for anchor in call]
-    assert len(searched) == len(set(searched)) > 30, "no anchor is searched twice"
-    assert not {0, 1} & set(searched), "reserved rows have no neighbors"
-
-
-def test_rows_are_forgotten_when_the_embedding_changes_and_only_then(by_row):
-    table, embedding, anchors = made(every=10), random_table(50, 8), torch.tensor([5, 9])
-    for step in range(3):
-        assert table.refresh(embedding, step) == {}
-        table.candidates(anchors)
-    assert by_row == [[5, 9]]
-    embedding = random_table(50, 8, seed=1)
-    table.refresh(embedding, 3)
-    assert torch.equal(table.candidates(anchors)[:, 1:], nearest(embedding, 2, "cosine", table.ordinary)[anchors])
-
-
-def test_what_an_anchor_gets_does_not_depend_on_what_was_asked_before(by_row):
-    """Ranks, resumed runs and evaluations see other anchors; all find the rows of the embedding of the step."""
-    busy, anchors = made(every=10), torch.arange(50)
-    for step in range(3):
-        busy.refresh(random_table(50, 8, seed=step), step)
-        busy.candidates(anchors[step : 20 + step])
-    idle, resumed = made(every=10), made(every=10)
-    resumed.load_state_dict({name: value.clone() for name, value in busy.state_dict().items()})
-    for table in (busy, idle, resumed):
-        table.refresh(random_table(50, 8, seed=2), 3)
-    assert torch.equal(busy.candidates(anchors), idle.candidates(anchors))
-    assert torch.equal(busy.candidates(anchors), resumed.candidates(anchors))
-    resumed.refresh(random_table(50, 8, seed=5), 4)
-    idle.refresh(random_table(50, 8, seed=5), 4)
-    assert torch.equal(idle.candidates(anchors), resumed.candidates(anchors))
-
-
-def test_a_row_by_row_table_that_cannot_be_is_told_before_the_first_step(by_row):
-    with pytest.raises(ValueError, match="lower k"):
-        made(k=50).refresh(random_table(50, 8), 0)
-    with pytest.raises(ValueError, match="not finite"):
-        made().refresh(random_table(50, 8) / 0, 0)
-
-
-@pytest.mark.parametrize(("metric", "joined"), [("cosine", True), ("l2", True), ("dot", True), ("l1", False)])
-def test_the_table_of_a_large_vocabulary_is_joined_unless_that_takes_too_long(metric, joined):
-    assert (join_seconds(151_936, 1_536, metric) < neighbors.LONGEST_JOIN) == joined
-    assert join_seconds(32_000, 64, metric) < neighbors.LONGEST_JOIN
-
-
-@pytest.mark.parametrize("rate", [0.3, 1.0])
-def test_only_rows_that_are_mixed_are_searched(rate, by_row):
-    strategy = bound(neighbor_mix(rate, 3, "l1"), random(V, D))
-    logits = ordinary_logits(16)
-    step = one_step(strategy, logits, random(V, D))
-    searched = {anchor for call in by_row for anchor in call}
-    mixed = logits.argmax(dim=-1)[step.explored]
-    assert len(mixed) > 0 and searched == set(mixed.tolist())

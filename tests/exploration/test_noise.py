@@ -23,7 +23,11 @@ def test_noise_has_the_size_of_its_name_in_every_coordinate(table, scale):
     step = strategy.sample(logits, strategy.start(rows, logits.device), draws, table)[0]
     noise = (strategy.embed(step, table, draws) - table[step.tokens]).double()
     sigma = scale * np.sqrt((table.double().numpy() ** 2).mean())
-    assert step.explored.all() and step.scale.tolist() == pytest.approx([sigma] * rows, rel=1e-6)
+    assert (
+        step.explored.all()
+        and step.scale is not None
+        and step.scale.tolist() == pytest.approx([sigma] * rows, rel=1e-6)
+    )
     assert stats.kstest((noise.flatten() / sigma).numpy(), "norm").pvalue > 1e-3
     assert noise.square().sum(-1).mean().item() == pytest.approx(D * sigma**2, rel=0.05)
     assert noise.square().mean(0).sqrt().numpy() == pytest.approx([sigma] * D, rel=0.1)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decode_step import random, texts, thinking_part
+from decode_step import random, recipe, texts, thinking_part
 from strategies import gaussian_noise, neighbor_mix
 
 from ngrpo.algorithm.inputs import LossInputs
@@ -109,7 +109,8 @@ def test_a_chosen_step_that_is_not_mixed_is_recorded_as_it_was_fed(setting, read
     prompts = torch.randint(4, 60, (6, 5), generator=torch.Generator().manual_seed(0))
     rollouts = generate(model, strategy, prompts, torch.ones(6, 5).bool(), torch.arange(6), 12)
     chosen = rollouts.steps.explored & rollouts.mask
-    assert chosen.any() and (rollouts.steps.mix_weights[..., 0] == 1)[chosen].any()
-    weights = rollouts.steps.mix_weights[chosen].sum(-1)
+    _, weights = recipe(rollouts.steps)
+    assert chosen.any() and (weights[..., 0] == 1)[chosen].any()
+    weights = weights[chosen].sum(-1)
     torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
     assert (replay(model, strategy, rollouts).log_probs - rollouts.log_probs)[rollouts.loss_mask].abs().max() < 1e-5

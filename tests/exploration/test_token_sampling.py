@@ -27,7 +27,7 @@ def test_tokens_are_the_inverse_cdf_in_id_order(size, dtype, slack):
     for row in range(300):
         weights = np.exp(scores[row].double().numpy() - scores[row].max().item())
         cdf = np.cumsum(weights) / weights.sum()
-        token = tokens[row].item()
+        token = int(tokens[row])
         assert weights[token] > 0
         assert cdf[token] - weights[token] / weights.sum() - slack <= uniform[row].item() <= cdf[token] + slack
 

@@ -37,6 +37,12 @@ def one_step(strategy, logits, table, step: int = 0, seed: int = 0) -> DecodeSte
     return strategy.sample(logits, strategy.start(len(logits), logits.device), draws, table)[0]
 
 
+def recipe(step: DecodeStep) -> tuple[torch.Tensor, torch.Tensor]:
+    """Candidates and weights (..., K) of steps that have them."""
+    assert step.mix_ids is not None and step.mix_weights is not None
+    return step.mix_ids, step.mix_weights
+
+
 def towards(tokens: torch.Tensor | list[int]) -> torch.Tensor:
     """Logits (B, V) that leave no choice but `tokens`."""
     return F.one_hot(torch.as_tensor(tokens), V) * 200.0 + random(len(tokens), V)

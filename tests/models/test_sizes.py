@@ -29,7 +29,7 @@ def test_known_checkpoints_have_their_published_size(path):
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "conf" / "model").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_backbone_can_be_planned(path):
-    named = yaml.safe_load(path.read_text())["path"]
+    named = yaml.safe_load(path.read_text())["model"]["path"]
     if named != "???":
         assert needs(architecture(named), SIZES).peak > 0
 

@@ -1,14 +1,13 @@
-"""The law of thinking in mixtures of perturbed candidates: their scores, weights and densities, by scipy's distributions."""
+"""The laws of thinking in mixtures of perturbed candidates, in noisy expected embeddings, and without chance."""
 
 from collections.abc import Iterator
 
 import numpy as np
+from oracle import Law, kept, likeliest, old_and_new, softmax, uniform
 from scipy import special, stats
 
-from ngrpo.contract.laws import Cell, Law, Record, kept, softmax
-from ngrpo.contract.setting import VOCABULARY
-from ngrpo.contract.statistics import Array, Finding, counts, holds, near, uniform
-from ngrpo.rollout.records import DIRICHLET, GAUSSIAN, GUMBEL
+from ngrpo.contract import VOCABULARY, Array, Cell, Finding, Record, V, counts, near
+from ngrpo.rollout.records import DIRICHLET, FORCED, GAUSSIAN, GUMBEL
 
 ROUNDING = 1e-3  # noise so near to a bound of its clamp counts as clamped
 RELIABLE = -3.0  # the log-probability above which a candidate counts in a Gumbel density, as released
@@ -20,31 +19,31 @@ class Perturbed(Law):
 
     def claims(self, cell: Cell, seen: Record) -> Iterator[Finding]:
         if not cell.thinking:
-            yield from self.drawn(seen, self.density(cell, seen))
             yield from super().claims(cell, seen)
             return
         role = int(seen["role"][0])
-        yield holds("roles are all the same kind of density", (seen["role"] == role) & np.isin(role, list(KINDS)))
+        yield near("roles are all the same kind of density", (seen["role"] == role) & np.isin(role, list(KINDS)))
         chosen = self.candidates(cell.z)
         ids, scores, tokens = seen["mix_ids"], seen["scores"], seen["tokens"]
         valid = scores > -1e29
-        yield holds("candidates", valid.sum(axis=1) == len(chosen))
-        yield holds(
+        yield near("width", ids.shape[1], self.value("thinking_top_k"))
+        yield near("candidates", valid.sum(axis=1) == len(chosen))
+        yield near(
             "candidates are the likeliest", np.sort(np.where(valid, ids, -1), axis=1)[:, -len(chosen) :] == chosen
         )
-        yield holds(
+        yield near(
             "scores are in order, and the first is the text token",
             (np.diff(scores) <= 0).all(axis=1) & (ids[:, 0] == tokens),
         )
         acts = self.acts(cell)[tokens] > 0
-        yield holds("exploration", seen["explored"] == acts)
+        yield near("exploration", seen["explored"] == acts)
         noise = KINDS[role](self)
         plain = np.eye(scores.shape[1])[0]
         yield near("weights", seen["mix_weights"], np.where(acts[:, None], noise.weights(scores), plain))
         y = np.stack([np.where(ids == token, scores, 0).sum(axis=1) for token in chosen], axis=1)
         log_p = np.log(softmax(cell.z[chosen], self.value("temperature")))
         yield from noise.scores(y, log_p)
-        for z in cell.old_and_new:
+        for z in old_and_new(cell):
             log_p = np.log(softmax(z[chosen], self.value("temperature")))
             yield near("log_prob is the mean density", self.log_prob(seen, z), noise.density(y, log_p), noise.tolerance)
 
@@ -140,3 +139,47 @@ class Dirichlet:
 
 
 KINDS = {GUMBEL: Gumbel, GAUSSIAN: Gaussian, DIRICHLET: Dirichlet}
+
+
+class SoftTokens(Law):
+    """Thinking: the text gains the argmax, and the offset is normal around softmax(z / soft_temperature) E."""
+
+    def claims(self, cell: Cell, seen: Record) -> Iterator[Finding]:
+        if not cell.thinking:
+            yield from super().claims(cell, seen)
+            return
+        mean = softmax(cell.z, self.value("soft_temperature")) @ self.rows
+        sigma = self.value("relative_scale") * np.sqrt((self.rows**2).mean())
+        soft = likeliest(cell) not in VOCABULARY.stops
+        yield near("the text gains the argmax", seen["tokens"] == likeliest(cell))
+        yield near("roles", seen["role"] == (GAUSSIAN if soft else FORCED))
+        yield near("exploration", seen["explored"] == soft)
+        if soft:
+            yield near("scale", seen["scale"], sigma)
+            yield from uniform("offset", stats.norm.cdf((seen["offset"] - mean) / sigma))
+            for z in old_and_new(cell):
+                law = stats.multivariate_normal(softmax(z, self.value("soft_temperature")) @ self.rows, sigma**2)
+                yield near("log_prob is the Gaussian density", self.log_prob(seen, z), law.logpdf(seen["offset"]))
+
+
+class Thought(Law):
+    """Thinking: the text gains the argmax, and a mixture of the likeliest is fed; nothing is drawn."""
+
+    def claims(self, cell: Cell, seen: Record) -> Iterator[Finding]:
+        kind = "" if cell.thinking else "answer_"
+        tau = self.value(f"{kind}temperature")
+        p, filters = softmax(cell.z, tau), {name: self.value(f"{kind}{name}") for name in ("top_p", "top_k")}
+        yield near("scale", seen["scale"], tau)
+        yield near("log_prob is the tempered softmax", self.log_prob(seen, cell.z), np.log(p)[seen["tokens"]])
+        if not cell.thinking:
+            left = p * kept(p, **filters)
+            yield from self.tokens(seen, left / left.sum(), np.zeros(V))
+            return
+        words = p[: VOCABULARY.size]
+        ids = np.argsort(-words, kind="stable")[: self.value("max_topk")]
+        weights = (words * kept(words, min_p=self.value("min_p"), **filters))[ids]
+        yield near("the text gains the argmax", seen["tokens"] == likeliest(cell))
+        acts = bool(self.acts(cell)[likeliest(cell)])
+        yield near("exploration", seen["explored"] == acts)
+        yield near("candidates", seen["mix_ids"] == (ids if acts else likeliest(cell)))
+        yield near("weights", seen["mix_weights"], weights / weights.sum() if acts else np.eye(len(ids))[0])

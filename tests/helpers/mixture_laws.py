@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from oracle import ORDINARY, Law, kept, likeliest, old_and_new, softmax, uniform
 from scipy import stats
 
-from ngrpo.contract.laws import ORDINARY, Cell, Law, Record, kept, resolve, softmax
-from ngrpo.contract.setting import V
-from ngrpo.contract.statistics import Array, Finding, holds, near, uniform
+from ngrpo.contract import Array, Cell, Finding, Record, V, near
 from ngrpo.rollout.records import FORCED, TOKEN
 
 SIMILARITIES = {
@@ -27,21 +26,20 @@ class Mixed(Law):
         p, greedy = self.sampled(cell.z), self.value("anchor") == "argmax"
         replaces = greedy and self.value("text_token") == "anchor"
         acts, gate = self.acts(cell), self.rate(cell) * cell.thinking
-        anchors = np.full(len(seen["tokens"]), cell.likeliest) if greedy else seen["tokens"]
+        anchors = np.full(len(seen["tokens"]), likeliest(cell)) if greedy else seen["tokens"]
         if replaces:
-            greedily = np.eye(V)[cell.likeliest]
+            greedily = np.eye(V)[likeliest(cell)]
             density = (1 - gate) * p + gate * greedily
             explored = gate * greedily / density.clip(min=1e-300)
         else:
-            density, explored = p, gate * acts * (ORDINARY[cell.likeliest] if greedy else 1)
-        yield from self.drawn(seen, density)
+            density, explored = p, gate * acts * (ORDINARY[likeliest(cell)] if greedy else 1)
         yield from self.tokens(seen, density, explored)
-        yield holds("roles", seen["role"] == np.where(seen["explored"], self.role(), TOKEN))
-        for z in cell.old_and_new:
+        yield near("roles", seen["role"] == np.where(seen["explored"], self.role(), TOKEN))
+        for z in old_and_new(cell):
             yield near("log_prob is the tempered softmax", self.log_prob(seen, z), self.term(z)[seen["tokens"]])
         mixed = seen["explored"] & (acts[seen["tokens"]] > 0) & ORDINARY[anchors]
         yield from self.plain(seen, ~mixed)
-        recipe = resolve(self.strategy.recipe.law, __name__)(self)  # pyright: ignore
+        recipe = RECIPES.get(type(self.strategy.recipe).__name__, Recorded)(self)
         if mixed.any():
             part = {name: None if v is None else v[mixed] for name, v in seen.items()}
             yield from recipe.check(cell, part, anchors[mixed])
@@ -63,21 +61,21 @@ class Mixed(Law):
     def plain(self, seen: Record, where: Array) -> Iterator[Finding]:
         """Rows that are not mixed are recorded and fed as their text token."""
         if seen["mix_ids"] is not None:
-            yield holds("plain rows stand for their token", seen["mix_ids"][where, 0] == seen["tokens"][where])
-            yield holds("plain rows have one candidate", (seen["mix_weights"][where, 1:] == 0).all(axis=-1))
-        yield near("plain rows are fed as they are", seen["fed"][where], self.table[seen["tokens"][where]])
+            yield near("plain rows stand for their token", seen["mix_ids"][where, 0] == seen["tokens"][where])
+            yield near("plain rows have one candidate", (seen["mix_weights"][where, 1:] == 0).all(axis=-1))
+        yield near("plain rows are fed as they are", seen["fed"][where], self.rows[seen["tokens"][where]])
 
 
 class Recorded:
     """A recipe of which no more is known than that it records its anchor first."""
 
     def __init__(self, law: Mixed):
-        self.law, self.value, self.table = law, law.value, law.table
+        self.law, self.value, self.table = law, law.value, law.rows
 
     def check(self, cell: Cell, mixed: Record, anchors: Array) -> Iterator[Finding]:
         """Findings about rows that are mixed around these anchors, one at least."""
         if mixed["mix_ids"] is not None:
-            yield holds("the anchor is the first candidate", mixed["mix_ids"][:, 0] == anchors)
+            yield near("the anchor is the first candidate", mixed["mix_ids"][:, 0] == anchors)
 
 
 class Neighbors(Recorded):
@@ -101,7 +99,7 @@ class Neighbors(Recorded):
 
     def check(self, cell: Cell, mixed: Record, anchors: Array) -> Iterator[Finding]:
         ids, weights = self.recipes(cell)
-        yield holds("candidates are the nearest", mixed["mix_ids"] == ids[anchors])
+        yield near("candidates are the nearest", mixed["mix_ids"] == ids[anchors])
         yield near("weights", mixed["mix_weights"], weights[anchors])
         fed = (weights[anchors][..., None] * self.table[ids[anchors]]).sum(axis=1)
         yield near("the mixture is fed", mixed["fed"], fed)
@@ -115,8 +113,8 @@ class RandomRows(Neighbors):
         first = np.array([ids[np.argmax(anchors == anchor)] for anchor in range(V)])[anchors]
         ordered = np.sort(ids, axis=1)
         distinct = (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
-        yield holds("candidates are the anchor's own", (ids == first).all(axis=1) & (ids[:, 0] == anchors))
-        yield holds("candidates are distinct ordinary rows", distinct & ORDINARY[ids].all(axis=1))
+        yield near("candidates are the anchor's own", (ids == first).all(axis=1) & (ids[:, 0] == anchors))
+        yield near("candidates are distinct ordinary rows", distinct & ORDINARY[ids].all(axis=1))
         yield near("weights", mixed["mix_weights"], weights)
         yield near("the mixture is fed", mixed["fed"], (weights[..., None] * self.table[ids]).sum(axis=1))
 
@@ -127,7 +125,7 @@ class MatchedNoise(Neighbors):
     def check(self, cell: Cell, mixed: Record, anchors: Array) -> Iterator[Finding]:
         ids, weights = self.recipes(cell)
         length = np.linalg.norm((weights[..., None] * self.table[ids]).sum(axis=1) - self.table, axis=1)[anchors]
-        yield holds("the anchor stands alone", mixed["mix_ids"] == anchors[:, None])
+        yield near("the anchor stands alone", mixed["mix_ids"] == anchors[:, None])
         yield near("length", mixed["scale"], length)
         yield from uniform("direction", angles((mixed["fed"] - self.table[anchors]) / length[:, None]))
 
@@ -141,7 +139,7 @@ class OrthogonalNoise(Recorded):
         order = [token for token in np.argsort(-cell.z, kind="stable") if ORDINARY[token] and token != anchors[0]]
         others = order[: self.value("k") - 1]
         weights = softmax(cell.z[others], self.value("temperature"))
-        yield holds("candidates are the likeliest", mixed["mix_ids"] == [anchors[0], *others])
+        yield near("candidates are the likeliest", mixed["mix_ids"] == [anchors[0], *others])
         yield near("weights", mixed["mix_weights"], [1, *weights])
         e = self.table[anchors[0]]
         along = weights[:, None] * (self.table[others] - np.outer(self.table[others] @ e / (e @ e), e))
@@ -160,6 +158,9 @@ class GaussianNoise(Recorded):
         sigma = self.value("relative_scale") * np.sqrt((self.table**2).mean())
         yield near("scale", mixed["scale"], sigma)
         yield from uniform("noise", stats.norm.cdf((mixed["fed"] - self.table[mixed["tokens"]]) / sigma))
+
+
+RECIPES = {kind.__name__: kind for kind in (Neighbors, RandomRows, MatchedNoise, OrthogonalNoise, GaussianNoise)}
 
 
 def angles(directions: Array) -> Array:
