@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all services bench check clean
+.PHONY: help .venv demo test test-all services bench lint check clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -51,11 +51,13 @@ services:  ## Install the database server and the browser that some tests start 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
 	@$(BIN)/python -m benchmarks.run $(BENCH)
 
-check: $(STAMP)  ## Lint, formatting, types and tests, as the continuous integration does
+lint: $(STAMP)  ## Lint, formatting, types and the direction of imports, over the whole tree
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/pyright
-	@$(MAKE) --no-print-directory test
+	@$(BIN)/lint-imports
+
+check: lint test  ## All of it and the tests, as the continuous integration does
 
 clean:  ## Remove the virtual environment and all caches; outputs/ stays
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,6 @@
 """Every number of a report: estimates, tests against the baseline, what pairs of checkpoints show, noise, and cost.
 
-It reads a `Study` and makes frames; how they look, it does not know.
+It reads a `Study` and makes frames.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """What samples of an untrained model say of its room for exploration: estimates per strategy and paired comparisons.
 
-It reads the directory that diagnose.py wrote; what is concluded from the numbers, it does not know.
+It reads the directory that diagnose.py wrote.
 
 P problems, n samples of each, G the group size of the training that is planned.
 """

@@ -1,6 +1,6 @@
 """Run directories as tidy frames: what was run, how often each problem was solved, what it cost.
 
-It reads the columns that it needs and no others; what the numbers mean, it does not know.
+It reads the columns that it needs and no others.
 """
 
 import json

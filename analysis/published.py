@@ -1,6 +1,6 @@
 """Published numbers beside measured ones, each with the estimator that it was made with. They enter no ranking.
 
-The facts are in published_results.csv. It does not know what was measured here.
+The facts are in published_results.csv.
 """
 
 from collections.abc import Sequence

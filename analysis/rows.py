@@ -1,6 +1,6 @@
 """JSON lines, JSON, CSV and parquet as batches of the columns asked for, so that memory does not grow with the texts.
 
-It knows file formats; what a column means, it does not know.
+It knows file formats.
 """
 
 import csv

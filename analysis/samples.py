@@ -1,6 +1,6 @@
 """Sample files of our own runs, read by columns: how often each problem was solved, and samples of the problems asked for.
 
-It knows the columns of a sample file; what a run or an arm is, it does not know.
+It knows the columns of a sample file.
 """
 
 from collections.abc import Collection, Sequence

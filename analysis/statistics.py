@@ -1,6 +1,6 @@
 """Tests and intervals: training seeds as the unit of the headline, problems as that of what given checkpoints show.
 
-It takes arrays of solve rates; what an arm, a benchmark or a file is, it does not know.
+It takes arrays of solve rates.
 
 S training seeds, P problems.
 """

@@ -1,6 +1,6 @@
 """Jobs and trials of sweeps that left no finished run, with the reason that the sweep recorded.
 
-It reads `sweeps/<name>.json` of grids and `sweeps/<name>/trials.csv` of searches; what a finished run holds, it does not know.
+It reads `sweeps/<name>.json` of grids and `sweeps/<name>/trials.csv` of searches.
 """
 
 import csv

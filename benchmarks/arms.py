@@ -1,7 +1,4 @@
-"""What is compared: this engine under each strategy, and `generate` of transformers, on one model and one workload.
-
-It does not know how an arm is timed or reported.
-"""
+"""What is compared: this engine under each strategy, and `generate` of transformers, on one model and one workload."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

@@ -1,7 +1,4 @@
-"""Generated tokens per second of the engine and of transformers `generate`: same model, prompts and lengths.
-
-It does not know what is done with the tokens.
-"""
+"""Generated tokens per second of the engine and of transformers `generate`: same model, prompts and lengths."""
 
 from typing import Any
 

@@ -1,6 +1,6 @@
 """How cost grows: tokens per second along one axis at a time, step time with CPU threads, two processes under DDP.
 
-One table and one picture per axis. It does not know why.
+One table and one picture per axis.
 """
 
 import csv

@@ -1,4 +1,4 @@
-"""Paired timings with their spread, and peak memory. It does not know what is measured."""
+"""Paired timings with their spread, and peak memory."""
 
 import gc
 import os

@@ -1,4 +1,4 @@
-"""Peak resident memory of one batch, every arm in a process of its own. It does not know how fast an arm is.
+"""Peak resident memory of one batch, every arm in a process of its own.
 
 python -m benchmarks.memory --arm NAME --threads N --limit N
 """

@@ -1,7 +1,6 @@
 """The models that are measured: the bundled one, and randomly initialized Qwen2 of any size, equal for equal seeds.
 
 Random weights cost what trained ones cost; what they cannot do is end a text, so whoever uses them says where rows end.
-It does not know what is measured.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""What every part is told: how long to measure, on what. It does not know the parts."""
+"""What every part is told: how long to measure, on what."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What was measured, as tables for people and as files. It does not know how anything was measured."""
+"""What was measured, as tables for people and as files."""
 
 import json
 import re

@@ -1,7 +1,7 @@
 """How near decoding and training come to what the device can do: bytes of memory per second, and matmuls per second.
 
 For a GPU: `--part roofline --device cuda --dtype bfloat16 --model 1.5b`. The device's own rates are measured in the same
-run. It does not know which kernels run.
+run.
 """
 
 import statistics

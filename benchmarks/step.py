@@ -1,6 +1,6 @@
 """A whole GRPO step beside TRL's GRPOTrainer: rollout, reward, log-probabilities, update, logging; no KL, one update.
 
-Each trainer has a process of its own, and they take turns step by step. It does not know how either takes its step.
+Each trainer has a process of its own, and they take turns step by step.
 """
 
 import json

@@ -1,6 +1,6 @@
 """One side of the comparison of whole steps: a run as train.py makes it, whose steps wait for their turn.
 
-It does not know the other side. Nothing of train.py is left out: grading, metrics, samples and timings are written.
+Nothing of train.py is left out: grading, metrics, samples and timings are written.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """The other side of the comparison of whole steps: TRL's GRPOTrainer on the same task, its steps waiting for their turn.
 
-It does not know this project's trainer; the task, its grader and the lengths of answers are what both share. Left at TRL's
+The task, its grader and the lengths of answers are those of step_ngrpo. Left at TRL's
 defaults is all that makes it slower only by choice: bfloat16 and gradient checkpointing are off, as they are in ours.
 """
 

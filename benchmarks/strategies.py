@@ -1,7 +1,7 @@
 """What exploration adds to a decode step, and what evaluation adds to decoding.
 
 Every call stands between two calls of its baseline and is compared with their mean, in time of the clock and of the
-processor. It does not know what a strategy does.
+processor.
 """
 
 from pathlib import Path

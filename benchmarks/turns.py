@@ -1,6 +1,6 @@
 """Two trainers that take turns step by step, each in a process of its own: both ends of the line between them.
 
-It does not know what a step is. The one that waits sleeps, so a machine that slows down slows both.
+The one that waits sleeps, so a machine that slows down slows both.
 """
 
 import argparse

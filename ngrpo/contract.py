@@ -301,7 +301,7 @@ def built(config: DictConfig, temperature: float, setting: Setting) -> Explorati
 
 def main(argv: list[str]) -> int:
     """Prints a line for each strategy and temperature, and one for its mutants; the exit status."""
-    configs, problems = each_strategy("evaluate", argv)
+    configs, problems = each_strategy(argv)
     print("".join(f"error: {line}\n" for line in problems), end="", file=sys.stderr)
     torch.set_num_threads(1)  # operations on so few tokens take longer on several
     setting, good = Setting(), not problems

@@ -1,6 +1,6 @@
 """A search with Optuna: trials are asked for, run through Hydra's launcher, and told what they reached.
 
-It reads the files of a run directory; it does not know what a job does.
+It reads the files of a run directory.
 """
 
 import json

@@ -1,6 +1,6 @@
 """A study that outlives its workers: storage, claims, dead workers, search spaces.
 
-Several processes may work on one study. It does not know what a trial runs.
+Several processes may work on one study.
 """
 
 import json

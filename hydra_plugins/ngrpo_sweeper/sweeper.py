@@ -1,6 +1,6 @@
 """The sweeper of this project: a grid of jobs that the same command repeats, resumes and extends.
 
-It knows Hydra and the status in a run directory's run.json; it does not know what a job does.
+It knows Hydra and the status in a run directory's run.json.
 """
 
 from collections import Counter

@@ -1,6 +1,6 @@
 """The trials of a search as people see them: a table while they run; then sweep_summary.md, trials.csv and pictures.
 
-It reads the study, so it shows what other workers do as well; it does not know how trials are run.
+It reads the study, so it shows what other workers do as well.
 """
 
 import time

@@ -76,11 +76,12 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     return examined
 
 
-def each_strategy(config_name: str, argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
+def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
     """Strategy -> what the arguments compose to with it, of those that `exploration=a,b` names or else of all that there
     are; and what is wrong with the arguments. A knob goes to every strategy that has it, as in a multirun."""
-    problems, words = examine(config_name, ["-m", *argv]).problems, _read_options(argv)[1]
-    with _schema(config_name, words) as schema:
+    problems = [line for line in examine("config", ["-m", *argv]).problems if checks.REFUSED not in line]
+    words = _read_options(argv)[1]
+    with _schema("config", words) as schema:
         overrides = [] if problems else _read(words, schema.loader)[0]
         names = [str(one.value()) for o in overrides if o.key_or_group == compared.GROUP for one in listed(o)]
         rest = [o for o in overrides if o.key_or_group != compared.GROUP]

@@ -1,6 +1,6 @@
 """Answers to the same problems under several strategies that share their random numbers, and what was fed on the way.
 
-Batch by batch and resumable. It does not know what is concluded from the answers.
+Batch by batch and resumable.
 """
 
 import json

@@ -1,6 +1,6 @@
 """What exploration feeds, seen in the embedding table: explored steps, the tokens nearest to them, neighbors of tokens.
 
-It takes rollouts and the table; which strategy made a step, it does not know.
+It takes rollouts and the table.
 
 N steps, V tokens, D width.
 """

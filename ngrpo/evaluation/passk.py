@@ -1,6 +1,6 @@
 """Estimators of one benchmark: mean@n, pass@k, best@k by bootstrap, and their intervals over problems.
 
-It takes counts and 0/1 arrays; what a model, a task or a file is, it does not know.
+It takes counts and 0/1 arrays.
 
 P problems, n samples per problem, c correct samples of one problem, M statistics side by side.
 """

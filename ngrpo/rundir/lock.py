@@ -1,4 +1,4 @@
-"""One process at a time in a directory: a lock that dies with its holder. What is kept there, it does not know."""
+"""One process at a time in a directory: a lock that dies with its holder."""
 
 import errno
 import fcntl

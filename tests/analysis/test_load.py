@@ -138,7 +138,8 @@ def test_keys_outside_of_the_strategy_make_a_comparison_unfair():
 
 
 def test_shared_values_are_the_scalars_of_the_composed_configuration():
-    config = yaml.safe_load((CONF / "config.yaml").read_text())
+    files = (CONF / "part" / "sampling.yaml", CONF / "config.yaml")
+    config = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
     scalars = {key for key, value in config.items() if isinstance(value, (int, float, str))}
     assert scalars - {"fresh", "trainable"} | {"problems"} == set(SHARED)
 

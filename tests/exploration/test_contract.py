@@ -49,7 +49,7 @@ def setting() -> Setting:
 def composed():
     """Strategy -> configuration, of all that there are."""
     with configurations.command_line():
-        configs, problems = each_strategy("evaluate", [])
+        configs, problems = each_strategy([])
     assert problems == [] and sorted(configs) == STRATEGIES
     return configs
 
@@ -101,7 +101,7 @@ SETTINGS = [
 def test_other_settings_keep_the_contract(setting, words):
     name, *knobs = words.split()
     with configurations.command_line():
-        configs, problems = each_strategy("evaluate", [f"exploration={name}", *knobs])
+        configs, problems = each_strategy([f"exploration={name}", *knobs])
     assert problems == []
     strategy = built(configs[name], 0.8, setting)
     findings = list(examine(strategy, setting, 60_000, claims_of(strategy, setting)))

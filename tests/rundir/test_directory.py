@@ -328,7 +328,7 @@ def changed(tree, path, value):
 
 
 IGNORED = [
-    ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("limits", "seed"), ("paths", "data"),
+    ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("schema", "seed"), ("paths", "data"),
     ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"), ("trainer", "threads"),
     ("model", "path"), ("engine", "gpu_memory_utilization"),
 ]  # fmt: skip
