@@ -123,7 +123,7 @@ def test_a_run_with_own_rewards_keeps_the_verdicts_and_notes_the_code(own):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), None, "1"])
 def test_what_is_no_number_is_told_by_name(value):
     task = Rewarded(Seven(), {"fine": lambda *_: 0.5, "odd": lambda *_: value})
-    with pytest.raises(NoReward, match=r"reward.odd: returned .* for p, expected a finite number"):
+    with pytest.raises(NoReward, match=r"extra_rewards.odd: returned .* for p, expected a finite number"):
         task.score([PROBLEM], ["7"])
 
 
