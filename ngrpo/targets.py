@@ -128,8 +128,9 @@ def _source(module: list[str]) -> Path | None:
         root = PACKAGE
     else:
         spec = find_spec(module[0])  # of a name without dots, so nothing is imported
-        place = Path(spec.origin) if spec and spec.origin else None
-        root = place and (place.parent if place.name == "__init__.py" else place.with_suffix(""))
+        inside = list(spec.submodule_search_locations or ()) if spec else []
+        origin = spec.origin if spec else None  # None for a package without __init__.py
+        root = Path(inside[0]) if inside else Path(origin).with_suffix("") if origin else None
     path = root.joinpath(*module[1:]) if root else None
     found = [file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()] if path else []
     return found[0] if found else None

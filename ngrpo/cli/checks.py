@@ -21,6 +21,7 @@ from ngrpo.targets import SettingsError
 
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
 REFUSED = "is refused here, because"  # a strategy that is fine by itself and has no meaning beside another choice
+BUILT = ("exploration", "algorithm", "engine", "task")  # nodes that become objects
 OF_STRATEGIES = ("roles", "trainable")  # keys that the file of a strategy sets, and nobody else
 
 
@@ -62,7 +63,7 @@ class Composed:
         """What the YAML files say of keys, also of those that stand for another: of `k`, and so of `exploration.k: ${k}`."""
         node = self.config.get("schema")
         plain: Any = OmegaConf.to_container(node) if isinstance(node, DictConfig) else {}
-        words: dict[str, Rule] = {str(key): rule or {} for key, rule in plain.items()}
+        words: dict[str, Rule] = {str(key): rule for key, rule in plain.items()} if isinstance(plain, dict) else {}
         for key, value in (self.raw if self.reference is None else flat(self.reference)).items():
             source = INTERPOLATION.fullmatch(value) if isinstance(value, str) else None
             if source and source[1] in words and self.raw.get(key) != value:
@@ -90,7 +91,7 @@ def problems(seen: Composed) -> list[str]:
     """All problems, one line each and without a leading `error:`; an empty list if it can be run."""
     try:
         found = [line for examine in (_values, _targets, *fit.CHECKS) for line in examine(seen)]
-        found += fit.tasks(seen, imports=not found)
+        found = found or list(fit.tasks(seen))  # which may import a user's package
     except (OmegaConfBaseException, RecursionError) as error:  # an interpolation
         key = str(getattr(error, "full_key", None) or next((k for k, v in seen.given.items() if "${" in v), "conf"))
         usual = {} if seen.reference is None else flat(seen.reference)
@@ -118,7 +119,7 @@ def _values(seen: Composed) -> Iterator[str]:
     """Each value by itself: given at all, of the type of its default, and as the schema of its key wants it."""
     for key, words in seen.words.items():
         if refusal := wrong_words(words):
-            yield f"schema.{key}: is no JSON schema, {refusal}; correct the file that has it"
+            yield f"schema.{key}={printable(str(words))}: is no rule, {refusal}; correct the file that has it"
             return
     for key, value in seen.values.items():
         usual, words = seen.usual.get(key), seen.words.get(key, {})
@@ -165,6 +166,10 @@ def _underflows(text: str, value: Any) -> bool:
 
 def _targets(seen: Composed) -> Iterator[str]:
     """Nodes with a `_target_` that may not be built, or with another one than their file names."""
+    for name in (name for name in BUILT if name in seen.tree):
+        if not isinstance(seen.tree[name], dict) or "_target_" not in seen.tree[name]:
+            seen.broken.add(name)
+            yield f"{seen.shown(name)}: must be a node with a _target_; correct the file that has it"
     for path, node in targets.nodes(seen.tree):
         target, key = node["_target_"], f"{path}._target_"
         usual = seen.usual.get(key)

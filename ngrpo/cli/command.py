@@ -29,7 +29,8 @@ from ngrpo.cli.rules import as_override, printable
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 VERSION_BASE = "1.3"
-COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError)
+COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
+             RecursionError)  # fmt: skip
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
 LONGEST = 600  # characters of a line
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
@@ -54,6 +55,11 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     examined, words, options = _read_options(argv)
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
     with _schema(config_name, words) as schema:
+        try:
+            assert schema.reference() and schema.choices("model")
+        except COMPOSING as error:  # a search path, or a file of everybody's
+            examined.problems.append(complaints.of_composition(error, []))
+            return examined
         tokens = [part for token in words for part in _as_hydra_says(token, schema)]
         overrides, unread = _read(tokens, schema.loader)
         examined.problems += unread
@@ -231,7 +237,9 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
     examined.problems += targets.RENAMED_VARIABLE
     examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info or read.shell_completion)
     words, options = list(read.overrides), [token for token in argv if token not in read.overrides]
-    if read.config_dir:  # appended to the search path: own files add to ours and cannot stand in for them
+    if read.config_dir is not None and not (read.config_dir and Path(read.config_dir).is_dir()):
+        examined.problems.append(f"--config-dir={read.config_dir}: is no directory; --config-dir=<directory>")
+    elif read.config_dir is not None:  # appended to the search path: own files add to ours and cannot stand in for them
         words.append(f"hydra.searchpath=[file://{Path(read.config_dir).absolute()}]")
         place = next(at for at, token in enumerate(options) if token.startswith(("--config-dir", "-cd")))
         del options[place : place + 1 + ("=" not in options[place])]

@@ -128,15 +128,14 @@ class Job:
         return found
 
     def unknown(self) -> list[Override]:
-        """Overrides with a key that these choices do not have."""
+        """Overrides with a key that these choices do not have, nor stands in a node with a `_target_` where none was yet."""
         values = self.values if self.composes else []
-        return [o for o in values if not all(has(self.known, key) or self._opens(o, key) for key in values_of(o))]
-
-    def _opens(self, override: Override, key: str) -> bool:
-        """Whether an override puts a node where there is none yet, or one more among functions by name."""
-        node = key.rpartition(".")[0]
-        named, empty = self.known.get(node.rpartition(".")[0]) == {}, self.known.get(node, 0) is None
-        return named or (empty and isinstance(override.value(), dict))
+        built = {key.rpartition(".")[0] for o in values for key in values_of(o) if key.endswith("._target_")}
+        opened = {
+            node for node in built if self.known.get(node, 0) is None or self.known.get(node.rpartition(".")[0]) == {}
+        }
+        strange = [{key for key in values_of(o) if not has(self.known, key)} for o in values]
+        return [o for o, keys in zip(values, strange, strict=True) if {key.rpartition(".")[0] for key in keys} - opened]
 
     def composed(self, overrides: Iterable[Override]) -> DictConfig:
         """The reference with some of the values set."""

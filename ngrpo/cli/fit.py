@@ -43,7 +43,7 @@ def model(seen: "Composed") -> Iterator[str]:
     if run is None and seen.sound("model.path"):
         remote = bool(seen.values.get("model.trust_remote_code"))
         path = seen.values["model.path"]
-        if refusal := files.refusal(path) or files.remote_code_refusal(path, remote):
+        if refusal := files.refusal(path) or files.class_refusal(path, remote):
             seen.broken.add("model.path")
             yield f"{seen.shown('model.path')}: {refusal}; model=tiny is the bundled one"
 
@@ -97,17 +97,14 @@ def vocabulary(seen: "Composed") -> Iterator[str]:
 CHECKS = (model, packages, parallel, sizes, vocabulary)
 
 
-def tasks(seen: "Composed", imports: bool) -> Iterator[str]:
-    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none.
-
-    imports: whether code of the user's own may be imported for that.
-    """
+def tasks(seen: "Composed") -> Iterator[str]:
+    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none."""
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
     prompts: dict[str, tuple[str, ...]] = {}
     for path, node in nodes.items():
         broken = any(key == path or key.startswith(f"{path}.") for key in seen.broken)
-        if _plans(seen) or broken or not (imports or not targets.is_users(str(node.get("_target_")))):
+        if _plans(seen) or broken:
             continue
         try:
             size, prompts[path] = _prompts(json.dumps(node), TRAINING_PROMPTS if path == "task" else None)

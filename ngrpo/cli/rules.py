@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jsonschema import Draft202012Validator, SchemaError
+from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 Rule = Mapping[str, Any]
@@ -18,6 +18,7 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 KINDS |= {"array": "a list", "object": "a mapping"}
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+WORDS = ("type", "enum", *BOUNDS, "minItems", "maxItems", "items", "description")
 LARGEST = 2**63 - 1
 
 
@@ -42,12 +43,22 @@ def rule_of(default: Any, words: Rule) -> Rule:
 
 
 def wrong_words(words: Any) -> str | None:
-    """Why these are no schema, as a phrase; None where they are."""
-    try:
-        VALIDATOR.check_schema(words)
-    except SchemaError as error:
-        return " ".join(error.message.split())
-    return None
+    """Why these are no rule, as a phrase; None where they are. Only words that a sentence can be made of are known here:
+    others of JSON Schema, which may even name a file or an address to read, are not."""
+    if not isinstance(words, dict) or not words:
+        return f"a mapping of {', '.join(WORDS)}"
+    for name, value in words.items():
+        if name not in WORDS:
+            return f"{name} is none of {', '.join(WORDS)}"
+        if name in BOUNDS and not _is_number(None, value):
+            return f"{name} must be a finite number"
+        if name in ("minItems", "maxItems") and not _is_integer(None, value):
+            return f"{name} must be a whole number"
+        if name == "enum" and not (isinstance(value, list) and value):
+            return "enum must be a list of values"
+    if not set(_types(words)) <= {*KINDS, "null"}:
+        return f"type must be of {', '.join((*KINDS, 'null'))}"
+    return wrong_words(words["items"]) if "items" in words else None
 
 
 def obeys(value: Any, rule: Rule) -> bool:
@@ -64,7 +75,7 @@ def is_plain(value: Any) -> bool:
 
 def allowed(rule: Rule) -> str:
     """The rule as a phrase that follows "must be", with its reason."""
-    null = " or null" if "null" in _types(rule) or None in rule.get("enum", ()) else ""
+    null = " or null" if _types(rule)[1:].count("null") or None in rule.get("enum", ()) else ""
     return f"{_phrase(rule)}{null}" + (f", because {rule['description']}" if "description" in rule else "")
 
 
@@ -83,7 +94,7 @@ def example(value: Any, rule: Rule, usual: Any = None) -> Any:
 
 def _types(rule: Rule) -> list[str]:
     named = rule.get("type", [])
-    return [named] if isinstance(named, str) else list(named)
+    return [str(name) for name in named] if isinstance(named, list) else [str(named)]
 
 
 def _phrase(rule: Rule) -> str:
@@ -99,6 +110,8 @@ def _phrase(rule: Rule) -> str:
     bounds = " and ".join(f"{word} {rule[name]}" for name, word in BOUNDS.items() if name in rule)
     if low is not None and high is not None and "exclusiveMinimum" not in rule:
         bounds = f"from {low} to {high}"
+    if _types(rule) == ["null"]:
+        return "null"
     kinds = [KINDS[name] for name in _types(rule) if name != "null"] or [
         "a finite number" if not bounds else "a number"
     ]

@@ -60,15 +60,18 @@ def refusal(path: Any) -> str | None:
     return _weights_refusal(place)
 
 
-def remote_code_refusal(path: str, trusted: bool) -> str | None:
-    """Why a model directory whose class comes with it as Python is not loaded, as a phrase; None where there is no need."""
-    place = directory(path)
+def class_refusal(path: str, trusted: bool) -> str | None:
+    """Why the class of a model directory is none that can be loaded, as a phrase; None where it can."""
+    place, library = directory(path), find_spec("transformers")
     settings = _json(place / "config.json") if place else None
-    if trusted or not isinstance(settings, dict) or "AutoModelForCausalLM" not in (settings.get("auto_map") or {}):
+    if trusted or not isinstance(settings, dict) or library is None or not library.origin:
         return None
-    library = find_spec("transformers")
-    known = Path(str(library and library.origin)).parent / "models" / str(settings.get("model_type")).replace("-", "_")
-    return None if known.is_dir() else "is made by code that comes with it; model.trust_remote_code=true runs that"
+    names = "".join(file.read_text("utf-8") for file in Path(library.origin).parent.glob("models/auto/*mapping*.py"))
+    if not names or f'("{settings.get("model_type")}", ' in names:
+        return None
+    if "auto_map" in settings:
+        return "is made by code that comes with it; model.trust_remote_code=true runs that"
+    return f"its config.json says model_type={settings.get('model_type')}, which transformers does not know"
 
 
 def run_refusal(run: Any) -> str | None:

@@ -47,5 +47,7 @@ class Rewarded(Derived):
         values = {name: function(problem, completion, score) for name, function in self.functions.items()}
         for name, value in values.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise NoReward(f"extra_rewards.{name}: returned {value!r} for {problem.id}, expected a finite number; mend it")
+                raise NoReward(
+                    f"extra_rewards.{name}: returned {value!r} for {problem.id}, expected a finite number; mend it"
+                )
         return float(sum(values.values()))

@@ -109,7 +109,8 @@ def test_rules_in_words():
 
 def test_words_that_are_no_schema_are_told():
     assert wrong_words({"minimum": 1, "description": "why"}) is None
-    for words in ({"minimum": "one"}, {"type": "int"}, {"enum": 3}, [1], "x"):
+    strange = ({"$ref": "file:///x"}, {"minimun": 1}, {"pattern": "a"}, {"enum": []}, {"maximum": math.nan}, {}, True)
+    for words in ({"minimum": "one"}, {"type": "int"}, {"enum": 3}, {"items": {"type": "x"}}, [1], "x", *strange):
         assert wrong_words(words)
 
 
@@ -160,7 +161,7 @@ def test_a_file_with_words_that_are_no_schema_is_told(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "odd.yaml").write_text("# @package _global_\nschema: {steps: {minimum: one}}\n")
     (line,) = examine("config", ["--config-dir", str(tmp_path), "experiment=odd"]).problems
-    assert line.startswith("schema.steps: is no JSON schema, 'one' is not of type 'number'")
+    assert line.startswith("schema.steps={'minimum': 'one'}: is no rule, minimum must be a finite number; ")
 
 
 def test_notes_tell_what_has_no_effect():
