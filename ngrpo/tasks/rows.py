@@ -6,7 +6,7 @@ Every refusal is one line with the row's number.
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ class FromRows:
     name: of the task, and of its file in `directory`. path, directory, dataset with subset and split: where the rows come
     from, the first that is given. columns: tasks.columns. instruction: follows the problem in the user's
     message, null for nothing. answer_start: ends the thinking part, after which alone an answer counts; null where the
-    model has none. `version` is a digest of the rows. Raises ValueError for rows that cannot be used.
+    model has none. `version` is a digest of the rows and of how they are read; `notes` say what was joined, chosen, folded
+    or left out. Raises ValueError for rows that cannot be used.
     """
 
     name: str
@@ -48,6 +49,13 @@ class FromRows:
     version: str = field(default="", init=False)
     answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
     problems: Sequence[Problem] = field(default=(), init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Keeps the notes, and prints each once in a process, which may build its tasks several times."""
+        self.notes = list(notes)
+        for line in (f"note: {self.name}: {note}" for note in notes):
+            _print_once(line)
 
     def read_rows(self) -> Rows:
         """The rows of the first source that is given; their digest becomes the task's version."""
@@ -66,6 +74,11 @@ class FromRows:
             raise ValueError(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
         self.version = source.digest
         return source
+
+
+@cache
+def _print_once(line: str) -> None:
+    print(line)
 
 
 def read_file(place: Path) -> Rows:
