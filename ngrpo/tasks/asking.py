@@ -5,7 +5,7 @@ from typing import Any
 
 from ngrpo.tasks.base import Messages
 from ngrpo.tasks.cells import messages_of, plain, text_of
-from ngrpo.tasks.columns import CHOICES, FIELD, candidates, unused
+from ngrpo.tasks.columns import CHOICES, FIELD, MayBeNeeded, candidates, unused
 from ngrpo.tasks.items import Reading, Table, listed
 
 Asked = str | Messages
@@ -62,14 +62,16 @@ def transcript(messages: Messages) -> str:
 
 
 def guard(table: Table, questions: Sequence[Asked], reading: Reading) -> None:
-    """Finds the columns that are not read. Raises ValueError where a question may need one and the user has not chosen."""
+    """Finds the columns that are not read. Raises MayBeNeeded unless the user named the columns."""
     chosen = table.chosen
     texts = [text if isinstance(text, str) else transcript(text) for text in questions]
     reading.columns = unused(table.rows, chosen, texts)
+    if not table.ways.guarded:
+        reading.columns.needed = []
     needed = reading.columns.needed
-    if needed and not chosen.named and table.ways.guarded:
+    if needed and not chosen.named:
         told = f"the question may need {' and '.join(needed)}, which no rule joins to {' and '.join(chosen.parts)}"
-        raise ValueError(f"{table.source}: {told}; {candidates(chosen, needed)}")
+        raise MayBeNeeded(f"{table.source}: {told}; {candidates(chosen, needed)}", chosen.problem)
 
 
 def tell(table: Table, questions: Sequence[Asked], reading: Reading) -> None:

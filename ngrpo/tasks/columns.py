@@ -55,6 +55,14 @@ ABOUT = re.compile(
 WORDS = 4  # that make a text prose; fewer are a label
 
 
+class MayBeNeeded(ValueError):
+    """The question may need a column that is not read; `column` is what is read."""
+
+    def __init__(self, line: str, column: str):
+        super().__init__(line)
+        self.column = column
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Which columns are read. template: of the question, None where `problem` alone is it.

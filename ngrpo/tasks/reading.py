@@ -82,9 +82,10 @@ def _before(table: Table, item: Item, same: Item | None, alike: Item | None) -> 
         repeated = f"repeats the id {item.id!r} of row {same.number} with another problem"
         raise ValueError(f"{where} {repeated}, expected each id once; {by_id}")
     before = same or alike
-    if before is not None and set(before.golds).isdisjoint(item.golds) and (same or table.ways.repeats == FIRST):
+    differs = before is not None and set(before.golds).isdisjoint(item.golds)
+    if before is not None and differs and (table.ways.repeats == FIRST or (same and table.ways.repeats == REFUSE)):
         repeated = f"repeats the problem of row {before.number} with the answer {item.gold[:40]!r}, which there is"
-        raise ValueError(f"{where} {repeated} {before.gold[:40]!r}; mend the row or {by_id}")
+        raise ValueError(f"{where} {repeated} {before.gold[:40]!r}; mend the row or set task.repeats={KEEP}")
     if same is not None and table.ways.repeats == REFUSE:
         repeated = f"repeats the id {item.id!r} of row {same.number}, expected each problem once"
         raise ValueError(f"{where} {repeated}; set task.repeats={FIRST} or {KEEP}, or task.columns.id=<column>")

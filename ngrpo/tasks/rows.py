@@ -17,6 +17,10 @@ Row = dict[str, Any]
 KINDS = (".jsonl", ".parquet")
 
 
+class Unreadable(ValueError):
+    """There is no such file or data set."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of one source; the same content has the same `digest` wherever it lies."""
@@ -66,12 +70,12 @@ class FromRows:
             place = next((place for place in places if place.is_file()), None)
             if place is None:
                 found = f"{self.directory} holds neither {places[0].name} nor {places[1].name}"
-                raise ValueError(f"{self.name}: {found}; set task.path")
+                raise Unreadable(f"{self.name}: {found}; set task.path")
             source = read_file(place)
         elif self.dataset is not None:
             source = _download(self.name, self.dataset, self.subset, self.split)
         else:
-            raise ValueError(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
+            raise Unreadable(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
         self.version = source.digest
         return source
 
@@ -84,9 +88,9 @@ def _print_once(line: str) -> None:
 def read_file(place: Path) -> Rows:
     """The rows of a .jsonl or .parquet file. Raises ValueError, in one line, where there are none or one cannot be read."""
     if not place.is_file():
-        raise ValueError(f"{place}: there is no such file; set task.path=<file.jsonl or .parquet>")
+        raise Unreadable(f"{place}: there is no such file; set task.path=<file.jsonl or .parquet>")
     if place.suffix not in KINDS:
-        raise ValueError(f"{place}: must end in {' or '.join(KINDS)}; set task.path")
+        raise Unreadable(f"{place}: must end in {' or '.join(KINDS)}; set task.path")
     known = place.stat()
     return _read(place.resolve(), known.st_mtime_ns, known.st_size)
 
@@ -122,7 +126,7 @@ def _parquet(place: Path) -> list[Row]:
     try:
         return pyarrow.parquet.read_table(place).to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{place}: is no readable parquet file ({error}); set task.path") from None
+        raise Unreadable(f"{place}: is no readable parquet file ({error}); set task.path") from None
 
 
 @lru_cache(maxsize=16)
@@ -137,9 +141,9 @@ def _download(name: str, dataset: str, subset: str | None, split: str | None) ->
     except Exception as error:  # the hub raises what its HTTP library of the day does
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         fix = f"set task.path=<file> or paths.data=<directory with {name}.jsonl>"
-        raise ValueError(f"{name}: the data set {dataset} cannot be loaded ({reason}); {fix}") from error
+        raise Unreadable(f"{name}: the data set {dataset} cannot be loaded ({reason}); {fix}") from error
     if isinstance(loaded, dict):
-        raise ValueError(f"{name}: {dataset} has the splits {sorted(map(str, loaded))}; set task.split")
+        raise Unreadable(f"{name}: {dataset} has the splits {sorted(map(str, loaded))}; set task.split")
     rows = tuple(dict(row) for row in loaded)
     if not rows:
         raise ValueError(f"{name}: {dataset} holds no rows in split {split}; set task.split")
