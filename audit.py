@@ -48,17 +48,21 @@ def main(config: DictConfig) -> None:
 def _build(name: str, node: dict[str, Any]) -> tuple[Task | None, list[Finding]]:
     """The task, None where its rows are refused, and what is found before it can be built."""
     findings: list[Finding] = []
-    node = lenient(node)
+    node, path = lenient(node), name if name == "task" else f"benchmark.{name}"
     while True:
         try:
             return build.task(node), findings
         except (SettingsError, Unreadable) as error:
-            raise SettingsError([f"{name}: {' '.join(str(error).split())}"]) from None
+            raise SettingsError([_told(path, error)]) from None
         except MayBeNeeded as error:
-            findings.append((f"{name}: {error}", []))
+            findings.append((_told(path, error), []))
             node = {**node, "columns": {**node.get("columns", {}), "problem": error.column}}
         except ValueError as error:
-            return None, [*findings, (f"{name}: {' '.join(str(error).split())}", [])]
+            return None, [*findings, (_told(path, error), [])]
+
+
+def _told(path: str, error: Exception) -> str:
+    return f"{path}: {' '.join(str(error).split())}".replace(" task.", f" {path}.")
 
 
 def _print(findings: list[Finding], most: int) -> int:

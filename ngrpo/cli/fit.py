@@ -115,7 +115,7 @@ def tasks(seen: "Composed", imports: bool) -> Iterator[str]:
         try:
             size, prompts[path], talks = _prompts(json.dumps(node), TRAINING_PROMPTS if path == "task" else None)
         except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
-            yield f"{path}: {' '.join(str(error).split())}".replace(" set task.", f" set {path}.")
+            yield f"{path}: {' '.join(str(error).split())}".replace(" task.", f" {path}.")
             continue
         form = seen.values.get("model.prompt", "chat")
         if talks and form != "chat" and seen.sound("model.prompt"):

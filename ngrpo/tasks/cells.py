@@ -40,7 +40,8 @@ NO_VALUE = frozenset(
 PROOF = frozenset(("proof", "see proof"))  # said of the problem, where the others are said of the column
 WORDS_OF = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
 LABELED = re.compile(
-    r"\\(?:text|textbf|mathrm|mathbf|textrm)\{\s*\(([A-Ja-j])\)[.:]?\s*([^{}]*)\}[\s~:]*(.*)", re.DOTALL
+    r"\\(?:text|textbf|mathrm|mathbf|textrm)\{\s*\(([A-Ja-j])\)[.:]?\s*([^{}]*)\}(?:\s|[~:]|\\[ ,;:]|\\q?quad)*(.*)",
+    re.DOTALL,
 )
 ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "developer": "system"}
 LARGEST_DENOMINATOR = 1000

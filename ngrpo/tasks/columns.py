@@ -114,7 +114,7 @@ def choose(source: str, table: Sequence[Row], columns: Mapping[str, str | None])
         wanted = [plain(name) for name in FIELD.findall(template)]
         found = {"problem": next((name for name in wanted if name != CHOICES or not options), "")}
         lacking = [name for name in wanted if name not in every and not (name == CHOICES and options)]
-        _require(source, "problem", None if lacking else found["problem"], lacking, every)
+        _require(source, "problem", None if lacking else found["problem"], lacking or ("problem",), every)
     else:
         found = {"problem": _column(source, "problem", first, columns, RULE["problem"])}
     asked = RULE["answer"][:-1] + (OF_CHOICES if options else ()) + ("solution",)
