@@ -107,25 +107,26 @@ def choose(source: str, table: Sequence[Row], columns: Mapping[str, str | None])
         )
     template = columns.get("problem") if FIELD.search(columns.get("problem") or "") else None
     template = template.replace("\\n", "\n") if template else None  # a command line has no line breaks
-    given = columns.get(CHOICES)
-    named = plain(given) if given else None
-    options = (named,) if named else choices.columns_of(every)
+    listed = columns.get(CHOICES)
+    options = (plain(listed),) if listed else choices.columns_of(every)
+    _require(source, CHOICES, None if listed and options[0] not in every else CHOICES, options, every)
     if template:
-        wanted = [plain(name) for name in FIELD.findall(template)]
-        found = {"problem": next((name for name in wanted if name != CHOICES or not options), "")}
-        lacking = [name for name in wanted if name not in every and not (name == CHOICES and options)]
-        _require(source, "problem", None if lacking else found["problem"], lacking or ("problem",), every)
+        parts = [name for name in map(plain, FIELD.findall(template)) if name != CHOICES or not options]
+        lacking = [name for name in parts if name not in every]
+        _require(source, "problem", None if lacking else next(iter(parts), None), lacking or ("problem",), every)
+        problem = parts[0]
     else:
-        found = {"problem": _column(source, "problem", first, columns, RULE["problem"])}
+        problem = str(_column(source, "problem", first, columns, RULE["problem"]))
     asked = RULE["answer"][:-1] + (OF_CHOICES if options else ()) + ("solution",)
     answer = _column(source, "answer", first, columns, asked)
     identity = _column(source, "id", first, columns, RULE["id"])
     means = bool(columns.get("answer"))  # whoever names the column means it
-    solution = None if means else next((name for name in SOLUTION if name in every), None)
+    wanted = (plain(columns["solution"] or ""),) if columns.get("solution") else SOLUTION
+    solution = None if means else next((name for name in wanted if name in every), None)
     golds = () if means else _compared(str(answer), every, asked[:-1])
-    template = template or (None if columns.get("problem") else _joined(str(found["problem"]), every))
-    problem, told = str(found["problem"]), bool(columns.get("problem"))
-    return Chosen(problem, str(answer), identity, solution, template, told, options, golds)
+    named = bool(columns.get("problem"))
+    template = template or (None if named else _joined(problem, every))
+    return Chosen(problem, str(answer), identity, solution, template, named, options, golds)
 
 
 def _compared(answer: str, every: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

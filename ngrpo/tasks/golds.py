@@ -29,6 +29,7 @@ def golds(table: Table, reading: Reading) -> list[Golds]:
     for index, cells in enumerate(table.rows):
         told = _told(table, index, named)
         mine = _preferred(table, told, cells)
+        reading.boxed += bool(chosen.solution != chosen.answer and mine and mine == told.get(chosen.solution or ""))
         if not mine:
             reading.unanswered[index + 1] = _shown(table, cells)
         for column, others in told.items() if mine else ():
@@ -143,12 +144,9 @@ def _like(rows: Mapping[int, str]) -> str:
 def tell(table: Table, found: Sequence[Golds], reading: Reading) -> None:
     """Notes on where the golds come from and which are left out."""
     chosen = table.chosen
-    if chosen.solution and chosen.solution != chosen.answer and not chosen.options:
-        boxed = sum(bool(extract_boxed(str(cells.get(chosen.solution)))) for cells in table.rows)
-        if boxed:
-            reading.note(
-                f"the gold is the last box of {chosen.solution} in {boxed} rows, else {chosen.answer}", alters=False
-            )
+    if reading.boxed:
+        note = f"the gold is the last box of {chosen.solution} in {reading.boxed} rows, else {chosen.answer}"
+        reading.note(note, alters=chosen.solution not in table.rows[0])
     if chosen.compared:
         reading.note(f"{', '.join(chosen.compared)} was compared with the gold", alters=False)
     of_none = [at for at, says in reading.unanswered.items() if "no value" in says]

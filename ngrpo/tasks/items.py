@@ -43,7 +43,8 @@ class Ways:
     """What a task says about its data; columns: tasks.columns.
 
     unanswered: refuse | leave_out. repeats: first | refuse | keep. answer_form: one of choices.FORMS, None for the rule.
-    same: a grader's word on whether golds agree. guarded: refuse where the question may need a column that is not read.
+    same: a grader's word on whether golds agree. guarded: refuse where the question may need a column that is not read;
+    false for a task with columns of its own, which lists its choices itself.
     Raises ValueError.
     """
 
@@ -75,6 +76,7 @@ class Reading:
     notes: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
     columns: Unused = field(default_factory=Unused)
+    boxed: int = 0  # rows whose gold is the box of a solution beside an answer column
     unanswered: dict[int, str] = field(default_factory=dict)  # row -> what stands there
     disagreeing: dict[int, str] = field(default_factory=dict)  # row -> what its columns say
     repeated: dict[int, int] = field(default_factory=dict)  # row -> the row that it repeats

@@ -23,12 +23,12 @@ def read_items(name: str, source: Rows, ways: Ways) -> Reading:
     that is taken or unfit, and for what `ways` refuses.
     """
     flattened, reading = [dict(flat(row)) for row in source.rows], Reading()
-    table = Table(source.source, flattened, choose(source.source, flattened, ways.columns), ways)
+    chosen = choose(source.source, flattened, ways.columns)
+    table = Table(source.source, flattened, chosen if ways.guarded else replace(chosen, options=()), ways)
     questions = [asking.asked(table, index) for index in range(len(flattened))]
     asking.guard(table, questions, reading)
-    columns = table.chosen.options
-    options = [choices.read(table.where(index), columns, cells) for index, cells in enumerate(flattened)]
-    table = replace(table, options=options)
+    offered = [choices.read(table.where(at), table.chosen.options, cells) for at, cells in enumerate(flattened)]
+    table = replace(table, options=offered)
     found = golds.golds(table, reading)
     for index, (question, mine) in enumerate(zip(questions, found, strict=True)):
         if mine:

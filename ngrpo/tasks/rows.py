@@ -4,6 +4,7 @@ Every refusal is one line with the row's number.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -82,7 +83,8 @@ class FromRows:
 
 @cache
 def _print_once(line: str) -> None:
-    print(line)
+    if not any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK")):  # one of all ranks
+        print(line)
 
 
 def read_file(place: Path) -> Rows:
