@@ -16,6 +16,7 @@ from ngrpo.tasks.cells import has_no_value
 LISTS = ("choices", "options", "endings", "answer_choices", "question.choices", "mc1_targets.choices")
 MEMBER = re.compile(r"((?:option|choice|ending|op|sol|answer|alternative)?_?)([a-j]|\d)")
 MARKED = re.compile(r"\s*\(?([A-Ja-j])\s?[).:]\s*(.+)", re.DOTALL)
+INLINE = re.compile(r"\b([A-Ja-j])\s?[).:]\s*(.+?)(?=\s*[,;\n]\s*[A-Ja-j]\s?[).:]|\s*$)", re.DOTALL)  # a ) 3 , b ) 4
 LETTER = re.compile(r"\(?([A-Za-z])[).:]?")
 FORMS = ("label", "letter", "index", "index_from_1", "text")
 
@@ -70,7 +71,11 @@ def read(where: str, columns: Sequence[str], cells: Mapping[str, Any]) -> Choice
     if cell is None or cell in ([], "", {}):
         return None
     if isinstance(cell, str):
-        return Choices(verbatim=cell.strip())
+        parts = INLINE.findall(cell)
+        in_order = len(parts) > 1 and all(
+            mark.upper() == letter for (mark, _), letter in zip(parts, LETTERS, strict=False)
+        )
+        return Choices(tuple(text for _, text in parts)) if in_order else Choices(verbatim=cell.strip())
     if isinstance(cell, Mapping) and "text" in cell:
         return _choices(where, columns[0], [_text(part) for part in cell["text"]], cell.get("label") or ())
     if isinstance(cell, Mapping):

@@ -50,7 +50,7 @@ ABOUT = re.compile(
     r"solution|rationale|explanation|reason|thought|cot(?![a-z])|response|completion|output|generat|answer|gold|target"
     r"|label|url|source|link|author|licen[sc]e|date|level|type|subject|categor|topic|domain|tag|difficult|split|(?<![a-z])id"
     r"|uuid|hash|model|score|reward|correct|equation|formula|program|proof|comment|note|hint|metadata|style|abilit|test"
-    r"|skill|original|rubric|feedback|revision|distractor|references?$|citation|concept|rate$"
+    r"|skill|original|exp$|rubric|feedback|revision|distractor|references?$|citation|concept|rate$"
 )
 WORDS = 4  # that make a text prose; fewer are a label
 

@@ -90,6 +90,7 @@ FOUR = ["3", "5", "8", "6"]
         ({"options": {"A": "3", "B": "5"}, "answer": "A"}, "A", "3"),
         ({"endings": json.dumps(["stops", "goes"]), "label": "1"}, "B", "goes"),
         ({"choices": ["0", "none"], "answer": "none"}, "B", None),
+        ({"options": "a ) 38 , b ) 1 , 000 , c ) none", "correct": "b"}, "B", "1 , 000"),
     ],
 )
 def test_choices_are_asked_and_the_answer_names_one(read, row, letter, text):
@@ -126,6 +127,20 @@ def test_an_answer_that_is_no_choice_is_refused_and_a_hidden_one_is_none(read):
     rows[2]["answer"] = -1
     with pytest.raises(ValueError, match=r"row 3: .*'-1', which is no value"):
         read(rows)
+
+
+def test_choices_that_are_no_list_are_refused_and_other_columns_can_be_named(read):
+    for cell in (["x"], ["x", ""], 7):
+        with pytest.raises(ValueError, match=r"row 1: the choices \(column options\) are no such list"):
+            read([{"question": "q", "options": cell, "answer": "A"}])
+    with pytest.raises(
+        ValueError, match=r"row 1 has no column picks; it has question, answer; set task\.columns\.choices"
+    ):
+        read([{"question": "q", "answer": "A"}], columns={"choices": "picks"})
+    assert (
+        read([{"question": "q", "picks": ["x", "y"], "answer": "A"}], columns={"choices": "picks"}).problems[0].gold
+        == "A"
+    )
 
 
 def test_choices_that_stand_in_the_question_are_not_asked_twice(read):
