@@ -166,10 +166,9 @@ def _underflows(text: str, value: Any) -> bool:
 
 def _targets(seen: Composed) -> Iterator[str]:
     """Nodes with a `_target_` that may not be built, or with another one than their file names."""
-    for name in (name for name in BUILT if name in seen.tree):
-        if not isinstance(seen.tree[name], dict) or "_target_" not in seen.tree[name]:
-            seen.broken.add(name)
-            yield f"{seen.shown(name)}: must be a node with a _target_; correct the file that has it"
+    for name in (name for name in BUILT if isinstance(seen.tree.get(name), (list, str, int, float))):
+        seen.broken.add(name)
+        yield f"{seen.shown(name)}: must be a node with a _target_; correct the file that has it"
     for path, node in targets.nodes(seen.tree):
         target, key = node["_target_"], f"{path}._target_"
         usual = seen.usual.get(key)

@@ -32,6 +32,7 @@ VERSION_BASE = "1.3"
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
              RecursionError)  # fmt: skip
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
+TEMPLATE = ".columns.problem"  # a setting whose value may have braces
 LONGEST = 600  # characters of a line
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
 OF_HYDRA = re.compile(
@@ -253,12 +254,16 @@ def _in_full(token: str, full: dict[str, str]) -> str:
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
-    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, and the file of `benchmark=jsonl`."""
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, the file of `benchmark=jsonl`, and
+    `task.columns.problem='{Body} {Question}'`, whose quotes the shell takes."""
     group, _, value = token.partition("=")
     if group == "benchmark.path":
         return [f"benchmark.jsonl.path={value}"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
+    if group.endswith(TEMPLATE) and "{" in value and value[0] not in "'\"":  # to Hydra a bare brace opens a mapping
+        quoted = value.replace("'", r"\'")
+        return [f"{group}='{quoted}'"]
     if group != "model" or not value or value.startswith(("[", "{", "$")):
         return [token]
     value = os.path.expanduser(value.strip("'\""))

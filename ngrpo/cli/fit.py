@@ -98,19 +98,26 @@ CHECKS = (model, packages, parallel, sizes, vocabulary)
 
 
 def tasks(seen: "Composed") -> Iterator[str]:
-    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none."""
+    """The training set and the benchmarks can be built, are large enough, and prompts fit the model; a plan needs none, and
+    an audit is there to say why they cannot be built."""
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
     prompts: dict[str, tuple[str, ...]] = {}
+    if _plans(seen) or "audit.rows" in seen.values:
+        return
     for path, node in nodes.items():
         broken = any(key == path or key.startswith(f"{path}.") for key in seen.broken)
-        if _plans(seen) or broken:
+        if broken:
             continue
         try:
-            size, prompts[path] = _prompts(json.dumps(node), TRAINING_PROMPTS if path == "task" else None)
+            size, prompts[path], talks = _prompts(json.dumps(node), TRAINING_PROMPTS if path == "task" else None)
         except (ValueError, TypeError, LookupError, OSError, ImportError) as error:
-            yield f"{path}: {' '.join(str(error).split())}".replace(" set task.", f" set {path}.")
+            yield f"{path}: {' '.join(str(error).split())}".replace(" task.", f" {path}.")
             continue
+        form = seen.values.get("model.prompt", "chat")
+        if talks and form != "chat" and seen.sound("model.prompt"):
+            reason = f"because {path} has conversations, with system messages or earlier turns"
+            yield f"{seen.shown('model.prompt')}: must be chat, {reason}; model.prompt=chat"
         if path == "task" and seen.sound("prompts_per_step") and size < seen.values["prompts_per_step"]:
             reason = f"because the task has {size} problems"
             yield f"{seen.shown('prompts_per_step')}: must be at most {size}, {reason}; prompts_per_step={size}"
@@ -118,8 +125,9 @@ def tasks(seen: "Composed") -> Iterator[str]:
 
 
 @lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
-def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
-    """(number of problems, the first prompts) of a task, whose module imports neither torch nor transformers.
+def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...], bool]:
+    """(number of problems, the first prompts, whether any is a conversation) of a task, whose module imports neither torch
+    nor transformers.
 
     Of messages only the shortest prompt: those that are too long for the model are left out of the run and counted.
     """
@@ -130,7 +138,8 @@ def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...]]:
     first = problems[:most]
     if all(problem.is_message for problem in first):
         first = [min(first, key=lambda problem: len(problem.prompt))]
-    return len(problems), tuple(problem.prompt for problem in first)
+    talks = any(problem.messages for problem in problems)
+    return len(problems), tuple(problem.prompt for problem in first), talks
 
 
 @lru_cache(maxsize=64)

@@ -5,9 +5,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ngrpo.tasks.base import Problem, Subset, Task
+from ngrpo.tasks.base import Messages, Problem, Subset, Task
 
 FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
 
@@ -20,16 +21,28 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     return text, True
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
-    """The text as a user's message in the checkpoint's chat template, up to where the assistant begins.
+def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
+    """A conversation, or a text as a user's message, in the checkpoint's chat template, up to where the assistant begins.
 
     A template writes its own begin-of-text token, so the tokenizer must not add a second one. Raises ValueError where
-    the checkpoint has no template.
+    the checkpoint has no template, and where its template does not take all that was said to the model.
     """
     if not tokenizer.chat_template:
         raise ValueError("model.prompt=chat: the tokenizer has no chat template; model.prompt=plain or model.prompt=r1")
-    turn = [{"role": "user", "content": text}]
-    return str(tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)), False
+    said = (("user", text),) if isinstance(text, str) else text
+    turns = [{"role": role, "content": content} for role, content in said]
+    try:
+        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:  # some templates know no system message
+        roles = ", ".join(role for role, _ in said)
+        refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
+        raise ValueError(f"{refusal}; choose another model or data without them") from None
+    if not isinstance(text, str) and (
+        role := next((r for r, t in said if r != "assistant" and t not in rendered), None)
+    ):
+        drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
+        raise ValueError(f"{drops}; choose another model or data without it")
+    return rendered, False
 
 
 def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
@@ -44,7 +57,7 @@ def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     return f"{user}{text}{assistant}<think>\n", True
 
 
-FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, str], Rendered]] = {"plain": plain, "chat": chat, "r1": r1}
+FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {"plain": plain, "chat": chat, "r1": r1}
 
 
 @dataclass(frozen=True)
@@ -58,8 +71,11 @@ class Prompting:
     form: str = "plain"
     answer_start: str | None = "</think>"
 
-    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of the prompts for the texts of problems."""
+    def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
+        """Ids of the prompts for the texts or conversations of problems; only `chat` has a form for conversations."""
+        if self.form != "chat" and any(not isinstance(text, str) for text in texts):
+            told = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
+            raise ValueError(f"model.prompt={self.form}: {told}; model.prompt=chat or task.columns.problem=<column>")
         rendered = [FORMS[self.form](tokenizer, text) for text in texts]
         if not rendered:
             return []
@@ -89,9 +105,10 @@ class Prompts:
         """
         problems = list(task.problems)
         for message, form in ((True, self.prompting), (False, PLAIN)):
-            texts = [problem.prompt for problem in problems if problem.is_message is message]
-            for text, ids in zip(texts, form.encode(self.tokenizer, texts), strict=True):
-                self.ids[text, message] = np.asarray(ids, np.int32)
+            asked = [problem for problem in problems if problem.is_message is message]
+            encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in asked])
+            for problem, ids in zip(asked, encoded, strict=True):
+                self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
         kept = [problem for problem in problems if self._fits(problem)]
         if not kept:
             raise ValueError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")

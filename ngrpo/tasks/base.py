@@ -7,6 +7,7 @@ from typing import Protocol
 UNGRADED = ("timeout", "error")  # no verdict: the grader could not tell
 OUTCOMES = ("correct", "wrong", "unparsed", *UNGRADED)
 ANSWER_PREFIX = "\\boxed{"
+Messages = tuple[tuple[str, str], ...]  # (role, content) of each, the last of them the user's
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Problem:
 
     prompt: what the model is asked. is_message: true where that is what a user says, so that the model's own prompt goes
     around it; false where it is encoded as it stands. question: the bare problem without instruction, for comparing data
-    sets; empty where the prompt is it.
+    sets; empty where the prompt is it. alternatives: other answers that are as right as `gold`. messages: the whole
+    conversation where it is more than one message of the user's; `prompt` is then a transcript of it.
     """
 
     id: str
@@ -23,6 +25,13 @@ class Problem:
     gold: str
     is_message: bool = False
     question: str = ""
+    alternatives: tuple[str, ...] = ()
+    messages: Messages | None = None
+
+    @property
+    def golds(self) -> tuple[str, ...]:
+        """Every right answer."""
+        return (self.gold, *self.alternatives)
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ class Task(Protocol):
     """A named, versioned sequence of problems with their scorer; training sets and benchmarks are both tasks.
 
     `answer_start` is the text that ends the thinking part (None: there is no such part) and `answer_prefix` the text
-    that opens the final answer; strategies that act only while the model thinks need both.
+    that opens the final answer; strategies that act only while the model thinks need both. A task that is read from data
+    also has `notes`, a line for everything that was joined, chosen, folded or left out.
     """
 
     name: str
@@ -71,6 +81,7 @@ class Derived:
     def __init__(self, task: Task):
         self.task, self.name, self.version, self.problems = task, task.name, task.version, task.problems
         self.answer_start, self.answer_prefix = task.answer_start, task.answer_prefix
+        self.notes: list[str] = list(getattr(task, "notes", ()))
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """As the whole task does."""

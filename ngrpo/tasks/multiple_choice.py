@@ -5,14 +5,15 @@ r"""Questions with four options in a seeded order (GPQA), answered by a letter; 
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from random import Random
 
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Problem, Score, answer_part
-from ngrpo.tasks.columns import Item, read_items
-from ngrpo.tasks.questions import with_instruction
+from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
+from ngrpo.tasks.questions import as_problem
+from ngrpo.tasks.reading import read_items
 from ngrpo.tasks.rows import FromRows
 
 LETTERS = "ABCD"
@@ -48,17 +49,24 @@ class MultipleChoice(FromRows):
 
     Columns: `Question` (or what tasks.columns takes for a problem), `Correct Answer`, `Incorrect Answer 1` to `3`.
     seed: of the order of the options, which depends on it and on the question's id alone. read: text -> letter or None.
+    repeats: as for questions.Questions.
     Other arguments: tasks.rows.FromRows. Raises ValueError for rows that cannot be used.
     """
 
     read: Callable[[str], str | None]
     seed: int = 0
+    repeats: str = REFUSE
+    reading: Reading = field(default_factory=Reading, init=False, repr=False)
 
     def __post_init__(self):
         given = {role: column for role, column in self.columns.items() if column}
         source = self.read_rows()
-        items = read_items(self.name, source, {"answer": "correct_answer", **given})
-        self.problems = [self._problem(item, source.source) for item in items]
+        # The questions' own columns are known, and they stand among a dozen of prose about them.
+        ways = Ways({"answer": "correct_answer", **given}, repeats=self.repeats, guarded=False)
+        self.reading = read_items(self.name, source, ways)
+        self.version = self.reading.version(source.digest)
+        self.problems = [self._problem(item, source.source) for item in self.reading.items]
+        self.tell(self.reading.notes)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order; `solution_path` is empty."""
@@ -79,5 +87,7 @@ class MultipleChoice(FromRows):
         order = list(range(len(options)))
         Random(blake2b(f"{self.seed} {item.id}".encode(), digest_size=16).digest()).shuffle(order)
         listed = "\n".join(f"{letter}) {options[at]}" for letter, at in zip(LETTERS, order, strict=True))
-        message = with_instruction(f"{item.problem}\n\n{listed}\n", self.instruction)
-        return Problem(item.id, message, LETTERS[order.index(0)], True, item.problem)
+        message = f"{item.question}\n\n{listed}\n"
+        if item.messages is not None:
+            item = replace(item, messages=(*item.messages[:-1], ("user", message)))
+        return as_problem(item, message, LETTERS[order.index(0)], self.instruction)

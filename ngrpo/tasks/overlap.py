@@ -40,6 +40,11 @@ def overlap(training: Task, benchmarks: Mapping[str, Task]) -> dict[str, dict[st
     return counts
 
 
+def words_of(text: str) -> Words:
+    """A text as its lowercase words, in which it is compared."""
+    return tuple(WORD.findall(unicodedata.normalize("NFKC", text).lower()))
+
+
 def _near(owners: Mapping[Words, list[int]], sizes: list[int], trained: Sequence[tuple[Words, set[Words]]]) -> set[int]:
     found: set[int] = set()
     for _, runs in trained:
@@ -50,6 +55,5 @@ def _near(owners: Mapping[Words, list[int]], sizes: list[int], trained: Sequence
 
 def _runs(problems: Sequence[Problem]) -> list[tuple[Words, set[Words]]]:
     """The words of every problem, and the runs in them."""
-    texts = [unicodedata.normalize("NFKC", problem.question or problem.prompt).lower() for problem in problems]
-    every = [tuple(WORD.findall(text)) for text in texts]
+    every = [words_of(problem.question or problem.prompt) for problem in problems]
     return [(words, {words[at : at + RUN] for at in range(max(1, len(words) - RUN + 1))}) for words in every]

@@ -1,12 +1,14 @@
 """Questions with one right answer each, from a file or a public data set, graded by what the configuration names."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ngrpo.grading.exact import Verdict
-from ngrpo.tasks.base import Problem, Score, answer_part
-from ngrpo.tasks.columns import LEAVE_OUT, REFUSE, read_items
+from ngrpo.tasks.asking import transcript
+from ngrpo.tasks.base import UNGRADED, Problem, Score, answer_part
+from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
+from ngrpo.tasks.reading import read_items
 from ngrpo.tasks.rows import FromRows
 
 
@@ -20,26 +22,58 @@ class Grader(Protocol):
 class Questions(FromRows):
     r"""A task of questions with final answers in `\boxed{}`, graded by `grader`.
 
-    unanswered: rows without an answer are an error (`refuse`) or passed over (`leave_out`). Other arguments: rows.FromRows.
+    unanswered: rows without one answer (none, a word such as N/A, golds that disagree) are an error (`refuse`) or passed
+    over (`leave_out`). repeats: of problems that repeat the first is taken (`first`), all are (`keep`), or they are an error
+    (`refuse`). answer_form: how answers name a choice, one of choices.FORMS, null for the rule. Other arguments:
+    rows.FromRows. Raises ValueError, in one line.
     """
 
     grader: Grader
     unanswered: str = REFUSE
+    repeats: str = REFUSE
+    answer_form: str | None = None
+    reading: Reading = field(default_factory=Reading, init=False, repr=False)
 
     def __post_init__(self):
-        if self.unanswered not in (REFUSE, LEAVE_OUT):
-            raise ValueError(f"unanswered {self.unanswered!r}, expected {REFUSE} or {LEAVE_OUT}; set task.unanswered")
-        items = read_items(self.name, self.read_rows(), self.columns, self.unanswered)
-        self.problems = [
-            Problem(item.id, with_instruction(item.problem, self.instruction), item.gold, True, item.problem)
-            for item in items
-        ]
+        ways = Ways(self.columns, self.unanswered, self.repeats, self.answer_form, self._same)
+        source = self.read_rows()
+        self.reading = read_items(self.name, source, ways)
+        if not self.reading.items:
+            raise ValueError(f"{self.name}: no row of {source.source} has an answer; set task.columns.answer=<column>")
+        self.version = self.reading.version(source.digest)
+        self.problems = [as_problem(item, item.problem, item.golds, self.instruction) for item in self.reading.items]
+        self.tell(self.reading.notes)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order; no `solution_path`: ways to an answer are not distinguished."""
+        """Verdicts, one per pair, in order; a problem with several right answers takes the best of its verdicts.
+
+        No `solution_path`: ways to an answer are not distinguished.
+        """
         finals = [answer_part(completion, self.answer_start) for completion in completions]
-        verdicts = self.grader.grade(finals, [problem.gold for problem in problems])
-        return [Score.of(verdict.outcome, verdict.extracted) for verdict in verdicts]
+        asked = [(final, gold) for final, p in zip(finals, problems, strict=True) for gold in p.golds]
+        verdicts = iter(self.grader.grade([final for final, _ in asked], [gold for _, gold in asked]))
+        best = [min((next(verdicts) for _ in problem.golds), key=_rank) for problem in problems]
+        return [Score.of(verdict.outcome, verdict.extracted) for verdict in best]
+
+    def _same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
+        boxed = [f"\\boxed{{{answer}}}" for _, answer in pairs]
+        return [verdict.outcome == "correct" for verdict in self.grader.grade(boxed, [gold for gold, _ in pairs])]
+
+
+def _rank(verdict: Verdict) -> int:
+    """A right answer first; then what could not be told, because it may have been one; `unparsed` where nothing was."""
+    order = ("correct", *UNGRADED, "wrong")
+    return order.index(verdict.outcome) if verdict.outcome in order else len(order)
+
+
+def as_problem(item: Item, message: str, golds: Sequence[str], instruction: str | None) -> Problem:
+    """A problem whose user's message, or last one, is followed by the instruction."""
+    if item.messages is None:
+        prompt, messages = with_instruction(message, instruction), None
+    else:
+        messages = (*item.messages[:-1], ("user", with_instruction(item.messages[-1][1], instruction)))
+        prompt = transcript(messages)
+    return Problem(item.id, prompt, golds[0], True, item.question, tuple(golds[1:]), messages)
 
 
 def with_instruction(problem: str, instruction: str | None) -> str:

@@ -4,9 +4,10 @@ Every refusal is one line with the row's number.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ from ngrpo.tasks.base import ANSWER_PREFIX, Problem
 
 Row = dict[str, Any]
 KINDS = (".jsonl", ".parquet")
+
+
+class Unreadable(ValueError):
+    """There is no such file or data set."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class FromRows:
     name: of the task, and of its file in `directory`. path, directory, dataset with subset and split: where the rows come
     from, the first that is given. columns: tasks.columns. instruction: follows the problem in the user's
     message, null for nothing. answer_start: ends the thinking part, after which alone an answer counts; null where the
-    model has none. `version` is a digest of the rows. Raises ValueError for rows that cannot be used.
+    model has none. `version` is a digest of the rows and of how they are read; `notes` say what was joined, chosen, folded
+    or left out. Raises ValueError for rows that cannot be used.
     """
 
     name: str
@@ -48,6 +54,13 @@ class FromRows:
     version: str = field(default="", init=False)
     answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
     problems: Sequence[Problem] = field(default=(), init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def tell(self, notes: Sequence[str]) -> None:
+        """Keeps the notes, and prints each once in a process, which may build its tasks several times."""
+        self.notes = list(notes)
+        for line in (f"note: {self.name}: {note}" for note in notes):
+            _print_once(line)
 
     def read_rows(self) -> Rows:
         """The rows of the first source that is given; their digest becomes the task's version."""
@@ -58,22 +71,28 @@ class FromRows:
             place = next((place for place in places if place.is_file()), None)
             if place is None:
                 found = f"{self.directory} holds neither {places[0].name} nor {places[1].name}"
-                raise ValueError(f"{self.name}: {found}; set task.path")
+                raise Unreadable(f"{self.name}: {found}; set task.path")
             source = read_file(place)
         elif self.dataset is not None:
             source = _download(self.name, self.dataset, self.subset, self.split)
         else:
-            raise ValueError(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
+            raise Unreadable(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
         self.version = source.digest
         return source
+
+
+@cache
+def _print_once(line: str) -> None:
+    if not any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK")):  # one of all ranks
+        print(line)
 
 
 def read_file(place: Path) -> Rows:
     """The rows of a .jsonl or .parquet file. Raises ValueError, in one line, where there are none or one cannot be read."""
     if not place.is_file():
-        raise ValueError(f"{place}: there is no such file; set task.path=<file.jsonl or .parquet>")
+        raise Unreadable(f"{place}: there is no such file; set task.path=<file.jsonl or .parquet>")
     if place.suffix not in KINDS:
-        raise ValueError(f"{place}: must end in {' or '.join(KINDS)}; set task.path")
+        raise Unreadable(f"{place}: must end in {' or '.join(KINDS)}; set task.path")
     known = place.stat()
     return _read(place.resolve(), known.st_mtime_ns, known.st_size)
 
@@ -109,7 +128,7 @@ def _parquet(place: Path) -> list[Row]:
     try:
         return pyarrow.parquet.read_table(place).to_pylist()
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{place}: is no readable parquet file ({error}); set task.path") from None
+        raise Unreadable(f"{place}: is no readable parquet file ({error}); set task.path") from None
 
 
 @lru_cache(maxsize=16)
@@ -124,9 +143,9 @@ def _download(name: str, dataset: str, subset: str | None, split: str | None) ->
     except Exception as error:  # the hub raises what its HTTP library of the day does
         reason = (" ".join(str(error).split()) or type(error).__name__)[:160]
         fix = f"set task.path=<file> or paths.data=<directory with {name}.jsonl>"
-        raise ValueError(f"{name}: the data set {dataset} cannot be loaded ({reason}); {fix}") from error
+        raise Unreadable(f"{name}: the data set {dataset} cannot be loaded ({reason}); {fix}") from error
     if isinstance(loaded, dict):
-        raise ValueError(f"{name}: {dataset} has the splits {sorted(map(str, loaded))}; set task.split")
+        raise Unreadable(f"{name}: {dataset} has the splits {sorted(map(str, loaded))}; set task.split")
     rows = tuple(dict(row) for row in loaded)
     if not rows:
         raise ValueError(f"{name}: {dataset} holds no rows in split {split}; set task.split")

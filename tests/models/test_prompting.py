@@ -63,6 +63,32 @@ def test_r1_uses_the_role_tokens_that_the_tokenizer_has(tokenizer, own, monkeypa
     assert read == [f"{user}two{assistant}<think>\n"]
 
 
+SHOT = (("system", "four"), ("user", "two"), ("assistant", "four"), ("user", "two and four"))
+
+
+def test_a_conversation_is_rendered_whole(tokenizer):
+    tokenizer.chat_template = TEMPLATE
+    prompts = Prompts(tokenizer, Prompting("chat"), 20)
+    prompts.read(Questions([Problem("p", "as text", "", is_message=True, messages=SHOT)]))
+    rendered = "<bos> <unk> four user two assistant four user two and four assistant"
+    assert tokenizer.decode(prompts.ids["as text", True]) == rendered
+
+
+@pytest.mark.parametrize(
+    "form, template, words",
+    [
+        ("plain", TEMPLATE, "model.prompt=plain: .*model.prompt=chat"),
+        ("r1", TEMPLATE, "model.prompt=r1: .*model.prompt=chat"),
+        ("chat", "{{ raise_exception('no system') }}", "refuses the messages system, user.*no system"),
+        ("chat", "{{ messages[-1].content }}", "leaves a message of the system's out"),
+    ],
+)
+def test_a_form_that_drops_messages_is_refused(tokenizer, form, template, words):
+    tokenizer.chat_template = template
+    with pytest.raises(ValueError, match=words):
+        Prompting(form).encode(tokenizer, [(("system", "<pad>"), ("user", "two"))])
+
+
 @dataclass
 class Questions:
     """A task with nothing but problems."""

@@ -31,11 +31,11 @@ def questions(path, **settings):
         ({"question": "1+1?", "answer": 2.0}, "1+1?", "2"),
         ({"question": "1+1?", "answer": "Add them: <<1+1=2>>\n#### 2"}, "1+1?", "2"),
         ({"problem": "p", "solution": r"\boxed{1}, no: \boxed{\frac{1}{2}}."}, "p", r"\frac{1}{2}"),
-        ({"problem": "p", "solution": r"so \boxed{\pi}", "answer": "damaged"}, "p", r"\pi"),
+        ({"problem": "p", "solution": r"so \boxed{\frac{1}{2}}", "answer": "frac{1}{2}"}, "p", r"\frac{1}{2}"),
         ({"problem": "p", "solution": "no box", "answer": "7"}, "p", "7"),
         (
             {
-                "prompt": [{"role": "system", "content": "s"}, {"role": "user", "content": "1+1?"}],
+                "prompt": [{"role": "user", "content": "1+1?"}],
                 "reward_model": {"style": "rule", "ground_truth": "2"},
                 "extra_info": {"index": 5},
             },

@@ -115,3 +115,25 @@ def test_the_audit_lists_what_its_grader_does_not_find(place):
     write(place / "odd.jsonl", [row(1), {"id": "odd", "problem": "Which?", "answer": "a } b"}])
     done = run("audit", "benchmark=jsonl", f"benchmark.path={place}/odd.jsonl")
     assert "1 of 2 correct" in done.stdout and "odd  unparsed  a } b" in done.stdout
+
+
+def test_the_audit_ends_with_1_where_it_finds_something(place):
+    rows = [row(1), {"id": "none", "problem": "Which?", "answer": "notfound"}, row(2), row(2)]
+    write(place / "faults.jsonl", rows)
+    done = run("audit", "benchmark=jsonl", f"benchmark.path={place}/faults.jsonl")
+    assert done.returncode == 1 and "2 findings" in done.stderr, done.stderr
+    assert "row 2: it is 'notfound'" in done.stdout and "row 4 repeats row 3" in done.stdout
+    write(place / "tale.jsonl", [{"problem": "Who?", "tale": "Ann met Bob at noon.", "answer": "1"}])
+    done = run("audit", "task=jsonl", f"task.path={place}/tale.jsonl")
+    assert done.returncode == 1 and "1 of 1 correct" in done.stdout and "may need tale" in done.stdout
+    done = run("audit", "task=jsonl", f"task.path={place}/tale.jsonl", "task.columns.problem={tale} {problem}")
+    assert done.returncode == 0, done.stderr
+    done = run("audit", "task=jsonl", "task.path=/nowhere.jsonl")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "no such file" in done.stderr
+
+
+def test_conversations_are_asked_in_a_chat_template_alone(place):
+    messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1+1?"}]
+    write(place / "talk.jsonl", [{"prompt": messages, "answer": "2"}])
+    done = run("train", f"model={place}/model", "task=jsonl", f"task.path={place}/talk.jsonl", "prompts_per_step=1")
+    assert done.returncode == 2 and "task has conversations" in done.stderr and "model.prompt=chat" in done.stderr
