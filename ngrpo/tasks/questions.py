@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ngrpo.grading.exact import Verdict
+from ngrpo.grading.verdict import Verdict
 from ngrpo.tasks.base import Problem, Score, answer_part
 from ngrpo.tasks.columns import LEAVE_OUT, REFUSE, read_items
 from ngrpo.tasks.rows import FromRows
@@ -36,10 +36,10 @@ class Questions(FromRows):
         ]
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order; no `solution_path`: ways to an answer are not distinguished."""
+        """Verdicts, one per pair, in order; `solution_path` says what was folded or dropped to compare an answer."""
         finals = [answer_part(completion, self.answer_start) for completion in completions]
         verdicts = self.grader.grade(finals, [problem.gold for problem in problems])
-        return [Score.of(verdict.outcome, verdict.extracted) for verdict in verdicts]
+        return [Score.of(verdict.outcome, verdict.extracted, verdict.reading) for verdict in verdicts]
 
 
 def with_instruction(problem: str, instruction: str | None) -> str:
