@@ -100,12 +100,16 @@ def _same_leaf(gold: Leaf, answer: Leaf, notes: list[str]) -> bool | None:
         notes.append(f"unit {(gold.unit or answer.unit).name} dropped")  # pyright: ignore[reportOptionalMemberAccess]
     elif factor != 1 and gold.unit and answer.unit:
         notes.append(f"{answer.unit.name} converted to {gold.unit.name}")
+    if len(gold.text) == len(answer.text) == 1 and gold.text.isalpha() and answer.text.isalpha():
+        return _same_letter(gold.text, answer.text, notes)
     if gold.words or answer.words:
         return gold.words and answer.words and gold.text == answer.text
     if gold.number is None or answer.number is None:
         same_text = written.bare(gold.text) == written.bare(answer.text) and gold.percent == answer.percent
         if same_text and factor == 1:
             return True
+        if BASE.fullmatch(gold.text) or BASE.fullmatch(answer.text):
+            return False  # a parser drops the base
         return None if bool(RELATION.search(gold.text)) == bool(RELATION.search(answer.text)) else False
     want, have = gold.number, answer.number * factor
     if gold.percent != answer.percent:
@@ -118,6 +122,14 @@ def _same_leaf(gold: Leaf, answer: Leaf, notes: list[str]) -> bool | None:
         notes.append("the gold read as a double printed in full")
         return range_[0] <= have <= range_[1]
     return want == have
+
+
+def _same_letter(gold: str, answer: str, notes: list[str]) -> bool:
+    """The letters of options in any case, of variables in their own."""
+    if gold != answer and gold in "ABCDEFGHIJ" and gold == answer.upper():
+        notes.append("case folded")
+        return True
+    return gold == answer
 
 
 def undecidable(gold: Reading, answer: Reading) -> bool:
@@ -143,7 +155,7 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
         text = written.formula(node.text) if node.number is None else _ratio(node.number)
         text = text if factor == 1 else f"{_ratio(factor)}\\cdot\\left({text}\\right)"
         return f"\\frac{{{text}}}{{100}}" if node.percent else text
-    kind = "list" if node.kind in UNORDERED else node.kind
+    kind = "list" if node.kind == "set" else node.kind
     return [kind + (f" {node.name}" if kind == "chain" else ""), *(request(item) for item in node.items)]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from ngrpo.grading import written
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.grading.choices import alternatives, option
-from ngrpo.grading.comparing import BASE, requests, same, texts, undecidable
+from ngrpo.grading.comparing import requests, same, texts, undecidable
 from ngrpo.grading.reading import Reading, read
 from ngrpo.grading.verdict import Verdict
 from ngrpo.grading.workers import SECONDS, Workers
@@ -114,8 +114,6 @@ def _values(gold: str, answer: str) -> Settled:
         return "unparsed", ""
     if want.bare == have.bare:
         return "correct", "; ".join({*want.notes, *have.notes})
-    if BASE.fullmatch(want.bare) or BASE.fullmatch(have.bare):
-        return "wrong", ""
     notes = [*want.notes, *have.notes]
     verdict = same(want.node, have.node, notes)
     told = "; ".join(dict.fromkeys(notes)) if verdict is not False else ""

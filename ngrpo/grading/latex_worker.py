@@ -95,7 +95,7 @@ def compare_structures(gold: Any, answer: Any) -> str:
         return compare(spelt(gold), spelt(answer))
     if gold[0] == answer[0] == "=" and len(gold) == len(answer) == 3:
         return "correct" if same_equation(gold[1:], answer[1:]) else compare(spelt(gold), spelt(answer))
-    if gold[0].startswith(("=", "chain")) or (gold[0] == answer[0] == "list" and ranges(gold) + ranges(answer)):
+    if {gold[0][:5], answer[0][:5]} & {"=", "chain", "union"}:
         return compare(spelt(gold), spelt(answer))
     if gold[0] == answer[0] == "list":
         return matched(gold[1:], answer[1:])
@@ -116,11 +116,6 @@ def matched(gold: list[Any], answer: list[Any]) -> str:
     return "wrong" if left else "correct"
 
 
-def ranges(node: list[Any]) -> int:
-    """How many intervals stand in a list."""
-    return sum(isinstance(item, list) and item[0] in ("()", "(]", "[)", "[]") for item in node[1:])
-
-
 def spelt(node: Any) -> str:
     """The formula of a structure, as math-verify reads it."""
     if isinstance(node, str):
@@ -129,9 +124,8 @@ def spelt(node: Any) -> str:
     if kind.startswith("chain"):
         signs = kind.split()[1:]
         return items[0] + "".join(f" {sign} {item}" for sign, item in zip(signs, items[1:], strict=True))
-    if kind == "list":
-        return ("\\cup " if ranges(node) else ", ").join(items)
-    return " = ".join(items) if kind == "=" else f"{kind[0]}{', '.join(items)}{kind[1]}"
+    between = {"list": ", ", "union": "\\cup ", "=": " = "}
+    return between[kind].join(items) if kind in between else f"{kind[0]}{', '.join(items)}{kind[1]}"
 
 
 def same_equation(one: list[str], other: list[str]) -> bool:

@@ -17,6 +17,7 @@ PRODUCT = re.compile(r"[a-z]{2,3}")  # letters that may be a product: `ab` is `b
 ENGLISH = {"no", "yes", "on", "off", "odd", "even", "all", "none", "one", "two", "six", "ten", "in", "out", "up", "am", "pm"}
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
 LIST = re.compile(r",? ?\\text ?\{ ?,? ?(?:and|or) ?\}|,? ?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
+JOINED = re.compile(r"\\text ?\{([^{}]*[^{} ]) (and|or) ?([^{}]*)\}")  # `5 \text{ cm and } 12`
 CHAIN = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
 UNION = re.compile(r"\\cup(?![a-zA-Z])")
 EQUAL = re.compile(r"(?<![<>!\\])=")
@@ -98,7 +99,8 @@ def cut(text: str, pattern: re.Pattern, inside: bool = False) -> list[tuple[str,
             depths[-1] = depth
     parts, start, before = [], 0, ""
     for found in pattern.finditer(text):
-        if depths[found.start()] or (not inside and found[0] == "," and _thousands(text, found.start())):
+        zero = text.startswith("0", found.end())  # no list has (10,050)
+        if depths[found.start()] or (found[0] == "," and (zero or not inside) and _thousands(text, found.start())):
             continue
         parts.append((before, text[start : found.start()].strip()))
         start, before = found.end(), found[0].strip()
@@ -116,6 +118,8 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         return Leaf(text, number(text))
     if (words := _words(text)) is not None:
         return words
+    if (marked := written.TEXT.fullmatch(text)) and _listed(marked[1]):
+        text = marked[1].strip()
     for structure in (_set, _several, _brackets, _relation, _signs):
         if (node := structure(text, notes, depth)) is not None:
             return node
@@ -164,16 +168,30 @@ def _several(text: str, notes: list[str], depth: int) -> Node | None:
     """Parts of a union, a list with commas, `and` or `or`."""
     if len(parts := cut(text, UNION)) > 1:
         return Group("union", tuple(_node(part, notes, depth + 1) for _, part in parts))
-    parts = [(sign, part) for sign, part in cut(text, LIST) if part]
+    if "\\text" in text:
+        text = JOINED.sub(r"\\text{\1} \2 \\text{\3}", text)
+    parts = [(sign, part) for sign, part in cut(text, LIST) if part and part != "\\text{}"]
     if len(parts) < 2 or len(parts) > 40:
         return None
     if any("and" in sign for sign, _ in parts) and all(CHAIN.search(part) for _, part in parts):
-        return None  # both hold: no list
+        return _both([_node(part, notes, depth + 1) for _, part in parts])
     if all(part.isdecimal() for _, part in parts):
         return Group("list", tuple(Leaf(part, number(part)) for _, part in parts))
     items = _shared_unit([_node(part, notes, depth + 1) for _, part in parts])
     ranges = all(isinstance(item, Group) and item.name for item in items)
     return Group("union" if ranges and any("or" in sign for sign, _ in parts) else "list", tuple(items))
+
+
+def _both(ranges: list[Node]) -> Node | None:
+    """`x > 1 and x < 3`: the one's lower and the other's upper bound."""
+    if len(ranges) != 2 or not all(isinstance(node, Group) and len(node.items) == 2 and node.name for node in ranges):
+        return None
+    low, high = (node for node in ranges if isinstance(node, Group))
+    if low.items[1] != Leaf("\\infty"):
+        low, high = high, low
+    if low.name != high.name or low.items[1] != Leaf("\\infty") or high.items[0] != Leaf("-\\infty"):
+        return None
+    return Group(low.kind[0] + high.kind[1], (low.items[0], high.items[1]), low.name)
 
 
 def _shared_unit(items: list[Node]) -> list[Node]:

@@ -20,7 +20,9 @@ BARE_ROOT = re.compile(r"\\sqrt\s*(\w)")
 # Digits in groups of three with a separator that is no list's; a bare space only where no fraction follows.
 THOUSANDS = re.compile(r"(?<![\w.,}])\d{1,3}(?:(?:\\[,;:! ]|\{,\}|,\\!|~| )\d{3})+(?![\d,]|\s*(?:/|\\frac|\d))")
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mathit|mathsf|textsf|mbox|rm|bf)\s*\{([^{}]*)\}")
-SUBSCRIPT = re.compile(r"_\{(\w+)\}")
+SUBSCRIPT = re.compile(r"(?<!\\log)_\{(\w+)\}")
+LOGARITHM = re.compile(r"\\log ?_(\w)")
+SCALE = re.compile(r"\\(?:text|mathrm|textrm) ?\{\s*((?:hundred|thousand|million|billion|trillion)s?)\s*\}")
 DEGREES = re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])")
 NAMES = {
     **{"leqslant": "le", "leq": "le", "geqslant": "ge", "geq": "ge", "neq": "ne", "varnothing": "emptyset"},
@@ -84,6 +86,7 @@ def spelt(text: str) -> str:
 def _latex(text: str) -> str:
     text = THOUSANDS.sub(_joined, DELIMITERS.sub("", _undollared(text)))
     text = FRACTIONS.sub(r"\\frac", SIZES.sub("", RENAMED.sub(lambda found: _renamed(found[1]), text)))
+    text = LOGARITHM.sub(r"\\log_{\1}", SCALE.sub(r" \1", text))
     text = CHOOSE.sub(r"\\binom{\1}{\2}", SUBSCRIPT.sub(r"_\1", text).replace("{,}", ","))
     return BARE_ROOT.sub(r"\\sqrt{\1}", HALF_BARE_FRACTION.sub(r"\1{\2}", BARE_FRACTION.sub(_braced, text)))
 
