@@ -17,7 +17,7 @@ LETTER = re.compile(
 TWO_FORMS = re.compile(r"^([^:{}]*(?:<|>|\\l|\\g)[^:{}]*):\s*([\[(].*[\])])\s*\$?$")
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=2048)
 def alternatives(gold: str) -> tuple[str, ...]:
     """The texts that a gold lists, or the gold alone."""
     if gold.startswith("[") and gold.endswith("]") and ('"' in gold or "'" in gold):
@@ -33,7 +33,7 @@ def alternatives(gold: str) -> tuple[str, ...]:
     return (gold,)
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def option(text: str) -> tuple[str, str] | None:
     """(letter, the rest) of an option, the rest empty where the letter stands alone; None for what is no option."""
     if len(text) > 400 or not (found := LETTER.match(text)):

@@ -116,7 +116,7 @@ def _values(gold: str, answer: str) -> Settled:
         return "correct", "; ".join({*want.notes, *have.notes})
     notes = [*want.notes, *have.notes]
     verdict = same(want.node, have.node, notes)
-    told = "; ".join(dict.fromkeys(notes)) if verdict is not False else ""
+    told = "; ".join(dict.fromkeys(notes))
     if verdict is not None:
         return ("correct" if verdict else "wrong"), told
     if undecidable(want, have):

@@ -9,10 +9,10 @@ from fractions import Fraction
 from functools import lru_cache
 
 from ngrpo.grading import written
-from ngrpo.grading.values import number
+from ngrpo.grading.values import SCALES, number
 from ngrpo.grading.units import LETTERS, Unit, unit
 
-WORD = re.compile(r"[^\W\d_]+(?:(?:[-' /]|, )[^\W\d_]+)*[.!]?")
+WORD = re.compile(r"[^\W\d_]+(?:(?:[-' ]|, )[^\W\d_]+)*[.!]?")
 PRODUCT = re.compile(r"[a-z]{2,3}")  # letters that may be a product: `ab` is `ba`
 ENGLISH = {"no", "yes", "on", "off", "odd", "even", "all", "none", "one", "two", "six", "ten", "in", "out", "up", "am", "pm"}
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
@@ -26,7 +26,10 @@ SIGNS = re.compile(r"\\pm(?![a-zA-Z])|\\mp(?![a-zA-Z])")
 BUILDER = re.compile(r"^\\?\{? ?[a-zA-Z] ?(?:\\mid(?![a-zA-Z])|\||:) ?(.+?) ?\\?\}?$")
 EMPTY = re.compile(r"\\emptyset ?|\\\{ ?\\\}")
 REALS = re.compile(r"\\mathbb ?\{?R\}?|\\Re|\\R")
-PLACES = re.compile(r"[{}()\[\]]|\\.")
+DATE = re.compile(r"\d{4}-\d\d-\d\d|\d\d?/\d\d?/\d{4}")
+COMPONENT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)")
+COMPOUND = re.compile(rf"{COMPONENT.pattern}(?:(?:,| and)? {COMPONENT.pattern}){{1,2}}")
+DEEPEST = 8  # structures in each other
 INVERSE = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 WHOLE_UNIT = re.compile(
     r"^(.*?[\d}!)%a-z])(?: ?\\(?:text|mathrm|textbf|mbox|rm|textit) ?\{([^{}]*)\}|"
@@ -72,7 +75,7 @@ class Reading:
     notes: tuple[str, ...]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=2048)
 def read(text: str) -> Reading | None:
     """The reading of a text of at most written.LONGEST characters; None for one in which nothing stands."""
     spelt = written.spelt(text)
@@ -114,8 +117,10 @@ def _thousands(text: str, place: int) -> bool:
 def _node(text: str, notes: list[str], depth: int = 0) -> Node:
     while written.wrapped(text) or (written.wrapped(text, "()") and len(cut(text[1:-1], LIST, True)) == 1):
         text = text[1:-1].strip()
-    if text.isdecimal() or depth > 8:
+    if text.isdecimal() or depth > DEEPEST:
         return Leaf(text, number(text))
+    if (whole := _whole(text, notes)) is not None:
+        return whole
     if (words := _words(text)) is not None:
         return words
     if (marked := written.TEXT.fullmatch(text)) and _listed(marked[1]):
@@ -124,6 +129,37 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         if (node := structure(text, notes, depth)) is not None:
             return node
     return leaf(text, notes)
+
+
+def _whole(text: str, notes: list[str]) -> Leaf | None:
+    """What must be read before lists and formulas are looked for: numbers in words, dates, 1 hour 30 minutes."""
+    if DATE.fullmatch(text):
+        return Leaf(text, words=True)
+    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
+    if plain[:1].isalpha() and (value := number(plain.lower())) is not None:
+        notes.append(f"{plain} read as {value}")
+        return Leaf(plain, value)
+    words = plain.split(" ")
+    if plain[:1].isalpha() and WORD.fullmatch(plain) and 1 < len(words) <= 12:
+        counted = ((number(" ".join(words[:end]).lower()), " ".join(words[end:])) for end in range(len(words) - 1, 0, -1))
+        value, things = next(((value, things) for value, things in counted if value is not None), (None, ""))
+        if value is not None and not things.startswith(("and ", "or ")):
+            return Leaf(plain, value, unit=unit(things))
+    return _compound(plain, notes)
+
+
+def _compound(text: str, notes: list[str]) -> Leaf | None:
+    """A quantity in two or three units, each smaller than the one before it."""
+    if not COMPOUND.fullmatch(text):
+        return None
+    parts = [(number(size), unit(name)) for size, name in COMPONENT.findall(text)]
+    units = [made for _, made in parts if made is not None and made.known]
+    sizes = [made.size for made in units]
+    if len(units) < len(parts) or len({made.kinds for made in units}) > 1 or sizes != sorted(set(sizes), reverse=True):
+        return None
+    value = sum(((size or 0) * made.size for (size, _), made in zip(parts, units, strict=True)), Fraction(0)) / sizes[0]
+    notes.append(f"{text} read as {value} {units[0].name}")
+    return Leaf(text, value, unit=units[0])
 
 
 def _words(text: str) -> Leaf | None:
@@ -142,7 +178,7 @@ def _words(text: str) -> Leaf | None:
 def _listed(text: str) -> bool:
     """Whether words are numbers in a list: `two and five`; `no and yes` are words."""
     parts = cut(text, LIST)
-    return len(parts) > 1 and all(number(part.lower()) is not None or len(part) == 1 for _, part in parts)
+    return len(parts) > 1 and all(number(part.lower()) is not None or len(part.strip("()")) == 1 for _, part in parts)
 
 
 def _set(text: str, notes: list[str], depth: int) -> Node | None:
@@ -314,11 +350,15 @@ def _suffix(text: str) -> tuple[str, Unit] | None:
     name = next(part for part in (marked, spaced, glued, beside) if part is not None).strip("() ")
     if name in ("and", "or", "mod", "choose"):
         return None
+    scale, _, rest_of_name = name.partition(" ")
+    if rest_of_name and scale.lower().removesuffix("s") in SCALES:  # `1 million dollars`
+        rest, name = f"{rest} {scale}", rest_of_name
     made = unit(name + (f"^{power.strip(' ^{}')}" if power.strip() else ""))
     plain = marked is None and beside is None
     if made is None or not rest.strip() or rest.endswith("\\"):
         return None
-    if plain and (number(rest) is None if not made.known or name in LETTERS else rest[-1] not in "0123456789})"):
+    sure = made.known and name not in LETTERS and rest[-1] in "0123456789})"
+    if plain and not sure and number(rest) is None:
         return None  # `2 x`, `\sin x`: no name of a unit
     if plain and (glued or len(name) == 1) and (not made.known or (glued and name in LETTERS)):
         return None  # `2ab`, `5 x`

@@ -106,7 +106,7 @@ def _factor(text: str) -> list[tuple[str, Fraction, int]] | None:
 
 def _things(name: str) -> Unit | None:
     words = PIECE.findall(name)
-    if not words or len(name) > 60 or not re.fullmatch(r"[a-zA-Z' .()/-]+", name):
+    if len("".join(words)) < 2 or len(name) > 60 or not re.fullmatch(r"[a-zA-Z' .()/-]+", name):
         return None
     return Unit((("things", 1),), Fraction(1), name, known=False)
 
@@ -122,5 +122,5 @@ def factor_between(one: Unit | None, other: Unit | None) -> Fraction | None:
     if one is None or other is None or singular(one.name) in ANY or singular(other.name) in ANY:
         return Fraction(1)
     if not (one.known and other.known):
-        return Fraction(1) if one.known == other.known and same_things(one, other) else None
+        return Fraction(1) if same_things(one, other) else None
     return one.size / other.size if one.kinds == other.kinds else None

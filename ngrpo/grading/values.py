@@ -21,6 +21,7 @@ E_NOTATION = re.compile(rf"({PLAIN}) ?[eE]([+-]?\d+)")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SCALED = re.compile(r"(.*[\d}]) ?(hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)
 FLOAT = re.compile(r"[+-]?\d*(?:\.\d+)?(?:[eE][+-]?\d+)?")
+LARGEST_DOUBLE = 1e308
 EXACT_DIGITS, ALL_DIGITS = 15, 16  # significant digits that a double always keeps, and from which on it may be rounded
 
 
@@ -152,9 +153,11 @@ def rounded_double(text: str) -> tuple[Fraction, Fraction] | None:
     if not ALL_DIGITS <= digits <= 400 or not FLOAT.fullmatch(text):
         return None
     value, exact = float(text), Fraction(text)
-    shortest = Fraction(repr(value)) if abs(value) < 1e308 else exact
+    if abs(value) > LARGEST_DOUBLE:
+        return None
+    shortest = Fraction(repr(value))
     if "." not in text and "e" not in text.lower():
-        kept = len(f"{value:.16e}".partition("e")[0]) and len(repr(value).partition("e")[0].strip("-0.").replace(".", ""))
+        kept = len(repr(value).partition("e")[0].strip("-0.").replace(".", ""))
         return (shortest, shortest) if exact == Fraction(value) and kept <= EXACT_DIGITS else None
     step = abs(Fraction(value)) / 2**52
     return (exact - step, exact + step) if shortest == exact else None
