@@ -32,17 +32,26 @@ def ratios(gold: str) -> list[str]:
     """Other spellings of a fraction."""
     sign, above, below = RATIO.fullmatch(gold).groups()  # pyright: ignore[reportOptionalMemberAccess]
     value = Fraction(int(above), int(below))
-    found = [f"{sign}{above}/{below}", f"{sign}\\dfrac{{{above}}}{{{below}}}", f"{sign}\\frac{{{2 * int(above)}}}{{{2 * int(below)}}}"]
+    found = [
+        f"{sign}{above}/{below}",
+        f"{sign}\\dfrac{{{above}}}{{{below}}}",
+        f"{sign}\\frac{{{2 * int(above)}}}{{{2 * int(below)}}}",
+    ]
     if value > 1 and value.denominator > 1:
         whole, rest = divmod(value, 1)
-        found += [f"{sign}{whole}\\frac{{{rest.numerator}}}{{{rest.denominator}}}", f"{sign}{whole} {rest.numerator}/{rest.denominator}"]
+        found += [
+            f"{sign}{whole}\\frac{{{rest.numerator}}}{{{rest.denominator}}}",
+            f"{sign}{whole} {rest.numerator}/{rest.denominator}",
+        ]
     if set(_primes(value.denominator)) <= {2, 5}:
         found.append(f"{sign}{float(value)}")
     return found
 
 
 def _primes(number: int) -> list[int]:
-    return [prime for prime in range(2, number + 1) if number % prime == 0 and all(prime % low for low in range(2, prime))]
+    return [
+        prime for prime in range(2, number + 1) if number % prime == 0 and all(prime % low for low in range(2, prime))
+    ]
 
 
 def respellings(gold: str) -> list[str]:
@@ -58,10 +67,16 @@ def respellings(gold: str) -> list[str]:
 
 def computed(gold: str) -> list[str]:
     """Spellings of a formula's value that a parser must read; none for words, lists and relations."""
-    if re.search(r"\\text|\\mbox|[=<>,]|\\le|\\ge|\\in|\\begin|_|%|\\%|\\pm|\\circ|\\\$|\d{4}", gold) or re.fullmatch(r"[a-zA-Z ]*", gold):
+    if re.search(r"\\text|\\mbox|[=<>,]|\\le|\\ge|\\in|\\begin|_|%|\\%|\\pm|\\circ|\\\$|\d{4}", gold) or re.fullmatch(
+        r"[a-zA-Z ]*", gold
+    ):
         return []
     plus = f"{gold}+7" if number(spelt(gold)) is None else f"\\sqrt{{49}}+{gold}"
-    return [f"\\frac{{2\\left({gold}\\right)}}{{2}}", f"0+{gold}" if not gold.startswith("-") else f"{gold}+0", f"{plus}-7"]
+    return [
+        f"\\frac{{2\\left({gold}\\right)}}{{2}}",
+        f"0+{gold}" if not gold.startswith("-") else f"{gold}+0",
+        f"{plus}-7",
+    ]
 
 
 def rate(work: Callable[[], object], count: int) -> float:
@@ -96,10 +111,14 @@ def main(path: str) -> None:
     for name, parsed in (("no parser", False), ("parser", True)):
         pairs = pairs_of(golds, both, parsed)
         forget()
-        texts, wanted = ["\\boxed{%s}" % answer for _, answer in pairs], [gold for gold, _ in pairs]
+        texts, wanted = [f"\\boxed{{{answer}}}" for _, answer in pairs], [gold for gold, _ in pairs]
         verdicts = []
-        speed = rate(lambda texts=texts, wanted=wanted, found=verdicts: found.extend(grader.grade(texts, wanted)), len(pairs))
-        missed = [(pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.outcome != "correct"]
+        speed = rate(
+            lambda texts=texts, wanted=wanted, found=verdicts: found.extend(grader.grade(texts, wanted)), len(pairs)
+        )
+        missed = [
+            (pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.outcome != "correct"
+        ]
         print(f"{name}: {speed:,.0f} answers/s; {len(pairs) - len(missed)} of {len(pairs)} correct")
         for (gold, answer), verdict in missed:
             print(f"  {gold!r} {answer!r} {verdict.outcome}")

@@ -14,6 +14,7 @@ LETTER = re.compile(
     r"[\s~.:]*(?:\\(?:quad|qquad|,|;| ))*\s*(.*)$",
     re.DOTALL,
 )
+OPERATORS = tuple("+*/^_=<>,!)")
 TWO_FORMS = re.compile(r"^([^:{}]*(?:<|>|\\l|\\g)[^:{}]*):\s*([\[(].*[\])])\s*\$?$")
 
 
@@ -40,4 +41,6 @@ def option(text: str) -> tuple[str, str] | None:
         return None
     *letters, rest = found.groups()
     letter = next(letter for letter in letters if letter)
+    if rest.startswith(OPERATORS) or (rest.startswith("-") and ")" not in text[: found.start(len(letters) + 1)]):
+        return None  # `\text{A} + 1` is a formula
     return letter, rest.strip().strip("$").strip()

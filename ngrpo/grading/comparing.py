@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import Any
 
 from ngrpo.grading import written
-from ngrpo.grading.values import rounded_double
-from ngrpo.grading.reading import Group, Leaf, Node, Reading
+from ngrpo.grading.leaves import Leaf
+from ngrpo.grading.reading import Group, Node, Reading
 from ngrpo.grading.units import factor_between
+from ngrpo.grading.values import rounded_double
 
 BASE = re.compile(r"[\dA-Za-z]+_\{?\d+\}?")
 RELATION = re.compile(r"[=<>]|\\(?:ne|approx|sim|equiv|cong|not|notin|to|mapsto|pmod|bmod|mod)(?![a-zA-Z])")
@@ -51,6 +52,8 @@ def _same_group(gold: Group, answer: Group, notes: list[str]) -> bool | None:
         return _same_relation(gold, answer, notes) if len(kinds) == 1 and gold.name == answer.name else False
     if "union" in kinds and gold.items and answer.items and kinds != {"union"}:
         return None
+    if kinds == {"set", "list"}:  # a set has each value once
+        gold, answer = (replace(node, items=tuple(dict.fromkeys(node.items))) for node in (gold, answer))
     if len(gold.items) != len(answer.items):
         return None if kinds == {"union"} else False
     if gold.kind in UNORDERED and answer.kind in UNORDERED:
@@ -161,7 +164,11 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
 
 def _ratio(value: Any) -> str:
     sign, value = ("-" if value < 0 else ""), abs(value)
-    return f"{sign}{value.numerator}" if value.denominator == 1 else f"{sign}\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    return (
+        f"{sign}{value.numerator}"
+        if value.denominator == 1
+        else f"{sign}\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    )
 
 
 def texts(node: Any) -> list[str]:

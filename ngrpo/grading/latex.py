@@ -136,4 +136,3 @@ def formulas(gold: str, answer: str) -> list[list[Any]]:
         if _option(form, answer)[0] is None and (want := read(one)) and (found := read(other)):
             asked.append(requests(want.node, found.node))
     return asked
-

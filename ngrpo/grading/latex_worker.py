@@ -24,7 +24,22 @@ from typing import Any
 from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended import NormalizationConfig, latex2sympy2
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Expr, FiniteSet, Float, I, Integer, Interval, Number, Pow, Rational, Symbol, Tuple, UnevaluatedExpr, Union, cancel
+from sympy import (
+    Expr,
+    FiniteSet,
+    Float,
+    I,
+    Integer,
+    Interval,
+    Number,
+    Pow,
+    Rational,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+    Union,
+    cancel,
+)
 
 PLACES = 50  # decimal places to which two values must agree: a rounded number is another number
 APART = 1e-6  # values further apart than this, as a share of the larger, are of different formulas
@@ -60,7 +75,7 @@ class TwoStageParser(latex2sympy2.PSParser):
 def number(text: str) -> Number:
     """A whole or decimal number, exactly: sympy rounds decimals, and runs them as Python, which costs a millisecond."""
     text = text.replace(",", "")
-    return Integer(int(text)) if text.isdecimal() else Rational(*Fraction(text).as_integer_ratio())
+    return Integer(int(text)) if text.isdecimal() else Rational(*Fraction(text).as_integer_ratio())  # pyright: ignore
 
 
 def prepare() -> None:

@@ -5,16 +5,32 @@ What was folded or dropped on the way is kept as notes. Formulas stay texts; onl
 
 import re
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import lru_cache
 
-from ngrpo.grading import written
-from ngrpo.grading.values import SCALES, number
-from ngrpo.grading.units import LETTERS, Unit, unit
+from ngrpo.grading import leaves, written
+from ngrpo.grading.leaves import WORD, Leaf, leaf
+from ngrpo.grading.values import number
 
-WORD = re.compile(r"[^\W\d_]+(?:(?:[-' ]|, )[^\W\d_]+)*[.!]?")
 PRODUCT = re.compile(r"[a-z]{2,3}")  # letters that may be a product: `ab` is `ba`
-ENGLISH = {"no", "yes", "on", "off", "odd", "even", "all", "none", "one", "two", "six", "ten", "in", "out", "up", "am", "pm"}
+ENGLISH = {
+    "no",
+    "yes",
+    "on",
+    "off",
+    "odd",
+    "even",
+    "all",
+    "none",
+    "one",
+    "two",
+    "six",
+    "ten",
+    "in",
+    "out",
+    "up",
+    "am",
+    "pm",
+}
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
 LIST = re.compile(r",? ?\\text ?\{ ?,? ?(?:and|or) ?\}|,? ?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
 JOINED = re.compile(r"\\text ?\{([^{}]*[^{} ]) (and|or) ?([^{}]*)\}")  # `5 \text{ cm and } 12`
@@ -26,31 +42,8 @@ SIGNS = re.compile(r"\\pm(?![a-zA-Z])|\\mp(?![a-zA-Z])")
 BUILDER = re.compile(r"^\\?\{? ?[a-zA-Z] ?(?:\\mid(?![a-zA-Z])|\||:) ?(.+?) ?\\?\}?$")
 EMPTY = re.compile(r"\\emptyset ?|\\\{ ?\\\}")
 REALS = re.compile(r"\\mathbb ?\{?R\}?|\\Re|\\R")
-DATE = re.compile(r"\d{4}-\d\d-\d\d|\d\d?/\d\d?/\d{4}")
-COMPONENT = re.compile(r"(\d+(?:\.\d+)?) ?([a-zA-Z]+)")
-COMPOUND = re.compile(rf"{COMPONENT.pattern}(?:(?:,| and)? {COMPONENT.pattern}){{1,2}}")
 DEEPEST = 8  # structures in each other
 INVERSE = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
-WHOLE_UNIT = re.compile(
-    r"^(.*?[\d}!)%a-z])(?: ?\\(?:text|mathrm|textbf|mbox|rm|textit) ?\{([^{}]*)\}|"
-    r" ([a-zA-Z\u20ac\u00a3\u00a5/ .]+)|(?<=[\d})])([a-zA-Z]{2,}(?:/[a-z]+)?)|( ?\([a-zA-Z ]+\)))((?: ?\^ ?\{? ?\d ?\}?)?)$"
-)
-RAISED_UNIT = re.compile(r"^(.*[\d}]) ?((?:[a-zA-Z]+ ?/ ?)?[a-zA-Z]+ ?\^ ?\{? ?[23] ?\}?(?:/[a-zA-Z]+)?)$")
-CURRENCY = re.compile(r"([-+]?) ?(\\\$|[\u20ac\u00a3\u00a5\u20b9]|(?:US|USD|EUR) ?(?:\\\$)?(?= ?\d)) ?(.*)")
-PERCENT = re.compile(r"^(.*?) ?(?:%|\\text ?\{ ?(?:%|percent|per cent) ?\}|percent|per cent)$")
-MARKS = {'"': "inch", "''": "inch", "'": "foot", "\u20ac": "euro", "\u00a3": "gbp", "\u00a5": "yen", "\\$": "$"}
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One value: `text` is its formula; number: its exact value where it has one; words: it is no value but a text."""
-
-    text: str
-    number: Fraction | None = None
-    percent: bool = False
-    unit: Unit | None = None
-    name: str = ""  # of the variable before it
-    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,7 +104,10 @@ def cut(text: str, pattern: re.Pattern, inside: bool = False) -> list[tuple[str,
 
 
 def _thousands(text: str, place: int) -> bool:
-    return bool(re.match(r",\d{3}(?!\d)", text[place : place + 5]) and re.search(r"(?<!\d)\d{1,3}$", text[max(place - 4, 0) : place]))
+    return bool(
+        re.match(r",\d{3}(?!\d)", text[place : place + 5])
+        and re.search(r"(?<!\d)\d{1,3}$", text[max(place - 4, 0) : place])
+    )
 
 
 def _node(text: str, notes: list[str], depth: int = 0) -> Node:
@@ -119,7 +115,7 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         text = text[1:-1].strip()
     if text.isdecimal() or depth > DEEPEST:
         return Leaf(text, number(text))
-    if (whole := _whole(text, notes)) is not None:
+    if (whole := leaves.whole(text, notes)) is not None:
         return whole
     if (words := _words(text)) is not None:
         return words
@@ -129,37 +125,6 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         if (node := structure(text, notes, depth)) is not None:
             return node
     return leaf(text, notes)
-
-
-def _whole(text: str, notes: list[str]) -> Leaf | None:
-    """What must be read before lists and formulas are looked for: numbers in words, dates, 1 hour 30 minutes."""
-    if DATE.fullmatch(text):
-        return Leaf(text, words=True)
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
-    if plain[:1].isalpha() and (value := number(plain.lower())) is not None:
-        notes.append(f"{plain} read as {value}")
-        return Leaf(plain, value)
-    words = plain.split(" ")
-    if plain[:1].isalpha() and WORD.fullmatch(plain) and 1 < len(words) <= 12:
-        counted = ((number(" ".join(words[:end]).lower()), " ".join(words[end:])) for end in range(len(words) - 1, 0, -1))
-        value, things = next(((value, things) for value, things in counted if value is not None), (None, ""))
-        if value is not None and not things.startswith(("and ", "or ")):
-            return Leaf(plain, value, unit=unit(things))
-    return _compound(plain, notes)
-
-
-def _compound(text: str, notes: list[str]) -> Leaf | None:
-    """A quantity in two or three units, each smaller than the one before it."""
-    if not COMPOUND.fullmatch(text):
-        return None
-    parts = [(number(size), unit(name)) for size, name in COMPONENT.findall(text)]
-    units = [made for _, made in parts if made is not None and made.known]
-    sizes = [made.size for made in units]
-    if len(units) < len(parts) or len({made.kinds for made in units}) > 1 or sizes != sorted(set(sizes), reverse=True):
-        return None
-    value = sum(((size or 0) * made.size for (size, _), made in zip(parts, units, strict=True)), Fraction(0)) / sizes[0]
-    notes.append(f"{text} read as {value} {units[0].name}")
-    return Leaf(text, value, unit=units[0])
 
 
 def _words(text: str) -> Leaf | None:
@@ -192,7 +157,11 @@ def _set(text: str, notes: list[str], depth: int) -> Node | None:
         node = _node(found[2], notes, depth + 1)
         return node if isinstance(node, Leaf) else replace(node, name=found[1])
     braces = text.startswith("\\{") and text.endswith("\\}") and "\\}" not in text[2:-2]
-    if (braces or "\\mid" in text or text.startswith("{")) and (found := BUILDER.match(text)) and CHAIN.search(found[1]):
+    if (
+        (braces or "\\mid" in text or text.startswith("{"))
+        and (found := BUILDER.match(text))
+        and CHAIN.search(found[1])
+    ):
         return _node(found[1], notes, depth + 1)
     if braces:
         items = [_node(part, notes, depth + 1) for _, part in cut(text[2:-2], LIST, True)]
@@ -297,69 +266,3 @@ def _signs(text: str, notes: list[str], depth: int) -> Node | None:
     pairs = [{"\\pm": "+", "\\mp": "-"}, {"\\pm": "-", "\\mp": "+"}]
     both = [SIGNS.sub(lambda found, signs=signs: signs[found[0]], text) for signs in pairs]
     return Group("list", tuple(_node(one.removeprefix("+").strip(), notes, depth + 1) for one in both))
-
-
-def leaf(text: str, notes: list[str]) -> Leaf:
-    """One value without its unit and percent sign."""
-    value = number(text)
-    if value is not None:
-        if not text.replace(".", "", 1).lstrip("-").isdecimal():
-            notes.append(f"{text} read as {value}")
-        return Leaf(text, value)
-    if found := PERCENT.match(text):
-        return Leaf(found[1], number(found[1]), percent=True)
-    if (measured := _measured(text)) is not None:
-        rest, unit_ = measured
-        inside = leaf(rest, notes)
-        return replace(inside, unit=unit_)
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
-    value = number(plain.lower())
-    if value is not None:
-        notes.append(f"{plain} read as {value}")
-    elif plain != text and PERCENT.match(plain):
-        return leaf(plain, notes)
-    return Leaf(text, value)
-
-
-def _measured(text: str) -> tuple[str, Unit] | None:
-    """A value and the unit beside it."""
-    if found := CURRENCY.fullmatch(text):
-        money = unit(MARKS.get(found[2], "$" if "\\$" in found[2] else found[2].strip()))
-        return (found[1] + found[3], money) if money and found[3] else None
-    for mark, name in MARKS.items():
-        if text.endswith(mark) and number(text[: -len(mark)]) is not None:
-            return text[: -len(mark)].strip(), unit(name)  # pyright: ignore[reportReturnType]
-    if found := written.DEGREES.search(text):
-        rest = text[: found.start()].strip()
-        scale = written.TEXT.sub(r"\1", text[found.end() :]).strip()
-        if rest and (not scale or scale in ("C", "F")) and not written.TRIGONOMETRY.search(rest) and rest[-1] != "-":
-            return rest, unit({"C": "celsius", "F": "fahrenheit"}.get(scale, "degree"))  # pyright: ignore
-        return None
-    return _suffix(text)
-
-
-def _suffix(text: str) -> tuple[str, Unit] | None:
-    if found := RAISED_UNIT.match(text):
-        rest, name = found[1], found[2].replace("{", "").replace("}", "")
-        made = unit(name)
-        return (rest.strip(), made) if made and made.known and number(rest) is not None else None
-    found = WHOLE_UNIT.match(text)
-    if not found:
-        return None
-    rest, marked, spaced, glued, beside, power = found.groups()
-    name = next(part for part in (marked, spaced, glued, beside) if part is not None).strip("() ")
-    if name in ("and", "or", "mod", "choose"):
-        return None
-    scale, _, rest_of_name = name.partition(" ")
-    if rest_of_name and scale.lower().removesuffix("s") in SCALES:  # `1 million dollars`
-        rest, name = f"{rest} {scale}", rest_of_name
-    made = unit(name + (f"^{power.strip(' ^{}')}" if power.strip() else ""))
-    plain = marked is None and beside is None
-    if made is None or not rest.strip() or rest.endswith("\\"):
-        return None
-    sure = made.known and name not in LETTERS and rest[-1] in "0123456789})"
-    if plain and not sure and number(rest) is None:
-        return None  # `2 x`, `\sin x`: no name of a unit
-    if plain and (glued or len(name) == 1) and (not made.known or (glued and name in LETTERS)):
-        return None  # `2ab`, `5 x`
-    return rest.strip(), made

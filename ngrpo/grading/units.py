@@ -36,7 +36,9 @@ TABLE: dict[str, dict[str, Fraction | int]] = {
     "power": {"w watt": 1, "kw kilowatt": 1000}, "force": {"n newton": 1}, "frequency": {"hz hertz": 1, "khz": 1000},
     "temperature": {"k kelvin": 1}, "voltage": {"v volt": 1},
 }  # fmt: skip
-KNOWN = {name: (kind, Fraction(size)) for kind, row in TABLE.items() for names, size in row.items() for name in names.split()}
+KNOWN = {
+    name: (kind, Fraction(size)) for kind, row in TABLE.items() for names, size in row.items() for name in names.split()
+}
 RATIO = "ratio"  # of sizes: no quantity
 CAPITAL = set("CFKJWNVL")
 ANY = {"unit", ""}  # names that say nothing

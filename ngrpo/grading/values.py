@@ -16,7 +16,9 @@ DECIMAL = re.compile(PLAIN)
 REPEATING = re.compile(r"(\d*)\.(\d*)(?:\\overline ?\{(\d+)\}|\\dot ?\{?(\d)\}?|\((\d+)\))")
 FRACTION = re.compile(r"\\frac ?\{([^{}]*)\} ?\{([^{}]*)\}")
 MIXED = re.compile(r"(\d+) ?(\\frac.*)|(\d+) (\d+ ?/ ?\d+)")
-POWER = re.compile(rf"(?:({PLAIN}) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?(?:\{{ ?([+-]? ?\d+) ?\}}|\(([+-]?\d+)\)|([+-]?\d+))")
+POWER = re.compile(
+    rf"(?:({PLAIN}) ?(?:\\times|\\cdot|\*|x) ?)?10 ?(?:\^|\*\*) ?(?:\{{ ?([+-]? ?\d+) ?\}}|\(([+-]?\d+)\)|([+-]?\d+))"
+)
 E_NOTATION = re.compile(rf"({PLAIN}) ?[eE]([+-]?\d+)")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 SCALED = re.compile(r"(.*[\d}]) ?(hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)

@@ -60,7 +60,9 @@ class Workers:
         atexit.register(self.close)
 
     def compare(self, pairs: Sequence[Sequence[Any]]) -> list[str]:
-        """An outcome for each (gold, answer), or list of such pairs of which the best counts: what the process says, `timeout`, or `error` where several died on it.
+        """An outcome for each (gold, answer), or for each list of such pairs, of which the best counts.
+
+        It is what the process says, `timeout`, or `error` where several died on it.
 
         Raises GraderFailed where no process can be started.
         """

@@ -26,11 +26,30 @@ SCALE = re.compile(r"\\(?:text|mathrm|textrm) ?\{\s*((?:hundred|thousand|million
 DEGREES = re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])")
 NAMES = {
     **{"leqslant": "le", "leq": "le", "geqslant": "ge", "geq": "ge", "neq": "ne", "varnothing": "emptyset"},
-    **{"lbrace": "{", "rbrace": "}", "ast": "cdot", "tfrac": "frac", "infin": "infty", "colon": ":", "lor": "text{ or }", "lg": "log_{10}"},
+    **{
+        "lbrace": "{",
+        "rbrace": "}",
+        "ast": "cdot",
+        "tfrac": "frac",
+        "infin": "infty",
+        "colon": ":",
+        "lor": "text{ or }",
+        "lg": "log_{10}",
+    },
 }
 RENAMED = re.compile(rf"\\({'|'.join(NAMES)})(?![a-zA-Z])")
 SIGNS = re.compile(r"\\lt(?![a-zA-Z])|\\gt(?![a-zA-Z])|<=|>=|!=|\\%|\*\*|\\[lr]angle(?![a-zA-Z])")
-SIGN = {"\\lt": "<", "\\gt": ">", "<=": "\\le ", ">=": "\\ge ", "!=": "\\ne ", "\\%": "%", "**": "^", "\\langle": "(", "\\rangle": ")"}
+SIGN = {
+    "\\lt": "<",
+    "\\gt": ">",
+    "<=": "\\le ",
+    ">=": "\\ge ",
+    "!=": "\\ne ",
+    "\\%": "%",
+    "**": "^",
+    "\\langle": "(",
+    "\\rangle": ")",
+}
 CHOOSE = re.compile(r"\{\s*([^{}]{1,40}?)\s*\\choose\s*([^{}]{1,40}?)\s*\}")
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 FUNCTIONS = re.compile(r"(?<![\\a-zA-Z])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z{])")

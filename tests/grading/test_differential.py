@@ -3,6 +3,7 @@
 Where the two disagree, the pair is of a kind that is listed here with the reason, or the test fails.
 """
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -52,12 +53,12 @@ def correct(grader: Latex, gold: str, answer: str) -> bool:
 
 def test_what_math_verify_takes_of_the_file_is_taken_or_has_a_reason(grader, oracle):
     stricter = {
-        (gold, answer)
-        for gold, answer, _ in PAIRS
-        if oracle.same(gold, answer) and not correct(grader, gold, answer)
+        (gold, answer) for gold, answer, _ in PAIRS if oracle.same(gold, answer) and not correct(grader, gold, answer)
     }
     assert stricter == set(STRICTER)
-    more = [(gold, answer) for gold, answer, _ in PAIRS if correct(grader, gold, answer) and not oracle.same(gold, answer)]
+    more = [
+        (gold, answer) for gold, answer, _ in PAIRS if correct(grader, gold, answer) and not oracle.same(gold, answer)
+    ]
     assert set(more) <= {(gold, answer) for gold, answer, equal in PAIRS if equal == "y"}
 
 
@@ -65,7 +66,13 @@ def whole(value: int) -> list[str]:
     grouped = f"{abs(value):,}"
     sign = "-" if value < 0 else ""
     spellings = [grouped, grouped.replace(",", "{,}"), f"{abs(value)}.0", f"{abs(value)}", f"\\text{{{abs(value)}}}"]
-    return [*(sign + text for text in spellings), f"\\frac{{{2 * value}}}{{2}}", f"({value})", f"x={value}", f"${value}$"]
+    return [
+        *(sign + text for text in spellings),
+        f"\\frac{{{2 * value}}}{{2}}",
+        f"({value})",
+        f"x={value}",
+        f"${value}$",
+    ]
 
 
 def ratio(value: Fraction) -> list[str]:
@@ -78,7 +85,8 @@ def ratio(value: Fraction) -> list[str]:
 
 def surd(factor: int, radicand: int) -> list[str]:
     return [
-        f"{factor}\\sqrt{{{radicand}}}", f"\\sqrt{{{factor**2 * radicand}}}", f"\\frac{{{factor * radicand}}}{{\\sqrt{{{radicand}}}}}",
+        f"{factor}\\sqrt{{{radicand}}}", f"\\sqrt{{{factor**2 * radicand}}}",
+        f"\\frac{{{factor * radicand}}}{{\\sqrt{{{radicand}}}}}",
         f"\\sqrt{{{radicand}}} \\cdot {factor}", f"{factor} \\cdot {radicand}^{{1/2}}",
     ]  # fmt: skip
 
@@ -95,7 +103,13 @@ def interval(low: int, high: int) -> list[str]:
 
 
 def several(low: int, high: int) -> list[str]:
-    return [f"{low},{high}", f"{high}, {low}", f"\\{{{low},{high}\\}}", f"x={low}, x={high}", f"{low} \\text{{ and }} {high}"]
+    return [
+        f"{low},{high}",
+        f"{high}, {low}",
+        f"\\{{{low},{high}\\}}",
+        f"x={low}, x={high}",
+        f"{low} \\text{{ and }} {high}",
+    ]
 
 
 number = st.integers(-20_000, 20_000)
@@ -107,7 +121,9 @@ VALUES = st.one_of(
         st.tuples(st.fractions(-30, 30, max_denominator=30).filter(lambda value: value.denominator > 1)),
         st.tuples(st.fractions(-30, 30, max_denominator=30).filter(lambda value: value.denominator > 1)),
     ),
-    st.tuples(st.just(surd), st.tuples(small, st.sampled_from([2, 3, 5, 7])), st.tuples(small, st.sampled_from([2, 3, 5, 7]))),
+    st.tuples(
+        st.just(surd), st.tuples(small, st.sampled_from([2, 3, 5, 7])), st.tuples(small, st.sampled_from([2, 3, 5, 7]))
+    ),
     st.tuples(st.just(line), st.tuples(small, small), st.tuples(small, small)),
     st.tuples(st.just(interval), st.tuples(st.integers(-9, 0), small), st.tuples(st.integers(-9, 0), small)),
     st.tuples(st.just(several), st.tuples(st.integers(-9, 0), small), st.tuples(st.integers(-9, 0), small)),
@@ -123,19 +139,21 @@ def test_respellings_are_the_same_and_other_values_are_not(grader, oracle, data)
     assert correct(grader, gold, wrong) == (one == other), f"another value; math-verify says {oracle.same(gold, wrong)}"
 
 
-SHAPES = st.sampled_from(
+SHAPES = (
     ["{a}", "-{a}", "\\frac{{{a}}}{{{b}}}", "{a}/{b}", "{a}.{b}", "{a}\\%", "{a},{b}", "({a},{b})", "[{a},{b}]", "{a}x+{b}",
      "{a}\\sqrt{{{b}}}", "{a}^{{{b}}}", "{a}\\pi", "\\{{{a},{b}\\}}", "{b}-{a}", "{a}+{b}i", "x={a}", "{a}^\\circ", "x>{a}",
-     "{a} \\cdot {b}", "\\binom{{{b}}}{{{a}}}", "{a}!", "\\sqrt[{a}]{{{b}}}", "{a}{b}", "{a}\\text{{ cm}}", "x^{a}y^{b}", "(x+{a})({b}-x)"]
+     "{a} \\cdot {b}", "\\binom{{{b}}}{{{a}}}", "{a}!", "\\sqrt[{a}]{{{b}}}", "{a}{b}", "{a}\\text{{ cm}}", "x^{a}y^{b}",
+     "(x+{a})({b}-x)"]
 )  # fmt: skip
 
 
-@settings(FIXED, max_examples=300)
-@given(SHAPES, SHAPES, st.integers(1, 6), st.integers(1, 6))
-def test_any_two_forms_are_equal_for_both_or_for_a_reason(grader, oracle, one, other, a, b):
-    gold, answer = one.format(a=a, b=b), other.format(a=a, b=b)
-    ours, theirs = correct(grader, gold, answer), oracle.same(gold, answer)
-    assert ours == theirs or reason(gold, answer, ours), (gold, answer, ours)
+@pytest.mark.parametrize(("a", "b"), [(2, 3), (4, 2), (1, 1)])
+def test_any_two_forms_are_equal_for_both_or_for_a_reason(grader, oracle, a, b):
+    forms = [shape.format(a=a, b=b) for shape in SHAPES]
+    pairs = [(gold, answer) for gold in forms for answer in forms]
+    verdicts = grader.grade([f"\\boxed{{{answer}}}" for _, answer in pairs], [gold for gold, _ in pairs])
+    found = [(pair, verdict.outcome == "correct") for pair, verdict in zip(pairs, verdicts, strict=True)]
+    assert [(*pair, ours) for pair, ours in found if oracle.same(*pair) != ours and not reason(*pair, ours)] == []
 
 
 def reason(gold: str, answer: str, ours: bool) -> str | None:
@@ -147,4 +165,9 @@ def reason(gold: str, answer: str, ours: bool) -> str | None:
         return ROUNDED
     if sum("cm" in text or "circ" in text for text in pair) == 2 and not ours:
         return DROPPED
+    if any(re.search(r"(\d),\1", text) for text in pair):
+        return "two equal values in a list or pair are two here, and one interval of no length or one root there"
+    brackets = {text[0] for text in pair if "," in text}
+    if len(brackets) == 2 and brackets & set("([") and not ours:
+        return "the order of a pair, and which end is in an interval, count here; math-verify sorts sets against pairs"
     return None

@@ -44,7 +44,13 @@ def test_what_is_no_number_is_none(text):
 def test_all_spellings_of_a_number_have_its_value(whole, above, below):
     sign, size = ("-" if whole < 0 else ""), abs(whole)
     grouped = f"{size:,}"
-    spellings = (grouped, grouped.replace(",", "{,}"), grouped.replace(",", "\\,"), grouped.replace(",", " "), f"{size}.0")
+    spellings = (
+        grouped,
+        grouped.replace(",", "{,}"),
+        grouped.replace(",", "\\,"),
+        grouped.replace(",", " "),
+        f"{size}.0",
+    )
     assert {number(spelt(sign + text)) for text in spellings} == {Fraction(whole)}
     part = Fraction(above, above + below)
     value = (size + part) * (-1 if whole < 0 else 1)
