@@ -28,6 +28,7 @@ SYMBOLS = {
     **{"\u03d5": r"\phi ", "\u03b5": r"\epsilon ", "\u2030": r"\permil "},
 }
 ROOTS = {"\u221a": r"\sqrt", "\u221b": r"\sqrt[3]", "\u221c": r"\sqrt[4]"}
+MOST_ROOTS = 30  # of one answer; each costs a pass over the text
 RADICAND = re.compile(r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z])")
 CLOSING = {"(": ")", "{": "}"}
 
@@ -74,6 +75,8 @@ def _translate(character: str) -> tuple[str, str]:
 
 def _radicals(text: str) -> str:
     """Root signs with their radicands in braces: what stands in brackets, a number, a letter or a command."""
+    if sum(text.count(sign) for sign in ROOTS) > MOST_ROOTS:
+        return text
     for sign, command in ROOTS.items():
         while (place := text.rfind(sign)) >= 0:  # from the right, so that a root under a root is there already
             rest = text[place + 1 :].lstrip()

@@ -37,7 +37,10 @@ def same(gold: Node, answer: Node, notes: list[str]) -> bool | None:
         return same(group.items[0], other, notes)
     if isinstance(other, Leaf) and (other.words or other.number is not None):
         return False
-    return None if isinstance(group, Group) and group.kind in ("=", "chain", "union") else False
+    if not isinstance(group, Group) or group.kind not in ("=", "chain", "union"):
+        return False
+    notes.append("the right side of an equation" if group.kind == "=" else "compared as formulas")
+    return None
 
 
 def equation(node: Node) -> Node:

@@ -71,8 +71,8 @@ def _compound(text: str, notes: list[str]) -> Leaf | None:
     return Leaf(text, value, unit=units[0])
 
 
-def leaf(text: str, notes: list[str]) -> Leaf:
-    """One value without its unit and percent sign."""
+def leaf(text: str, notes: list[str], measured: bool = False) -> Leaf:
+    """One value without its percent sign, and without its unit unless that is `measured`, that is taken off already."""
     if found := ANNOUNCED.match(text):
         notes.append("words before it dropped")
         text = text[found.end() :]
@@ -83,16 +83,14 @@ def leaf(text: str, notes: list[str]) -> Leaf:
         return Leaf(text, value)
     if found := PERCENT.match(text):
         return Leaf(found[1], number(found[1]), percent=True)
-    if (measured := _measured(text)) is not None:
-        rest, unit_ = measured
-        inside = leaf(rest, notes)
-        return replace(inside, unit=unit_)
+    if not measured and (parts := _measured(text)) is not None:
+        return replace(leaf(parts[0], notes, measured=True), unit=parts[1])
     plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
     value = number(plain.lower())
     if value is not None:
         notes.append(f"{plain} read as {value}")
     elif plain != text and PERCENT.match(plain):
-        return leaf(plain, notes)
+        return leaf(plain, notes, measured)
     return Leaf(text, value)
 
 

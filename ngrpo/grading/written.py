@@ -98,7 +98,7 @@ def spelt(text: str) -> str:
     if text.endswith("."):
         text = text.rstrip(". ")
     while wrapped(text):
-        text = text[1:-1].strip()
+        text = text[1:-1].strip().removesuffix(".").strip()
     return text
 
 
