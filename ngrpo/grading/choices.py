@@ -15,6 +15,7 @@ LETTER = re.compile(
     re.DOTALL,
 )
 OPERATORS = tuple("+*/^_=<>,!)")
+NAMED = re.compile(r"(?:\\text ?\{ ?)?(?:[Oo]ption|[Cc]hoice) \(?([A-J])\)?\.? ?\}?")
 TWO_FORMS = re.compile(r"^([^:{}]*(?:<|>|\\l|\\g)[^:{}]*):\s*([\[(].*[\])])\s*\$?$")
 
 
@@ -37,6 +38,8 @@ def alternatives(gold: str) -> tuple[str, ...]:
 @lru_cache(maxsize=2048)
 def option(text: str) -> tuple[str, str] | None:
     """(letter, the rest) of an option, the rest empty where the letter stands alone; None for what is no option."""
+    if named := NAMED.fullmatch(text):
+        return named[1], ""
     if len(text) > 400 or not (found := LETTER.match(text)):
         return None
     *letters, rest = found.groups()

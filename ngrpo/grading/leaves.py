@@ -23,6 +23,29 @@ RAISED_UNIT = re.compile(r"^(.*[\d}]) ?((?:[a-zA-Z]+ ?/ ?)?[a-zA-Z]+ ?\^ ?\{? ?[
 CURRENCY = re.compile(r"([-+]?) ?(\\\$|[\u20ac\u00a3\u00a5\u20b9]|(?:US|USD|EUR) ?(?:\\\$)?(?= ?\d)) ?(.*)")
 PERCENT = re.compile(r"^(.*?) ?(?:%|\\text ?\{ ?(?:%|percent|per cent) ?\}|percent|per cent)$")
 MARKS = {'"': "inch", "''": "inch", "'": "foot", "\u20ac": "euro", "\u00a3": "gbp", "\u00a5": "yen", "\\$": "$"}
+NO_UNIT = set(
+    [
+        "and",
+        "or",
+        "to",
+        "of",
+        "out",
+        "mod",
+        "choose",
+        "more",
+        "less",
+        "plus",
+        "minus",
+        "times",
+        "if",
+        "when",
+        "where",
+        "for",
+        "not",
+        "than",
+        "from",
+    ]
+)
 ANNOUNCED = re.compile(r"\\text ?\{[^{}]*(?: is|:|=) ?\} ?")  # `\text{The answer is } 5`
 
 
@@ -52,7 +75,7 @@ def whole(text: str, notes: list[str]) -> Leaf | None:
             (number(" ".join(words[:end]).lower()), " ".join(words[end:])) for end in range(len(words) - 1, 0, -1)
         )
         value, things = next(((value, things) for value, things in counted if value is not None), (None, ""))
-        if value is not None and not things.startswith(("and ", "or ")):
+        if value is not None and things.partition(" ")[0].lower() not in NO_UNIT - {"of"}:
             return Leaf(plain, value, unit=unit(things))
     return _compound(plain, notes)
 
@@ -121,7 +144,7 @@ def _suffix(text: str) -> tuple[str, Unit] | None:
         return None
     rest, marked, spaced, glued, beside, power = found.groups()
     name = next(part for part in (marked, spaced, glued, beside) if part is not None).strip("() ")
-    if name in ("and", "or", "mod", "choose"):
+    if name.partition(" ")[0].lower() in NO_UNIT:
         return None
     scale, _, rest_of_name = name.partition(" ")
     if rest_of_name and scale.lower().removesuffix("s") in SCALES:  # `1 million dollars`

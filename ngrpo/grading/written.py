@@ -18,8 +18,10 @@ BARE_FRACTION = re.compile(r"\\frac\s*(\\pi|\w)\s*(\\pi|\w|(?=\{))")
 HALF_BARE_FRACTION = re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\w)")
 BARE_ROOT = re.compile(r"\\sqrt\s*(\w)")
 # Digits in groups of three with a separator that is no list's; a bare space only where no fraction follows.
-THOUSANDS = re.compile(r"(?<![\w.,}])\d{1,3}(?:(?:\\[,;:! ]|\{,\}|,\\!|~| )\d{3})+(?![\d,]|\s*(?:/|\\frac|\d))")
+THOUSANDS = re.compile(r"(?<![\w.,}^])\d{1,3}(?:(?:\\[,;:! ]|\{,\}|,\\!|~| )\d{3})+(?![\d,]|\s*(?:/|\\frac|\d))")
 TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mathit|mathsf|textsf|mbox|rm|bf)\s*\{([^{}]*)\}")
+SINGLE = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mathit|mathsf|mbox|rm|bf)\s*\{\s*(\w|[\d.,]+)\s*\}")
+WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mbox)\s*\{[^{}]*[a-zA-Z]{2}")  # what no parser may take for letters
 SUBSCRIPT = re.compile(r"(?<!\\log)_\{(\w+)\}")
 LOGARITHM = re.compile(r"\\log ?_(\w)")
 SCALE = re.compile(r"\\(?:text|mathrm|textrm) ?\{\s*((?:hundred|thousand|million|billion|trillion)s?)\s*\}")
@@ -53,6 +55,7 @@ SIGN = {
 CHOOSE = re.compile(r"\{\s*([^{}]{1,40}?)\s*\\choose\s*([^{}]{1,40}?)\s*\}")
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 FUNCTIONS = re.compile(r"(?<![\\a-zA-Z])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z{])")
+INFINITY = re.compile(r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", re.IGNORECASE)
 ROOT_CALL = re.compile(r"(?<![\\a-zA-Z])sqrt ?(?=\()")
 FACTORS = re.compile(r"(?<![\w.^}])(\d+(?:\.\d+)?) ?(?=\()")
 ANGLES = re.compile(r"(\d+(?:\.\d+)?|\([^()]*\)|\b[a-z]|\\[a-z]+) ?" + f"(?:{DEGREES.pattern})")
@@ -85,7 +88,7 @@ def balanced(text: str) -> bool:
 
 def spelt(text: str) -> str:
     """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, separators, full stop."""
-    if text.isalnum() and text.isascii():
+    if text.isdecimal() and text.isascii():
         return text
     text = translated(text)
     if "\\" in text or "$" in text or "{" in text or "~" in text:
@@ -106,7 +109,7 @@ def _latex(text: str) -> str:
     text = THOUSANDS.sub(_joined, DELIMITERS.sub("", _undollared(text)))
     text = FRACTIONS.sub(r"\\frac", SIZES.sub("", RENAMED.sub(lambda found: _renamed(found[1]), text)))
     text = LOGARITHM.sub(r"\\log_{\1}", SCALE.sub(r" \1", text))
-    text = CHOOSE.sub(r"\\binom{\1}{\2}", SUBSCRIPT.sub(r"_\1", text).replace("{,}", ","))
+    text = CHOOSE.sub(r"\\binom{\1}{\2}", SUBSCRIPT.sub(r"_\1", text).replace("{,}", ",").replace("\\text{:}", ":"))
     return BARE_ROOT.sub(r"\\sqrt{\1}", HALF_BARE_FRACTION.sub(r"\1{\2}", BARE_FRACTION.sub(_braced, text)))
 
 
@@ -126,9 +129,9 @@ def _undollared(text: str) -> str:
 
 def _plain(text: str) -> str:
     """Functions that are written as in a program, as LaTeX."""
-    if "(" not in text and "pi" not in text:
+    if "(" not in text and "pi" not in text and "infinity" not in text.lower():
         return text
-    text = MODULES.sub("", text)
+    text = MODULES.sub("", INFINITY.sub(r"\\infty", text))
     text = FUNCTIONS.sub(r"\\\1", text) if "\\text" not in text else text
     while found := ROOT_CALL.search(text):
         end = closing(text, found.end())
@@ -193,7 +196,7 @@ def formula(text: str) -> str:
     if TRIGONOMETRY.search(text):
         text = ANGLES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
     text = SMALL_TOWER.sub(lambda found: f"^{{{int(found[1]) ** int(found[2] or found[3])}}}", DEGREES.sub("", text))
-    return FACTORS.sub(r"\1\\cdot ", TEXT.sub(r"\1", text).replace("/ ", "/")).strip()
+    return FACTORS.sub(r"\1\\cdot ", SINGLE.sub(r"\1", text).replace("/ ", "/")).strip()
 
 
 def bare(text: str) -> str:
