@@ -23,29 +23,10 @@ RAISED_UNIT = re.compile(r"^(.*[\d}]) ?((?:[a-zA-Z]+ ?/ ?)?[a-zA-Z]+ ?\^ ?\{? ?[
 CURRENCY = re.compile(r"([-+]?) ?(\\\$|[\u20ac\u00a3\u00a5\u20b9]|(?:US|USD|EUR) ?(?:\\\$)?(?= ?\d)) ?(.*)")
 PERCENT = re.compile(r"^(.*?) ?(?:%|\\text ?\{ ?(?:%|percent|per cent) ?\}|percent|per cent)$")
 MARKS = {'"': "inch", "''": "inch", "'": "foot", "\u20ac": "euro", "\u00a3": "gbp", "\u00a5": "yen", "\\$": "$"}
-NO_UNIT = set(
-    [
-        "and",
-        "or",
-        "to",
-        "of",
-        "out",
-        "mod",
-        "choose",
-        "more",
-        "less",
-        "plus",
-        "minus",
-        "times",
-        "if",
-        "when",
-        "where",
-        "for",
-        "not",
-        "than",
-        "from",
-    ]
-)
+NO_UNIT = {  # words that say more of a value than what it counts
+    *("and", "or", "to", "of", "out", "mod", "choose", "more", "less", "plus", "minus", "times", "if", "when", "where"),
+    *("for", "not", "than", "from"),
+}
 ANNOUNCED = re.compile(r"\\text ?\{[^{}]*(?: is|:|=) ?\} ?")  # `\text{The answer is } 5`
 
 
