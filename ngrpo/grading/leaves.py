@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from ngrpo.grading import written
 from ngrpo.grading.units import LETTERS, Unit, unit
-from ngrpo.grading.values import SCALES, number
+from ngrpo.grading.values import PARTS, SCALES, number
 
 WORD = re.compile(r"[^\W\d_]+(?:(?:[-' ]|, )[^\W\d_]+)*[.!]?")
 DATE = re.compile(r"\d{4}-\d\d-\d\d|\d\d?/\d\d?/\d{4}")
@@ -26,6 +26,7 @@ MARKS = {'"': "inch", "''": "inch", "'": "foot", "\u20ac": "euro", "\u00a3": "gb
 NO_UNIT = {  # words that say more of a value than what it counts
     *("and", "or", "to", "of", "out", "mod", "choose", "more", "less", "plus", "minus", "times", "if", "when", "where"),
     *("for", "not", "than", "from"),
+    *(name for name in PARTS if not name.startswith("quarter")),  # a quarter is a coin, too
 }
 ANNOUNCED = re.compile(r"\\text ?\{[^{}]*(?: is|:|=) ?\} ?")  # `\text{The answer is } 5`
 

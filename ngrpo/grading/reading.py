@@ -32,6 +32,9 @@ ENGLISH = {
     "pm",
 }
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
+LABEL = re.compile(
+    r"\\text ?\{[^{}]*\}|(?:m ?)?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\)"
+)  # beside `=`
 LIST = re.compile(r",? ?\\text ?\{ ?,? ?(?:and|or) ?\}|,? ?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
 JOINED = re.compile(r"\\text ?\{([^{}]*[^{} ]) (and|or) ?([^{}]*)\}")  # `5 \text{ cm and } 12`
 CHAIN = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
@@ -231,6 +234,8 @@ def _relation(text: str, notes: list[str], depth: int) -> Node | None:
     if len(sides) == 2 and sides[1] and (named := NAMED.fullmatch(sides[0])) and not NAMED.fullmatch(sides[1]):
         node = _node(sides[1], notes, depth + 1)
         return replace(node, name="f(x)" if named[2] else named[0])
+    if len(sides) == 2 and sides[1] and LABEL.fullmatch(sides[0]) and not LABEL.fullmatch(sides[1]):
+        return replace(_node(sides[1], notes, depth + 1), name=sides[0])
     if not all(sides):
         return None
     return Group("=", tuple(leaf(side, []) for side in sides))

@@ -21,6 +21,9 @@ POWER = re.compile(
 )
 E_NOTATION = re.compile(rf"({PLAIN}) ?[eE]([+-]?\d+)")
 SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+ORDINALS = ("third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+PARTS = {"half": 2, "halves": 2, "quarter": 4, "quarters": 4}
+PARTS |= {name + plural: below for below, name in enumerate(ORDINALS, start=3) for plural in ("", "s")}
 SCALED = re.compile(r"(.*[\d}]) ?(hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)
 FLOAT = re.compile(r"[+-]?\d*(?:\.\d+)?(?:[eE][+-]?\d+)?")
 LARGEST_DOUBLE = 1e308
@@ -51,8 +54,10 @@ def _unsigned(text: str) -> Fraction | None:
             if (value := read(text)) is not None:
                 return value
         return None
-    words = parse_integer(text)
-    return _words_scaled(text) if words is None else Fraction(words)
+    if (words := parse_integer(text)) is not None:
+        return Fraction(words)
+    part = _word_fraction(text)
+    return _words_scaled(text) if part is None else part
 
 
 def inner(text: str) -> str:
@@ -136,6 +141,13 @@ def _scaled(text: str) -> Fraction | None:
         return None
     value = _unsigned(found[1])
     return None if value is None else value * SCALES[found[2].lower()]
+
+
+def _word_fraction(text: str) -> Fraction | None:
+    """`one half`, `two thirds`."""
+    first, _, last = text.lower().replace("-", " ").rpartition(" ")
+    above, below = parse_integer(first), PARTS.get(last)
+    return None if above is None or below is None else Fraction(above, below)
 
 
 def _words_scaled(text: str) -> Fraction | None:
