@@ -20,7 +20,7 @@ from analysis.fairness import PLAIN, controls
 from analysis.load import LoadError
 from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
 from ngrpo.evaluation import passk
-from ngrpo.rundir.schema import read_run
+from ngrpo.rundir.schema import READING, read_run
 
 LEVEL = 0.95
 COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",
@@ -112,7 +112,7 @@ def _answers(path: Path, seconds: float) -> Answers:
         unparsed=wide(frame["outcome"] == "unparsed"),
         cut=wide(frame["finish_reason"] == "length"),
         texts=wide([np.asarray(ids).tobytes() for ids in frame["token_ids"]]),
-        paths=wide(frame["solution_path"].fillna("")),
+        paths=wide(frame["solution_path"].mask(frame["solution_path"].str.startswith(READING, na=True), "")),
         finals=wide(frame["extracted"].fillna("")),
         tokens=int(frame["n_tokens"].sum()),
         explored=int(frame["explored_steps"].sum()),

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from analysis.load import UNTRAINED, Study
 from analysis.tables import Cell, Table
+from ngrpo.rundir.schema import READING
 
 LONGEST = 512  # tokens of an answer that enter edit distances and n-grams
 GROUPS = 60  # groups per method and benchmark that are compared token by token
@@ -101,7 +102,8 @@ def _answers(study: Study) -> Table:
             groups = frame.groupby(["seed", "problem_id"], sort=False)
             n = groups.size().iloc[0]
             answers = groups["extracted"].nunique().mean()
-            right = frame[(frame["outcome"] == "correct") & (frame["solution_path"] != "")]
+            ways = frame["solution_path"].fillna("")
+            right = frame[(frame["outcome"] == "correct") & (ways != "") & ~ways.str.startswith(READING)]
             paths = right.groupby(["seed", "problem_id"])["solution_path"].nunique()
             told = [Cell(arm), Cell(benchmark), _cell(answers, 2), _cell(paths.mean() if len(paths) else np.nan, 2)]
             entropy, share = frame["entropy_mean"].mean(), (frame["explored_steps"] / frame["n_tokens"]).mean()

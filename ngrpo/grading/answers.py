@@ -7,6 +7,7 @@ UNITS = (
 TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 
 BOX = "\\boxed"
+BLANKS = 8  # between the command and its brace
 # An integer written longer than this is not an answer, and int() is quadratic in its length.
 LONGEST = 128
 
@@ -32,7 +33,10 @@ def extract_boxed(text: str, answer_start: str | None = None) -> str | None:
             open_braces.append(position)
         elif character == "}" and open_braces:
             start = open_braces.pop()
-            if text.startswith(BOX, max(start - len(BOX), 0), start):
+            end = start  # of the command, which a few spaces may follow
+            while end > max(start - BLANKS, 0) and text[end - 1].isspace():
+                end -= 1
+            if text.startswith(BOX, max(end - len(BOX), 0), end):
                 last = max(last, (start, position))
     return None if last == (-1, -1) else text[last[0] + 1 : last[1]].strip()
 

@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,22 @@ from typing import Any
 from antlr4.atn.PredictionMode import PredictionMode
 from latex2sympy2_extended import NormalizationConfig, latex2sympy2
 from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Expr, FiniteSet, Float, Integer, Interval, Number, Pow, Symbol, Tuple, UnevaluatedExpr, Union
+from sympy import (
+    Expr,
+    FiniteSet,
+    Float,
+    I,
+    Integer,
+    Interval,
+    Number,
+    Pow,
+    Rational,
+    Symbol,
+    Tuple,
+    UnevaluatedExpr,
+    Union,
+    cancel,
+)
 
 PLACES = 50  # decimal places to which two values must agree: a rounded number is another number
 APART = 1e-6  # values further apart than this, as a share of the larger, are of different formulas
@@ -57,9 +73,9 @@ class TwoStageParser(latex2sympy2.PSParser):
 
 
 def number(text: str) -> Number:
-    """What sympy makes of a whole or decimal number by running it as Python, which costs a millisecond."""
+    """A whole or decimal number, exactly: sympy rounds decimals, and runs them as Python, which costs a millisecond."""
     text = text.replace(",", "")
-    return Integer(int(text)) if text.isdecimal() else Float(text)
+    return Integer(int(text)) if text.isdecimal() else Rational(*Fraction(text).as_integer_ratio())  # pyright: ignore
 
 
 def prepare() -> None:
@@ -79,15 +95,85 @@ def read(formula: str) -> list[Any]:
     return parse(f"\\boxed{{{formula}}}", LATEX, parsing_timeout=None)  # pyright: ignore
 
 
+def judge(request: list[Any]) -> str:
+    """The outcome for one pair of formulas, or the best one for a list of pairs, as of the forms that a gold has."""
+    if isinstance(request[0], str):
+        return compare(*request)
+    outcomes = {compare_structures(*pair) for pair in request}
+    return next(outcome for outcome in ("correct", "wrong", "unparsed") if outcome in outcomes)
+
+
+def compare_structures(gold: Any, answer: Any) -> str:
+    """correct, wrong or unparsed, for formulas and for lists that begin with their kind (comparing.request says which)."""
+    if isinstance(gold, str) and isinstance(answer, str):
+        return compare(gold, answer)
+    if isinstance(gold, str) or isinstance(answer, str):
+        return compare(spelt(gold), spelt(answer))
+    if gold[0] == answer[0] == "=" and len(gold) == len(answer) == 3:
+        return "correct" if same_equation(gold[1:], answer[1:]) else compare(spelt(gold), spelt(answer))
+    if {gold[0][:5], answer[0][:5]} & {"=", "chain", "union"}:
+        return compare(spelt(gold), spelt(answer))
+    if gold[0] == answer[0] == "list":
+        return matched(gold[1:], answer[1:])
+    outcomes = {compare_structures(one, other) for one, other in zip(gold[1:], answer[1:], strict=False)}
+    if len(gold) != len(answer):
+        return "wrong"
+    return next((outcome for outcome in ("unparsed", "wrong") if outcome in outcomes), "correct")
+
+
+def matched(gold: list[Any], answer: list[Any]) -> str:
+    """Whether each of the gold's values has its own equal in the answer."""
+    left = list(answer)
+    for one in gold:
+        place = next((at for at, other in enumerate(left) if compare_structures(one, other) == "correct"), None)
+        if place is None:
+            return "wrong"
+        left.pop(place)
+    return "wrong" if left else "correct"
+
+
+def spelt(node: Any) -> str:
+    """The formula of a structure, as math-verify reads it."""
+    if isinstance(node, str):
+        return node
+    kind, *items = node[0], *map(spelt, node[1:])
+    if kind.startswith("chain"):
+        signs = kind.split()[1:]
+        return items[0] + "".join(f" {sign} {item}" for sign, item in zip(signs, items[1:], strict=True))
+    between = {"list": ", ", "union": "\\cup ", "=": " = "}
+    return between[kind].join(items) if kind in between else f"{kind[0]}{', '.join(items)}{kind[1]}"
+
+
+def same_equation(one: list[str], other: list[str]) -> bool:
+    """Whether one equation is a multiple of the other."""
+    sides = [read(side) for side in (*one, *other)]
+    if not all(side and is_value(side[0]) for side in sides):
+        return False
+    left, right = (sides[at][0] - sides[at + 1][0] for at in (0, 2))
+    if right == 0 or left.free_symbols != right.free_symbols:
+        return False
+    share = cancel(left / right)
+    return not share.free_symbols and share.is_finite is True and share != 0
+
+
 def compare(gold: str, answer: str) -> str:
     """correct, wrong or unparsed (no formula can be read in the answer), as math-verify finds; gold first."""
     want, have = read(gold), read(answer)
     if not want or not have:
         return "unparsed"
+    want, have = imaginary(want), imaginary(have)
     same = at_once(want[0], have[0])
     if same is None:
         same = verify(want, have, float_rounding=PLACES, numeric_precision=PLACES + 10, timeout_seconds=None)
     return "correct" if same else "wrong"
+
+
+def imaginary(parsed: list[Any]) -> list[Any]:
+    """With the imaginary unit for `i` where that is the only letter."""
+    letters = parsed[0].free_symbols if is_value(parsed[0]) else ()
+    if {str(letter) for letter in letters} != {"i"}:
+        return parsed
+    return [parsed[0].subs(dict.fromkeys(letters, I)), *parsed[1:]]
 
 
 def at_once(one: Any, other: Any) -> bool | None:
@@ -146,7 +232,7 @@ def work(seconds: float) -> None:
         for line in sys.stdin:
             faulthandler.dump_traceback_later(seconds, exit=True, file=nowhere)
             try:
-                outcome = compare(*json.loads(line))
+                outcome = judge(json.loads(line))
             except Exception:  # noqa: BLE001 - a parser that fails on a text says nothing of the text
                 outcome = "error"
             faulthandler.cancel_dump_traceback_later()

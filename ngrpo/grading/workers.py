@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 WORKER = Path(__file__).with_name("latex_worker.py")
 SECONDS = 1.0  # of wall clock for one comparison
@@ -58,8 +59,10 @@ class Workers:
         self._requests: socket.socket | None = None
         atexit.register(self.close)
 
-    def compare(self, pairs: Sequence[tuple[str, str]]) -> list[str]:
-        """An outcome for each (gold, answer): what the process says, `timeout`, or `error` where several died on it.
+    def compare(self, pairs: Sequence[Sequence[Any]]) -> list[str]:
+        """An outcome for each (gold, answer), or for each list of such pairs, of which the best counts.
+
+        It is what the process says, `timeout`, or `error` where several died on it.
 
         Raises GraderFailed where no process can be started.
         """
@@ -121,7 +124,7 @@ class Workers:
 class _Batch:
     """Pairs on their way through the processes."""
 
-    def __init__(self, pairs: Sequence[tuple[str, str]], workers: Workers):
+    def __init__(self, pairs: Sequence[Sequence[Any]], workers: Workers):
         self.pairs, self.workers = pairs, workers
         self.lines = [(json.dumps(pair) + "\n").encode() for pair in pairs]
         self.outcomes: list[str | None] = [None] * len(pairs)

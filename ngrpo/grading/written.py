@@ -1,45 +1,69 @@
-r"""Answers as they are written: one spelling for many, and exact numbers. No formula is computed here.
+r"""Answers as they are written: one spelling of LaTeX for many. Nothing is computed here.
 
 Every rule is one pass over the text, so hostile texts cost what their length costs. It does not know which answer is gold.
 """
 
 import re
-import unicodedata
-from fractions import Fraction
+from functools import lru_cache
+
+from ngrpo.grading.characters import translated
 
 LONGEST = 2000  # characters of an answer; longer ones are not answers
 DEEPEST = 128  # nested braces
-DIGITS = 1000  # of one number
 SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\s+")  # a double backslash ends the row of a matrix
-DELIMITERS = re.compile(r"(?<!\\)\\[$()\[\]]|\$")
-INVISIBLE = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
-SIZES = re.compile(r"\\(?:left|right|big|Big|bigg|Bigg|displaystyle|textstyle)(?![a-zA-Z])")
+DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
+SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])")
 FRACTIONS = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 BARE_FRACTION = re.compile(r"\\frac\s*(\\pi|\w)\s*(\\pi|\w|(?=\{))")
-TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|operatorname|rm|bf)\{([^{}]*)\}")
-UNIT = re.compile(
-    r"(?<=[\d}])\s*(?:(?:square|sq|cubic|cu)\.? )?"
-    r"(?:[mck]m|ft|feet|foot|inch(?:es)?|yards?|miles?|(?:centi|kilo|milli)?met(?:er|re)s?|kg|lbs?|pounds?|ounces?|grams?|"
-    r"lit(?:er|re)s?|hours?|minutes?|seconds?|min|sec|days?|weeks?|months?|years?|degrees?|dollars?|cents?|mph|units?)"
-    r"(?:\^\{?[23]\}?)?$"
-)
-SUBSCRIPT = re.compile(r"_\{(\w+)\}")
-DEGREES = re.compile(r"\^(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])|°")
+HALF_BARE_FRACTION = re.compile(r"(\\frac\s*\{[^{}]*\})\s*(\w)")
+BARE_ROOT = re.compile(r"\\sqrt\s*(\w)")
+# Digits in groups of three with a separator that is no list's; a bare space only where no fraction follows.
+THOUSANDS = re.compile(r"(?<![\w.,}^])\d{1,3}(?:(?:\\[,;:! ]|\{,\}|,\\!|~| )\d{3})+(?![\d,]|\s*(?:/|\\frac|\d))")
+TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mathit|mathsf|textsf|mbox|rm|bf)\s*\{([^{}]*)\}")
+SINGLE = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|textrm|mathit|mathsf|mbox|rm|bf)\s*\{\s*(\w|[\d.,]+)\s*\}")
+WORDS = re.compile(r"\\(?:text|textbf|textit|textrm|mbox)\s*\{[^{}]*[a-zA-Z]{2}")  # what no parser may take for letters
+SUBSCRIPT = re.compile(r"(?<!\\log)_\{(\w+)\}")
+LOGARITHM = re.compile(r"\\log ?_(\w)")
+SCALE = re.compile(r"\\(?:text|mathrm|textrm) ?\{\s*((?:hundred|thousand|million|billion|trillion)s?)\s*\}")
+DEGREES = re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])")
+NAMES = {
+    **{"leqslant": "le", "leq": "le", "geqslant": "ge", "geq": "ge", "neq": "ne", "varnothing": "emptyset"},
+    **{
+        "lbrace": "{",
+        "rbrace": "}",
+        "ast": "cdot",
+        "tfrac": "frac",
+        "infin": "infty",
+        "colon": ":",
+        "lor": "text{ or }",
+        "lg": "log_{10}",
+    },
+}
+RENAMED = re.compile(rf"\\({'|'.join(NAMES)})(?![a-zA-Z])")
+SIGNS = re.compile(r"\\lt(?![a-zA-Z])|\\gt(?![a-zA-Z])|<=|>=|!=|\\%|\*\*|\\[lr]angle(?![a-zA-Z])")
+SIGN = {
+    "\\lt": "<",
+    "\\gt": ">",
+    "<=": "\\le ",
+    ">=": "\\ge ",
+    "!=": "\\ne ",
+    "\\%": "%",
+    "**": "^",
+    "\\langle": "(",
+    "\\rangle": ")",
+}
+CHOOSE = re.compile(r"\{\s*([^{}]{1,40}?)\s*\\choose\s*([^{}]{1,40}?)\s*\}")
+MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
+FUNCTIONS = re.compile(r"(?<![\\a-zA-Z])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z{])")
+INFINITY = re.compile(r"(?<![\\a-zA-Z])infinity(?![a-zA-Z])", re.IGNORECASE)
+ROOT_CALL = re.compile(r"(?<![\\a-zA-Z])sqrt ?(?=\()")
 FACTORS = re.compile(r"(?<![\w.^}])(\d+(?:\.\d+)?) ?(?=\()")
-SIGNS = str.maketrans(
-    {"\u2212": "-", "\u2013": "-", "\u2014": "-", "\u00d7": "*", "\u00b7": "*", "\u2044": "/", "\uff1d": "="}
-)
+ANGLES = re.compile(r"(\d+(?:\.\d+)?|\([^()]*\)|\b[a-z]|\\[a-z]+) ?" + f"(?:{DEGREES.pattern})")
+TRIGONOMETRY = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-zA-Z])")
 DOUBLE = re.compile(r"\^(?:\\[a-zA-Z]+|[^{}\\\s])\s*\^")  # a^b^c
+SMALL_TOWER = re.compile(r"\^ ?\{ ?(\d) ?\^ ?(?:\{ ?(\d) ?\}|(\d)) ?\}")
 LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")  # of a name, not of a command
-NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d*)(?:\.\d*)?")
-REPEATING = re.compile(r"([+-]?\d*)\.(\d*)\\overline\{(\d+)\}")
-RATIO = re.compile(r"([+-]?)(\d*)\\frac\{([+-]?[\d.,]+)\}\{([+-]?[\d.,]+)\}")
-SLASH = re.compile(r"([+-]?[\d.,]+)/([+-]?[\d.,]+)")
-NAMED = re.compile(r"[a-zA-Z](?:_\{?\w\}?)?(?:\([a-z]\))?=(?!.*[=<>])")
-WORD = re.compile(r"[^\W\d_]+(?:[-' ][^\W\d_]+)*")
-RELATION = re.compile(
-    r"[=<>]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|equiv|pm|mp|not|notin|in)(?![a-zA-Z])|\b(?:or|and|not)\b"
-)
+APART = re.compile(r"(?<![\d.])(_?)([\d.]+) +(?=[\d.])")  # two numbers, of which the first is no index
 
 
 def deep(text: str) -> bool:
@@ -63,24 +87,86 @@ def balanced(text: str) -> bool:
 
 
 def spelt(text: str) -> str:
-    """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, degrees, dollars, full stop."""
-    text = INVISIBLE.sub("", unicodedata.normalize("NFKC", text).translate(SIGNS))
-    text = DELIMITERS.sub("", text)
-    text = SUBSCRIPT.sub(r"_\1", FRACTIONS.sub(r"\\frac", SIZES.sub("", text))).replace("{,}", ",")
-    text = BARE_FRACTION.sub(_braced, text)
-    text = SPACES.sub(" ", DEGREES.sub("", text)).strip().rstrip(".").strip()
+    """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, separators, full stop."""
+    if text.isdecimal() and text.isascii():
+        return text
+    text = translated(text)
+    if "\\" in text or "$" in text or "{" in text or "~" in text:
+        text = _latex(text)
+    elif " " in text:
+        text = THOUSANDS.sub(_joined, text)
+    if not text.replace(" ", "").isdecimal():
+        text = _plain(SIGNS.sub(lambda found: SIGN[found[0]], text))
+    text = SPACES.sub(" ", text).strip()
+    if text.endswith("."):
+        text = text.rstrip(". ")
     while wrapped(text):
-        text = text[1:-1].strip()
+        text = text[1:-1].strip().removesuffix(".").strip()
     return text
 
 
-def wrapped(text: str) -> bool:
-    """Whether one pair of braces stands around all of a text."""
-    if not (text.startswith("{") and text.endswith("}")) or text.endswith("\\}"):
+def _latex(text: str) -> str:
+    text = THOUSANDS.sub(_joined, DELIMITERS.sub("", _undollared(text)))
+    text = FRACTIONS.sub(r"\\frac", SIZES.sub("", RENAMED.sub(lambda found: _renamed(found[1]), text)))
+    text = LOGARITHM.sub(r"\\log_{\1}", SCALE.sub(r" \1", text))
+    text = CHOOSE.sub(r"\\binom{\1}{\2}", SUBSCRIPT.sub(r"_\1", text).replace("{,}", ",").replace("\\text{:}", ":"))
+    return BARE_ROOT.sub(r"\\sqrt{\1}", HALF_BARE_FRACTION.sub(r"\1{\2}", BARE_FRACTION.sub(_braced, text)))
+
+
+def _renamed(name: str) -> str:
+    return f"\\{NAMES[name]}" if name != "colon" else ":"
+
+
+def _undollared(text: str) -> str:
+    """Without the dollars around formulas; one that stands alone before a digit is money."""
+    if "$" not in text:
+        return text
+    text = text.replace("\\$", "\x00")
+    alone = text.count("$") % 2 and re.match(r"\s*[-+]?\s*\$\s*[\d.]", text)
+    text = text.replace("$", "\x00", 1).replace("$", "") if alone else text.replace("$", "")
+    return text.replace("\x00", "\\$")
+
+
+def _plain(text: str) -> str:
+    """Functions that are written as in a program, as LaTeX."""
+    if "(" not in text and "pi" not in text and "infinity" not in text.lower():
+        return text
+    text = MODULES.sub("", INFINITY.sub(r"\\infty", text))
+    text = FUNCTIONS.sub(r"\\\1", text) if "\\text" not in text else text
+    while found := ROOT_CALL.search(text):
+        end = closing(text, found.end())
+        if not end:
+            break
+        text = f"{text[: found.start()]}\\sqrt{{{text[found.end() + 1 : end]}}}{text[end + 1 :]}"
+    return text
+
+
+def closing(text: str, start: int) -> int:
+    """Where the bracket at `start` closes, brackets of all kinds alike; 0 where it does not."""
+    depth = 0
+    for place in range(start, len(text)):
+        depth += (text[place] in "{([") - (text[place] in "})]")
+        if depth == 0:
+            return place
+    return 0
+
+
+def _joined(found: re.Match) -> str:
+    return re.sub(r"\D", "", found[0])
+
+
+def _braced(fraction: re.Match) -> str:
+    above, below = fraction.groups()
+    return f"\\frac{{{above}}}" + (f"{{{below}}}" if below else "")
+
+
+def wrapped(text: str, pair: str = "{}") -> bool:
+    """Whether one pair of brackets stands around all of a text."""
+    if not (text.startswith(pair[0]) and text.endswith(pair[1])) or text.endswith("\\" + pair[1]):
         return False
     depth = 0
     for place, sign in enumerate(text):
-        depth += (sign == "{") - (sign == "}")
+        depth += (sign == pair[0]) - (sign == pair[1])
         if depth == 0:
             return place == len(text) - 1
     return False
@@ -100,68 +186,21 @@ def tower(text: str) -> bool:
     return bool(DOUBLE.search(text))
 
 
-def _braced(fraction: re.Match) -> str:
-    above, below = fraction.groups()
-    return f"\\frac{{{above}}}" + (f"{{{below}}}" if below else "")
-
-
-def without_unit(text: str) -> str:
-    """`text`, as `spelt` left it, without the name of one unit after a value, and without \\text around all of it."""
-    units = list(TEXT.finditer(text))
-    if len(units) == 1 and units[0].span() == (0, len(text)):
-        return units[0][1].strip()
-    if len(units) == 1 and units[0].end() >= len(text.rstrip("^23 {}")) and text[: units[0].start()].strip():
-        return text[: units[0].start()].strip()
-    return UNIT.sub("", text)
-
-
+@lru_cache(maxsize=2048)
 def formula(text: str) -> str:
-    """What of `text` is compared as a formula; 2(3) gets its sign of multiplication, as a parser takes it for 2 + 3."""
-    return FACTORS.sub(r"\1\\cdot ", without_unit(spelt(text)))
+    """What of `text`, as `spelt` left it, is compared as a formula.
+
+    2(3) gets its sign of multiplication, as a parser takes it for 2 + 3; degrees under a sine are a share of pi; a power of
+    two digits in an exponent is worked out.
+    """
+    if TRIGONOMETRY.search(text):
+        text = ANGLES.sub(r"(\1 \\cdot \\frac{\\pi}{180})", text)
+    text = SMALL_TOWER.sub(lambda found: f"^{{{int(found[1]) ** int(found[2] or found[3])}}}", DEGREES.sub("", text))
+    return FACTORS.sub(r"\1\\cdot ", SINGLE.sub(r"\1", text).replace("/ ", "/")).strip()
 
 
 def bare(text: str) -> str:
-    """`text`, as `spelt` left it, without spaces, without `x =` before a value and without a unit after it."""
-    text = without_unit(text)
-    text = text.replace(" ", "")
-    named = NAMED.match(text)
-    text = text[named.end() :] if named else text
-    while wrapped(text):
-        text = text[1:-1]
-    return text
-
-
-def number(text: str) -> Fraction | None:
-    """The exact value of an integer, decimal, repeating decimal, fraction or mixed number as `bare` writes it; else None."""
-    if len(text) > DIGITS or not text:
-        return None
-    if NUMBER.fullmatch(text) and any(sign.isdigit() for sign in text):
-        return Fraction(text.replace(",", "").rstrip(".") or "0") if text.isascii() else None
-    try:
-        if found := REPEATING.fullmatch(text):
-            whole, fixed, again = found.groups()
-            tail = Fraction(int(fixed + again) - int(fixed or 0), (10 ** len(again) - 1) * 10 ** len(fixed))
-            return int(whole or 0) + (-tail if whole.startswith("-") else tail)
-        if found := RATIO.fullmatch(text):
-            sign, whole, above, below = found.groups()
-            value = int(whole or 0) + Fraction(above.replace(",", "")) / Fraction(below.replace(",", ""))
-            return -value if sign == "-" else value
-        if found := SLASH.fullmatch(text):
-            return Fraction(found[1].replace(",", "")) / Fraction(found[2].replace(",", ""))
-    except (ValueError, ZeroDivisionError):
-        return None
-    return None
-
-
-def percent(text: str) -> str | None:
-    """The text before a percent sign; None where there is none."""
-    for sign in ("\\%", "%"):
-        if text.endswith(sign):
-            return text[: -len(sign)]
-    return None
-
-
-def word(text: str) -> str | None:
-    """Plain lowercase words, without \\text around them; None for anything else."""
-    text = TEXT.sub(r"\1", text).strip()
-    return " ".join(text.lower().split()) if WORD.fullmatch(text) and len(text.replace(" ", "")) > 1 else None
+    """`text` without its spaces, but for those that keep two numbers apart."""
+    if " " not in text:
+        return text
+    return APART.sub(lambda found: found[0] if found[1] else f"{found[2]}\x00", text).replace(" ", "")

@@ -14,12 +14,13 @@ from typing import Any
 
 from ngrpo.rundir.files import plain
 
-RESULTS_VERSION = 1  # raised by hand whenever the same command gives another number, grading included
+RESULTS_VERSION = 2  # raised by hand whenever the same command gives another number, grading included
 KINDS = ("run", "smoke", "trial", "evaluation", "diagnosis")
 TRAIN_SAMPLES = "samples/train/{step}.parquet"
 STEP_SAMPLES = "samples/steps.parquet"
 STRATEGY_FILE = "exploration.safetensors"  # beside the model, where the strategy has parameters of its own
 
+READING = "reading: "  # in front of a solution_path that tells how an answer was read, and not the way to it
 SAMPLE_TYPES = {
     "run": "string", "benchmark": "string", "problem_id": "string", "sample_index": "int64", "prompt": "string",
     "completion": "string", "token_ids": "list<int32>", "n_tokens": "int64", "finish_reason": "string",

@@ -24,7 +24,8 @@ from ngrpo.grading.answers import LONGEST, extract_boxed, parse_integer, same_in
         (r"\boxed{4", None),
         (r"\boxed{4 {5}", None),
         (r"boxed{4}", None),
-        (r"\boxed {4}", None),
+        (r"\boxed {4}", "4"),
+        ("\\boxed" + " " * 50 + "{4}", None),
         ("", None),
     ],
 )

@@ -1,0 +1,129 @@
+r"""How many answers a second the grader settles, of respellings of a file's golds.
+
+python -m benchmarks.grading math500.jsonl          golds stand in the field `answer` of each line
+"""
+
+import json
+import random
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+from ngrpo.grading.latex import Latex, settle
+from ngrpo.grading.values import number
+from ngrpo.grading.written import spelt
+
+WHOLE = re.compile(r"-?\d+")
+RATIO = re.compile(r"(-?)\\frac\{(\d+)\}\{(\d+)\}")
+
+
+def whole_numbers(gold: str) -> list[str]:
+    """Other spellings of an integer."""
+    value = int(gold)
+    grouped = f"{value:,}"
+    spellings = [f"{gold}.0", f"+{gold}" if value >= 0 else gold, grouped, grouped.replace(",", "{,}"), f"{gold}."]
+    return [*spellings, f"x = {gold}", f"\\text{{{gold}}}", f"\\frac{{{2 * value}}}{{2}}", f"\\left({gold}\\right)"]
+
+
+def ratios(gold: str) -> list[str]:
+    """Other spellings of a fraction."""
+    sign, above, below = RATIO.fullmatch(gold).groups()  # pyright: ignore[reportOptionalMemberAccess]
+    value = Fraction(int(above), int(below))
+    found = [
+        f"{sign}{above}/{below}",
+        f"{sign}\\dfrac{{{above}}}{{{below}}}",
+        f"{sign}\\frac{{{2 * int(above)}}}{{{2 * int(below)}}}",
+    ]
+    if value > 1 and value.denominator > 1:
+        whole, rest = divmod(value, 1)
+        found += [
+            f"{sign}{whole}\\frac{{{rest.numerator}}}{{{rest.denominator}}}",
+            f"{sign}{whole} {rest.numerator}/{rest.denominator}",
+        ]
+    if set(_primes(value.denominator)) <= {2, 5}:
+        found.append(f"{sign}{float(value)}")
+    return found
+
+
+def _primes(number: int) -> list[int]:
+    return [
+        prime for prime in range(2, number + 1) if number % prime == 0 and all(prime % low for low in range(2, prime))
+    ]
+
+
+def respellings(gold: str) -> list[str]:
+    """What a model might write for a gold, of the same value, without computing."""
+    found = [f"${gold}$", f" {gold} ", f"{{{gold}}}", f"\\displaystyle {gold}", gold.replace("\\frac", "\\dfrac")]
+    found += [re.sub(r"(?<!\\)([-+=,])(?![ \\])", r"\1 ", gold), gold.replace("(", "\\left(").replace(")", "\\right)")]
+    if WHOLE.fullmatch(gold):
+        found += whole_numbers(gold)
+    elif RATIO.fullmatch(gold):
+        found += ratios(gold)
+    return [text for text in dict.fromkeys(found) if text != gold and text.count("\\left") == text.count("\\right")]
+
+
+def computed(gold: str) -> list[str]:
+    """Spellings of a formula's value that a parser must read; none for words, lists and relations."""
+    if re.search(r"\\text|\\mbox|[=<>,]|\\le|\\ge|\\in|\\begin|_|%|\\%|\\pm|\\circ|\\\$|\d{4}", gold) or re.fullmatch(
+        r"[a-zA-Z ]*", gold
+    ):
+        return []
+    plus = f"{gold}+7" if number(spelt(gold)) is None else f"\\sqrt{{49}}+{gold}"
+    return [
+        f"\\frac{{2\\left({gold}\\right)}}{{2}}",
+        f"0+{gold}" if not gold.startswith("-") else f"{gold}+0",
+        f"{plus}-7",
+    ]
+
+
+def rate(work: Callable[[], object], count: int) -> float:
+    """Answers a second."""
+    started = time.perf_counter()
+    work()
+    return count / (time.perf_counter() - started)
+
+
+def pairs_of(golds: Sequence[str], spell: Callable[[str], list[str]], parsed: bool) -> list[tuple[str, str]]:
+    """Each gold with each of its spellings, those that need the parser or those that do not, in a random order."""
+    pairs = [(gold, text) for gold in dict.fromkeys(golds) if gold for text in spell(gold)]
+    kept = [pair for pair in pairs if (settle(*pair) is None) == parsed]
+    random.Random(0).shuffle(kept)
+    return kept
+
+
+def forget() -> None:
+    """Drops what the reading of the pairs' selection left in caches."""
+    from ngrpo.grading import choices, reading, written
+
+    for function in (choices.alternatives, choices.option, reading.read, written.formula):
+        function.cache_clear()
+
+
+def main(path: str) -> None:
+    """Print two lines: of spellings that need no parser and of those that do, the rate and how many are found correct."""
+    golds = [json.loads(line)["answer"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    grader = Latex(workers=1)
+    grader.grade(["\\boxed{\\frac{1}{2}}"], ["0.51x"])  # starts the process
+    both = lambda gold: respellings(gold) + computed(gold)  # noqa: E731
+    for name, parsed in (("no parser", False), ("parser", True)):
+        pairs = pairs_of(golds, both, parsed)
+        forget()
+        texts, wanted = [f"\\boxed{{{answer}}}" for _, answer in pairs], [gold for gold, _ in pairs]
+        verdicts = []
+        speed = rate(
+            lambda texts=texts, wanted=wanted, found=verdicts: found.extend(grader.grade(texts, wanted)), len(pairs)
+        )
+        missed = [
+            (pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.outcome != "correct"
+        ]
+        print(f"{name}: {speed:,.0f} answers/s; {len(pairs) - len(missed)} of {len(pairs)} correct")
+        for (gold, answer), verdict in missed:
+            print(f"  {gold!r} {answer!r} {verdict.outcome}")
+    grader.workers.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
