@@ -49,7 +49,7 @@ def evaluate_benchmark(
         problems = [task.problems[i] for i in range(start, end)]
         identity = (labels["seed"], labels["benchmark"])
         answers = answer(sampler, task, problems, [(*identity, p.id, i) for p in problems for i in range(n)])
-        write_samples(sample_rows(answers, sampler.strategy.vocabulary.stops, labels), path)
+        write_samples(sample_rows(answers, sampler.strategy.vocabulary, labels), path)
         yield int(answers.rollouts.lengths.sum())
 
 
