@@ -25,7 +25,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, dropped: Collection[int]) -> Piec
     Raises ValueError where a probe's pieces do not make the text that the tokenizer itself decodes.
     """
     kinds, added = set(_decoders(tokenizer)), tokenizer.added_tokens_decoder
-    read, apart = _reading(tokenizer, kinds), b" " if " " in kinds else b""  # such words stand apart from added tokens too
+    read, apart = _reading(tokenizer, kinds), b" " if " " in kinds else b""  # words stand apart from added tokens too
     every = [
         b"" if token is None else apart + added[number].content.encode() if number in added else read(token)
         for number, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))
@@ -36,7 +36,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, dropped: Collection[int]) -> Piec
         if Pieces(tuple(every), leading).text(ids) == theirs:
             return Pieces(tuple(b"" if token in dropped else one for token, one in enumerate(every)), leading)
     ours = Pieces(tuple(every)).text(ids)
-    raise ValueError(f"model.path: the tokenizer decodes {theirs!r}, and its tokens make {ours!r}; choose another model")
+    raise ValueError(f"model.path: the tokenizer decodes {theirs!r}, its tokens make {ours!r}; choose another model")
 
 
 def _decoders(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

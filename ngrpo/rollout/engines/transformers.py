@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State
+from ngrpo.exploration.base import Exploration, State, TextMatch
 from ngrpo.exploration.scores import entropy
-from ngrpo.exploration.thinking import TextMatch
 from ngrpo.models import files
 from ngrpo.models.attention import KeyValueCache
 from ngrpo.models.causal import CausalModel
