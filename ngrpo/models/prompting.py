@@ -17,6 +17,7 @@ FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
 # What templates that ask for the date are told, whatever day it is: a problem is asked the same way tomorrow. It is the
 # day that Llama 3's own template names where it cannot ask.
 DATE = datetime(2024, 7, 26)
+DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # what a template may ask of it
 SAID = "Said."  # stands for a message where only what a template puts around it is wanted
 LAST_TOKENS = 8  # of the first prompt, shown one by one
 
@@ -40,10 +41,16 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     return render(tokenizer, [{"role": "user", "content": text}], add_generation_prompt=True), False
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], **settings: Any) -> str:
-    """The checkpoint's chat template on DATE, unless `settings` say otherwise."""
-    settings = {"strftime_now": DATE.strftime} | settings
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, **settings))  # pyright: ignore[reportArgumentType]
+def render(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], date: datetime = DATE, **settings: Any
+) -> str:
+    """The checkpoint's chat template for the turns of a talk on a date."""
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:  # transformers hands no function to a template: one is written in front of it
+        told = "".join(f"|replace('%{code}', '{date.strftime('%' + code)}')" for code in DATE_CODES)
+        template = f"{{%- macro strftime_now(text) %}}{{{{ text{told} }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
+    settings = settings | {"chat_template": template, "tokenize": False}
+    return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -121,7 +128,7 @@ class Prompting:
         found: dict[str, Any] = {}
         if self.form == "chat":
             turns, other = [{"role": "user", "content": SAID}], DATE.replace(year=1999, month=1, day=2)
-            if render(tokenizer, turns) != render(tokenizer, turns, strftime_now=other.strftime):
+            if render(tokenizer, turns) != render(tokenizer, turns, other):
                 found["date"] = DATE.date().isoformat()
         after = [] if self.form == "chat" else affixes(tokenizer)[1]
         return found | ({"not_appended": tokenizer.convert_ids_to_tokens(after)} if after else {})
