@@ -67,7 +67,8 @@ def vocabulary(
     if wrong := [token for token in asked if isinstance(token, int) and not 0 <= token < len(tokenizer)]:
         raise ValueError(f"model.stop={wrong}: the tokenizer has the ids 0 to {len(tokenizer) - 1}")
     start = tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else ()
-    ends = {*stops, *([] if tokenizer.pad_token_id is None else [tokenizer.pad_token_id])}
+    pad: Any = tokenizer.pad_token_id
+    ends = stops if pad is None else stops | {pad}
     return Vocabulary(
         size=len(tokenizer),
         reserved=tuple(sorted(added)),

@@ -52,7 +52,7 @@ def _decoders(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
         yield step["type"] if step else " "
 
 
-def _reading(tokenizer: PreTrainedTokenizerBase, kinds: Collection[str]) -> Callable[[Any], bytes]:
+def _reading(tokenizer: PreTrainedTokenizerBase, kinds: set[str]) -> Callable[[Any], bytes]:
     """What a token that is not an added one adds to a text."""
     if "ByteLevel" in kinds:
         return _byte_level

@@ -74,6 +74,8 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     Raises ValueError where it does something else to the ids.
     """
     bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    if not bare:  # it does not know the letter
+        return full, []
     for begin in range(len(full) - len(bare) + 1):
         if full[begin : begin + len(bare)] == bare:
             return full[:begin], full[begin + len(bare) :]

@@ -2,6 +2,7 @@
 
 import re
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -19,12 +20,12 @@ def written(path, count, completion="so 4", outcome="unparsed", finish="stop", f
     return path
 
 
-def asked(form="chat", start="</think>", template="x", limit=96):
+def asked(form="chat", start: str | None = "</think>", template: str | None = "x", limit=96) -> Any:
     prompts = SimpleNamespace(prompting=Prompting(form, start), tokenizer=SimpleNamespace(chat_template=template))
     return SimpleNamespace(prompts=prompts, max_new_tokens=limit)
 
 
-def task(start="</think>"):
+def task(start: str | None = "</think>") -> Any:
     return SimpleNamespace(name="aime", answer_start=start)
 
 
@@ -55,7 +56,7 @@ def test_where_half_is_truncated_it_is_room_or_a_stop_that_is_missing(tmp_path):
 def test_what_is_mostly_graded_is_left_alone_and_only_the_first_look_speaks(tmp_path, capsys):
     fine = written(tmp_path / "a.parquet", 100, finish="length", fine=51)
     assert warnings(fine, task(), asked()) == []
-    evaluation = Evaluation(asked(), {"aime": task()}, 1, 1)  # pyright: ignore[reportArgumentType]
+    evaluation = Evaluation(asked(), {"aime": task()}, 1, 1)
     bad = written(tmp_path / "b.parquet", 100)
     for _ in range(2):
         evaluation.warn("aime", bad)

@@ -1,6 +1,7 @@
 """What is settled per tokenizer: pieces, prompts, stops, the delimiter; with published tokenizers and made ones."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def words_of(tokenizer, answer_start=None, stop=(), eos=None):
     return vocabulary(tokenizer, model, answer_start, "", stop)  # pyright: ignore[reportArgumentType]
 
 
-def changed(name: str, **names):
+def changed(name: str, **names) -> Any:
     """A copy of a published tokenizer."""
     tokenizer = real(name)
     config = {kind: getattr(tokenizer, kind) for kind in ("bos_token", "eos_token", "pad_token")}
@@ -48,7 +49,7 @@ def test_pieces_make_what_the_tokenizer_decodes_whatever_the_ids(name):
         assert made.text(tokenizer.encode(text, add_special_tokens=False)) == text
 
 
-def sentence_piece(*, strip: bool):
+def sentence_piece(*, strip: bool) -> Any:
     """Of the kind of Llama 2 (`strip`) or Gemma: spaces in pieces, bytes for what no piece has."""
     letters = ["\u2581", *"abcdefghijklmnopqrstuvwxyz.,<>/\\{}0123456789STX", "\u2581it", "</", "think", ">."]
     vocab = {
@@ -63,7 +64,7 @@ def sentence_piece(*, strip: bool):
     return PreTrainedTokenizerFast(tokenizer_object=inner, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
-def word_piece():
+def word_piece() -> Any:
     known = ["[UNK]", "[SEP]", "so", "##x", "<", "/", "think", ">", ".", "it", "is", "12"]
     inner = Tokenizer(WordPiece({token: place for place, token in enumerate(known)}, unk_token="[UNK]"))
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece("##", cleanup=False)
