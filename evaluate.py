@@ -18,7 +18,9 @@ def main(config: DictConfig) -> dict[str, Any]:
     from ngrpo.rundir.schema import read_results, read_run
 
     asked = read_run(config.run).config.get("model", {}) if config.run else {}
-    config.model.update({key: asked[key] for key in ("prompt", "answer_start") if key in asked})  # as in training
+    config.model.update(
+        {key: asked[key] for key in ("prompt", "answer_start", "stop") if key in asked}
+    )  # as in training
     request = cli.Request(config, "evaluation")
     with request.open() as run:
         if run.status == "finished":

@@ -32,6 +32,7 @@ from ngrpo.tasks.story_math import StoryMath
 PEER_ATTENTION = "sdpa"  # what transformers takes by default; on a CPU its other kernel, eager, is slower still
 PAD = 0  # which no mask lets through
 NEVER = -2  # a token id that no model produces
+UNSAID = "\x00never\x00"  # a text that none does
 BASELINE = "token_sampling"
 STRATEGIES: dict[str, Callable[[], Exploration]] = {
     BASELINE: TokenSampling,
@@ -126,7 +127,7 @@ class Bench:
         if workload.stops:
             return words
         stops = (NEVER,) if workload.lengths is None else words.stops
-        return replace(words, stops=stops, answer_start=(NEVER,) * len(words.answer_start))
+        return replace(words, stops=stops, answer_start=(NEVER,) * len(words.answer_start), delimiter=UNSAID)
 
     def strategy(self, name: str, workload: Workload) -> Exploration:
         """A strategy that the engine can sample with."""

@@ -135,7 +135,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     if run:
-        note_left_out(run, {"training": trained, **benchmarks})
+        note(run, sampler, {"training": trained, **benchmarks})
     policy = _policy(config, model, sampler.strategy, algorithm)
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
@@ -167,9 +167,9 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     model = causal_model(config).to(_device())
     prompts = _prompts(config, model)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
-    note_left_out(run, benchmarks)
     first = next(iter(benchmarks.values()))
     sampler = _sampler(engine, strategy.to(_device()), model, prompts, first, config.max_new_tokens)
+    note(run, sampler, benchmarks)
     learned = Path(str(config.run), "hf", STRATEGY_FILE)
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
@@ -194,11 +194,11 @@ def diagnosis(
     model = causal_model(config).to(_device())
     prompts = _prompts(config, model)
     asked = prompts.read(task(config.task))
-    note_left_out(run, {asked.name: asked})
     samplers = {
         name: _sampler(engine, strategy.to(_device()), model, prompts, asked, config.max_new_tokens)
         for name, strategy in zip(nodes, strategies, strict=True)
     }
+    note(run, next(iter(samplers.values())), {asked.name: asked})
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
@@ -246,13 +246,13 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
     )
 
 
-def note_left_out(run: RunDirectory, read: Mapping[str, Task]) -> None:
-    """Tells and puts in run.json how many problems were left out because their prompts are too long, by task."""
+def note(run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
+    """Tells and puts in run.json how the model is asked, and how many problems have prompts too long for it, by task."""
     counts = {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}
     if counts:
         told = ", ".join(f"{count} of {name}" for name, count in counts.items())
         print(f"note: prompts that are too long for the model are left out: {told}")
-        run.update(left_out=counts)
+    run.update(asked=sampler.prompts.tell(sampler.strategy.vocabulary), **({"left_out": counts} if counts else {}))
 
 
 def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
@@ -272,7 +272,7 @@ def _prompts(config: DictConfig, model: "CausalModel") -> "Prompts":
 
     path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
     room = model.model.config.max_position_embeddings - config.max_new_tokens
-    prompting = Prompting(config.model.prompt, config.model.answer_start)
+    prompting = Prompting(config.model.prompt, config.model.answer_start, tuple(config.model.stop))
     return Prompts(load_tokenizer(path, config.model.trust_remote_code), prompting, room)
 
 
@@ -282,7 +282,7 @@ def _sampler(
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
 
-    words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix)
+    words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
     return Sampler(engine, strategy, prompts, limit)

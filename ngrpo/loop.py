@@ -122,7 +122,7 @@ def record(
     """Shows and writes what the step was; `explored`: also what exploration did at some decode steps."""
     answers, strategy, steps = drawn.answers, parts.policy.strategy, []
     labels = {**parts.labels, "benchmark": "train", "step": step}
-    rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary.stops, labels), figures)
+    rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary, labels), figures)
     parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
     if parts.recorder:
         if explored and len(where := sampling.explored_places(answers)):

@@ -1,7 +1,8 @@
 """Benchmarks to files of samples and entries of results.json: batch by batch, so that an interrupted evaluation goes on."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pyarrow.parquet
 import torch
 
 from ngrpo.evaluation import passk
+from ngrpo.evaluation.first_look import warnings
 from ngrpo.evaluation.table import solved
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
@@ -49,7 +51,7 @@ def evaluate_benchmark(
         problems = [task.problems[i] for i in range(start, end)]
         identity = (labels["seed"], labels["benchmark"])
         answers = answer(sampler, task, problems, [(*identity, p.id, i) for p in problems for i in range(n)])
-        write_samples(sample_rows(answers, sampler.strategy.vocabulary.stops, labels), path)
+        write_samples(sample_rows(answers, sampler.strategy.vocabulary, labels), path)
         yield int(answers.rollouts.lengths.sum())
 
 
@@ -118,6 +120,7 @@ class Evaluation:
     rows_per_batch: int
     problems: int | None = None
     max_errors: float = 1.0
+    looked_at: set[str] = field(default_factory=set)  # benchmarks whose first results were checked for a wrong setting
 
     def plan(self, name: str) -> list[tuple[int, int]]:
         """Which problems of a benchmark are sampled together."""
@@ -137,6 +140,13 @@ class Evaluation:
         self.sampler.engine.sync(model, step, strategy)
         if trained is not None and type(strategy) is type(trained):
             strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
+
+    def warn(self, name: str, target: Path) -> None:
+        """Says aloud, at a benchmark's first evaluation, where hardly an answer was graded, and why that may be."""
+        if name not in self.looked_at:
+            for line in warnings(target, self.benchmarks[name], self.sampler):
+                print(f"\nWARNING: {line}\n", file=sys.stderr)
+        self.looked_at.add(name)
 
     @torch.no_grad()
     def run(
@@ -162,6 +172,7 @@ class Evaluation:
                 merge(target, self.plan(name))
                 if sum(ungraded(target).values()) > self.max_errors:
                     grade_again(target, self.benchmarks[name])
+                self.warn(name, target)
         ranks.barrier()
         shares = {name: ungraded(target) for name, target in targets.items()}
         for name, target in targets.items():

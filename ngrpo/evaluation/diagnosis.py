@@ -137,7 +137,7 @@ def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequen
     seconds = time.perf_counter() - started
     labels: dict[str, Any] = {"run": draw.directory.name, "benchmark": draw.task.name, "exploration": name}
     labels |= {"algorithm": "none", "step": 0, "seed": draw.seed}
-    rows = sample_rows(answers, sampler.strategy.vocabulary.stops, labels)
+    rows = sample_rows(answers, sampler.strategy.vocabulary, labels)
     write_samples(rows, partial_file(draw.samples(name), index))
     where = mechanism.spread(answers.rollouts, STEP_ROWS)
     steps = mechanism.step_rows(answers, where, sampler.strategy, draw.model.table.detach())

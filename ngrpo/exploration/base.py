@@ -12,14 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ngrpo.exploration.thinking import State, Thinking
+from ngrpo.exploration.thinking import State, TextMatch, Thinking
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import DecodeStep, Vocabulary
 
 
 class Exploration(nn.Module, ABC):
     """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ. `thinking`, once
-    bound, tells which rows still think and which tokens are ordinary.
+    bound, tells which rows still think and which tokens are ordinary; `stop_texts` which rows end with a text that stops
+    them, where there are such texts.
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
@@ -29,6 +30,7 @@ class Exploration(nn.Module, ABC):
 
     vocabulary: Vocabulary
     thinking: Thinking
+    stop_texts: TextMatch | None
     temperature: float = 1.0
 
     def temperature_of(self, steps: DecodeStep) -> float | Tensor:
@@ -38,6 +40,8 @@ class Exploration(nn.Module, ABC):
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         """Called once, before anything else, with the policy's vocabulary and input-embedding table (V, D)."""
         self.vocabulary, self.thinking = vocabulary, Thinking(vocabulary, len(table), table.device)
+        stops = tuple(tuple(text.encode()) for text in vocabulary.stop_texts)
+        self.stop_texts = TextMatch(vocabulary, stops, len(table), table.device) if stops else None
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
         """Called before every RL step with the current table (V, D) and the output-embedding table, which is `table`

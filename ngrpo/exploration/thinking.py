@@ -1,29 +1,38 @@
-"""Where a row's thinking part ends: the delimiter, found in the tokens as the text gains them."""
+"""Where a row's thinking part ends: the delimiter, found in its text as the text gains tokens."""
 
 import torch
 from torch import Tensor, nn
 
 from ngrpo.rollout.records import Vocabulary
+from ngrpo.rollout.texts import Text, transitions
 
 State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers them when rows leave the batch
 
 
-class SuffixMatch:
-    """Whether each row's text has just ended with `suffix`; kept as a state entry `recent` of tokens (B, L)."""
+class TextMatch(nn.Module):
+    """Whether one of some texts has come to an end in each row, now or before; a state entry `read` (B,) int32.
 
-    def __init__(self, suffix: tuple[int, ...]):
-        self.suffix = suffix
+    next: (states, V) int32, as rollout.texts.transitions makes it: one gather a decode step, and nothing is read back.
+    """
+
+    next: Tensor
+
+    def __init__(
+        self, vocabulary: Vocabulary, patterns: tuple[Text, ...], rows: int, device: torch.device | str = "cpu"
+    ):
+        """patterns: bytes where the vocabulary has pieces, ids where it has none. rows: V, those of the table."""
+        super().__init__()
+        pieces = vocabulary.pieces.of if vocabulary.pieces else ()
+        table = torch.from_numpy(transitions(pieces, patterns, rows)).to(device)
+        self.register_buffer("next", table, persistent=False)
 
     def start(self, rows: int, device: torch.device) -> State:
-        return {"recent": torch.full((rows, max(len(self.suffix), 1)), -1, device=device)}
+        return {"read": torch.zeros(rows, dtype=torch.int32, device=device)}
 
     def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        """(B,) bool and the new state after the text gained `tokens` (B,). An empty suffix never matches."""
-        recent = torch.cat((state["recent"][:, 1:], tokens[:, None]), dim=1)
-        matched = torch.full_like(tokens, bool(self.suffix), dtype=torch.bool)
-        for column, token in enumerate(self.suffix):  # one token at a time, so that nothing is copied to a device
-            matched = matched & (recent[:, column] == token)
-        return matched, {**state, "recent": recent}
+        """(B,) bool and the new state after the text gained `tokens` (B,). Without texts, nothing ever ends."""
+        read = self.next[state["read"], tokens]
+        return read == len(self.next) - 1, {**state, "read": read}
 
 
 class Thinking(nn.Module):
@@ -36,13 +45,14 @@ class Thinking(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, rows: int, device: torch.device | str = "cpu"):
         super().__init__()
-        self.answer = SuffixMatch(vocabulary.answer_start)
+        self.answer = TextMatch(vocabulary, vocabulary.delimiters, rows, device)
         self.register_buffer("ordinary", vocabulary.ordinary(rows, device), persistent=False)
 
     def start(self, rows: int, device: torch.device) -> State:
         return {"thinking": torch.ones(rows, dtype=torch.bool, device=device), **self.answer.start(rows, device)}
 
     def push(self, state: State, tokens: Tensor) -> tuple[Tensor, State]:
-        """(B,) bool, whether `tokens` (B,) end the delimiter, and the new state; such a token is no thought any more."""
+        """(B,) bool, whether the delimiter has ended, with `tokens` (B,) or before, and the new state. The token in which
+        it ends is no thought any more, whatever else stands in it."""
         ended, state = self.answer.push(state, tokens)
-        return ended, {**state, "thinking": state["thinking"] & ~ended}
+        return ended, {**state, "thinking": ~ended}

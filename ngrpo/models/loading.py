@@ -1,6 +1,6 @@
 """A model and its tokenizer from a directory or the hub, and what strategies may know of its tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -9,6 +9,7 @@ from transformers.utils import logging as transformers_logging
 
 from ngrpo.models import files
 from ngrpo.models.causal import CausalModel
+from ngrpo.models.pieces import pieces
 from ngrpo.rollout.records import Vocabulary
 
 
@@ -44,19 +45,37 @@ def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 
 def vocabulary(
-    tokenizer: PreTrainedTokenizerBase, model: CausalModel, answer_start: str | None, answer_prefix: str
+    tokenizer: PreTrainedTokenizerBase,
+    model: CausalModel,
+    answer_start: str | None,
+    answer_prefix: str,
+    stop: Sequence[int | str] = (),
 ) -> Vocabulary:
-    """What strategies may know of the tokens. Added tokens count as reserved even where they are not special."""
+    """What strategies may know of the tokens. Added tokens count as reserved even where they are not special.
+
+    stop: what ends an answer besides the end-of-text tokens, as ids or texts. A text that is an added token is its id.
+    Raises ValueError where nothing ends a text, or where an id is none of the tokenizer's.
+    """
     added = set(tokenizer.added_tokens_decoder) | set(tokenizer.all_special_ids)
     configured = model.model.generation_config.eos_token_id
+    named = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
+    asked = [named.get(one, one) if isinstance(one, str) else one for one in stop]
     stops = configured if isinstance(configured, list) else [configured]
-    stops = {token for token in (*stops, tokenizer.eos_token_id) if isinstance(token, int)}
+    stops = {token for token in (*stops, *asked, tokenizer.eos_token_id) if isinstance(token, int)}
     if not stops:
-        raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token")
+        raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token; set model.stop")
+    if wrong := [token for token in asked if isinstance(token, int) and not 0 <= token < len(tokenizer)]:
+        raise ValueError(f"model.stop={wrong}: the tokenizer has the ids 0 to {len(tokenizer) - 1}")
+    start = tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else ()
+    pad: Any = tokenizer.pad_token_id
+    ends = stops if pad is None else stops | {pad}
     return Vocabulary(
         size=len(tokenizer),
         reserved=tuple(sorted(added)),
         stops=tuple(sorted(stops)),
-        answer_start=tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else (),
+        answer_start=start,
         answer_prefix=tuple(tokenizer.encode(answer_prefix, add_special_tokens=False)) if answer_prefix else (),
+        pieces=pieces(tokenizer, ends - set(start)),  # a delimiter that also pads is looked for all the same
+        delimiter=answer_start or "",
+        stop_texts=tuple(dict.fromkeys(one for one in asked if isinstance(one, str))),
     )

@@ -1,16 +1,25 @@
-"""How the words of a problem become the ids that a model reads, and what ends the part in which it thinks."""
+"""How the words of a problem become the ids that a model reads, and what ends its thinking part and its turn."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from ngrpo.rollout.records import Vocabulary
 from ngrpo.tasks.base import Messages, Problem, Subset, Task
 
 FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
+# What templates that ask for the date are told, whatever day it is: a problem is asked the same way tomorrow. It is the
+# day that Llama 3's own template names where it cannot ask.
+DATE = datetime(2024, 7, 26)
+DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # what a template may ask of it
+SAID = "Said."  # stands for a message where only what a template puts around it is wanted
+LAST_TOKENS = 8  # of the first prompt, shown one by one
 
 # A problem's text as the model is asked, and whether the tokenizer puts its own begin-of-text token in front.
 Rendered = tuple[str, bool]
@@ -32,7 +41,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
     said = (("user", text),) if isinstance(text, str) else text
     turns = [{"role": role, "content": content} for role, content in said]
     try:
-        rendered = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        rendered = render(tokenizer, turns, add_generation_prompt=True)
     except TemplateError as error:  # some templates know no system message
         roles = ", ".join(role for role, _ in said)
         refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
@@ -43,6 +52,47 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
         drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
         raise ValueError(f"{drops}; choose another model or data without it")
     return rendered, False
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], date: datetime = DATE, **settings: Any
+) -> str:
+    """The checkpoint's chat template for the turns of a talk on a date."""
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:  # transformers hands no function to a template: one is written in front of it
+        told = "".join(f"|replace('%{code}', '{date.strftime('%' + code)}')" for code in DATE_CODES)
+        template = f"{{%- macro strftime_now(text) %}}{{{{ text{told} }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
+    settings = settings | {"chat_template": template, "tokenize": False}
+    return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat template writes after an assistant's message: an added token, else text; empty where nothing is told.
+
+    A base model's files often carry a template whose turn end is not their end-of-text token.
+    """
+    turns = [{"role": "user", "content": SAID}, {"role": "assistant", "content": SAID}]
+    try:
+        _, _, after = render(tokenizer, turns).rpartition(SAID)
+    except TemplateError:  # of a template that takes no message of the assistant's
+        return ""
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    after = after.strip()
+    return max((token for token in added if after.startswith(token)), key=len, default=after)
+
+
+def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and after everything that it reads.
+
+    Raises ValueError where it does something else to the ids.
+    """
+    bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
+    if not bare:  # it does not know the letter
+        return full, []
+    for begin in range(len(full) - len(bare) + 1):
+        if full[begin : begin + len(bare)] == bare:
+            return full[:begin], full[begin + len(bare) :]
+    raise ValueError("model.path: the tokenizer reads a text otherwise with its special tokens; choose another model")
 
 
 def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
@@ -62,25 +112,45 @@ FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {"plai
 
 @dataclass(frozen=True)
 class Prompting:
-    """What a model wants to be asked with: the form of a prompt, and the text that ends its thinking part.
+    """What a model wants to be asked with: the form of a prompt, and the texts that end its thinking part and its answer.
 
     form          a name in FORMS
     answer_start  None: the model has no thinking part, so strategies that act while it thinks act on the whole answer
+    stop          ids or texts that end an answer, besides the end-of-text tokens and, in a chat, the template's turn end
     """
 
     form: str = "plain"
     answer_start: str | None = "</think>"
+    stop: tuple[int | str, ...] = ()
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
-        """Ids of the prompts for the texts or conversations of problems; only `chat` has a form for conversations."""
+        """Ids of the prompts for the texts or conversations of problems: once what the tokenizer puts in front, also where
+        the text has it already, and nothing of what it puts at the end, as an answer follows. Only `chat` has a form for
+        conversations."""
         if self.form != "chat" and any(not isinstance(text, str) for text in texts):
-            told = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
-            raise ValueError(f"model.prompt={self.form}: {told}; model.prompt=chat or task.columns.problem=<column>")
+            kinds = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
+            raise ValueError(f"model.prompt={self.form}: {kinds}; model.prompt=chat or task.columns.problem=<column>")
         rendered = [FORMS[self.form](tokenizer, text) for text in texts]
         if not rendered:
             return []
-        found: Any = tokenizer([text for text, _ in rendered], add_special_tokens=rendered[0][1])
-        return found["input_ids"]
+        found: Any = tokenizer([text for text, _ in rendered], add_special_tokens=False)
+        before = affixes(tokenizer)[0] if rendered[0][1] else []
+        return [ids if ids[: len(before)] == before else [*before, *ids] for ids in found["input_ids"]]
+
+    def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int | str, ...]:
+        """What ends an answer besides the end-of-text tokens."""
+        ends = turn_end(tokenizer) if self.form == "chat" else ""
+        return (*self.stop, ends) if ends else self.stop
+
+    def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+        """What was settled in silence, for run.json: the date that a template was told, ids that were not appended."""
+        found: dict[str, Any] = {}
+        if self.form == "chat":
+            turns, other = [{"role": "user", "content": SAID}], DATE.replace(year=1999, month=1, day=2)
+            if render(tokenizer, turns) != render(tokenizer, turns, other):
+                found["date"] = DATE.date().isoformat()
+        after = [] if self.form == "chat" else affixes(tokenizer)[1]
+        return found | ({"not_appended": tokenizer.convert_ids_to_tokens(after)} if after else {})
 
 
 PLAIN = Prompting()
@@ -119,3 +189,24 @@ class Prompts:
         if not problem.is_message and not 0 < width <= self.room:
             raise ValueError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
         return 0 < width <= self.room
+
+    @property
+    def stops(self) -> tuple[int | str, ...]:
+        """What ends an answer besides the end-of-text tokens."""
+        return self.prompting.stops(self.tokenizer)
+
+    def tell(self, words: Vocabulary) -> dict[str, Any]:
+        """Prints, and returns for run.json, how a model is asked: the first prompt as rendered, its last tokens, what
+        ends an answer and its thinking part, and what was settled in silence."""
+        names, first = self.tokenizer.convert_ids_to_tokens, next(iter(self.ids.values())).tolist()
+        asked = {
+            "prompt": self.tokenizer.decode(first, clean_up_tokenization_spaces=False),
+            "last_tokens": names(first[-LAST_TOKENS:]),
+            "stops": dict(zip(names(list(words.stops)), words.stops, strict=True)),
+            "stop_texts": list(words.stop_texts),
+            "delimiter": {"text": words.delimiter or None, "tokens": names(list(words.answer_start))},
+            **self.prompting.told(self.tokenizer),
+        }
+        for name, value in asked.items():
+            print(f"asked: {name} {json.dumps(value, ensure_ascii=False)}")
+        return asked

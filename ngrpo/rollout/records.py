@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.texts import Pieces, Text
 
 TOKEN, GAUSSIAN, GUMBEL, DIRICHLET, FORCED = range(5)  # roles: which log-probability applies to a step
 
@@ -27,8 +28,11 @@ class Vocabulary:
     size           number of ids the tokenizer can produce; embedding rows beyond it are padding
     reserved       ids that are special or added tokens: never a neighbor, never mixed
     stops          ids that end a text
-    answer_start   ids of the text that ends the thinking part; empty: the whole text is thinking
+    answer_start   ids of the text that ends the thinking part, where it is inserted; empty: the whole text is thinking
     answer_prefix  ids of the text that opens the final answer
+    pieces         what ids add to a text; None: nothing is known of it, so that `answer_start` is looked for in the ids
+    delimiter      the text that ends the thinking part, which is looked for in the text
+    stop_texts     texts that end a text with the token in which they end, and are no part of it
     """
 
     size: int
@@ -36,6 +40,33 @@ class Vocabulary:
     stops: tuple[int, ...]
     answer_start: tuple[int, ...] = ()
     answer_prefix: tuple[int, ...] = ()
+    pieces: Pieces | None = None
+    delimiter: str = ""
+    stop_texts: tuple[str, ...] = ()
+
+    @property
+    def delimiters(self) -> tuple[Text, ...]:
+        """What ends the thinking part: bytes where there are pieces, ids where there are none."""
+        delimiter = tuple(self.delimiter.encode()) if self.pieces else self.answer_start
+        return (delimiter,) if delimiter else ()
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of an answer, which is what is graded: up to the first of `stop_texts`, in which it ends.
+
+        Raises ValueError where nothing is known of the ids.
+        """
+        if self.pieces is None:
+            raise ValueError("Vocabulary.pieces: got None, expected what the ids add to a text")
+        text = self.pieces.text(ids)
+        found = [(text.find(stop) + len(stop), -len(stop)) for stop in self.stop_texts if stop in text]
+        return text[: sum(min(found))] if found else text
+
+    def stopped(self, ids: Sequence[int]) -> bool:
+        """Whether an answer of these ids ends with a stop, an id or a text."""
+        if ids[-1] in self.stops or not self.stop_texts or self.pieces is None:
+            return ids[-1] in self.stops
+        text = self.pieces.text(ids)
+        return any(stop in text for stop in self.stop_texts)
 
     def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """(rows,) bool: the rows of an embedding table that stand for ordinary tokens."""

@@ -16,7 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.prompting import Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.records import DecodeStep, Rollouts
+from ngrpo.rollout.records import DecodeStep, Rollouts, Vocabulary
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
 
 STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
@@ -54,15 +54,14 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
 
     The problems are among those that the sampler's prompts have read. Raises rollout.records.NotFinite.
     """
-    tokenizer = sampler.prompts.tokenizer
     ids = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
-    prompts, mask = padded(ids, tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+    prompts, mask = padded(ids, sampler.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
     keys = row_keys(identities)
     rollouts = sampler.engine.generate(sampler.strategy, prompts, mask, keys, sampler.max_new_tokens)
     texts = [
         row[:length] for row, length in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
     ]
-    completions = tokenizer.batch_decode(texts, skip_special_tokens=True)
+    completions = [sampler.strategy.vocabulary.text(row) for row in texts]
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
     return Answers(problems, rollouts, completions, task.score(every, completions))
 
@@ -76,8 +75,9 @@ def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
 
 def truncated(rollouts: Rollouts, strategy: Exploration) -> Tensor:
     """(B,) bool: answers that do not end with a stop."""
-    stops = torch.tensor(strategy.vocabulary.stops, device=rollouts.mask.device)
-    return ~torch.isin(rollouts.steps.tokens.gather(1, rollouts.lengths[:, None] - 1).squeeze(1), stops)
+    rows = zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
+    ended = [strategy.vocabulary.stopped(row[:length]) for row, length in rows]
+    return ~torch.tensor(ended, device=rollouts.mask.device)
 
 
 def groups_of(answers: Answers, sampler: Sampler) -> Groups:
@@ -94,7 +94,7 @@ def groups_of(answers: Answers, sampler: Sampler) -> Groups:
     )
 
 
-def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any]) -> list[dict[str, Any]]:
+def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per completion, with the columns of rundir.schema.SAMPLE_TYPES.
 
     labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` are those whose vector the model read.
@@ -119,7 +119,7 @@ def sample_rows(answers: Answers, stops: Sequence[int], labels: Mapping[str, Any
                 "completion": text,
                 "token_ids": ids,
                 "n_tokens": lengths[row],
-                "finish_reason": "stop" if ids[-1] in stops else "length",
+                "finish_reason": "stop" if vocabulary.stopped(ids) else "length",
                 "gold": problem.gold,
                 "extracted": score.extracted,
                 "solution_path": score.solution_path,

@@ -7,7 +7,7 @@ from decode_step import TRAPS, VOCABULARY, V, one_step, random, trapped_table
 from scipy import stats
 
 from ngrpo.exploration.scores import BLOCK, LARGE, draw_token, filtered, nucleus, tempered
-from ngrpo.exploration.thinking import SuffixMatch
+from ngrpo.exploration.thinking import TextMatch
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import DecodeStep
@@ -95,16 +95,14 @@ def test_log_prob_is_the_tempered_softmax_in_float32_even_for_bfloat16_logits(ta
     torch.testing.assert_close(made.double(), expected, rtol=0, atol=1e-5)
 
 
-def test_suffixes_match_the_end_of_the_text_and_nothing_else():
+def test_texts_are_found_once_they_have_ended_and_for_good():
     texts = torch.tensor([[5, 6, 7, 8], [5, 5, 6, 7], [6, 7, 5, 6], [5, 6, 6, 7]])
-    match = SuffixMatch((5, 6, 7))
+    match = TextMatch(VOCABULARY, ((5, 6, 7),), V)
     state, ended = match.start(4, torch.device("cpu")), []
     for time in range(4):
         found, state = match.push(state, texts[:, time])
         ended.append(found)
-    assert torch.stack(ended, dim=1).tolist() == [[0, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
-    found, _ = SuffixMatch(()).push(SuffixMatch(()).start(4, torch.device("cpu")), texts[:, 0])
-    assert not found.any()
+    assert torch.stack(ended, dim=1).tolist() == [[0, 0, 1, 1], [0, 0, 0, 1], [0, 0, 0, 0], [0, 0, 0, 0]]
 
 
 def test_ordinary_rows_are_those_of_tokens_that_are_neither_special_nor_stops_nor_padding():

@@ -18,7 +18,7 @@ from scipy import stats
 from ngrpo.exploration.annealed_temperature import AnnealedTemperature
 from ngrpo.exploration.epsilon_greedy import EpsilonGreedy
 from ngrpo.exploration.scores import candidates, entropy, filtered, gumbel, largest, near_best, nucleus
-from ngrpo.exploration.thinking import SuffixMatch, Thinking
+from ngrpo.exploration.thinking import TextMatch, Thinking
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, DecodeStep
@@ -125,9 +125,10 @@ def test_thinking_ends_with_the_delimiter_and_for_good():
     for tokens in ([10, 5], [11, 11], [20, 10], [21, 11], [22, 22]):
         ended, state = thinking.push(state, torch.tensor(tokens))
         seen.append((ended.tolist(), state["thinking"].tolist()))
-    assert [s[0] for s in seen] == [[0, 0], [1, 0], [0, 0], [0, 1], [0, 0]]
+    assert [s[0] for s in seen] == [[0, 0], [1, 0], [1, 0], [1, 1], [1, 1]]
     assert [s[1] for s in seen] == [[1, 1], [0, 1], [0, 1], [0, 0], [0, 0]]
-    assert not SuffixMatch(()).push(SuffixMatch(()).start(2, torch.device("cpu")), torch.tensor([1, 2]))[0].any()
+    never = TextMatch(VOCABULARY, (), V)
+    assert not never.push(never.start(2, torch.device("cpu")), torch.tensor([1, 2]))[0].any()
 
 
 # --- epsilon-greedy -------------------------------------------------------------------------------------------------

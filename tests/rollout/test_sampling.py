@@ -38,7 +38,7 @@ def silent(answers: Answers) -> Answers:
 
 def test_the_mean_entropy_of_an_answer_is_that_of_its_tokens_or_unknown(asked, tmp_path):
     strategy, answers = asked
-    told, untold = (sample_rows(a, strategy.vocabulary.stops, LABELS) for a in (answers, silent(answers)))
+    told, untold = (sample_rows(a, strategy.vocabulary, LABELS) for a in (answers, silent(answers)))
     for row, (one, other) in enumerate(zip(told, untold, strict=True)):
         length = int(answers.rollouts.lengths[row])
         mean = answers.rollouts.entropy[row, :length].double().mean().item()
@@ -90,7 +90,7 @@ def test_the_last_token_of_an_answer_is_never_an_explored_step(setting, ready, m
     rollouts = answers.rollouts
     last = rollouts.steps.explored.gather(1, rollouts.lengths[:, None] - 1).squeeze(1).tolist()
     assert any(last), "else nothing is tested here"
-    for row, one in enumerate(sample_rows(answers, (), LABELS)):
+    for row, one in enumerate(sample_rows(answers, setting[1], LABELS)):
         length = int(rollouts.lengths[row])
         assert one["explored_steps"] == sum(rollouts.steps.explored[row, : length - 1].tolist()) < length
         assert rate < 1 or not rollouts.steps.explored[row, :length].all() or one["explored_steps"] == length - 1

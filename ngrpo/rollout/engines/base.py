@@ -32,8 +32,8 @@ class Engine(Protocol):
     def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
         """Rollouts of B = len(keys) rows for P prompts (P, S), left-padded; rows of one prompt stand together.
 
-        Every row has a key of its own and ends with a stop of the strategy's vocabulary or after `limit` tokens. Raises
-        rollout.records.NotFinite where logits were not finite.
+        Every row has a key of its own and ends with a stop of the strategy's vocabulary, an id or the token in which a
+        stop text ends, or after `limit` tokens. Raises rollout.records.NotFinite where logits were not finite.
         """
         ...
 

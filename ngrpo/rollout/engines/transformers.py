@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State
+from ngrpo.exploration.base import Exploration, State, TextMatch
 from ngrpo.exploration.scores import entropy
 from ngrpo.models import files
 from ngrpo.models.attention import KeyValueCache
@@ -81,7 +81,7 @@ def decode(
 ) -> "Decoding":
     """Decode steps from the first logits (B, V) on, until all rows have ended or have `limit` tokens."""
     device = logits.device
-    rows = Decoding(len(keys), strategy.start(len(keys), device), device)
+    rows = Decoding(len(keys), strategy.start(len(keys), device), device, strategy.stop_texts)
     stops = torch.tensor(strategy.vocabulary.stops, device=device)
     sync_every = 1 if device.type == "cpu" else SYNC_EVERY
     block = draws_from(keys, 0)
@@ -119,18 +119,22 @@ def draws_from(keys: Tensor, position: int) -> Draws:
 
 class Decoding:
     """The rows still being decoded (`alive`, their numbers), and what was recorded of every decode step: rows, step, its
-    log-probability, entropy, and which of the rows had not finished before it."""
+    log-probability, entropy, and which of the rows had not finished before it. `stop_texts` end rows as stops do."""
 
-    def __init__(self, rows: int, state: State, device: torch.device):
+    def __init__(self, rows: int, state: State, device: torch.device, stop_texts: TextMatch | None = None):
         self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
         self.state = state
+        self.stop_texts, self.read = stop_texts, stop_texts.start(rows, device) if stop_texts else {}
         self.recorded: list[tuple[Tensor, DecodeStep, Tensor, Tensor, Tensor]] = []
 
     def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
         self.recorded.append((self.alive, step, log_prob, entropies, ~self.finished))
         self.finished = self.finished | torch.isin(step.tokens, stops)
+        if self.stop_texts:
+            ended, self.read = self.stop_texts.push(self.read, step.tokens)
+            self.finished = self.finished | ended
 
     def shrink(self) -> Tensor | None:
         """Indices of the rows to keep, if it is time for the finished ones to leave: the last rows fill their gaps."""
@@ -141,6 +145,7 @@ class Decoding:
         keep[self.finished[: len(going_on)]] = going_on[going_on >= len(going_on)]
         self.alive, self.finished = self.alive[keep], self.finished[keep]
         self.state = {name: value[keep] for name, value in self.state.items()}
+        self.read = {name: value[keep] for name, value in self.read.items()}
         return keep
 
 
