@@ -15,7 +15,7 @@ from ngrpo.evaluation.table import solved
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import ALONE, Ranks
-from ngrpo.rollout.sampling import Sampler, answer, refuse_ungraded, sample_rows
+from ngrpo.rollout.sampling import Sampler, answer, path_column, refuse_ungraded, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.interrupts import Interrupted, Interrupts
@@ -103,7 +103,7 @@ def grade_again(target: Path, task: Task) -> None:
     scores = task.score([problems[row["problem_id"]] for row in open_ones], [row["completion"] for row in open_ones])
     for row, score in zip(open_ones, scores, strict=True):
         row |= {"outcome": score.outcome, "reward": float(score.reward)}
-        row |= {"extracted": score.extracted, "solution_path": score.solution_path}
+        row |= {"extracted": score.extracted, "solution_path": path_column(score)}
     write_samples(rows, target)
 
 

@@ -17,6 +17,7 @@ from ngrpo.models.prompting import Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.records import DecodeStep, Rollouts, Vocabulary
+from ngrpo.rundir.schema import READING
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
 
 STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
@@ -122,7 +123,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
                 "finish_reason": "stop" if vocabulary.stopped(ids) else "length",
                 "gold": problem.gold,
                 "extracted": score.extracted,
-                "solution_path": score.solution_path,
+                "solution_path": path_column(score),
                 "outcome": score.outcome,
                 "reward": float(score.reward),
                 "logprob_sum": log_probs[row],
@@ -180,6 +181,11 @@ def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> di
         fed = strategy.embed(steps, table, rollouts.draws[row, time])
     found = {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
     return found if steps.mix_weights is None else found | {"anchor_weight": steps.mix_weights[:, 0].mean().item()}
+
+
+def path_column(score: Score) -> str:
+    """What stands in the column solution_path: the way to the answer, or else how the answer was read."""
+    return score.solution_path or (f"{READING}{score.reading}" if score.reading else "")
 
 
 def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> None:

@@ -40,17 +40,19 @@ class Score:
 
     `outcome` is one of OUTCOMES; `extracted` is the final answer as it stood in the text (None when there is none);
     `solution_path` is a normal form of the reasoning, equal for completions that solve the problem the same way.
+    `reading` says what was folded or dropped so that the answer could be compared.
     """
 
     reward: float
     outcome: str
     extracted: str | None
     solution_path: str
+    reading: str = ""
 
     @classmethod
-    def of(cls, outcome: str, extracted: str | None, solution_path: str = "") -> "Score":
+    def of(cls, outcome: str, extracted: str | None, solution_path: str = "", reading: str = "") -> "Score":
         """With reward 1 for a correct answer, else 0."""
-        return cls(float(outcome == "correct"), outcome, extracted, solution_path)
+        return cls(float(outcome == "correct"), outcome, extracted, solution_path, reading)
 
 
 class Task(Protocol):

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ngrpo.grading.verdict import Verdict
-from ngrpo.rundir.schema import READING
 from ngrpo.tasks.asking import transcript
 from ngrpo.tasks.base import UNGRADED, Problem, Score, answer_part
 from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
@@ -48,13 +47,13 @@ class Questions(FromRows):
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order; a problem with several right answers takes the best of its verdicts.
 
-        Ways to an answer are not distinguished: `solution_path` says what was folded or dropped to compare it, if anything.
+        Ways to an answer are not distinguished: `reading` says what was folded or dropped to compare one, if anything.
         """
         finals = [answer_part(completion, self.answer_start) for completion in completions]
         asked = [(final, gold) for final, p in zip(finals, problems, strict=True) for gold in p.golds]
         verdicts = iter(self.grader.grade([final for final, _ in asked], [gold for _, gold in asked]))
         best = [min((next(verdicts) for _ in problem.golds), key=_rank) for problem in problems]
-        return [Score.of(v.outcome, v.extracted, v.reading and f"{READING}{v.reading}") for v in best]
+        return [Score.of(v.outcome, v.extracted, reading=v.reading) for v in best]
 
     def _same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         boxed = [f"\\boxed{{{answer}}}" for _, answer in pairs]

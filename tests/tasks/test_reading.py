@@ -255,7 +255,7 @@ TWICE = [{"uid": "a", "problem": "1+1?", "answer": "2"}, {"uid": "b", "problem":
 
 
 def test_repeated_problems_have_a_way_out(read):
-    def ids(rows, repeats, column="uid"):
+    def ids(rows, repeats, column: str | None = "uid"):
         return [p.id for p in read(rows, repeats=repeats, columns={"id": column}).problems]
 
     with pytest.raises(ValueError, match=r"row 3 repeats the id 'a' of row 1.*task\.repeats=first or keep"):
