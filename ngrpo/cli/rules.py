@@ -18,7 +18,7 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 KINDS |= {"array": "a list", "object": "a mapping"}
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-WORDS = ("type", "enum", *BOUNDS, "minItems", "maxItems", "items", "description")
+WORDS = ("type", "enum", *BOUNDS, "minLength", "minItems", "maxItems", "items", "description")
 LARGEST = 2**63 - 1
 
 
@@ -52,7 +52,7 @@ def wrong_words(words: Any) -> str | None:
             return f"{name} is none of {', '.join(WORDS)}"
         if name in BOUNDS and not _is_number(None, value):
             return f"{name} must be a finite number"
-        if name in ("minItems", "maxItems") and not _is_integer(None, value):
+        if name in ("minLength", "minItems", "maxItems") and not _is_integer(None, value):
             return f"{name} must be a whole number"
         if name == "enum" and not (isinstance(value, list) and value):
             return "enum must be a list of values"
