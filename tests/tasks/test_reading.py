@@ -290,7 +290,7 @@ def test_notes_are_printed_once(read, capsys):
 @pytest.mark.parametrize(
     "gold, others",
     [
-        ("9 (apples)", ["9"]),
+        ("9 (approx.)", ["9"]),
         (r"\$1,250.00", ["1250"]),
         (r"90^\circ", ["90"]),
         (r"12\text{ cm}^2", ["12"]),
@@ -315,19 +315,19 @@ def test_other_spellings_mean_the_same(gold, others):
 
 def test_the_audit_finds_each_kind(read):
     rows = [
-        {"id": "1", "question": "How many apples?", "answer": "9 (apples)", "gold": "9 (apples)"},
+        {"id": "1", "question": "How many apples?", "answer": "9 (approx.)", "gold": "9 (approx.)"},
         {"id": "2", "question": "How many pears?", "answer": "n/a", "gold": None},
         {"id": "3", "question": "How many plums?", "answer": "4", "gold": "5"},
-        {"id": "4", "question": "How  many apples ?", "answer": "9 (apples)", "gold": ""},
+        {"id": "4", "question": "How  many apples ?", "answer": "9 (approx.)", "gold": ""},
         {"id": "4", "question": "How  many apples ?", "answer": "3", "gold": ""},
     ]
     settings = lenient({"unanswered": "refuse", "repeats": "refuse"})
     found = dict(audit("own", read(rows, columns={"problem": None}, **settings)).findings)
     spelled = found["spellings of golds that the grader does not take"]
-    assert [line.split()[0] for line in spelled] == ["1", "4"] and all("9  for 9 (apples)" in line for line in spelled)
+    assert [line.split()[0] for line in spelled] == ["1", "4"] and all("9  for 9 (approx.)" in line for line in spelled)
     assert found["rows whose answer is no value"] == ["row 2: it is 'n/a', which is no value"]
     assert found["rows whose golds disagree"] == ["row 3: '4' and, in column gold, '5'"]
-    assert found["rows that repeat a problem"] == ["row 5 repeats row 4 with the answer '3' for '9 (apples)'"]
+    assert found["rows that repeat a problem"] == ["row 5 repeats row 4 with the answer '3' for '9 (approx.)'"]
     assert found["problems that stand there twice (as words)"][0] == "4  is  1"
     body = read([ASDIV], columns={"problem": "Question"})
     assert dict(audit("own", body).findings) == {"columns not used that the question may need": ["body"]}
