@@ -42,19 +42,14 @@ BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is samp
 
 def plain(node: DictConfig) -> dict[str, Any]:
     """A node, or all of a configuration, as resolved mappings and lists."""
-    content = OmegaConf.to_container(node, resolve=True)
-    assert isinstance(content, dict)
+    content: Any = OmegaConf.to_container(node, resolve=True)
     return {str(name): child for name, child in content.items()}
 
 
 def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, **kwargs: Any) -> Any:
-    """The object that a node with a `_target_` describes; `kwargs` go to it as they are.
-
-    partial: not the object, but what makes it, also where the node does not say `_partial_`.
-
-    Raises:
-        SettingsError: a target, here or further inside, that may not be built or not with these arguments.
-    """
+    """The object that a node with a `_target_` describes; `kwargs` go to it as they are. partial: not the object, but what
+    makes it, also where the node does not say `_partial_`. Raises SettingsError for a target, here or further inside, that
+    may not be built or not with these arguments."""
     content = plain(node) if isinstance(node, DictConfig) else dict(node)
     lines = [] if "_target_" in content else ["_target_: is missing, so there is nothing to build"]
     for path, inner in targets.nodes(content):
@@ -106,9 +101,8 @@ def overlap(config: DictConfig) -> dict[str, Any]:
     from ngrpo.tasks.overlap import overlap
 
     found = overlap(task(config.task), tasks(config)) if config.get("algorithm") else {}
-    for name, counts in found.items():
-        if any(counts.values()):
-            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
+    for name, counts in ((name, counts) for name, counts in found.items() if any(counts.values())):
+        print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
     return {"overlap": found} if found else {}
 
 
@@ -173,7 +167,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     learned = Path(str(config.run), "hf", STRATEGY_FILE)
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
-    batching = {key: config[key] for key in BATCHING if key in config}
+    batching = {key: config[key] for key in BATCHING}
     return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_ungraded_share), model, step
 
 
@@ -235,7 +229,7 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
     from ngrpo.models.loading import load
 
     model, trainer = config.model, config.get("trainer") or {}
-    path = str(Path(config.run, "hf")) if config.get("run") else model.path
+    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
     return load(
         path,
         model.dtype,
@@ -247,12 +241,14 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
 
 
 def note(run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
-    """Tells and puts in run.json how the model is asked, and how many problems have prompts too long for it, by task."""
+    """Puts in run.json how the model is asked, what was settled about the data, and how many prompts are too long."""
     counts = {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}
     if counts:
-        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        print(f"note: prompts that are too long for the model are left out: {told}")
-    run.update(asked=sampler.prompts.tell(sampler.strategy.vocabulary), **({"left_out": counts} if counts else {}))
+        shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        print(f"note: prompts that are too long for the model are left out: {shown}")
+    notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}
+    facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.tell(sampler.strategy.vocabulary)}
+    run.update(**{name: fact for name, fact in facts.items() if fact})
 
 
 def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
@@ -314,9 +310,8 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
 def _reference(config: DictConfig, policy: "Policy") -> Any:
     from ngrpo.training.reference import Reference
 
-    if policy.algorithm.kl["coefficient"] <= 0:
-        return None
-    return Reference(policy.model if policy.model.adapters else causal_model(config))
+    asked = policy.algorithm.kl["coefficient"] > 0
+    return Reference(policy.model if policy.model.adapters else causal_model(config)) if asked else None
 
 
 def _device() -> str:

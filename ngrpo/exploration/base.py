@@ -4,8 +4,9 @@ The verbs are those of torch.distributions on a record that can be replayed: `sa
 what was fed, `log_prob` gives the term that the objective uses.
 """
 
+import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -108,3 +109,13 @@ def one_hot_elsewhere(mixed: Tensor, tokens: Tensor, ids: Tensor, weights: Tenso
     plain = torch.zeros_like(weights)
     plain[:, 0] = 1
     return torch.where(mixed[:, None], ids, tokens[:, None]), torch.where(mixed[:, None], weights, plain)
+
+
+def held(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values of the numbers, texts and nulls that a strategy or a part of it holds, its own ones last."""
+    for name, value in {**vars(owner).get("_modules", {}), **vars(owner)}.items():
+        known = name[0] != "_" and name not in ("training", "vocabulary") and not isinstance(value, type | Tensor)
+        if known and (value is None or isinstance(value, bool | int | float | str)):
+            yield prefix + name, value
+        elif known and hasattr(value, "__dict__") and not inspect.isroutine(value):
+            yield from held(value, f"{prefix}{name}.")
