@@ -258,7 +258,7 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
         ([f"runs={tmp_path}"], "holds no finished run"),
         (
             [f"runs={tmp_path}", "kinds=[smok]"],
-            "kinds=[smok]: must be a list of run, smoke, trial, evaluation, diagnosis; kinds",
+            "kinds=[smok]: must be a list, each one of run, smoke, trial, evaluation, diagnosis or null; kinds",
         ),
         ([f"runs={tmp_path}", "kinds=[]"], "kinds=[]: must be a list of run, smoke"),
     ):

@@ -135,7 +135,8 @@ def test_a_finished_diagnosis_is_told_again_and_not_sampled_again(finished, tmp_
     run, text = finished
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*.p*") if path.is_file()}
     again = warm.finish("diagnose.py", tmp_path / "log", *RUN, f"hydra.run.dir={run}")
-    assert again.startswith("already diagnosed") and again.partition("\n")[2] == text
+    told = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("asked: "))
+    assert again.startswith("already diagnosed") and again.partition("\n")[2] == told
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
