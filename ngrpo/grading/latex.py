@@ -19,7 +19,10 @@ from ngrpo.grading.reading import Reading, read
 from ngrpo.grading.verdict import Verdict
 from ngrpo.grading.workers import SECONDS, Workers
 
-LARGE = re.compile(r"!\s*!|\)\s*!|\d{4,}\s*!|\^\{?-?\d{4,}|\\(?:sum|prod|int|lim)(?![a-zA-Z])|\d{1001}")
+LARGE = re.compile(
+    r"!\s*!|\)\s*!|\d{4,}\s*!|\^\{?-?\d{4,}|\\(?:sum|prod|int|lim)(?![a-zA-Z])|\d{1001}"
+    r"|\\[dt]?binom\{[^{}]*(?:\d{5}|\^|[*!]|\\(?:cdot|times))"  # its value may have more digits than there is memory
+)
 REMEMBERED = 20_000  # pairs
 SHORT = 500  # characters of a pair that is remembered
 LISTED = 16  # alternatives that are tried

@@ -46,9 +46,8 @@ def test_hostile_answers_neither_hang_nor_pass(grader, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
     memory = [psutil.Process(pid).memory_info().rss for pid in grader.workers.pids]
     assert memory and max(memory) < 512 * 2**20
-    # The limit is on the wall clock of a shared machine, on which an answer that kills its process is tried in three of
-    # them, each of which has to start: generous here, measured in the notes of a release.
-    assert sorted(seconds)[-2] < 10 and max(seconds) < 25
+    # The limit is on the wall clock of a shared machine: generous here, measured in the notes of a release.
+    assert max(seconds) < 10
 
 
 def test_right_answers_in_other_words_are_correct_in_any_order_and_number_of_processes():
