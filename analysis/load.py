@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
-from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, current_name, read_run
+from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, current_name, leaves, read_run
 
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
@@ -156,15 +156,6 @@ def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> li
     return kept
 
 
-def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Dotted keys of a configuration."""
-    leaves: dict[str, Any] = {}
-    for key, value in tree.items():
-        inner = isinstance(value, Mapping) and value
-        leaves |= flat(value, f"{above}{key}.") if inner else {f"{above}{key}": value}
-    return leaves
-
-
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two runs differ beyond their strategy and seed: what makes a comparison unfair."""
     keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
@@ -187,7 +178,7 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     if not files:
         raise ValueError("has no samples/eval/*.parquet")
     labels = _labels(next(iter(files[max(files)].values())).path)
-    config = {current_name(key): value for key, value in flat(record.content["config"]).items()}
+    config = {current_name(key): value for key, value in leaves(record.content["config"])}
     config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}

@@ -96,8 +96,10 @@ def summarize(study: optuna.Study, folder: Path, names: Sequence[str]) -> None:
     complete = [trial.params for trial in trials if trial.state == TrialState.COMPLETE]
     if not complete:
         return
+    alike = len({tuple(trial.values) for trial in trials if trial.state == TrialState.COMPLETE}) == 1
     values = {key: {params.get(key) for params in complete} for key in keys}
-    varied = [key for key in keys if len(values[key]) > 1 and None not in values[key]]
+    # Of values that are all alike a surface shows rounding errors, and each knob would matter as much as any.
+    varied = [] if alike else [key for key in keys if len(values[key]) > 1 and None not in values[key]]
     with warnings.catch_warnings(action="ignore"):  # all that is wanted of Optuna here is experimental, it says
         importances = _importances(study) if len(names) == 1 and len(complete) >= 4 and len(varied) > 1 else {}
         if len(names) == 1:

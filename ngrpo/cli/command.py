@@ -36,8 +36,10 @@ TEMPLATE = ".columns.problem"  # a setting whose value may have braces
 LONGEST = 600  # characters of a line
 # Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
 OF_HYDRA = re.compile(
-    r"(hydra\._internal\.core_plugins|hydra\.experimental\.callbacks|hydra_plugins|optuna\.samplers|colorlog|logging)"
-    r"(\.[a-z]\w*)*\.[A-Z]\w+"
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
+    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
+    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
+    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
 )
 
 
@@ -57,7 +59,8 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
     with _schema(config_name, words) as schema:
         try:
-            assert schema.reference() and schema.choices("model")
+            schema.reference()
+            schema.choices(compared.GROUP)
         except COMPOSING as error:  # a search path, or a file of everybody's
             examined.problems.append(complaints.of_composition(error, []))
             return examined
@@ -152,7 +155,7 @@ def _job(schema: Schema, overrides: list[Override]) -> Job:
         job.problems += [problem] if problem else []
         choices += [right] if right else []
     try:
-        job.composes = bool(job.reference) or True
+        job.composes = job.reference is not None
     except COMPOSING as error:
         job.composes = False
         job.problems.append(complaints.of_composition(error, overrides))

@@ -22,9 +22,9 @@ def as_sweep(schema: Schema, overrides: list[Override]) -> tuple[list[Override],
     names: Any = schema.reference().get(KEY)
     if names is None:
         return overrides, []
-    rest = [override for override in overrides if override.key_or_group not in (KEY, GROUP)]
-    problems = []
-    for override in (o for o in overrides if o.key_or_group in (KEY, GROUP)):
+    asking = [o for o in overrides if o.key_or_group == GROUP or o.key_or_group.partition(".")[0] == KEY]
+    rest, problems = [override for override in overrides if override not in asking], []
+    for override in asking:
         value = override.value()
         asked = list(dict.fromkeys((BASELINE, *map(str, value if isinstance(value, list) else [value]))))
         if override.key_or_group == KEY and isinstance(value, list) and BASELINE in value and len(asked) == len(value):

@@ -16,7 +16,7 @@ from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ngrpo.cli.rules import leaves
+from ngrpo.rundir.schema import leaves
 
 OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads
 SEVERAL = "benchmark"  # the group of which a list is chosen

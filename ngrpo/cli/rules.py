@@ -6,7 +6,7 @@ breaks it. A key without a type has that of its default; null has to be allowed 
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -75,7 +75,7 @@ def is_plain(value: Any) -> bool:
 
 def allowed(rule: Rule) -> str:
     """The rule as a phrase that follows "must be", with its reason."""
-    null = " or null" if _types(rule)[1:].count("null") or None in rule.get("enum", ()) else ""
+    null = " or null" if {"null"} < set(_types(rule)) or None in rule.get("enum", ()) else ""
     return f"{_phrase(rule)}{null}" + (f", because {rule['description']}" if "description" in rule else "")
 
 
@@ -112,10 +112,8 @@ def _phrase(rule: Rule) -> str:
         bounds = f"from {low} to {high}"
     if _types(rule) == ["null"]:
         return "null"
-    kinds = [KINDS[name] for name in _types(rule) if name != "null"] or [
-        "a finite number" if not bounds else "a number"
-    ]
-    return f"{' or '.join(kinds)} {bounds}".strip()
+    kinds = " or ".join(KINDS[name] for name in _types(rule) if name != "null")
+    return f"{kinds or ('a number' if bounds else 'a finite number')} {bounds}".strip()
 
 
 def as_override(value: Any) -> str:
@@ -128,16 +126,7 @@ def as_override(value: Any) -> str:
 
 
 def printable(text: str, most: int = 100) -> str:
-    """Text as at most so many characters of one line, with control characters escaped."""
+    """Text as at most so many characters of one line, with control characters escaped; what is too long loses its middle,
+    because a line ends in the override that mends it."""
     text = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
-    return text if len(text) <= most else text[: most - 3] + "..."
-
-
-def leaves(node: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted key, value) of all that is no mapping, or an empty one."""
-    for name, child in node.items():
-        key = f"{path}.{name}" if path else str(name)
-        if isinstance(child, Mapping) and child:
-            yield from leaves(child, key)
-        else:
-            yield key, child
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[len(text) - most // 2 + 3 :]}"

@@ -12,25 +12,9 @@ from ngrpo.grading.leaves import WORD, Leaf, leaf
 from ngrpo.grading.values import number
 
 PRODUCT = re.compile(r"[a-z]{2,3}")  # letters that may be a product: `ab` is `ba`
-ENGLISH = {
-    "no",
-    "yes",
-    "on",
-    "off",
-    "odd",
-    "even",
-    "all",
-    "none",
-    "one",
-    "two",
-    "six",
-    "ten",
-    "in",
-    "out",
-    "up",
-    "am",
-    "pm",
-}
+ENGLISH = {  # and no products
+    "no", "yes", "on", "off", "odd", "even", "all", "none", "one", "two", "six", "ten", "in", "out", "up", "am", "pm",
+}  # fmt: skip
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
 LABEL = re.compile(
     r"\\text ?\{[^{}]*\}|(?:m ?)?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\)"

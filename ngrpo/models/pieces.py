@@ -25,10 +25,8 @@ def pieces(tokenizer: PreTrainedTokenizerBase, dropped: Collection[int]) -> Piec
     Raises ValueError where a probe's pieces do not make the text that the tokenizer itself decodes.
     """
     kinds, added = set(_decoders(tokenizer)), tokenizer.added_tokens_decoder
-    read, apart = (
-        _reading(tokenizer, kinds),
-        b" " if kinds & {" ", "WordPiece"} else b"",
-    )  # words stand apart from added tokens too
+    read = _reading(tokenizer, kinds)
+    apart = b" " if kinds & {" ", "WordPiece"} else b""  # words stand apart from added tokens too
     every = [
         b"" if token is None else apart + added[number].content.encode() if number in added else read(token)
         for number, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))))

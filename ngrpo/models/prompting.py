@@ -142,7 +142,7 @@ class Prompting:
         ends = turn_end(tokenizer) if self.form == "chat" else ""
         return (*self.stop, ends) if ends else self.stop
 
-    def told(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    def settled(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What was settled in silence, for run.json: the date that a template was told, ids that were not appended."""
         found: dict[str, Any] = {}
         if self.form == "chat":
@@ -205,7 +205,7 @@ class Prompts:
             "stops": dict(zip(names(list(words.stops)), words.stops, strict=True)),
             "stop_texts": list(words.stop_texts),
             "delimiter": {"text": words.delimiter or None, "tokens": names(list(words.answer_start))},
-            **self.prompting.told(self.tokenizer),
+            **self.prompting.settled(self.tokenizer),
         }
         for name, value in asked.items():
             print(f"asked: {name} {json.dumps(value, ensure_ascii=False)}")

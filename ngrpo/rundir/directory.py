@@ -13,7 +13,16 @@ from typing import Any, Self
 from ngrpo.rundir.files import finite_or_none, plain, write_json
 from ngrpo.rundir.lock import acquire, holds, release, unwritable
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
-from ngrpo.rundir.schema import MAY_CHANGE_BITS, RESULTS_VERSION, RunRecord, Unreadable, canonical, read_run, recorded
+from ngrpo.rundir.schema import (
+    MAY_CHANGE_BITS,
+    RESULTS_VERSION,
+    RunRecord,
+    Unreadable,
+    canonical,
+    leaves,
+    read_run,
+    recorded,
+)
 
 KEPT_HERE = {"status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
              "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
@@ -219,12 +228,8 @@ def _difference(found: RunRecord, config: Mapping[str, Any], versions: Mapping[s
     return f"{found.path} holds another run ({'; '.join(shown) or 'same config, other hash'}{more}): {mend}"
 
 
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    leaves: dict[str, str] = {}
-    for key, value in tree.items():
-        nested = isinstance(value, Mapping) and value
-        leaves |= _flat(value, f"{above}{key}.") if nested else {f"{above}{key}": json.dumps(value)}
-    return leaves
+def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
+    return {key: json.dumps(value) for key, value in leaves(tree)}
 
 
 def _now() -> str:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,16 @@ class RunRecord:
     seed: int | None = None
     results_version: int | None = None
     content: Mapping[str, Any] = field(default_factory=dict)
+
+
+def leaves(tree: Mapping[Any, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(dotted key, value) of all in a configuration that is no mapping, or an empty one."""
+    for name, child in tree.items():
+        key = f"{above}.{name}" if above else str(name)
+        if isinstance(child, Mapping) and child:
+            yield from leaves(child, key)
+        else:
+            yield key, child
 
 
 def current_name(key: str) -> str:

@@ -27,7 +27,7 @@ def golds(table: Table, reading: Reading) -> list[Golds]:
     found: list[Golds] = []
     pairs, owners = [], []
     for index, cells in enumerate(table.rows):
-        told = _told(table, index, named)
+        told = _by_column(table, index, named)
         mine = _preferred(table, told, cells)
         reading.boxed += bool(chosen.solution != chosen.answer and mine and mine == told.get(chosen.solution or ""))
         if not mine:
@@ -45,7 +45,7 @@ def golds(table: Table, reading: Reading) -> list[Golds]:
     return [() if index + 1 in reading.disagreeing else mine for index, mine in enumerate(found)]
 
 
-def _told(table: Table, index: int, named: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
+def _by_column(table: Table, index: int, named: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
     """Column -> what it says, the solution first."""
     chosen, cells = table.chosen, table.rows[index]
     told: dict[str, Golds] = {}

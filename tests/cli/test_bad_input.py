@@ -37,6 +37,8 @@ WRONG = {
         "own={_target_: ngrpo.algorithm.groups.unlikeliness}|now called|; +algorithm.reward_shaping.own={_target_: "
     ],
     "algorithm=rloo algorithm.carry_surplus=true": ["algorithm.carry_surplus=true|no ratio|algorithm.carry_surplus=false"],
+    "algorithm.loss=5": ["algorithm.loss=5|has parts"],
+    f"learning_rate={'x' * 900}": ["learning_rate=xxx|must be a number at least 0; learning_rate=3e-05"],
     "algorithm.select_per=batch": ["algorithm.select_per=batch|step, update|algorithm.select_per=step"],
     "algorithm.kl.estimator=k4": ["algorithm.kl.estimator=k4|k1, k2, k3 or null|algorithm.kl.estimator=null"],
     "explorations=stht": ["explorations=stht|exploration=stht"],
@@ -164,6 +166,8 @@ WRONG = {
     f"task._target_={TARGET}": [f"task._target_={TARGET}|below ngrpo.tasks"],
     f"evaluation.exploration._target_={TARGET}": [f"evaluation.exploration._target_={TARGET}|a file names the class"],
     "optimizer.betas=[{_target_: os.system},1]": ["optimizer.betas=|list of 2", "os.system|may be built"],
+    "+hydra.callbacks.x._target_=hydra_plugins.ngrpo_sweeper.sweeper.Path": ["sweeper.Path: only launchers"],
+    "+hydra.callbacks.x._target_=logging.os.PathLike": ["logging.os.PathLike: only launchers"],
     "+hydra.callbacks.x._target_=os.system": ["hydra.callbacks.x._target_=os.system|leave it out"],
     "+hydra.job_logging.formatters={x: {(): os.system}}": ["cannot be read"],
     "+hydra.job_logging.handlers={x: {class: os.system}}": ["handlers.x.class=os.system|leave it out"],

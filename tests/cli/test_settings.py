@@ -12,7 +12,7 @@ from places import REPOSITORY
 
 from ngrpo.cli import checks, fit
 from ngrpo.cli.command import examine
-from ngrpo.cli.rules import allowed, as_override, example, obeys, rule_of, wrong_words
+from ngrpo.cli.rules import allowed, as_override, example, obeys, printable, rule_of, wrong_words
 from ngrpo.models import files
 from ngrpo.targets import SettingsError
 
@@ -104,6 +104,8 @@ def test_rules_in_words():
     assert allowed({"type": ["integer", "null"], "minimum": 1}) == "a whole number at least 1 or null"
     assert allowed({"type": "integer", "minimum": 1, "maximum": 1}) == "1"
     assert allowed({"type": "boolean"}) == "true or false"
+    assert allowed({"type": ["null", "integer"]}) == "a whole number or null"
+    assert allowed({"type": "null"}) == "null"
     assert allowed({"enum": ["a", True, 1.5, None]}) == "one of a, true, 1.5 or null"
 
 
@@ -322,6 +324,22 @@ def test_good_command_lines_pass_unchanged(line):
     examined = examine("config", argv)
     assert examined.problems == []
     assert sorted(examined.argv) == sorted(argv)
+
+
+@pytest.mark.parametrize(
+    ("part", "told"), [("advantage: 5", "algorithm.advantage=5"), ("loss: null", "algorithm.loss=null")]
+)
+def test_a_part_that_is_no_function_is_told(tmp_path, part, told):
+    (tmp_path / "algorithm").mkdir()
+    (tmp_path / "algorithm" / "odd.yaml").write_text(f"# @package _global_\nalgorithm:\n  {part}\n")
+    found = examine("config", ["--config-dir", str(tmp_path), "algorithm=odd"]).problems
+    assert found == [f"{told}: must be a mapping; algorithm.{part.partition(':')[0]}=<value>"]
+
+
+def test_a_line_that_is_too_long_keeps_its_fix():
+    line = printable(f"key={'x' * 900}: must be a number; key=3", 600)
+    assert len(line) == 600 and line.startswith("key=x") and line.endswith("x: must be a number; key=3")
+    assert printable("a\nb") == "a\\nb" and printable("x" * 100) == "x" * 100
 
 
 def test_own_files_add_to_ours(tmp_path):

@@ -183,6 +183,7 @@ WRONG = {
     "strategies=[token_sampling,stht,stht]": "a list of different ones|'strategies=[token_sampling,stht]'",
     "strategies=[]": "with token_sampling",
     "exploration=stht": "strategies is a list|'strategies=[token_sampling,stht]'",
+    "strategies.0=stht": "strategies.0=stht: strategies is a list|'strategies=[token_sampling,stht]'",
     "mix_rate=2": "mix_rate=2|from 0 to 1",
     "strategies=[token_sampling,stht] mix_rate=0.2": "mix_rate=0.2|exploration=neighbor_mix",
     "mixrate=0.2": "mixrate=0.2|mix_rate",

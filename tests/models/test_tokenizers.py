@@ -174,8 +174,8 @@ def test_an_end_that_the_tokenizer_appends_is_undone_and_said():
     assert affixes(tokenizer) == ([special[0][1]], [special[1][1]])
     (ids,) = Prompting("r1").encode(tokenizer, ["Two?"])
     assert ids[0] == special[0][1] and special[1][1] not in ids
-    assert Prompting("plain").told(tokenizer) == {"not_appended": [end]}
-    assert Prompting("plain").told(real("deepseek")) == {}
+    assert Prompting("plain").settled(tokenizer) == {"not_appended": [end]}
+    assert Prompting("plain").settled(real("deepseek")) == {}
 
 
 DATED = "  It is {{ strftime_now('%-d %b %Y') }}. " + USER + "{% endfor %}"
@@ -190,9 +190,9 @@ def test_a_template_is_told_the_same_date_every_day_and_run_json_has_it(template
     tokenizer.chat_template = template
     (ids,) = Prompting("chat").encode(tokenizer, ["Two?"])
     assert tokenizer.decode(ids) == said
-    assert Prompting("chat").told(tokenizer) == {"date": "2024-07-26"}
+    assert Prompting("chat").settled(tokenizer) == {"date": "2024-07-26"}
     tokenizer.chat_template = USER + "{% endfor %}"
-    assert Prompting("chat").told(tokenizer) == {}
+    assert Prompting("chat").settled(tokenizer) == {}
 
 
 def test_what_is_asked_is_told_once_at_the_start(capsys):
