@@ -180,10 +180,7 @@ def diagnosis(
 
     config = request.config
     tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    try:
-        named = [token_of(tokenizer, str(text)) for text in config.tokens]
-    except ValueError as error:
-        raise SettingsError([str(error)]) from None
+    named = [token_of(tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
     model = causal_model(config).to(_device())
     prompts = _prompts(config, model)

@@ -41,11 +41,11 @@ PLACES = {
 
 
 class SettingsError(ValueError):
-    """A configuration that cannot be run; `lines` has one line per problem."""
+    """A configuration that cannot be run; `lines` has one line per problem, or is the one that there is."""
 
-    def __init__(self, lines: list[str]):
-        super().__init__("\n".join(lines))
-        self.lines = lines
+    def __init__(self, lines: list[str] | str):
+        self.lines = [lines] if isinstance(lines, str) else lines
+        super().__init__("\n".join(self.lines))
 
     def __reduce__(self):
         return SettingsError, (self.lines,)

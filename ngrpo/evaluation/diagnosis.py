@@ -24,6 +24,7 @@ from ngrpo.rollout.sampling import Sampler, answer, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.recorder import Progress, write_samples
 from ngrpo.rundir.schema import checked_name
+from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Problem, Task
 
 STEP_ROWS = 48  # explored steps of one batch that are kept
@@ -121,7 +122,7 @@ def token_of(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
             return ids[0]
     ids = tokenizer.encode(text, add_special_tokens=False)
     parts = ", ".join(repr(tokenizer.decode([token])) for token in ids[:8])
-    raise ValueError(f"tokens={text}: must name single tokens of the model, and this is {len(ids)} ({parts})")
+    raise SettingsError(f"tokens={text}: must name single tokens of the model, and this is {len(ids)} ({parts})")
 
 
 def _warm_up(samplers: Mapping[str, Sampler], draw: Draw) -> None:

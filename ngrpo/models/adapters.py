@@ -16,6 +16,8 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ngrpo.targets import SettingsError
+
 
 class Adapters:
     """The adapters of one model, which are inside its layers; without them it is the model that was loaded.
@@ -35,7 +37,7 @@ class Adapters:
         self.peft: PeftModel = get_peft_model(model, config)  # pyright: ignore[reportAttributeAccessIssue]
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if any(isinstance(end, LoraLayer) for end in ends):
-            raise ValueError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")
+            raise SettingsError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")
 
     def off(self) -> AbstractContextManager[None]:
         """Within it the model computes as it was loaded."""

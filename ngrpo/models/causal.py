@@ -19,6 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.attention import NAME, Layout, PackedRows
 from ngrpo.models.files import windowed
+from ngrpo.targets import SettingsError
 
 GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
 # Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to get anew.
@@ -108,7 +109,7 @@ class CausalModel(nn.Module):
         expected = set(self.learned())
         if set(state) != expected:
             names = sorted(set(state) ^ expected)[:3]
-            raise ValueError(f"the checkpoint's weights are not this model's ({names} ...): fresh=true starts anew")
+            raise SettingsError(f"the checkpoint's weights are not this model's ({names} ...): fresh=true starts anew")
         self.load_state_dict(state, strict=False)
 
     def base(self) -> AbstractContextManager[None]:
@@ -126,7 +127,7 @@ class CausalModel(nn.Module):
     def _refuse_windows(self) -> None:
         """The engine lets every token see all before it; a sliding window would differ between rollout and replay."""
         if kinds := windowed(self.model.config.to_dict()):
-            raise ValueError(
+            raise SettingsError(
                 f"{type(self.model).__name__}: layers of kind {kinds}, only full attention can be replayed"
             )
 
@@ -143,7 +144,7 @@ class CausalModel(nn.Module):
         theirs = torch.cat([self.model(input_ids=row[None]).logits[0, -1:] for row in rows]).to(ours.dtype)
         if not torch.allclose(ours[0, 2:], theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
             kind = type(self.model).__name__
-            raise ValueError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
+            raise SettingsError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:

@@ -11,6 +11,7 @@ from ngrpo.models import files
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.pieces import pieces
 from ngrpo.rollout.records import Vocabulary
+from ngrpo.targets import SettingsError
 
 
 def load(
@@ -35,7 +36,7 @@ def load(
         output_loading_info=True,
     )
     if report["missing_keys"]:
-        raise ValueError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
+        raise SettingsError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
     return CausalModel(model.eval(), precision, lora, recompute)
 
 
@@ -63,9 +64,11 @@ def vocabulary(
     stops = configured if isinstance(configured, list) else [configured]
     stops = {token for token in (*stops, *asked, tokenizer.eos_token_id) if isinstance(token, int)}
     if not stops:
-        raise ValueError("neither the tokenizer nor generation_config.json names an end-of-text token; set model.stop")
+        raise SettingsError(
+            "neither the tokenizer nor generation_config.json names an end-of-text token; set model.stop"
+        )
     if wrong := [token for token in asked if isinstance(token, int) and not 0 <= token < len(tokenizer)]:
-        raise ValueError(f"model.stop={wrong}: the tokenizer has the ids 0 to {len(tokenizer) - 1}")
+        raise SettingsError(f"model.stop={wrong}: the tokenizer has the ids 0 to {len(tokenizer) - 1}")
     start = tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else ()
     pad: Any = tokenizer.pad_token_id
     ends = stops if pad is None else stops | {pad}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ngrpo.rollout.texts import Pieces
+from ngrpo.targets import SettingsError
 
 WORD_BEGINS = "\u2581"  # what SentencePiece writes for a space
 PROBE = "So 3.5 , it is x.</think>\n\n\\boxed{12} caf\u00e9 \u03c0"
@@ -37,7 +38,7 @@ def pieces(tokenizer: PreTrainedTokenizerBase, dropped: Collection[int]) -> Piec
         if Pieces(tuple(every), leading).text(ids) == theirs:
             return Pieces(tuple(b"" if token in dropped else one for token, one in enumerate(every)), leading)
     ours = Pieces(tuple(every)).text(ids)
-    raise ValueError(f"model.path: the tokenizer decodes {theirs!r}, its tokens make {ours!r}; choose another model")
+    raise SettingsError(f"model.path: the tokenizer decodes {theirs!r}, its tokens make {ours!r}; choose another model")
 
 
 def _decoders(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:

@@ -11,6 +11,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.rollout.records import Vocabulary
+from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Messages, Problem, Subset, Task
 
 FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
@@ -37,7 +38,9 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
     the checkpoint has no template, and where its template does not take all that was said to the model.
     """
     if not tokenizer.chat_template:
-        raise ValueError("model.prompt=chat: the tokenizer has no chat template; model.prompt=plain or model.prompt=r1")
+        raise SettingsError(
+            "model.prompt=chat: the tokenizer has no chat template; model.prompt=plain or model.prompt=r1"
+        )
     said = (("user", text),) if isinstance(text, str) else text
     turns = [{"role": role, "content": content} for role, content in said]
     try:
@@ -45,12 +48,12 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
     except TemplateError as error:  # some templates know no system message
         roles = ", ".join(role for role, _ in said)
         refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
-        raise ValueError(f"{refusal}; choose another model or data without them") from None
+        raise SettingsError(f"{refusal}; choose another model or data without them") from None
     if not isinstance(text, str) and (
         role := next((r for r, t in said if r != "assistant" and t not in rendered), None)
     ):
         drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
-        raise ValueError(f"{drops}; choose another model or data without it")
+        raise SettingsError(f"{drops}; choose another model or data without it")
     return rendered, False
 
 
@@ -71,6 +74,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
 
     A base model's files often carry a template whose turn end is not their end-of-text token.
     """
+    if not tokenizer.chat_template:  # a task of its own prompts needs none
+        return ""
     turns = [{"role": "user", "content": SAID}, {"role": "assistant", "content": SAID}]
     try:
         _, _, after = render(tokenizer, turns).rpartition(SAID)
@@ -92,7 +97,9 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     for begin in range(len(full) - len(bare) + 1):
         if full[begin : begin + len(bare)] == bare:
             return full[:begin], full[begin + len(bare) :]
-    raise ValueError("model.path: the tokenizer reads a text otherwise with its special tokens; choose another model")
+    raise SettingsError(
+        "model.path: the tokenizer reads a text otherwise with its special tokens; choose another model"
+    )
 
 
 def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
@@ -129,7 +136,9 @@ class Prompting:
         conversations."""
         if self.form != "chat" and any(not isinstance(text, str) for text in texts):
             kinds = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
-            raise ValueError(f"model.prompt={self.form}: {kinds}; model.prompt=chat or task.columns.problem=<column>")
+            raise SettingsError(
+                f"model.prompt={self.form}: {kinds}; model.prompt=chat or task.columns.problem=<column>"
+            )
         rendered = [FORMS[self.form](tokenizer, text) for text in texts]
         if not rendered:
             return []
@@ -145,7 +154,7 @@ class Prompting:
     def settled(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What was settled in silence, for run.json: the date that a template was told, ids that were not appended."""
         found: dict[str, Any] = {}
-        if self.form == "chat":
+        if self.form == "chat" and tokenizer.chat_template:
             turns, other = [{"role": "user", "content": SAID}], DATE.replace(year=1999, month=1, day=2)
             if render(tokenizer, turns) != render(tokenizer, turns, other):
                 found["date"] = DATE.date().isoformat()
@@ -181,13 +190,13 @@ class Prompts:
                 self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
         kept = [problem for problem in problems if self._fits(problem)]
         if not kept:
-            raise ValueError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
+            raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
         return task if len(kept) == len(problems) else Subset(task, kept)
 
     def _fits(self, problem: Problem) -> bool:
         width = len(self.ids[problem.prompt, problem.is_message])
         if not problem.is_message and not 0 < width <= self.room:
-            raise ValueError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
+            raise SettingsError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
         return 0 < width <= self.room
 
     @property

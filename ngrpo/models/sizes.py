@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.causal import chunk_tokens
+from ngrpo.targets import SettingsError
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -85,7 +86,7 @@ def architecture(path: str) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(str(place or path), trust_remote_code=False)
     except OSError as error:
         reason = "its config.json is neither here nor on a hub that can be reached"
-        raise ValueError(f"model.path={path}: {reason}; model.path=<directory>") from error
+        raise SettingsError(f"model.path={path}: {reason}; model.path=<directory>") from error
 
 
 def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:

@@ -108,6 +108,31 @@ def test_mistakes_are_one_line_and_exit_2(place, tmp_path, arguments, words):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("model.stop=[99999]", "model.stop=[99999]: the tokenizer has the ids 0 to "),
+        (
+            "model.prompt=chat task=jsonl task.path={place}/train.jsonl",
+            "model.prompt=chat: the tokenizer has no chat template",
+        ),
+        ("model.lora.r=2 model.lora.target_modules=[embed_tokens]", "the embedding and the head take no adapters"),
+    ],
+)
+def test_what_only_the_model_and_its_tokenizer_tell_is_one_line_too(place, tmp_path, words, told):
+    own = [word.format(place=place) for word in words.split()]
+    done = run("train", "trainer=smoke", "benchmark=story_math", *own, f"hydra.run.dir={tmp_path}/run")
+    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert len(lines) == 1 and told in lines[0], done.stderr
+
+
+def test_a_task_of_prompts_of_its_own_needs_no_chat_template(tmp_path):
+    words = ["trainer=smoke", "steps=1", "trainer.threads=1", "benchmark=story_math", "model.prompt=chat"]
+    done = run("train", *words, "max_new_tokens=8", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_audit_lists_what_its_grader_does_not_find(place):
     done = run("audit", "task=countdown", "task.size=20", "benchmark=jsonl", f"benchmark.path={place}/train.jsonl")
     assert done.returncode == 0, done.stderr
