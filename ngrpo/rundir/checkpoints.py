@@ -1,4 +1,4 @@
-"""Checkpoints that survive a kill at any moment: plain containers, a checksum for each file, never a pickle that runs."""
+"""Checkpoints that survive a kill at any moment: plain containers, a checksum in each file, never a pickle that runs."""
 
 import hashlib
 import json
@@ -17,6 +17,10 @@ import torch
 from ngrpo.rundir.files import write_atomically, write_json
 
 MANIFEST = "manifest.json"
+# A file of torch is a zip archive, which may end with a comment and the length of it: here the checksum of all before.
+SEAL = (7 + 64).to_bytes(2, "little") + b"sha256:"
+TAIL = len(SEAL) + 64
+CHUNK = 1 << 20  # bytes that are read at once
 CHECKPOINT = re.compile(r"step-(\d{8})(-replaced)?\.pt")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 ATOMS = {type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size}
@@ -34,7 +38,7 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
 
     At every moment of it the newest listed and undamaged file is a whole checkpoint: the file is in place before the
     manifest names it, and older ones go only after that. Checkpoints of later steps go too, as those steps are being
-    done again.
+    done again. Each file also holds its own checksum, so that a lost manifest costs nothing.
 
     Args:
         directory: is made if it is missing; one process at a time.
@@ -68,7 +72,8 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
 def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
     """(step, state) of the newest checkpoint whose checksum holds, tensors on the CPU; None where none was saved.
 
-    A damaged or missing file is passed over for the one before it, with a RuntimeWarning that names it.
+    A damaged or missing file is passed over for the one before it, with a RuntimeWarning that names it; a damaged or
+    missing manifest is made anew from the files, with another.
 
     Raises:
         CheckpointError: there are checkpoints, but none that can be used.
@@ -120,41 +125,74 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(generator, device)
 
 
-class _Digest:
-    """A file that is hashed as it is written, so that a checkpoint is neither buffered nor read again."""
+class _Sealed:
+    """A file that is hashed as it is written, so that a checkpoint is neither buffered nor read again.
+
+    The last two bytes of a zip archive say how long its comment is; they are held back, so that `close` can add one.
+    """
 
     def __init__(self, file: BinaryIO):
-        self.file, self.sha256, self.bytes = file, hashlib.sha256(), 0
+        self.file, self.sha256, self.bytes, self.held = file, hashlib.sha256(), 0, b""
         self.flush = file.flush
 
     def write(self, data: bytes | memoryview) -> int:
+        view = memoryview(data).cast("B")
+        if len(view) < 2:
+            view = memoryview(self.held + view.tobytes())
+        else:
+            self._put(self.held)
+        self._put(view[:-2])
+        self.held = view[-2:].tobytes()
+        return len(data)
+
+    def close(self) -> None:
+        """Ends the archive with a comment: the checksum of all before it."""
+        self._put(SEAL + self.sha256.hexdigest().encode())
+
+    def _put(self, data: bytes | memoryview) -> None:
         self.file.write(data)
         self.sha256.update(data)
         self.bytes += len(data)
-        return len(data)
 
 
 def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     written: dict[str, Any] = {}
 
     def stream(file: BinaryIO) -> None:
-        digest = _Digest(file)
+        sealed = _Sealed(file)
         try:
-            torch.save(state, digest)  # pyright: ignore[reportArgumentType]
+            torch.save(state, sealed)  # pyright: ignore[reportArgumentType]
         except RuntimeError as error:
             # torch answers a failed write with an error of its own, which says nothing of the disk.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        written.update(sha256=digest.sha256.hexdigest(), bytes=digest.bytes)
+        sealed.close()
+        written.update(sha256=sealed.sha256.hexdigest(), bytes=sealed.bytes)
 
     write_atomically(path, stream)
     return written
 
 
+def _entry(path: Path) -> dict[str, Any] | None:
+    """What the manifest says of a checkpoint, told by the file alone; None where its own checksum does not hold."""
+    size, digest = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for _ in range(max(0, size - TAIL) // CHUNK):
+            digest.update(file.read(CHUNK))
+        digest.update(file.read(max(0, size - TAIL) % CHUNK))
+        own, tail = digest.hexdigest(), file.read()
+    digest.update(tail)
+    return (
+        {"step": int(path.name[5:13]), "sha256": digest.hexdigest(), "bytes": size}
+        if tail == SEAL + own.encode()
+        else None
+    )
+
+
 def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     with open(path, "rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != entry["sha256"]:
-        raise CheckpointError(f"its {path.stat().st_size} bytes do not match the checksum of the manifest")
+    if found != entry["sha256"] and _entry(path) is None:  # else it is the manifest that is damaged
+        raise CheckpointError(f"its {path.stat().st_size} bytes do not match their checksum")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way, and each of them means: not this one
@@ -193,17 +231,22 @@ def _files(directory: Path) -> list[Path]:
 
 
 def _read_manifest(directory: Path) -> Entries:
-    path = directory / MANIFEST
-    if not path.exists():
-        if files := _files(directory):
-            raise CheckpointError(f"{directory} holds {files[0].name} and no {MANIFEST}: fresh=true starts anew")
+    """What is listed; where that cannot be read, what the files themselves say, with a RuntimeWarning."""
+    path, files = directory / MANIFEST, _files(directory)
+    if not path.exists() and not files:
         return {}
-    with suppress(ValueError, TypeError, AttributeError, KeyError):
-        entries = json.loads(path.read_text("utf-8"))
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        entries = json.loads(path.read_bytes())
         named = [(CHECKPOINT.fullmatch(name), entry) for name, entry in entries.items()]
         if all(at and int(at[1]) == entry["step"] and isinstance(entry["sha256"], str) for at, entry in named):
             return entries
-    raise CheckpointError(f"{path} is damaged: fresh=true starts anew")
+    found = {file.name: entry for file in sorted(files) if (entry := _entry(file))}
+    what = f"{path} is {'damaged' if path.exists() else 'gone'}"
+    if files and not found:
+        raise CheckpointError(f"{what}, and no checkpoint beside it is whole: fresh=true starts anew")
+    told = f"made anew from {', '.join(found)}" if found else "there is no checkpoint"
+    warnings.warn(f"{what}: {told}", RuntimeWarning, stacklevel=3)
+    return found
 
 
 def _refuse_unloadable(value: Any, where: str) -> None:
