@@ -15,12 +15,10 @@ def main(config: DictConfig) -> dict[str, Any]:
     """Compose, build, sample, report; the same command again continues where it was interrupted."""
     from ngrpo.evaluation.benchmarks import sample
     from ngrpo.evaluation.table import print_results
-    from ngrpo.rundir.schema import read_results, read_run
+    from ngrpo.rundir.schema import read_results
 
-    asked = read_run(config.run).config.get("model", {}) if config.run else {}
-    config.model.update(
-        {key: asked[key] for key in ("prompt", "answer_start", "stop") if key in asked}
-    )  # as in training
+    if config.run:
+        config.model.update(build.asked_in(config.run, config.trust_changed))
     request = cli.Request(config, "evaluation")
     with request.open() as run:
         if run.status == "finished":

@@ -20,7 +20,7 @@ def main(config: DictConfig) -> None:
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")
     kinds = load.USUAL if plain["kinds"] is None else _listed(plain["kinds"])
-    study = load.load(roots, kinds) if roots else foreign.load(files)
+    study = load.load(roots, kinds, plain["trust_changed"]) if roots else foreign.load(files)
     out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
     papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
     print("\n".join(report.write(study, plain["baseline"], out, ks, papers, roots)))

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
-from ngrpo.rundir.schema import KINDS, RunRecord, Unreadable, current_name, leaves, read_run
+from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_files, current_name, leaves, read_run
 
+READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
@@ -84,10 +85,11 @@ class Study:
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=[*columns, "seed"])
 
 
-def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL) -> Study:
+def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_changed: bool = False) -> Study:
     """All finished runs of these kinds below the given directories; a directory that is a run counts as itself.
 
     Raises:
+        Changed: a file that is read is not what its run left, unless `trust_changed`.
         LoadError: a kind that there is not, a root that is not there, no run that can be read, or sample rows that are
             there twice.
     """
@@ -101,13 +103,15 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL) -> Study:
     runs, left_out, others = [], [], {}
     for place in found:
         try:
-            record = read_run(place)
+            record = read_run(place, trust_changed=trust_changed)
             if record.kind in kinds:
+                if record.status == "finished" and not trust_changed:
+                    check_files(record, *READ)
                 runs += _read_run(record)
             else:
                 others[str(place)] = record.kind
                 left_out.append({"path": str(place), "reason": f"is of kind {record.kind}"})
-        except LoadError:
+        except (LoadError, Changed):
             raise
         except (OSError, ValueError, LookupError) as error:
             left_out.append({"path": str(place), "reason": _reason(error, place)})

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ngrpo import targets
 from ngrpo.models import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.schema import STRATEGY_FILE, read_run
+from ngrpo.rundir.schema import STRATEGY_FILE, Unreadable, check_files, read_run
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
@@ -96,6 +96,19 @@ def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
 
 
+def asked_in(run: str, trust_changed: bool) -> dict[str, Any]:
+    """How the model of a finished run was asked, which its evaluation keeps to. Raises Unreadable."""
+    record = read_run(run, trust_changed=trust_changed)
+    if not trust_changed:
+        check_files(record, "hf/")
+    asked = {
+        key: value for key, value in record.config.get("model", {}).items() if key in ("prompt", "answer_start", "stop")
+    }
+    if "${" in json.dumps(asked):  # it would be resolved here, by whoever was sent the directory
+        raise Unreadable(f"{run}/run.json is damaged (model holds an interpolation, and was written without any)")
+    return asked
+
+
 def overlap(config: DictConfig) -> dict[str, Any]:
     """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
     from ngrpo.tasks.overlap import overlap
@@ -156,7 +169,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     from ngrpo.evaluation.benchmarks import Evaluation
 
     config = request.config
-    step = read_run(config.run).config.get("steps", 0) if config.run else 0
+    step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     model = causal_model(config).to(_device())
     prompts = _prompts(config, model)

@@ -35,7 +35,7 @@ COUNTS = re.compile(r"exploration\.(\w+\.)?(k|top_k|thinking_top_k|max_topk|answ
 def model(seen: "Composed") -> Iterator[str]:
     """The model's directory, or the run that evaluate.py is pointed at, has all that is needed and comes alone."""
     run, named = seen.values.get("run"), [key for key in seen.given if key.partition(".")[0] == "model"]
-    if run is not None and (refusal := files.run_refusal(run)):
+    if run is not None and (refusal := files.run_refusal(run, seen.values.get("trust_changed") is True)):
         seen.broken.add("run")
         yield f"{seen.shown('run')}: {refusal}; run=outputs/<experiment or task>/<run>"
     if run is not None and named:

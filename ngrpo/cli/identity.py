@@ -69,8 +69,8 @@ class Request:
         facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
         digest, shared = config_hash(config, self.versions), build.overlap(self.config)
         return RunDirectory.open(
-            self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"], info=facts | shared,
-            versions=self.versions,
+            self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"],
+            trust_changed=config["trust_changed"], info=facts | shared, versions=self.versions,
         )  # fmt: skip
 
 

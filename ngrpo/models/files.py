@@ -74,12 +74,12 @@ def class_refusal(path: str, trusted: bool) -> str | None:
     return f"its config.json says model_type={settings.get('model_type')}, which transformers does not know"
 
 
-def run_refusal(run: Any) -> str | None:
+def run_refusal(run: Any, trust_changed: bool) -> str | None:
     """Why a finished run's model cannot be evaluated from the directory `run`, as a phrase; None where it can."""
     if not isinstance(run, str) or not Path(run).is_dir():
         return "is no directory"
     try:
-        read_run(run)
+        read_run(run, trust_changed=trust_changed)
     except Unreadable as error:
         return " ".join(str(error).removeprefix(f"{run} ").split())
     if not Path(run, "hf").is_dir():

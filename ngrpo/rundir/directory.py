@@ -19,13 +19,18 @@ from ngrpo.rundir.schema import (
     RunRecord,
     Unreadable,
     canonical,
+    check_files,
+    checksum_of,
+    checksums,
     leaves,
     read_run,
     recorded,
 )
 
-KEPT_HERE = {"status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
+KEPT_HERE = {"checksum", "checksums",
+             "status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
              "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
+OF_A_RUN = ("checkpoints", "metrics.csv", "results.json", "samples", "hf")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
 
@@ -59,6 +64,7 @@ class RunDirectory:
         hash: str,
         kind: str = "run",
         fresh: bool = False,
+        trust_changed: bool = False,
         info: Mapping[str, Any] | None = None,
         versions: Mapping[str, str] | None = None,
     ) -> Self:
@@ -69,12 +75,14 @@ class RunDirectory:
             hash: `config_hash(config, versions)`.
             kind: one of schema.KINDS.
             fresh: empties the directory first, but for .lock and .hydra, if it holds a run.
+            trust_changed: goes on where a file is not what the run left.
             info: further entries of run.json: `threads`, `devices`, `batching`, `gpus` (names) and what else is worth
                 keeping.
             versions: those of the data.
         Raises:
             RunLocked: another living process holds the directory.
-            ForeignRun: it holds another run, one of an older version, a damaged run.json, or files that belong to no run.
+            ForeignRun: it holds another run, one of an older version, or files that belong to no run.
+            Unreadable: its run.json is gone or damaged, or a file of the finished run is not what it was then.
             OSError: it cannot be written.
         """
         path = Path(path)
@@ -84,12 +92,14 @@ class RunDirectory:
             raise unwritable(path, error) from error
         lock = acquire(path)
         try:
-            found = _found(path, fresh)
+            found = _found(path, fresh, trust_changed)
             if found and (fresh or found.config_hash is None):
                 _clear(path, dict(found.content))
                 found = None
             if found and found.config_hash != hash:
                 raise ForeignRun(_difference(found, config, versions))
+            if found and found.status == "finished" and not trust_changed:
+                check_files(found)
             _sweep(path)
             run = cls(path, lock, {"earlier": [], "resumed": 0} | dict(found.content) if found else {})
             if run.status != "finished":
@@ -127,7 +137,7 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Marks the run as finished: opening it again changes nothing."""
-        self.save(status="finished", reason=None, finished=_now())
+        self.save(status="finished", reason=None, finished=_now(), checksums=checksums(self.path))
 
     def fail(self, reason: str) -> None:
         """Marks the run as failed for `reason`; the same command tries again from the last checkpoint."""
@@ -139,7 +149,7 @@ class RunDirectory:
         if self.status != "finished":
             self.record["wall_seconds"] = round(self._earlier_seconds + self.saved - self._started, 3)
         self.record |= {"updated": _now(), **fields}
-        write_json(self.record, self.path / "run.json")
+        write_json(_sealed(self.record), self.path / "run.json")
         self.status = fields.get("status", self.status)
 
     def _begin(
@@ -182,31 +192,40 @@ def _refuse_other_files(path: Path) -> None:
     if path.is_dir() and not (path / "run.json").exists():
         names = {entry.name for entry in path.iterdir()} - {".hydra", ".lock"}
         if others := [name for name in names if not PART.fullmatch(name)]:
+            if lost := next((name for name in OF_A_RUN if name in others), None):
+                line = f"{path}/run.json is gone, which stood beside {lost}: put it back, or choose another directory"
+                raise Unreadable(f"{line} with hydra.run.dir=")
             raise ForeignRun(
                 f"{path} holds {min(others)} and no run.json, so it is no run: choose another with hydra.run.dir="
             )
 
 
-def _found(path: Path, fresh: bool) -> RunRecord | None:
+def _found(path: Path, fresh: bool, trust_changed: bool) -> RunRecord | None:
     if not (path / "run.json").exists():
         return None
     try:
-        return read_run(path)
+        return read_run(path, trust_changed=trust_changed)
     except Unreadable as error:
         if fresh:
             return RunRecord(path)
-        raise ForeignRun(f"{error}: fresh=true deletes that run and starts anew") from error
+        raise Unreadable(f"{error}; fresh=true deletes that run and starts anew") from error
 
 
 def _clear(path: Path, record: dict[str, Any]) -> None:
     # Without its hash the record says, to whoever finds a half-emptied directory, that the emptying must go on.
     cut_off = {"status": "failed", "reason": "emptying for fresh=true was cut off", "config_hash": None}
-    write_json({**record, **cut_off}, path / "run.json")
+    write_json(_sealed({**record, **cut_off}), path / "run.json")
     for entry in path.iterdir():
         if entry.name in (".lock", ".hydra", "run.json"):
             continue
         shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
     (path / "run.json").unlink()
+
+
+def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written as run.json: the record with its own checksum."""
+    content = plain(record, "$", finite_or_none)
+    return {**content, "checksum": checksum_of(content)}
 
 
 def _sweep(path: Path) -> None:

@@ -29,7 +29,7 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "paths", "grading"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading"}
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -42,16 +42,27 @@ NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
 MAY_CHANGE_BITS = ("threads", "devices", "versions.torch", "versions.transformers", "hardware.cpu", "hardware.gpus")
 # What may stand in run.json under a name that a reader relies on; a name that is absent is fine, as in files of 0.1.
 SHAPES = {
+    "checksum": str, "checksums": dict,
     "status": str | None, "kind": str, "config_hash": str | None, "config": dict, "data": dict, "seed": int | None,
     "results_version": int, "versions": dict, "hardware": dict, "earlier": list, "resumed": int,
     "wall_seconds": int | float,
 }  # fmt: skip
+SHAPES_OF_CONFIG = {"steps": int, "seed": int, "model": dict, "run": str | None}
+CHECKED = ("*.csv", "results.json", "*.parquet", "samples/**/*", "hf/**/*")  # files of a finished run
+NOT_READ = ("README", ".")  # how names begin of what others put beside a model
+TRUST = "trust_changed=true goes on"
 KNOWN = ("status", "config_hash", "config", "data", "seed", "results_version")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+=-]{0,99}")
 
 
 class Unreadable(ValueError):
     """A file of a run directory is missing or is not what it should be; the message is one line that names it."""
+
+    exit_code = 2
+
+
+class Changed(Unreadable):
+    """A file of a run is whole, for all one can see, and not what the run left."""
 
 
 @dataclass(frozen=True)
@@ -93,16 +104,19 @@ def current_name(key: str) -> str:
     return RENAMED[old] + key.removeprefix(old) if old else key
 
 
-def read_run(directory: str | Path) -> RunRecord:
-    """The record of a run directory. Raises Unreadable."""
+def read_run(directory: str | Path, *, trust_changed: bool = False) -> RunRecord:
+    """The record of a run directory; trust_changed: also where it was changed by hand. Raises Unreadable, Changed."""
     place = Path(directory)
     content = _object(place / "run.json")
-    for name, shape in SHAPES.items():
-        value = content.get(name)
-        if name in content and (not isinstance(value, shape) or isinstance(value, bool)):
-            raise Unreadable(f"{place}/run.json is damaged ({name} is {json.dumps(value)[:40]})")
+    shapes = [(content, SHAPES, ""), (content.get("config", {}), SHAPES_OF_CONFIG, "config.")]
+    for node, shape, above in shapes if isinstance(content.get("config", {}), dict) else shapes[:1]:
+        for name, value in ((name, node[name]) for name in shape if name in node):
+            if not isinstance(value, shape[name]) or isinstance(value, bool):
+                raise Unreadable(f"{place}/run.json is damaged ({above}{name} is {json.dumps(value)[:40]})")
     if content.get("kind", "run") not in KINDS:
         raise Unreadable(f"{place}/run.json is damaged (kind={content['kind']} is none of {', '.join(KINDS)})")
+    if not trust_changed and content.get("checksum", own := checksum_of(content)) != own:
+        raise Changed(f"{place}/run.json was changed or is damaged (its checksum does not hold): {TRUST}")
     known = {name: content[name] for name in KNOWN if name in content}
     kind = content.get("kind") or _kind_before_0_2(place, content.get("config", {}))
     return RunRecord(place, kind=kind, content=content, **known)
@@ -112,6 +126,41 @@ def read_results(directory: str | Path) -> dict[str, dict[str, Any]]:
     """results.json: benchmark -> RL step, as text -> entry; empty where there is none. Raises Unreadable."""
     path = Path(directory, "results.json")
     return _object(path) if path.exists() else {}
+
+
+def checksum_of(content: Mapping[str, Any]) -> str:
+    """sha256 (64 hex digits) of what run.json says, in JSON's containers, but for its own `checksum`."""
+    own = {name: value for name, value in content.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+def checksums(directory: str | Path, *below: str) -> dict[str, str]:
+    """Path -> sha256 of the files of a finished run, or of those `below` a directory in it; in the order of names."""
+    place = Path(directory)
+    files = {path for pattern in CHECKED for path in place.glob(pattern) if path.is_file()}
+    inner = [path.relative_to(place) for path in files]
+    names = sorted(path.as_posix() for path in inner if not any(part.startswith(NOT_READ) for part in path.parts))
+    return {name: file_digest(place / name) for name in names if name.startswith(below or "")}
+
+
+def file_digest(path: Path) -> str:
+    """sha256 (64 hex digits) of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(record: RunRecord, *below: str) -> None:
+    """Raises Changed where a file of a finished run, or one `below` a directory in it, is not what it was then."""
+    then: Mapping[str, str] = record.content.get("checksums", {})
+    asked = {name: digest for name, digest in then.items() if name.startswith(below or "")}
+    try:
+        now = checksums(record.path, *below) if then else {}
+    except OSError as error:
+        raise Unreadable(f"{error.filename} cannot be read ({error.strerror})") from error
+    for name in sorted(asked.keys() | now.keys()):
+        if asked.get(name) != now.get(name):
+            what = "is gone" if name not in now else "was changed" if name in asked else "was added"
+            raise Changed(f"{record.path}/{name} {what} after the run had finished: {TRUST}")
 
 
 def _object(path: Path) -> dict[str, Any]:

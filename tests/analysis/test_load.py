@@ -141,7 +141,7 @@ def test_shared_values_are_the_scalars_of_the_composed_configuration():
     files = (CONF / "part" / "sampling.yaml", CONF / "config.yaml")
     config = {key: value for file in files for key, value in yaml.safe_load(file.read_text()).items()}
     scalars = {key for key, value in config.items() if isinstance(value, (int, float, str))}
-    assert scalars - {"fresh", "trainable"} | {"problems"} == set(SHARED)
+    assert scalars - {"fresh", "trust_changed", "trainable"} | {"problems"} == set(SHARED)
 
 
 def test_rows_that_are_there_twice_and_unequal_n_are_refused_by_file_and_column(tmp_path):

@@ -171,6 +171,7 @@ def test_what_a_strategy_learned_goes_with_the_model(tmp_path):
         warm.finish(
             "evaluate.py", tmp_path / f"{name}.log", f"run={run}", "exploration=hrpo", "n=2", "rows_per_batch=96",
             "benchmark=story_math_easy", "max_new_tokens=40", f"hydra.run.dir={place}",
+            f"trust_changed={str(name == 'forgotten').lower()}",
         )  # fmt: skip
         found[name] = samples(place, "story_math_easy", 1)["logprob_sum"]
     assert not np.allclose(found["learned"], found["forgotten"], atol=1e-9)

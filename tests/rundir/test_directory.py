@@ -25,7 +25,15 @@ from ngrpo.rundir.directory import ForeignRun, RunDirectory
 from ngrpo.rundir.files import write_atomically
 from ngrpo.rundir.lock import RunLocked
 from ngrpo.rundir.recorder import Recorder, write_samples
-from ngrpo.rundir.schema import SAMPLE_TYPES, config_hash, eval_samples, read_results, read_run, run_directory
+from ngrpo.rundir.schema import (
+    SAMPLE_TYPES,
+    Unreadable,
+    config_hash,
+    eval_samples,
+    read_results,
+    read_run,
+    run_directory,
+)
 
 CONFIG = {
     "seed": 3,
@@ -539,7 +547,7 @@ def test_only_an_empty_directory_or_a_run_is_taken(tmp_path):
     with RunDirectory.open(begun, CONFIG, hash=HASH) as run:
         assert run.status is None and not list(begun.glob(PARTS))
     (begun / "run.json").write_text('{"status": "fini')
-    with pytest.raises(ForeignRun, match=r"damaged.*fresh=true"):
+    with pytest.raises(Unreadable, match=r"damaged.*fresh=true"):
         RunDirectory.open(begun, CONFIG, hash=HASH)
     assert RunDirectory.open(begun, CONFIG, hash=HASH, fresh=True).status is None
 

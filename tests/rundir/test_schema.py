@@ -10,7 +10,7 @@ from places import REPOSITORY
 from study import make_run
 
 from ngrpo.rundir import schema
-from ngrpo.rundir.directory import ForeignRun, RunDirectory
+from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.schema import KINDS, Unreadable, config_hash, read_results, read_run
 
 CONFIG = {"seed": 3, "algorithm": {}}
@@ -84,7 +84,7 @@ def test_a_record_of_the_wrong_shape_is_damaged_too(tmp_path, key, value):
     (tmp_path / "run.json").write_text(json.dumps(content))
     with pytest.raises(Unreadable, match=rf"run\.json is damaged.*{key}"):
         read_run(tmp_path)
-    with pytest.raises(ForeignRun, match=r"damaged.*fresh=true"):
+    with pytest.raises(Unreadable, match=r"damaged.*fresh=true"):
         RunDirectory.open(tmp_path, CONFIG, hash=HASH)
 
 
@@ -98,10 +98,10 @@ def test_entry_points_tell_a_damaged_file_in_one_line(tmp_path):
     run, log = make_run(tmp_path, "token_sampling", 0, [1, 2]), tmp_path / "log"
     (run / "run.json").write_text("{")
     for script, words, status in (
-        ("train.py", [f"hydra.run.dir={run}", "benchmark=story_math"], 1),
+        ("train.py", [f"hydra.run.dir={run}", "benchmark=story_math"], 2),
         ("evaluate.py", [f"run={run}"], 2),
-        ("evaluate.py", [f"hydra.run.dir={run}", "benchmark=story_math"], 1),
-        ("diagnose.py", [f"hydra.run.dir={run}"], 1),
+        ("evaluate.py", [f"hydra.run.dir={run}", "benchmark=story_math"], 2),
+        ("diagnose.py", [f"hydra.run.dir={run}"], 2),
         ("report.py", [f"runs={run}"], 2),
     ):
         told = warm.finish(script, log, *words, status=status)
@@ -114,9 +114,9 @@ def test_damaged_results_are_told_in_one_line_and_not_written_over(tmp_path):
     typed = ["trainer=smoke", "steps=1", "evaluation.before=false", "benchmark=story_math", "max_new_tokens=16"]
     warm.finish("train.py", log, *typed, "trainer.threads=1", f"hydra.run.dir={run}")
     (run / "results.json").write_text("{")
-    told = warm.finish("train.py", log, *typed, "trainer.threads=1", f"hydra.run.dir={run}", status=1)
+    told = warm.finish("train.py", log, *typed, "trainer.threads=1", f"hydra.run.dir={run}", status=2)
     lines = [line for line in told.splitlines() if line.startswith("error: ")]
-    assert len(lines) == 1 and f"{run}/results.json is damaged" in lines[0] and "Traceback" not in told
+    assert len(lines) == 1 and f"{run}/results.json was changed" in lines[0] and "Traceback" not in told
     assert (run / "results.json").read_text() == "{"
 
 
