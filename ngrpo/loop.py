@@ -38,7 +38,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
     fabric.to_device(parts.reference)
     done, state = checkpoints.newest(saved) or (0, None)
     if recorder:
-        recorder.drop_after(done)
+        recorder.restore(state["recorder"] if state else {}, done)
     if state:
         policy.restore(state)
         optimizer.load_state_dict(state["optimizer"])
@@ -71,7 +71,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
             state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": checkpoints.rng_state()}
             state |= policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             if recorder:
-                checkpoints.save(saved, step, state)
+                checkpoints.save(saved, step, state | {"recorder": recorder.kept()})
         if (last or between) and not stopped:
             evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):

@@ -56,6 +56,8 @@ class Examined:
 def examine(config_name: str, argv: list[str]) -> Examined:
     """All that is wrong with a command line, found by composing it as Hydra will; nothing is written."""
     examined, words, options = _read_options(argv)
+    if lines := complaints.of_search_path(words):  # before anything composes what they stand for
+        return Examined(argv, [*examined.problems, *lines])
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
     with _schema(config_name, words) as schema:
         try:

@@ -1,16 +1,21 @@
 """What is wrong with one override as such, its choice or its key: a line that ends in the right override."""
 
 import difflib
+import math
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra.core.override_parser.types import Override
 
 from ngrpo.cli.composition import SEVERAL, Job, Schema, has, stands_for, values_of
 from ngrpo.cli.rules import as_override
 from ngrpo.rundir.schema import RENAMED
 
+FILES = re.compile(r"file://([^,\]'\"]+)")
+MOST_VALUES = 100_000  # that a file may stand for
 MOST_CHOICES = 24  # of a group are listed; of larger ones those that are most like what was typed
 # What other trainers call it.
 FOREIGN_NAMES = {
@@ -28,6 +33,35 @@ def of_renamed(override: Override) -> str | None:
             inner = f"{key}={as_override(values_of(override)[key])}" if key != override.key_or_group else text
             return f"{text}: {old} is now called {RENAMED[old]}; {inner.replace(old, RENAMED[old], 1)}"
     return None
+
+
+def of_search_path(words: Iterable[str]) -> list[str]:
+    """Files of the user's own whose aliases stand for so much that composing them would never end."""
+    places = [place for word in words if word.startswith("hydra.searchpath=") for place in FILES.findall(word)]
+    return [
+        f"--config-dir={place}: aliases in {file.relative_to(place)} stand for more than {MOST_VALUES:,} values; write them out"
+        for place in places
+        for file in sorted(Path(place).rglob("*.yaml"))
+        if _is_a_bomb(file)
+    ]
+
+
+def _is_a_bomb(file: Path) -> bool:
+    try:
+        text = file.read_text("utf-8")
+        top = yaml.compose(text) if "*" in text and "&" in text else None
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # told when it is composed
+        return False
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = math.inf  # a node that stands within itself
+            inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            sizes[id(node)] = 1 if isinstance(node, yaml.ScalarNode) else 1 + sum(size(part) for part in inner)
+        return sizes[id(node)]
+
+    return top is not None and size(top) > MOST_VALUES
 
 
 def of_sweep(override: Override) -> str:

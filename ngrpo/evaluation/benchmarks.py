@@ -20,7 +20,7 @@ from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.interrupts import Interrupted, Interrupts
 from ngrpo.rundir.recorder import Progress, Recorder, write_samples
-from ngrpo.rundir.schema import eval_samples
+from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, read_results
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
 
 
@@ -60,12 +60,26 @@ def partial_file(target: Path, index: int) -> Path:
     return target.parent / "partial" / f"{target.stem}-{index}.parquet"
 
 
+def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int) -> None:
+    """Takes away the samples of a benchmark that a crash or a bad disk has spoilt; they are drawn again, the same."""
+    sizes = {target: plan[-1][1]} | {
+        partial_file(target, index): end - start for index, (start, end) in enumerate(plan)
+    }
+    for path, problems in sizes.items():
+        if not path.exists():
+            continue
+        table = files.read_table(path)
+        if table is None or table.num_rows != problems * n or not SAMPLE_TYPES.keys() <= {*table.column_names}:
+            print(f"note: {path} is damaged; its samples are drawn again")
+            path.unlink()
+
+
 def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
     """All batches of the plan to one file; the parts go once it is there. A finished evaluation is left as it is."""
     parts = [partial_file(target, index) for index in range(len(plan))]
     if not target.exists():
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
-        files.write_atomically(target, lambda file: pyarrow.parquet.write_table(table, file))
+        files.write_table(table, target)
     for part in parts:
         part.unlink(missing_ok=True)
     if parts and parts[0].parent.exists() and not any(parts[0].parent.iterdir()):
@@ -162,6 +176,10 @@ class Evaluation:
         not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
         """
         targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
+        if ranks.rank == 0:
+            for name, target in targets.items():
+                discard_damaged(target, self.plan(name), self.n)
+        ranks.barrier()
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}
             for tokens in evaluate_benchmark(self.sampler, task, self.plan(name), self.n, targets[name], marked, ranks):
@@ -191,6 +209,11 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
         if interrupts.number:
             raise Interrupted(interrupts.number, step)
 
+    try:
+        read_results(run.path)
+    except Unreadable as error:
+        print(f"note: {error}; made anew from the samples")
+        (run.path / "results.json").unlink()
     progress.bars.start()
     try:
         progress.evaluation(step, evaluation.batches())

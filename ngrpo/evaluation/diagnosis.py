@@ -84,7 +84,7 @@ def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) ->
     try:
         for index, (start, end) in enumerate(draw.plan):
             for name, sampler in samplers.items():
-                if not draw.part(name, index, "json").exists():
+                if not _is_drawn(name, draw, index, (end - start) * draw.n):
                     if not warm:
                         _warm_up(samplers, draw)
                     warm = True
@@ -130,6 +130,24 @@ def _warm_up(samplers: Mapping[str, Sampler], draw: Draw) -> None:
     for sampler in samplers.values():
         length = min(WARM_UP, sampler.max_new_tokens)
         answer(replace(sampler, max_new_tokens=length), draw.task, first, identities(draw, first))
+
+
+def _is_drawn(name: str, draw: Draw, index: int, answers: int) -> bool:
+    """Whether all files of a batch are there and whole; one that is damaged is told, as the batch is then drawn again."""
+    timing, parts = draw.part(name, index, "json"), [draw.part(name, index, "parquet")]
+    if not timing.exists():
+        return False
+    if not draw.samples(name).exists():  # else a crash came between the last batch and the end of the merge
+        parts.append(partial_file(draw.samples(name), index))
+    tables = [files.read_table(part) for part in parts]
+    try:
+        whole = isinstance(json.loads(timing.read_bytes())["seconds"], float) and None not in tables
+    except (ValueError, LookupError, TypeError):
+        whole = False
+    if not whole or (len(tables) > 1 and tables[1] is not None and tables[1].num_rows != answers):
+        print(f"note: batch {index} of {name} in {draw.directory} is damaged or incomplete; it is drawn again")
+        return False
+    return True
 
 
 def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequence[Problem]) -> None:

@@ -2,10 +2,12 @@
 
 import hashlib
 import os
+import warnings
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ngrpo.exploration.nearest import nearest
@@ -70,13 +72,30 @@ class NeighborTable(nn.Module):
         folder = Path(os.environ.get("NGRPO_CACHE", Path.home() / ".cache" / "ngrpo")) / "neighbors"
         reserved = hashlib.blake2b(self.ordinary.cpu().numpy().tobytes(), digest_size=8).hexdigest()
         path = folder / f"{mark}-{reserved}-{self.metric}-{self.k}.safetensors"
-        if path.is_file():
-            return load_file(path)["neighbors"].to(table.device)
+        if path.is_file() and (known := _cached(path, self.ids[:, 1:].shape)) is not None:
+            return known.to(table.device)
         if not table.is_cuda:
             print(f"note: searching the neighbors of {len(table):,} tokens, which takes a CPU minutes, by l1 hours")
         found = nearest(table, self.k - 1, self.metric, self.ordinary)
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"neighbors": found.cpu()}, partial)
+        save_file({"neighbors": found.cpu()}, partial, {"sha256": _sha256(found)})
         os.replace(partial, path)
         return found
+
+
+def _cached(path: Path, shape: torch.Size) -> Tensor | None:
+    """The neighbors in a file of an earlier search; None, with a warning, where the file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            found, digest = file.get_tensor("neighbors"), (file.metadata() or {}).get("sha256")
+        if found.shape == shape and digest == _sha256(found):
+            return found
+    except (OSError, SafetensorError) as error:
+        print(f"note: {path}: {error}")
+    warnings.warn(f"{path} is damaged: the neighbors are searched anew", RuntimeWarning, stacklevel=2)
+    return None
+
+
+def _sha256(ids: Tensor) -> str:
+    return hashlib.sha256(ids.cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -1,7 +1,10 @@
 """How the words of a problem become the ids that a model reads, and what ends its thinking part and its turn."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -20,6 +23,7 @@ FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
 DATE = datetime(2024, 7, 26)
 DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # what a template may ask of it
 SAID = "Said."  # stands for a message where only what a template puts around it is wanted
+SECONDS = 10  # that a template may take for one prompt
 LAST_TOKENS = 8  # of the first prompt, shown one by one
 
 # A problem's text as the model is asked, and whether the tokenizer puts its own begin-of-text token in front.
@@ -66,7 +70,37 @@ def render(
         told = "".join(f"|replace('%{code}', '{date.strftime('%' + code)}')" for code in DATE_CODES)
         template = f"{{%- macro strftime_now(text) %}}{{{{ text{told} }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
     settings = settings | {"chat_template": template, "tokenize": False}
-    return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
+    try:
+        with _at_most(SECONDS):
+            return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
+        if isinstance(error, SettingsError):
+            raise
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingsError(
+            f"model.prompt=chat: the tokenizer's chat template fails ({told}); model.prompt=plain"
+        ) from None
+
+
+@contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    """Ends a template that would run for ever. Only a main thread can be woken by an alarm; others wait."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: object) -> None:
+        raise SettingsError(
+            f"model.prompt=chat: the tokenizer's chat template takes more than {seconds} s; model.prompt=plain"
+        )
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -46,10 +46,11 @@ class RunDirectory:
         status: None (nothing was there), running (a run that was cut off), failed or finished, as found by `open`;
             then what `finish` and `fail` make of it.
         record: the content of run.json.
+        trust_changed: whether it goes on where a file of the run is another than it was.
     """
 
-    def __init__(self, path: Path, lock: int, record: dict[str, Any]):
-        self.path, self.record = path, record
+    def __init__(self, path: Path, lock: int, record: dict[str, Any], trust_changed: bool = False):
+        self.path, self.record, self.trust_changed = path, record, trust_changed
         self.status: str | None = record.get("status")
         self._lock = lock
         self._started = self.saved = time.monotonic()
@@ -101,7 +102,7 @@ class RunDirectory:
             if found and found.status == "finished" and not trust_changed:
                 check_files(found)
             _sweep(path)
-            run = cls(path, lock, {"earlier": [], "resumed": 0} | dict(found.content) if found else {})
+            run = cls(path, lock, {"earlier": [], "resumed": 0} | dict(found.content) if found else {}, trust_changed)
             if run.status != "finished":
                 facts = {"kind": kind, "results_version": RESULTS_VERSION, "config_hash": hash}
                 run._begin(config, facts, plain(info or {}, "info", finite_or_none), dict(versions or {}))

@@ -12,7 +12,10 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+if TYPE_CHECKING:
+    import pyarrow
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 QUOTED = re.compile('[",\r\n\0]|^ | $')
@@ -80,11 +83,27 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
 def write_parquet(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     """Rows as one parquet file under the union of their columns; lone surrogates become U+FFFD."""
     import pyarrow
-    import pyarrow.parquet
 
     names = dict.fromkeys(name for row in rows for name in row)
-    table = pyarrow.table({name: pyarrow.array([clean(row.get(name)) for row in rows]) for name in names})
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
+    write_table(pyarrow.table({name: pyarrow.array([clean(row.get(name)) for row in rows]) for name in names}), path)
+
+
+def write_table(table: "pyarrow.Table", path: str | Path) -> None:
+    """A table as one parquet file, with a checksum of each page."""
+    import pyarrow.parquet
+
+    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file, write_page_checksum=True))
+
+
+def read_table(path: str | Path) -> "pyarrow.Table | None":
+    """The table in a parquet file whose checksums hold; None where there is none, or one that is damaged."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_table(path, page_checksum_verification=True)
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return None
 
 
 def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:

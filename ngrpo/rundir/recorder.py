@@ -1,11 +1,14 @@
 """What a run leaves on disk and on the screen, step by step: rows, samples, results, the model, progress. It only writes."""
 
+import csv
+import io
+import json
 import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +22,22 @@ from rich.progress import Progress as Bars
 from safetensors.torch import save_file
 
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.files import clean, read_csv, write_atomically, write_csv, write_json, write_parquet
+from ngrpo.rundir.files import clean, read_csv, write_atomically, write_csv, write_json, write_parquet, write_table
 from ngrpo.rundir.schema import (
     SAMPLE_TYPES,
     STEP_SAMPLES,
     STRATEGY_FILE,
     TRAIN_SAMPLES,
+    TRUST,
+    Changed,
     checked_name,
+    file_digest,
     read_results,
     step_name,
 )
 from ngrpo.tasks.base import OUTCOMES
 
+GROWING = ("metrics.csv", "timings.csv", STEP_SAMPLES, "results.json")  # files that later steps add to
 LINES = 10  # progress lines of a run whose output is not a terminal
 SECONDS_BETWEEN_HEARTBEATS = 30.0
 
@@ -51,7 +58,7 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
     fields = {name: kinds.get(kind) or pyarrow.type_for_alias(kind) for name, kind in SAMPLE_TYPES.items()}
     cleaned = [{name: clean(row[name], text=SAMPLE_TYPES[name] == "string") for name in fields} for row in rows]
     table = pyarrow.Table.from_pylist(cleaned, pyarrow.schema(list(fields.items())))
-    write_atomically(path, lambda file: pyarrow.parquet.write_table(table, file))
+    write_table(table, path)
 
 
 @dataclass
@@ -60,6 +67,7 @@ class Recorder:
 
     run: RunDirectory
     loggers: tuple[Any, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)  # of sample files that a checkpoint has listed
 
     def step(
         self,
@@ -104,16 +112,41 @@ class Recorder:
         results[benchmark] = {key: steps[key] for key in sorted(steps, key=int)}
         write_json(results, self.run.path / "results.json")
 
-    def drop_after(self, step: int) -> None:
-        """Takes out the rows of RL steps beyond `step`, which are going to be done again."""
-        # All columns stay, in their order: a run that was cut off then writes the same file as one that was not.
-        files = ((f"{name}.csv", _cells, write_csv) for name in ("metrics", "timings"))
-        for name, read, write in (*files, (STEP_SAMPLES, _rows, write_parquet)):
-            path = self.run.path / name
-            rows = read(path)
-            kept = [row for row in rows if int(row["step"] or -1) <= step]
-            if len(kept) < len(rows):
-                write(kept, path) if kept else path.unlink()
+    def kept(self) -> dict[str, Any]:
+        """For a checkpoint: the content of the files that grow, and the checksums of the sample files beside them."""
+        there = {name: self.run.path / name for name in GROWING}
+        grown = {name: path.read_bytes() for name, path in there.items() if path.exists()}
+        names = {path.relative_to(self.run.path).as_posix() for path in self.run.path.glob("samples/*/*.parquet")}
+        for name in sorted(names - self.digests.keys()):
+            self.digests[name] = file_digest(self.run.path / name)
+        return {"files": grown, "checksums": {name: self.digests[name] for name in sorted(names)}}
+
+    def restore(self, kept: Mapping[str, Any], step: int) -> None:
+        """Puts the files back to where the checkpoint of RL step `step` left them, as later steps are done again.
+
+        A file that had lost something is told. Samples are in no checkpoint: raises Changed where a file of them is not
+        what it was, unless the run's `trust_changed`; then run.json lists it under `lost`.
+        """
+        for name in GROWING:
+            path, content = self.run.path / name, kept.get("files", {}).get(name)
+            if content is None:
+                path.unlink(missing_ok=True)
+                continue
+            if lost := _lost(name, path, content):
+                print(f"note: {path} {lost}; written again as the checkpoint of RL step {step} holds it")
+            write_atomically(path, content)
+        self.digests = dict(kept.get("checksums", {}))
+        now = {name: path for name in self.digests if (path := self.run.path / name).exists()}
+        odd = [name for name, digest in self.digests.items() if name not in now or file_digest(now[name]) != digest]
+        for name in odd:
+            del self.digests[name]
+            what = "was changed" if name in now else "is gone"
+            what = f"{self.run.path}/{name} {what}, and its samples cannot be drawn again"
+            if not self.run.trust_changed:
+                raise Changed(f"{what}: {TRUST} without it, fresh=true starts anew")
+            print(f"note: {what}")
+        if odd:
+            self.run.update(lost=sorted({*self.run.record.get("lost", []), *odd}))
 
     def model(self, model: Any, tokenizer: Any, learned: Mapping[str, torch.Tensor]) -> None:
         """hf/: the model, its tokenizer and the strategy's own parameters for from_pretrained; whole or not at all."""
@@ -131,6 +164,34 @@ class Recorder:
         """Lets the loggers write what they hold."""
         for logger in self.loggers:
             logger.finalize(str(self.run.status))
+
+
+def _lost(name: str, path: Path, content: bytes) -> str:
+    """What a file lacks of what it once held, as a phrase; empty where all is there, whatever was added."""
+    if not path.exists():
+        return "is gone"
+    try:
+        before, now = _records(name, content), _records(name, path.read_bytes())
+    except (OSError, ValueError, LookupError, AttributeError, csv.Error, pyarrow.ArrowException):
+        return "is damaged"
+    lacking = sum(now.get(key) != record for key, record in before.items())
+    return f"lacks or changes {lacking} of {len(before)} records" if lacking else ""
+
+
+def _records(name: str, content: bytes) -> dict[Any, Any]:
+    """What a file that grows holds, by what none of it changes later: rows by their place, results by benchmark and step."""
+    if name.endswith(".csv"):
+        rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
+        # A column that came later is empty in the rows before it.
+        return {at: {key: cell for key, cell in row.items() if cell} for at, row in enumerate(rows)}
+    if name.endswith(".parquet"):
+        table = pyarrow.parquet.read_table(io.BytesIO(content), page_checksum_verification=True)
+        return {
+            at: {key: cell for key, cell in row.items() if cell is not None} for at, row in enumerate(table.to_pylist())
+        }
+    return {
+        (benchmark, step): entry for benchmark, steps in json.loads(content).items() for step, entry in steps.items()
+    }
 
 
 def _cells(path: Path) -> list[dict[str, str | None]]:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ngrpo.exploration import nearest as room
 from ngrpo.exploration import neighbors
@@ -355,6 +356,27 @@ def test_large_tables_are_kept_on_disk_by_content(monkeypatch, tmp_path):
     other.refresh(embedding, 0)
     assert len(searched) == 5 and len(list(tmp_path.rglob("*.safetensors"))) == 5
     assert 5 not in other.ids[torch.arange(50) != 5, 1:][2:]
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "other", "unsigned"])
+def test_a_damaged_file_of_neighbors_is_told_and_searched_anew(monkeypatch, tmp_path, damage):
+    monkeypatch.setenv("NGRPO_CACHE", str(tmp_path))
+    monkeypatch.setattr(neighbors, "CACHED_FROM", 50)
+    searched, embedding, first, again = counted(monkeypatch), random_table(50, 8), made(), made()
+    first.refresh(embedding, 0)
+    (path,) = tmp_path.rglob("*.safetensors")
+    good = path.read_bytes()
+    if damage == "other":
+        save_file({"neighbors": torch.zeros(3, 3)}, path)
+    elif damage == "unsigned":
+        save_file({"neighbors": first.ids[:, 1:].contiguous()}, path)
+    else:
+        path.write_bytes(
+            {"flip": good[:-9] + bytes([good[-9] ^ 1]) + good[-8:], "cut": good[:-9], "empty": b""}[damage]
+        )
+    with pytest.warns(RuntimeWarning, match=f"{path.name} is damaged: the neighbors are searched anew"):
+        again.refresh(embedding, 0)
+    assert len(searched) == 2 and torch.equal(first.ids, again.ids) and path.read_bytes() == good
 
 
 def test_small_tables_are_not_kept_on_disk(monkeypatch, tmp_path):

@@ -103,7 +103,7 @@ class Memory:
     def __post_init__(self):
         self.outcomes: list[Outcome] = []
 
-    def drop_after(self, step):
+    def restore(self, kept, step):
         self.outcomes = [outcome for outcome in self.outcomes if outcome.step <= step]
 
     def step(self, step, rows, metrics, seconds, explored):

@@ -646,21 +646,23 @@ def row(step: int) -> dict:
     }
 
 
-def test_a_run_that_was_cut_off_writes_the_same_rows_as_one_that_was_not(tmp_path):
+def test_a_run_that_was_cut_off_writes_the_same_rows_as_one_that_was_not(tmp_path, capsys):
     import pandas
 
     for name, steps in {"whole": [], "cut": [5, 2, 0, 7]}.items():
         with RunDirectory.open(tmp_path / name, CONFIG, hash=HASH) as run:
-            recorder, done = Recorder(run), 0
+            recorder, done, kept = Recorder(run), 0, {0: {}}
             for cut in [*steps, 10]:
                 for step in range(done + 1, cut + 1):
                     recorder.append_row("metrics", row(step))
+                    kept[step] = recorder.kept()
                 done = max(0, cut - 2)
                 if cut < 10:
-                    recorder.drop_after(done)
+                    recorder.restore(kept[done], done)
             if name == "cut":
                 recorder.append_row("metrics", row(11))
-                recorder.drop_after(10)
+                recorder.restore(kept[10], 10)
+    assert "note: " not in capsys.readouterr().out  # nothing was lost
     whole, cut = ((tmp_path / name / "metrics.csv").read_bytes() for name in ("whole", "cut"))
     assert whole == cut
     frame = pandas.read_csv(tmp_path / "cut" / "metrics.csv")

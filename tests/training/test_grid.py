@@ -102,10 +102,13 @@ class Memory:
     def step(self, step, rows, metrics, seconds, explored):
         self.metrics = dict(metrics)
 
-    def drop_after(self, *given):
+    def restore(self, *given):
         """Nothing else is kept."""
 
-    result = model = close = drop_after
+    result = model = close = restore
+
+    def kept(self):
+        return {}
 
 
 @pytest.fixture(autouse=True)
