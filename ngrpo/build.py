@@ -113,11 +113,13 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
 
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
-    from ngrpo.rundir.interrupts import Interrupts
+    from ngrpo.rundir import checkpoints
+    from ngrpo.rundir.interrupts import INTERRUPTS
     from ngrpo.rundir.recorder import Progress, Recorder
     from ngrpo.training.parts import Parts
 
-    config, interrupts = request.config, Interrupts()
+    config = request.config
+    INTERRUPTS.listen()  # a launcher's own process has had no entry point that does
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
@@ -131,6 +133,8 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     if run:
         note(run, sampler, {"training": trained, **benchmarks})
     policy = _policy(config, model, sampler.strategy, algorithm)
+    if run:
+        checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
@@ -143,9 +147,10 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        interrupts=interrupts,
+        interrupts=INTERRUPTS,
         recorder=Recorder(run, (logger,) if logger else ()) if run else None,
         reporter=PruningReporter(trial) if trial else None,
+        keep=config.checkpoints.keep,
     )
 
 

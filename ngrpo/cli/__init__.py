@@ -20,6 +20,7 @@ from ngrpo.cli import checks
 from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, training_request
+from ngrpo.rundir.files import no_room
 from ngrpo.targets import SettingsError
 
 __all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
@@ -59,19 +60,21 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
             if several:  # a single job has been checked by `prepare`
                 checks.check(config)
             return job(config)
-        except Exception as error:
+        except Exception as problem:
+            error = no_room(problem) or problem
             if not (several and isinstance(error, SettingsError)):  # a cell of a grid without a meaning is no failure
                 failures.append(error)
             _tell(error, f"{HydraConfig.get().job.override_dirname}: " if several else "")
             if several:  # its sweeper has to know; alone, Hydra would only repeat the overrides
-                raise
+                raise error from None
             return None
 
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base=VERSION_BASE)(guarded)()
     except KeyboardInterrupt:
         _end(["interrupted"], 130)
-    except Exception as error:  # noqa: BLE001 - a sweep that does not compose, or a failure told above
+    except Exception as problem:  # noqa: BLE001 - a sweep that does not compose, or a failure told above
+        error = no_room(problem) or problem
         if error not in failures:
             failures.append(_as_settings(error))
             _tell(failures[-1])

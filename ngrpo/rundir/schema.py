@@ -29,7 +29,7 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "paths", "grading"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "paths", "grading", "checkpoints"}
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -58,7 +58,7 @@ class Unreadable(ValueError):
 class RunRecord:
     """What run.json says.
 
-    status           running (or cut off), finished, failed, or None where there is none
+    status           running (or killed), finished, failed, interrupted, or None where there is none
     kind             one of KINDS
     config           the resolved configuration, as far as it is part of the run's identity
     data             name -> version of the task, the benchmarks and the model

@@ -17,7 +17,8 @@ from ngrpo.training.reference import Reference
 
 @dataclass(frozen=True)
 class Parts:
-    """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row."""
+    """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row; so many
+    checkpoints are kept (`keep`)."""
 
     policy: Policy
     reference: Reference | None
@@ -30,3 +31,4 @@ class Parts:
     interrupts: Interrupts
     recorder: Recorder | None = None
     reporter: PruningReporter | None = None
+    keep: int = 2
