@@ -60,21 +60,19 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
             if several:  # a single job has been checked by `prepare`
                 checks.check(config)
             return job(config)
-        except Exception as problem:
-            error = no_room(problem) or problem
+        except Exception as error:
             if not (several and isinstance(error, SettingsError)):  # a cell of a grid without a meaning is no failure
                 failures.append(error)
             _tell(error, f"{HydraConfig.get().job.override_dirname}: " if several else "")
             if several:  # its sweeper has to know; alone, Hydra would only repeat the overrides
-                raise error from None
+                raise
             return None
 
     try:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base=VERSION_BASE)(guarded)()
     except KeyboardInterrupt:
         _end(["interrupted"], 130)
-    except Exception as problem:  # noqa: BLE001 - a sweep that does not compose, or a failure told above
-        error = no_room(problem) or problem
+    except Exception as error:  # noqa: BLE001 - a sweep that does not compose, or a failure told above
         if error not in failures:
             failures.append(_as_settings(error))
             _tell(failures[-1])
@@ -92,6 +90,7 @@ def _as_settings(error: Exception) -> Exception:
 
 
 def _tell(error: Exception, where: str = "") -> None:
+    error = no_room(error) or error  # which any library may have met, and told in its own words
     if isinstance(error, SettingsError):
         lines = error.lines
     elif type(error).__module__.partition(".")[0] == "ngrpo" or getattr(error, "one_line", False):

@@ -159,7 +159,11 @@ class RunDirectory:
         except DiskFull:
             if fields.get("status") not in ("failed", "interrupted"):
                 raise
-            write_over(self.record, self.path / "run.json")  # without the indents it is shorter than what was there
+            try:  # without the indents it is mostly shorter than what was there
+                write_over(self.record, self.path / "run.json")
+            except OSError:
+                self.record["reason"] = "no room on the disk"
+                write_over(self.record, self.path / "run.json")
         self.status = fields.get("status", self.status)
 
     def _begin(

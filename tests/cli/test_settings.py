@@ -368,3 +368,17 @@ OVERRIDES = st.builds("{}{}={}".format, PREFIXES, KEYS, TEXTS | st.text(max_size
 @given(st.lists(OVERRIDES, max_size=3), st.sampled_from(["config", "evaluate"]))
 def test_no_command_line_breaks_the_examination(argv, name):
     assert all(line.isprintable() for line in examine(name, argv).problems)
+
+
+@pytest.mark.parametrize(
+    "line", ["save_dir: /tmp/x", "name: ../../x", "version: /tmp/y", "sub_dir: a/../../b", "csv: {dir: ../..}"]
+)
+def test_a_logger_writes_nowhere_but_in_the_run_directory(tmp_path, line):
+    (tmp_path / "logger").mkdir()
+    (tmp_path / "logger" / "own.yaml").write_text(f"_target_: lightning.pytorch.loggers.CSVLogger\n{line}\n")
+    (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=own"]).problems
+    assert problem.startswith("logger.") and "must not lead out of the run directory" in problem
+    (tmp_path / "logger" / "own.yaml").write_text(
+        "_target_: lightning.pytorch.loggers.CSVLogger\nname: a/b\nsave_dir: null\n"
+    )
+    assert examine("config", ["--config-dir", str(tmp_path), "logger=own"]).problems == []

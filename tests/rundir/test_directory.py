@@ -329,6 +329,7 @@ def changed(tree, path, value):
 
 IGNORED = [
     ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("schema", "seed"), ("paths", "data"),
+    ("checkpoints", "keep"),
     ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"), ("trainer", "threads"),
     ("model", "path"), ("engine", "gpu_memory_utilization"),
 ]  # fmt: skip
