@@ -370,15 +370,14 @@ def test_no_command_line_breaks_the_examination(argv, name):
     assert all(line.isprintable() for line in examine(name, argv).problems)
 
 
-@pytest.mark.parametrize(
-    "line", ["save_dir: /tmp/x", "name: ../../x", "version: /tmp/y", "sub_dir: a/../../b", "csv: {dir: ../..}"]
-)
+OUTSIDE = ["save_dir: /tmp/x", "name: ../../x", "version: /tmp/y", "sub_dir: a/../../b", "csv: {dir: ../..}"]
+
+
+@pytest.mark.parametrize("line", OUTSIDE)
 def test_a_logger_writes_nowhere_but_in_the_run_directory(tmp_path, line):
     (tmp_path / "logger").mkdir()
-    (tmp_path / "logger" / "own.yaml").write_text(f"_target_: lightning.pytorch.loggers.CSVLogger\n{line}\n")
-    (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=own"]).problems
+    for name, more in (("outside", line), ("inside", "name: a/b\nsave_dir: null")):
+        (tmp_path / "logger" / f"{name}.yaml").write_text(f"_target_: lightning.pytorch.loggers.CSVLogger\n{more}\n")
+    (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=outside"]).problems
     assert problem.startswith("logger.") and "must not lead out of the run directory" in problem
-    (tmp_path / "logger" / "own.yaml").write_text(
-        "_target_: lightning.pytorch.loggers.CSVLogger\nname: a/b\nsave_dir: null\n"
-    )
-    assert examine("config", ["--config-dir", str(tmp_path), "logger=own"]).problems == []
+    assert examine("config", ["--config-dir", str(tmp_path), "logger=inside"]).problems == []

@@ -69,11 +69,11 @@ def test_a_process_without_a_run_ends_in_one_line():
 
 def test_the_second_ctrl_c_ends_at_once_and_shows_the_cursor_again(tmp_path):
     leader, terminal = pty.openpty()
-    body = "    with interrupts.INTERRUPTS.polled():\n        time.sleep(60)"
+    body = "    with interrupts.INTERRUPTS.polled():\n        print('working', flush=True)\n        time.sleep(60)"
     process = start(f"{RUN}{body}", tmp_path, stdout=terminal, stderr=terminal)
     os.close(terminal)
     text = b""
-    for awaited in (b"open", b"saving after this step"):
+    for awaited in (b"working", b"saving after this step"):
         while awaited not in text:
             text += os.read(leader, 1000)
         process.send_signal(signal.SIGINT)
