@@ -5,10 +5,11 @@ import os
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ngrpo.exploration.nearest import nearest
+from ngrpo.rundir.files import write_atomically
 
 CACHED_FROM = 16_384  # rows; smaller tables are searched faster than they are read from a disk
 
@@ -75,8 +76,5 @@ class NeighborTable(nn.Module):
         if not table.is_cuda:
             print(f"note: searching the neighbors of {len(table):,} tokens, which takes a CPU minutes, by l1 hours")
         found = nearest(table, self.k - 1, self.metric, self.ordinary)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"neighbors": found.cpu()}, partial)
-        os.replace(partial, path)
+        write_atomically(path, save({"neighbors": found.cpu()}))
         return found
