@@ -41,6 +41,5 @@ def forgive() -> None:
         lines = old.line_buffering if old is not None else False
         buffered = io.BufferedWriter(Forgiving(descriptor, "w", closefd=False))
         new = io.TextIOWrapper(buffered, encoding, errors, line_buffering=lines, write_through=name == "stderr")
-        new.mode = "w"  # as the streams that Python opens have it
         setattr(sys, name, new)
         setattr(sys, f"__{name}__", new)

@@ -23,7 +23,7 @@ from hydra_plugins.ngrpo_sweeper.study import StudyError, Worker
 from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweeperConf, SweepFailed, digest, error_of, one_line
 from hydra_plugins.ngrpo_sweeper.trials import LiveTrials, summarize
 from ngrpo.evaluation.passk import k_grid
-from ngrpo.rundir.files import read_csv
+from ngrpo.rundir.files import no_room, read_csv
 from ngrpo.rundir.schema import read_results
 
 TABLES = ("metrics", "timings")
@@ -146,6 +146,8 @@ class SearchSweeper(GridSweeper):
         reached: list[list[float]] = []
         for job, result in zip(jobs, results, strict=True):
             if error := error_of(result):
+                if no_room(error):  # not the trial's fault: it is queued again once there is room
+                    raise error
                 return one_line(error)
             try:
                 reached.append([objective(self.directory(job), name) for name in self.settings["objectives"]])

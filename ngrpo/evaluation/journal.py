@@ -62,6 +62,13 @@ class Journal(JournalFileBackend):
         except ValueError as error:
             raise DamagedJournal(f"{self.path}: a record is damaged ({error}); the same command mends it") from error
 
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        try:
+            super().append_logs(logs)
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a full disk says nothing of the file
+            raise
+
 
 def open_journal(path: str | Path) -> JournalStorage:
     """The storage in a journal file, which is made if it is missing."""

@@ -1,5 +1,6 @@
 """The journal of a search: a lock that dies with its holder, and damage that costs what is damaged."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -12,11 +13,13 @@ import pytest
 from places import REPOSITORY
 
 from ngrpo.evaluation.journal import DamagedJournal, OwnedLock, mend, open_journal
+from ngrpo.rundir.files import no_room
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 HOLDER = """
 import sys, time
 from ngrpo.evaluation.journal import OwnedLock
+from ngrpo.rundir.files import no_room
 OwnedLock(sys.argv[1]).acquire()
 print("held", flush=True)
 time.sleep(60)
@@ -96,3 +99,15 @@ def test_a_file_that_is_no_journal_is_kept_and_the_study_begins_anew(tmp_path, c
     assert (told is not None) == bool(content)
     assert [p.read_bytes() for p in tmp_path.glob("*.damaged-*")] == [content] * bool(content)
     assert len(work(studied(path), 2)) == 2
+
+
+def test_a_full_disk_names_the_journal(tmp_path, monkeypatch):
+    study = studied(tmp_path / "journal.log")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        study.set_user_attr("a", 1)
+    assert str(tmp_path / "journal.log") in str(no_room(caught.value))

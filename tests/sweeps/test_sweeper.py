@@ -177,6 +177,7 @@ def main(config):
             raise RunLocked("in use") from None
     time.sleep(float(os.environ.get("NAP", "0")))
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
+    if os.environ.get("FULL"): raise OSError(28, "No space left on device", "a.csv")
     if os.environ.get("REPORTS"):
         from ngrpo.evaluation.pruning import Pruned, PruningReporter
         report, counts = PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
@@ -274,6 +275,12 @@ def test_two_workers_with_the_same_values_share_a_run(tmp_path):
     for worker in workers:
         worker.communicate(timeout=120)
     assert states(tmp_path) == ["COMPLETE"] * 6
+
+
+def test_a_full_disk_ends_a_search_and_costs_no_trial(tmp_path):
+    status, _, err = search(tmp_path, *SPACE, "sweep.n_trials=2", FULL="1")
+    assert status == 1 and "a.csv was not written: the disk is full" in err and len(err.splitlines()) == 1, err
+    assert search(tmp_path, *SPACE, "sweep.n_trials=2")[0] == 0 and states(tmp_path).count("COMPLETE") == 2
 
 
 def test_a_worker_that_waits_for_another_ones_run_hears_a_signal(tmp_path):
