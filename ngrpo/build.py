@@ -130,10 +130,9 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
-    if run:
-        note(run, sampler, {"training": trained, **benchmarks})
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
+        note(run, sampler, {"training": trained, **benchmarks})
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
@@ -147,7 +146,6 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        interrupts=INTERRUPTS,
         recorder=Recorder(run, (logger,) if logger else ()) if run else None,
         reporter=PruningReporter(trial) if trial else None,
         keep=config.checkpoints.keep,

@@ -8,7 +8,7 @@ from typing import Any
 from ngrpo.evaluation.benchmarks import Evaluation
 from ngrpo.evaluation.pruning import PruningReporter
 from ngrpo.rollout.sampling import Sampler
-from ngrpo.rundir.interrupts import Interrupts
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupts
 from ngrpo.rundir.recorder import Progress, Recorder
 from ngrpo.tasks.base import Task
 from ngrpo.training.policy import Policy
@@ -28,7 +28,7 @@ class Parts:
     directory: Path
     labels: Mapping[str, Any]
     progress: Progress
-    interrupts: Interrupts
+    interrupts: Interrupts = INTERRUPTS
     recorder: Recorder | None = None
     reporter: PruningReporter | None = None
     keep: int = 2
