@@ -145,8 +145,8 @@ class RunDirectory:
 
     def interrupt(self, reason: str) -> None:
         """Marks the run as stopped by whoever uses it: the same command continues."""
-        if holds(self._lock) and self.record.get("status") != "finished":  # not in a forked child
-            self.save(status="interrupted", reason=reason)
+        if holds(self._lock) and self.status != "finished":  # not in a forked child
+            self.save(status="interrupted", reason=reason, finished=None)
 
     def save(self, **fields: Any) -> None:
         """Writes run.json with the time spent so far, and `fields` in it."""

@@ -32,7 +32,7 @@ def point(event: str, arguments: tuple, root: str) -> str | None:
     if path.startswith(".."):
         return None
     parts = [PART.sub(r"\1", part) for part in Path(path).parts]
-    return f"{event} {re.sub(r'[0-9]+', '#', '/'.join(parts))}"
+    return f"{event} {re.sub(r'[0-9]+', '#', '/'.join(parts) or '.')}"
 
 
 def install(action: str, name: str, count: int, root: str) -> None:

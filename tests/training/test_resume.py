@@ -125,7 +125,7 @@ def test_a_run_whose_directory_is_moved_stops_and_does_not_make_it_again(tmp_pat
 
 
 def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path):
-    finish(tmp_path / "kept", "checkpoints.keep=3", "evaluation.before=false", "eval_every=0")
+    finish(tmp_path / "kept", "checkpoints.keep=3", "evaluation.before=false")
     assert len(list(tmp_path.glob("kept/checkpoints/step-*.pt"))) == 3
 
 
