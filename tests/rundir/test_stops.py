@@ -95,6 +95,16 @@ def test_a_stopped_run_is_interrupted_and_not_failed(tmp_path):
     assert record(tmp_path)["status"] == "interrupted" and "after RL step 7" in record(tmp_path)["reason"]
 
 
+def test_a_signal_while_the_end_is_being_written_leaves_a_run_that_goes_on(tmp_path, monkeypatch):
+    with RunDirectory.open(tmp_path, {"seed": 0}, hash="a") as run:
+        with monkeypatch.context() as patch:
+            patch.setattr("ngrpo.rundir.directory.write_json", full)
+            with pytest.raises(OSError, match="No space"):
+                run.finish()
+        run.interrupt("stopped by SIGTERM")
+    assert (record(tmp_path)["status"], record(tmp_path)["finished"]) == ("interrupted", None)
+
+
 # --- output that nobody reads
 
 
