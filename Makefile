@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all services bench lint check clean
+.PHONY: help .venv demo test test-all campaign services bench lint check clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,9 @@ test: $(STAMP)  ## Run the tests, all but the slow ones
 
 test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+campaign: $(STAMP)  ## Kill, stop and starve a run hundreds of times (hours); CAMPAIGN='kills=20' passes counts
+	@$(BIN)/python -m tests.campaign.storm $(CAMPAIGN)
 
 services:  ## Install the database server and the browser that some tests start (Debian, Ubuntu; needs root)
 	apt-get update -q || true  # lists that are a little old do as well

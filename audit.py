@@ -4,6 +4,11 @@ python audit.py benchmark='[aime25,math500]' paths.data=<directory with aime25.j
 python audit.py task=jsonl task.path=<file.jsonl or .parquet>
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from typing import Any
 
 from omegaconf import DictConfig

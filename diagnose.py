@@ -4,6 +4,11 @@ python diagnose.py model=<directory or hub id> task=jsonl task.path=<file>
 python diagnose.py strategies='[token_sampling,neighbor_mix,rate_matched_greedy]' mix_rate=0.3
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from typing import Any
 
 from omegaconf import DictConfig

@@ -4,6 +4,11 @@ python evaluate.py run=outputs/story_math/<run>
 python evaluate.py model=<directory or hub id> benchmark='[story_math,story_math_hard]' n=32
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from typing import Any
 
 from omegaconf import DictConfig
@@ -15,10 +20,11 @@ def main(config: DictConfig) -> dict[str, Any]:
     """Compose, build, sample, report; the same command again continues where it was interrupted."""
     from ngrpo.evaluation.benchmarks import sample
     from ngrpo.evaluation.table import print_results
+    from ngrpo.models import files
     from ngrpo.rundir.schema import read_results
 
     if config.run:
-        config.model.update(build.asked_in(config.run, config.trust_changed))
+        config.model.update(files.asked_in(config.run, config.trust_changed))
     request = cli.Request(config, "evaluation")
     with request.open() as run:
         if run.status == "finished":

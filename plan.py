@@ -6,6 +6,11 @@ python plan.py experiment=paper/n_grpo model=deepseek_r1_distill_qwen_1_5b max_n
 Exit status: 0 it fits, 1 it does not, 2 the words are wrong.
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from omegaconf import DictConfig
 
 from ngrpo import build, cli

@@ -3,6 +3,11 @@
 python report.py runs=outputs/story_math baseline=token_sampling
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from pathlib import Path
 from typing import Any
 

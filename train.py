@@ -3,6 +3,11 @@
 python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 """
 
+if __name__ == "__main__":  # first of all: a signal may come during the imports, which take seconds
+    from ngrpo.rundir import interrupts
+
+    interrupts.begin()
+
 from typing import Any
 
 from omegaconf import DictConfig

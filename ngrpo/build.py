@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from ngrpo import targets
 from ngrpo.models import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.schema import STRATEGY_FILE, Unreadable, check_files, read_run
+from ngrpo.rundir.schema import STRATEGY_FILE, read_run
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
 
@@ -96,19 +96,6 @@ def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
 
 
-def asked_in(run: str, trust_changed: bool) -> dict[str, Any]:
-    """How the model of a finished run was asked, which its evaluation keeps to. Raises Unreadable."""
-    record = read_run(run, trust_changed=trust_changed)
-    if not trust_changed:
-        check_files(record, "hf/")
-    asked = {
-        key: value for key, value in record.config.get("model", {}).items() if key in ("prompt", "answer_start", "stop")
-    }
-    if "${" in json.dumps(asked):  # it would be resolved here, by whoever was sent the directory
-        raise Unreadable(f"{run}/run.json is damaged (model holds an interpolation, and was written without any)")
-    return asked
-
-
 def overlap(config: DictConfig) -> dict[str, Any]:
     """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
     from ngrpo.tasks.overlap import overlap
@@ -126,11 +113,13 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
 
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
-    from ngrpo.rundir.interrupts import Interrupts
+    from ngrpo.rundir import checkpoints
+    from ngrpo.rundir.interrupts import INTERRUPTS
     from ngrpo.rundir.recorder import Progress, Recorder
     from ngrpo.training.parts import Parts
 
-    config, interrupts = request.config, Interrupts()
+    config = request.config
+    INTERRUPTS.listen()  # a launcher's own process has had no entry point that does
     torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
@@ -141,9 +130,10 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
         note(run, sampler, {"training": trained, **benchmarks})
-    policy = _policy(config, model, sampler.strategy, algorithm)
+        checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
@@ -156,9 +146,9 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        interrupts=interrupts,
         recorder=Recorder(run, (logger,) if logger else ()) if run else None,
         reporter=PruningReporter(trial) if trial else None,
+        keep=config.checkpoints.keep,
     )
 
 

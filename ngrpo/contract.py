@@ -24,6 +24,7 @@ from ngrpo.cli import each_strategy
 from ngrpo.exploration.base import Exploration, State, held
 from ngrpo.rollout.keys import Draws, row_key
 from ngrpo.rollout.records import DIRICHLET, GAUSSIAN, GUMBEL, TOKEN, DecodeStep, Vocabulary
+from ngrpo.rundir import interrupts
 
 ROWS, COMPARED = 200_000, 20_000  # of a check; on which a mutation has to change something to be one
 TEMPERATURES = (0.6, 1.0, 1.3)
@@ -311,4 +312,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    interrupts.begin()
     sys.exit(main(sys.argv[1:]))

@@ -11,7 +11,7 @@ from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.ranks import Ranks
 from ngrpo.rollout import join, sampling
 from ngrpo.rundir import checkpoints
-from ngrpo.rundir.interrupts import Interrupted
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.recorder import Clock
 from ngrpo.rundir.schema import eval_samples
 from ngrpo.training.collect import Collected, collect
@@ -21,8 +21,10 @@ from ngrpo.training.policy import Batch
 
 def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
     """Trains on so many devices, each with a process of its own."""
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
-        Fabric(accelerator=accelerator, devices=devices, strategy=strategy).launch(lambda fabric: train(fabric, parts))
+        with INTERRUPTS.polled():
+            fabric.launch(lambda fabric: train(fabric, parts))
     finally:
         parts.progress.stop()
         if parts.recorder:
@@ -71,7 +73,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
             state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": checkpoints.rng_state()}
             state |= policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             if recorder:
-                checkpoints.save(saved, step, state | {"recorder": recorder.kept()})
+                checkpoints.save(saved, step, state | {"recorder": recorder.kept()}, parts.keep)
         if (last or between) and not stopped:
             evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):

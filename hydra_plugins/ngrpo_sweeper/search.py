@@ -23,7 +23,7 @@ from hydra_plugins.ngrpo_sweeper.study import StudyError, Worker
 from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweeperConf, SweepFailed, digest, error_of, one_line
 from hydra_plugins.ngrpo_sweeper.trials import LiveTrials, summarize
 from ngrpo.evaluation.passk import k_grid
-from ngrpo.rundir.files import read_csv
+from ngrpo.rundir.files import no_room, read_csv
 from ngrpo.rundir.schema import read_results
 
 TABLES = ("metrics", "timings")
@@ -59,7 +59,7 @@ class SearchSweeper(GridSweeper):
         folder = self.directory(some).parent / "sweeps" / name
         drawing = (settings["sampler"], settings["sampler_seed"], self.spaces)
         studies.sampler(*drawing)  # a wrong one is told before anything is written
-        storage = studies.open_storage(settings["storage"], folder)
+        storage = studies.open_storage(settings["storage"], folder, settings["directions"])
         self.place = settings["storage"] or str((folder / studies.JOURNAL).absolute())
         study = studies.open_study(storage, name, identity, settings["directions"])
         worker = Worker(study, settings["n_trials"], settings["grace_seconds"])
@@ -125,10 +125,10 @@ class SearchSweeper(GridSweeper):
 
     def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
         """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
-        results = list(self.launcher.launch(jobs, initial_job_idx=number))
+        results = self.launch(jobs, number)
         while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
             time.sleep(WAIT)
-            for place, result in zip(held, self.launcher.launch([jobs[at] for at in held], number), strict=True):
+            for place, result in zip(held, self.launch([jobs[at] for at in held], number), strict=True):
                 results[place] = result
         return results
 
@@ -146,6 +146,8 @@ class SearchSweeper(GridSweeper):
         reached: list[list[float]] = []
         for job, result in zip(jobs, results, strict=True):
             if error := error_of(result):
+                if no_room(error):  # not the trial's fault: it is queued again once there is room
+                    raise error
                 return one_line(error)
             try:
                 reached.append([objective(self.directory(job), name) for name in self.settings["objectives"]])

@@ -3,6 +3,7 @@
 Several processes may work on one study.
 """
 
+import errno
 import json
 import os
 import socket
@@ -17,9 +18,10 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
+
+from ngrpo.evaluation.journal import mend, open_journal
 
 COUNTED = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
 HOST = socket.gethostname()
@@ -86,16 +88,21 @@ def sampler(
     return getattr(optuna.samplers, SAMPLERS[name])(seed=own)
 
 
-def open_storage(url: str | None, folder: Path) -> BaseStorage:
-    """The database at `url`, or the journal in `folder`, whose end is mended where a write was cut off."""
+def open_storage(url: str | None, folder: Path, directions: Sequence[str] = ("maximize",)) -> BaseStorage:
+    """The database at `url`, or the journal in `folder`, which is named after its study; damaged records are told of."""
     if url:
         return _patiently(lambda: RDBStorage(url), url)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL
-    lock = JournalFileSymlinkLock(str(path))
-    if path.exists():
-        _mend(path, lock)
-    return JournalStorage(JournalFileBackend(str(path), lock))
+    try:
+        if path.exists() and (told := mend(path, folder.name, directions)):
+            print(told, flush=True)
+        return open_journal(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP):
+            raise
+        fix = "use a local disk, or a database with sweep.storage="
+        raise StudyError(f"{path} cannot be locked ({error.strerror}): {fix}") from error
 
 
 def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
@@ -108,29 +115,6 @@ def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
             raise StudyError(f"sweep.storage={what}: {words}; sweep.storage=null keeps a journal file") from error
     time.sleep(6.4 / 2**tries)
     return _patiently(make, what, tries - 1)
-
-
-def _mend(path: Path, lock: JournalFileSymlinkLock) -> None:
-    """Moves a torn last line aside: Optuna reads the rest but could never add to it."""
-    lock.acquire()
-    try:
-        lines = path.read_bytes().splitlines(keepends=True)
-        kept = len(lines)
-        while kept and not (lines[kept - 1].endswith(b"\n") and _is_json(lines[kept - 1])):
-            kept -= 1
-        if torn := b"".join(lines[kept:]):
-            path.with_suffix(f".torn-{int(time.time())}").write_bytes(torn)
-            path.write_bytes(b"".join(lines[:kept]))
-            print(f"{path}: a record that was cut off was moved aside ({len(torn)} bytes)")
-    finally:
-        lock.release()
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except ValueError:
-        return False
 
 
 def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str]) -> optuna.Study:
@@ -215,7 +199,8 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop.wait(self.grace / 4):
             for trial_id in list(self.own):
-                self.study._storage.set_trial_user_attr(trial_id, "beat", time.time())
+                with suppress(OSError, RuntimeError):  # the next write of the worker's own tells what is wrong
+                    self.study._storage.set_trial_user_attr(trial_id, "beat", time.time())
 
 
 def _born(pid: int) -> str | None:

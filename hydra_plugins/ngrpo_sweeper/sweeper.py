@@ -5,6 +5,7 @@ It knows Hydra and the status in a run directory's run.json.
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -23,6 +24,7 @@ from omegaconf import DictConfig
 
 from ngrpo.cli.composition import flat, full_key, has, same_key
 from ngrpo.rundir.files import write_json
+from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.rundir.schema import Unreadable, read_run
 
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
@@ -88,7 +90,7 @@ class GridSweeper(Sweeper):
         for batch in self._batches(waiting):
             for job in batch:
                 print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
-            found = self.launcher.launch([job.overrides for job in batch], initial_job_idx=jobs.index(batch[0]))
+            found = self.launch([job.overrides for job in batch], jobs.index(batch[0]))
             for job, result in zip(batch, found, strict=True):
                 error = error_of(result)
                 refused = type(error).__name__ == "SettingsError"
@@ -129,9 +131,21 @@ class GridSweeper(Sweeper):
             found.setdefault(directory, Job(kept, directory, status))
         return list(found.values())
 
+    def launch(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+        """What became of jobs, numbered from `first`. Raises Interrupted instead where a signal has come."""
+        INTERRUPTS.check()
+        # In this process the job itself looks for signals; other processes get them too, and save, and are waited for.
+        with nullcontext() if self.alone else INTERRUPTS.polled():
+            return [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
+
+    @property
+    def alone(self) -> bool:
+        """Whether jobs run in this process."""
+        return type(self.launcher).__name__ == "BasicLauncher"
+
     def _batches(self, jobs: Sequence[Job]) -> list[Sequence[Job]]:
         """One job at a time where they run in this process anyway; else all of them, for the launcher to place."""
-        if type(self.launcher).__name__ == "BasicLauncher":
+        if self.alone:
             return [[job] for job in jobs]
         return [jobs] if jobs else []
 

@@ -20,6 +20,7 @@ from ngrpo.cli import checks
 from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, training_request
+from ngrpo.rundir.files import no_room
 from ngrpo.targets import SettingsError
 
 __all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
@@ -89,6 +90,7 @@ def _as_settings(error: Exception) -> Exception:
 
 
 def _tell(error: Exception, where: str = "") -> None:
+    error = no_room(error) or error  # which any library may have met, and told in its own words
     if isinstance(error, SettingsError):
         lines = error.lines
     elif type(error).__module__.partition(".")[0] == "ngrpo" or getattr(error, "one_line", False):

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from ngrpo import build, targets
 from ngrpo.models import files
+from ngrpo.rundir.schema import leaves
 
 if TYPE_CHECKING:
     from ngrpo.cli.checks import Composed
@@ -29,6 +30,8 @@ PACKAGES = {
     "WandbLogger": ("wandb",),
     "MLFlowLogger": ("mlflow",),
 }
+DIRECTORIES = re.compile(r"(save_|root_|log_|default_root_|offline_)?dir(ectory)?")  # settings of loggers
+LEADS_OUT = re.compile(r"[/~\\]|[A-Za-z]:|(file|sqlite)[^/]*:")  # an absolute path, or the URL of a file
 COUNTS = re.compile(r"exploration\.(\w+\.)?(k|top_k|thinking_top_k|max_topk|answer_top_k)|k")  # of tokens
 
 
@@ -55,6 +58,15 @@ def packages(seen: "Composed") -> Iterator[str]:
         if names and not any(map(find_spec, names)):
             what = seen.shown(path if path in seen.given else f"{path}._target_")
             yield f"{what}: needs the package {names[0]}, which is not installed; pip install {names[0]}"
+
+
+def loggers(seen: "Composed") -> Iterator[str]:
+    """Loggers write in the run directory, which they are given, and nowhere else on this machine."""
+    logger = seen.tree.get("logger")
+    for key, value in leaves(logger, "logger") if isinstance(logger, Mapping) else ():
+        place = value is not None and DIRECTORIES.fullmatch(key.rpartition(".")[2])
+        if place or (isinstance(value, str) and (LEADS_OUT.match(value) or ".." in re.split(r"[\\/]", value))):
+            yield f"{seen.shown(key)}: must not lead out of the run directory, where loggers write; leave it out"
 
 
 def parallel(seen: "Composed") -> Iterator[str]:
@@ -94,7 +106,7 @@ def vocabulary(seen: "Composed") -> Iterator[str]:
             yield f"{seen.shown(key)}: must be at most {most}, {reason}; {key}={min(most, 3 if name == 'k' else 20)}"
 
 
-CHECKS = (model, packages, parallel, sizes, vocabulary)
+CHECKS = (model, packages, loggers, parallel, sizes, vocabulary)
 
 
 def tasks(seen: "Composed") -> Iterator[str]:

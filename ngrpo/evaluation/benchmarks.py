@@ -18,7 +18,7 @@ from ngrpo.ranks import ALONE, Ranks
 from ngrpo.rollout.sampling import Sampler, answer, path_column, refuse_ungraded, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.interrupts import Interrupted, Interrupts
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.recorder import Progress, Recorder, write_samples
 from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, read_results
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
@@ -202,12 +202,12 @@ class Evaluation:
 
 def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation, model: CausalModel, step: int) -> None:
     """Draws every batch of an evaluation that is not there yet and writes results.json. Raises Interrupted, Ungraded."""
-    interrupts, progress, recorder = Interrupts(), Progress(step), Recorder(run)
+    progress, recorder = Progress(step), Recorder(run)
 
     def advance(benchmark: str, tokens: int) -> None:
         progress.batch(benchmark, tokens)
-        if interrupts.number:
-            raise Interrupted(interrupts.number, step)
+        if INTERRUPTS.number:
+            raise Interrupted(INTERRUPTS.number, step)
 
     try:
         read_results(run.path)
@@ -218,7 +218,8 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
     try:
         progress.evaluation(step, evaluation.batches())
         evaluation.sampler.engine.sync(model, step, evaluation.sampler.strategy)
-        for name, entry in evaluation.run(run.path, {**labels, "step": step}, advance):
-            recorder.result(name, step, entry)
+        with INTERRUPTS.polled():
+            for name, entry in evaluation.run(run.path, {**labels, "step": step}, advance):
+                recorder.result(name, step, entry)
     finally:
         progress.stop()

@@ -25,13 +25,14 @@ class PruningReporter:
 
     def __init__(self, text: str):
         import optuna
-        from optuna.storages import JournalStorage, RDBStorage
-        from optuna.storages.journal import JournalFileBackend
+        from optuna.storages import RDBStorage
+
+        from ngrpo.evaluation.journal import open_journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = json.loads(text)
         place = given["storage"]
-        storage = RDBStorage(place) if "://" in place else JournalStorage(JournalFileBackend(place))
+        storage = RDBStorage(place) if "://" in place else open_journal(place)
         pruner = getattr(optuna.pruners, PRUNERS[given["pruner"]])()
         study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruner)
         self.trial = optuna.trial.Trial(study, given["trial"])

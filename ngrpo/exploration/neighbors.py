@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from ngrpo.exploration.nearest import nearest
+from ngrpo.rundir.files import write_atomically
 
 CACHED_FROM = 16_384  # rows; smaller tables are searched faster than they are read from a disk
 
@@ -77,10 +78,7 @@ class NeighborTable(nn.Module):
         if not table.is_cuda:
             print(f"note: searching the neighbors of {len(table):,} tokens, which takes a CPU minutes, by l1 hours")
         found = nearest(table, self.k - 1, self.metric, self.ordinary)
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.part")
-        save_file({"neighbors": found.cpu()}, partial, {"sha256": _sha256(found)})
-        os.replace(partial, path)
+        write_atomically(path, save({"neighbors": found.cpu()}, {"sha256": _sha256(found)}))
         return found
 
 

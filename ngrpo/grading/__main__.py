@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
+from ngrpo import streams
 from ngrpo.grading.answers import BOX
 from ngrpo.grading.latex import Latex
 
@@ -57,4 +58,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    streams.forgive()
     main()

@@ -14,10 +14,15 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from ngrpo.rundir.schema import Unreadable, read_run
+from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 BUNDLED = {"ngrpo:tiny": Path(__file__).resolve().with_name("tiny_qwen2")}  # models that come with the package, by name
 FINGERPRINTED = 2**24  # bytes of each file: enough to reach into the weights, past any header
+ASKED: dict[str, Any] = {
+    "prompt": str,
+    "answer_start": str | None,
+    "stop": list,
+}  # of a run's model, kept in its evaluation
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
@@ -51,6 +56,8 @@ def refusal(path: Any) -> str | None:
         if HUB_ID.fullmatch(path) and ".." not in path and directory(owner) is None:
             return None
         return "is no directory, and no hub id such as Qwen/Qwen3-1.7B-Base"
+    if (place / "adapter_config.json").exists() and not (place / "adapter_model.safetensors").is_file():
+        return "has an adapter without adapter_model.safetensors, and weights in pickles are not loaded"
     if not isinstance(_json(place / "config.json"), dict):
         return "the directory has no readable config.json, so it holds no Hugging Face model"
     if not (place / "tokenizer.json").is_file() and not (place / "tokenizer_config.json").is_file():
@@ -86,6 +93,22 @@ def run_refusal(run: Any, trust_changed: bool) -> str | None:
         return "holds no hf/ with a model, so the run has not finished"
     inner = refusal(str(Path(run, "hf").absolute()))
     return f"hf/: {inner}" if inner else None
+
+
+def asked_in(run: str, trust_changed: bool) -> dict[str, Any]:
+    """How the model of a finished run was asked, which its evaluation keeps to. Raises Unreadable."""
+    record = read_run(run, trust_changed=trust_changed)
+    if not trust_changed:
+        check_files(record, "hf/")
+    asked = {key: value for key, value in record.config.get("model", {}).items() if key in ASKED}
+    wrong = [key for key, value in asked.items() if not isinstance(value, ASKED[key])]
+    stops = asked.get("stop", [])
+    wrong += ["stop"] if isinstance(stops, list) and not all(isinstance(one, (int, str)) for one in stops) else []
+    if "${" in json.dumps(asked):  # it would be resolved here, by whoever was sent the directory
+        raise Unreadable(f"{run}/run.json is damaged (model holds an interpolation, and a run writes none)")
+    if wrong:
+        raise Unreadable(f"{run}/run.json is damaged (model.{wrong[0]} is {json.dumps(asked[wrong[0]])[:40]})")
+    return asked
 
 
 @lru_cache
@@ -141,13 +164,14 @@ def _setting(settings: Any, name: str) -> int | None:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def _weights_refusal(place: Path) -> str | None:
     index = _json(place / "model.safetensors.index.json")
-    shards = {str(name) for name in index.get("weight_map", {}).values()} if isinstance(index, dict) else set()
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    shards = {str(name) for name in named.values()} if isinstance(named, dict) else set()
     files = [place / name for name in sorted(shards)] or sorted(place.glob("*.safetensors"))
     if not files:
         other = any(place.glob("*.bin")) or any(place.glob("*.pt"))

@@ -1,6 +1,7 @@
 """A model and its tokenizer from a directory or the hub, and what strategies may know of its tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -28,13 +29,14 @@ def load(
     Raises ValueError where the checkpoint lacks weights that the architecture needs.
     """
     transformers_logging.disable_progress_bar()
-    model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
-        str(files.directory(path) or path),
-        dtype=getattr(torch, dtype),
-        use_safetensors=True,
-        trust_remote_code=trust_remote_code,
-        output_loading_info=True,
-    )
+    with _told(path):
+        model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
+            str(files.directory(path) or path),
+            dtype=getattr(torch, dtype),
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
     if report["missing_keys"]:
         raise SettingsError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
     return CausalModel(model.eval(), precision, lora, recompute)
@@ -42,7 +44,20 @@ def load(
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer beside the model."""
-    return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=trust_remote_code)
+    with _told(path):
+        return AutoTokenizer.from_pretrained(str(files.directory(path) or path), trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def _told(path: str) -> Iterator[None]:
+    """What transformers cannot load, in one line: of a damaged directory it raises whatever its damage leads to."""
+    try:
+        yield
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise SettingsError(
+            f"model.path={path}: transformers cannot load it ({told[:300]}); choose another model"
+        ) from error
 
 
 def vocabulary(
@@ -61,7 +76,9 @@ def vocabulary(
     configured = model.model.generation_config.eos_token_id
     named = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     asked = [named.get(one, one) if isinstance(one, str) else one for one in stop]
-    stops = configured if isinstance(configured, list) else [configured]
+    stops = configured if isinstance(configured, list) else [] if configured is None else [configured]
+    if odd := [one for one in stops if not isinstance(one, int)]:
+        raise SettingsError(f"generation_config.json: eos_token_id={odd[0]!r} is no token id; choose another model")
     stops = {token for token in (*stops, *asked, tokenizer.eos_token_id) if isinstance(token, int)}
     if not stops:
         raise SettingsError(

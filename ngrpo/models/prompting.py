@@ -10,7 +10,8 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2.exceptions import SecurityError
 from transformers import PreTrainedTokenizerBase
 
 from ngrpo.rollout.records import Vocabulary
@@ -53,9 +54,12 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
         roles = ", ".join(role for role, _ in said)
         refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
         raise SettingsError(f"{refusal}; choose another model or data without them") from None
-    if not isinstance(text, str) and (
-        role := next((r for r, t in said if r != "assistant" and t not in rendered), None)
-    ):
+    if isinstance(text, str):  # it may be trimmed or spelt otherwise, so that only a word of ours is looked for
+        lost = text not in rendered and SAID not in render(tokenizer, [{"role": "user", "content": SAID}])
+        role = "user" if lost else None
+    else:
+        role = next((r for r, t in said if r != "assistant" and t not in rendered), None)
+    if role:
         drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
         raise SettingsError(f"{drops}; choose another model or data without it")
     return rendered, False
@@ -73,6 +77,10 @@ def render(
     try:
         with _at_most(SECONDS):
             return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
+    except (TemplateSyntaxError, SecurityError) as error:
+        raise SettingsError(
+            f"model.prompt=chat: the tokenizer's chat template is refused ({error}); model.prompt=plain"
+        ) from None
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
@@ -163,6 +171,10 @@ class Prompting:
     form: str = "plain"
     answer_start: str | None = "</think>"
     stop: tuple[int | str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.form not in FORMS:
+            raise SettingsError(f"model.prompt={self.form}: must be one of {', '.join(FORMS)}; model.prompt=plain")
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
         """Ids of the prompts for the texts or conversations of problems: once what the tokenizer puts in front, also where

@@ -4,6 +4,7 @@ import hashlib
 import json
 import random
 import re
+import shutil
 import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ngrpo.rundir.files import write_atomically, write_json
+from ngrpo.rundir.files import DiskFull, write_atomically, write_json
 
 MANIFEST = "manifest.json"
 # A file of torch is a zip archive, which may end with a comment and the length of it: here the checksum of all before.
@@ -67,6 +68,20 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
     write_json(kept, directory / MANIFEST)
     _remove_unlisted(directory, kept)
     return path
+
+
+def refuse_full(run: Path, size: int, model: int, most: int) -> None:
+    """Raises DiskFull where a run has no room for `most` checkpoints of `size` bytes and for hf/ of `model` bytes.
+
+    One more than are kept is there while one is written. What is there already is taken into account.
+    """
+    there = sum(file.stat().st_size for folder in ("checkpoints", "hf") for file in Path(run, folder).glob("*.*"))
+    needed, free = most * size + model, shutil.disk_usage(run).free + there
+    if needed > free:
+        what = f"{most} checkpoints of {size / 2**20:,.0f} MiB and a model of {model / 2**20:,.0f} MiB"
+        have = f"{needed / 2**20:,.0f} MiB are needed for {what}, and {free / 2**20:,.0f} MiB are free"
+        fix = "make room, set checkpoints.keep=1, or choose another disk with hydra.run.dir="
+        raise DiskFull(f"{run} has no room: {have}; nothing was begun: {fix}")
 
 
 def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:

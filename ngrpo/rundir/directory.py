@@ -10,8 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from ngrpo.rundir.files import finite_or_none, plain, write_json
-from ngrpo.rundir.lock import acquire, holds, release, unwritable
+from ngrpo.rundir.files import DiskFull, finite_or_none, no_room, plain, write_json, write_over
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
+from ngrpo.rundir.lock import Gone, acquire, gone, holds, is_gone, release, unwritable
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
 from ngrpo.rundir.schema import (
     MAY_CHANGE_BITS,
@@ -43,8 +44,8 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        status: None (nothing was there), running (a run that was cut off), failed or finished, as found by `open`;
-            then what `finish` and `fail` make of it.
+        status: None (nothing was there), running (a run that was killed), interrupted, failed or finished, as found by
+            `open`; then what `finish`, `interrupt` and `fail` make of it.
         record: the content of run.json.
         trust_changed: whether it goes on where a file of the run is another than it was.
     """
@@ -112,20 +113,29 @@ class RunDirectory:
         return run
 
     def __enter__(self) -> Self:
+        INTERRUPTS.last_words.append(self.interrupt)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # Ctrl-C and a signal leave the run unfinished; only what would happen again has failed.
-        if isinstance(error, Exception) and self.status != "finished":
-            with suppress(OSError):  # a full disk must not hide the error that it caused
-                self.fail(f"{type(error).__name__}: {error}")
+        lost = isinstance(error, Exception) and is_gone(self._lock)
+        # Another exception, such as SystemExit, leaves the run unfinished; only what would happen again has failed.
+        if error is not None and self.status != "finished" and not lost:
+            with suppress(OSError):  # what cannot be written must not hide the error that it came of
+                if isinstance(error, (Interrupted, KeyboardInterrupt)):
+                    self.interrupt(str(error) or "stopped by Ctrl-C")
+                elif isinstance(error, Exception):
+                    self.fail(f"{type(error).__name__}: {no_room(error) or error}")
         self.close()
+        if lost and not isinstance(error, Gone):
+            raise gone(self.path) from error
 
     def close(self) -> None:
         """Notes the time spent and lets go of the lock; the status stays what it is."""
+        with suppress(ValueError):
+            INTERRUPTS.last_words.remove(self.interrupt)
         if holds(self._lock):  # not so in a forked child, which owns nothing here
-            if self.status not in ("finished", "failed"):
-                with suppress(OSError):
+            if self.status not in ("finished", "failed", "interrupted"):
+                with suppress(OSError, Gone):
                     self.save()
             release(self._lock)
 
@@ -144,13 +154,27 @@ class RunDirectory:
         """Marks the run as failed for `reason`; the same command tries again from the last checkpoint."""
         self.save(status="failed", reason=reason)
 
+    def interrupt(self, reason: str) -> None:
+        """Marks the run as stopped by whoever uses it: the same command continues."""
+        if holds(self._lock) and self.status != "finished":  # not in a forked child
+            self.save(status="interrupted", reason=reason, finished=None)
+
     def save(self, **fields: Any) -> None:
         """Writes run.json with the time spent so far, and `fields` in it."""
         self.saved = time.monotonic()
         if self.status != "finished":
             self.record["wall_seconds"] = round(self._earlier_seconds + self.saved - self._started, 3)
         self.record |= {"updated": _now(), **fields}
-        write_json(_sealed(self.record), self.path / "run.json")
+        try:
+            write_json(_sealed(self.record), self.path / "run.json")
+        except DiskFull:
+            if fields.get("status") not in ("failed", "interrupted"):
+                raise
+            try:  # without the indents it is mostly shorter than what was there
+                write_over(_sealed(self.record), self.path / "run.json")
+            except OSError:
+                self.record["reason"] = "no room on the disk"
+                write_over(_sealed(self.record), self.path / "run.json")
         self.status = fields.get("status", self.status)
 
     def _begin(

@@ -17,9 +17,27 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     import pyarrow
 
+from ngrpo.rundir.lock import refuse_gone
+
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# Libraries that write by themselves have errors of their own for it.
+SAYS_FULL = re.compile("No space left on device|Disk quota exceeded|File too large|disk is full", re.IGNORECASE)
+KEPT = "what was written before it is kept, and the same command goes on from there once there is room"
 QUOTED = re.compile('[",\r\n\0]|^ | $')
 SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class DiskFull(OSError):
+    """There is no room for a file; one line with its name, what was needed, and what is kept."""
+
+    def __init__(self, line: str, number: int = errno.ENOSPC):
+        super().__init__(number, line)
+
+    def __str__(self) -> str:
+        return self.args[1]
+
+    def __reduce__(self):
+        return DiskFull, (self.args[1], self.args[0])
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | bytes) -> None:
@@ -29,9 +47,11 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | byt
         path: its directory is made if it is missing.
         write: the content, or a function that writes it to the binary file that it is given.
     Raises:
-        OSError: one line with the path and the free bytes when the disk is full; the old file is then intact.
+        DiskFull: the old file is then intact.
+        Gone: the file is one of a run directory that was deleted or moved since this process locked it.
     """
     path = Path(path)
+    refuse_gone(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.part"
     try:
@@ -45,7 +65,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | byt
         wrote = part.stat().st_size if part.exists() else 0
         part.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno in DISK_FULL:
-            raise _disk_full(path, error, wrote) from error
+            needed = f"{len(write):,}" if isinstance(write, bytes) else f"more than {wrote:,}"
+            raise _disk_full(path, error, needed) from error
         raise
     _sync_directory(path.parent)
 
@@ -58,6 +79,20 @@ def write_json(content: object, path: str | Path) -> None:
     """
     text = json.dumps(plain(content, "$", finite_or_none), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
+
+
+def write_over(content: Mapping[str, Any], path: Path) -> None:
+    """JSON in place of a file that is no shorter, for a disk without room for another: one write, which needs none.
+
+    A crash of the machine could tear it. Raises OSError where the file is shorter.
+    """
+    text = json.dumps(plain(content, "$", finite_or_none), ensure_ascii=False, allow_nan=False).encode()
+    with open(path, "r+b", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        if len(text) >= size:
+            raise OSError(errno.ENOSPC, f"{path} is too short for what it should say")
+        file.write(text.ljust(size - 1) + b"\n")
+        os.fsync(file.fileno())
 
 
 def write_csv(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
@@ -155,10 +190,24 @@ def _line(cells: Sequence[Any]) -> str:
     return (",".join(map(_cell, cells)) or '""') + "\n"  # a blank line would be no row
 
 
-def _disk_full(path: Path, error: OSError, wrote: int) -> OSError:
+def no_room(error: BaseException) -> DiskFull | None:
+    """A full disk as the one line that it is, whoever met it while writing what; None where `error` is another."""
+    seen: BaseException | None = error
+    for _ in range(20):
+        if seen is None or isinstance(seen, DiskFull):
+            return seen
+        number, file = getattr(seen, "errno", None), getattr(seen, "filename", None)
+        if number in DISK_FULL or SAYS_FULL.search(str(seen)):
+            told = " ".join(str(seen).split())[:300]
+            return DiskFull(f"{file or 'a file'} was not written: {told if not file else 'the disk is full'}; {KEPT}")
+        seen = seen.__cause__ or seen.__context__
+    return None
+
+
+def _disk_full(path: Path, error: OSError, needed: str) -> DiskFull:
     free = shutil.disk_usage(path.parent).free
-    why = f"{path} was not written: {error.strerror} after {wrote:,} bytes, {free:,} bytes free on its disk"
-    return OSError(error.errno, why)
+    why = f"{error.strerror}, it needs {needed} bytes and there are {free:,} bytes free on its disk"
+    return DiskFull(f"{path} was not written: {why}; {KEPT}", error.errno or errno.ENOSPC)
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,29 +1,97 @@
-"""Signals that ask a run to stop: noted, so that the step that runs can end in order."""
+"""Signals that ask a process to stop: a run that looks for them ends in order, everything else at once and in one line."""
 
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+
+from ngrpo import streams
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+SHOW_CURSOR = b"\x1b[?25h"
 
 
 class Interrupted(Exception):
     """The run was asked to stop and did so after saving; `exit_code` is what the shell expects of that signal."""
 
-    def __init__(self, number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(number).name} after RL step {step}; the same command continues")
-        self.exit_code = 128 + number
+    def __init__(self, number: int, step: int | None = None):
+        self.number, self.step, self.exit_code = number, step, 128 + number
+        where = "" if step is None else f" after RL step {step}"
+        super().__init__(f"stopped by {signal.Signals(number).name}{where}; the same command continues")
+
+    def __reduce__(self):
+        return Interrupted, (self.number, self.step)
 
 
 class Interrupts:
-    """Notes SIGTERM and Ctrl-C: `number` is the signal, 0 for none. A second Ctrl-C ends the process at once."""
+    """Notes SIGTERM, Ctrl-C and SIGHUP: `number` is the last one, 0 for none.
+
+    Inside `polled` somebody looks at `number` and stops in order. Outside, and at a second Ctrl-C, the process ends at once
+    with 128 + number, after the `last_words`, functions of the reason, each of which may fail.
+    """
 
     def __init__(self) -> None:
         self.number = 0
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._note)
+        self.last_words: list[Callable[[str], object]] = []
+        self._polls = 0
+
+    def listen(self) -> None:
+        """From now on signals are noted; not in a thread, and not SIGHUP where nohup had it ignored."""
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in SIGNALS:
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._note)
+
+    @contextmanager
+    def polled(self) -> Iterator[None]:
+        """While somebody looks at `number` and stops where it is not 0."""
+        self._polls += 1
+        try:
+            yield
+        finally:
+            self._polls -= 1
+
+    def check(self) -> None:
+        """Raises Interrupted where a signal came that nobody has stopped for."""
+        if self.number:
+            raise Interrupted(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number == number == signal.SIGINT:
-            os._exit(130)
+        at_once, name = self.number == number == signal.SIGINT or not self._polls, signal.Signals(number).name
         self.number = number
-        print(f"{signal.Signals(number).name}: saving after this step", file=sys.stderr)
+        if not at_once:
+            _say(f"{name}: saving after this step")
+            return
+        reason = f"stopped by {name}{'; the same command continues' if self.last_words else ''}"
+        for words in self.last_words:
+            with suppress(Exception):
+                words(reason)
+        _say(f"error: {reason}")
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(Exception):
+                stream.flush()
+        for terminal in (descriptor for descriptor in (1, 2) if os.isatty(descriptor)):
+            with suppress(OSError):
+                os.write(terminal, SHOW_CURSOR)  # which the bars of a run had hidden
+        os._exit(128 + number)  # an exception could be lost in whatever code the signal came to
+
+
+INTERRUPTS = Interrupts()  # one for the process, as signals are
+
+
+def begin() -> None:
+    """What an entry point does first, before imports that take seconds: listens to signals, outlives its readers."""
+    streams.forgive()
+    INTERRUPTS.listen()
+
+
+def _say(line: str) -> None:
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except (RuntimeError, OSError, ValueError, AttributeError):  # the signal came to another print
+        with suppress(OSError):
+            os.write(2, f"{line}\n".encode())

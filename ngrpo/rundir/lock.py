@@ -11,7 +11,11 @@ class RunLocked(RuntimeError):
     """Another process is at work in the run directory."""
 
 
-_held: set[int] = set()
+class Gone(RuntimeError):
+    """The run directory was deleted or moved while this process held it."""
+
+
+_held: dict[int, Path] = {}  # descriptor -> the directory, where it was when it was locked
 
 
 def acquire(path: Path) -> int:
@@ -33,7 +37,7 @@ def acquire(path: Path) -> int:
         ) from None
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-    _held.add(lock)
+    _held[lock] = Path(os.path.abspath(path))
     return lock
 
 
@@ -48,6 +52,33 @@ def holds(lock: int) -> bool:
     return lock in _held
 
 
+def is_gone(lock: int) -> bool:
+    """Whether the directory that this process has locked is no longer where it was."""
+    try:
+        there = os.stat(_held[lock] / ".lock", follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except (KeyError, OSError):  # not held here, or a disk that does not answer
+        return False
+    here = os.fstat(lock)
+    return (there.st_dev, there.st_ino) != (here.st_dev, here.st_ino)
+
+
+def refuse_gone(path: Path) -> None:
+    """Raises Gone where `path` is to be written in a directory that this process has locked and that is gone."""
+    place = Path(os.path.abspath(path))
+    for lock, held in _held.items():
+        if (held == place or held in place.parents) and is_gone(lock):
+            raise gone(held)
+
+
+def gone(place: Path) -> Gone:
+    return Gone(
+        f"{place} was deleted or moved while its run was at work, so it stopped: "
+        "the same command starts anew, hydra.run.dir=<where it is now> continues"
+    )
+
+
 def _owner(lock: int) -> str:
     for _ in range(50):
         if pid := os.pread(lock, 20, 0).decode().strip():
@@ -58,7 +89,7 @@ def _owner(lock: int) -> str:
 
 def release(lock: int) -> None:
     if lock in _held:
-        _held.discard(lock)
+        del _held[lock]
         os.ftruncate(lock, 0)
         fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.files import clean, read_csv, write_atomically, write_csv, write_json, write_parquet, write_table
+from ngrpo.rundir.lock import refuse_gone
 from ngrpo.rundir.schema import (
     SAMPLE_TYPES,
     STEP_SAMPLES,
@@ -151,6 +152,7 @@ class Recorder:
     def model(self, model: Any, tokenizer: Any, learned: Mapping[str, torch.Tensor]) -> None:
         """hf/: the model, its tokenizer and the strategy's own parameters for from_pretrained; whole or not at all."""
         target = self.run.path / "hf"
+        refuse_gone(target)
         partial = target.with_name("hf.partial")
         shutil.rmtree(partial, ignore_errors=True)
         model.save(partial)

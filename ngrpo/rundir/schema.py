@@ -29,7 +29,7 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints"}
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -48,6 +48,7 @@ SHAPES = {
     "wall_seconds": int | float,
 }  # fmt: skip
 SHAPES_OF_CONFIG = {"steps": int, "seed": int, "model": dict, "run": str | None}
+NOT_NEGATIVE = ("steps", "seed", "wall_seconds", "resumed")
 CHECKED = ("*.csv", "results.json", "*.parquet", "samples/**/*", "hf/**/*")  # files of a finished run
 NOT_READ = ("README", ".")  # how names begin of what others put beside a model
 TRUST = "trust_changed=true goes on"
@@ -69,7 +70,7 @@ class Changed(Unreadable):
 class RunRecord:
     """What run.json says.
 
-    status           running (or cut off), finished, failed, or None where there is none
+    status           running (or killed), finished, failed, interrupted, or None where there is none
     kind             one of KINDS
     config           the resolved configuration, as far as it is part of the run's identity
     data             name -> version of the task, the benchmarks and the model
@@ -111,7 +112,8 @@ def read_run(directory: str | Path, *, trust_changed: bool = False) -> RunRecord
     shapes = [(content, SHAPES, ""), (content.get("config", {}), SHAPES_OF_CONFIG, "config.")]
     for node, shape, above in shapes if isinstance(content.get("config", {}), dict) else shapes[:1]:
         for name, value in ((name, node[name]) for name in shape if name in node):
-            if not isinstance(value, shape[name]) or isinstance(value, bool):
+            negative = name in NOT_NEGATIVE and isinstance(value, int | float) and value < 0
+            if not isinstance(value, shape[name]) or isinstance(value, bool) or negative:
                 raise Unreadable(f"{place}/run.json is damaged ({above}{name} is {json.dumps(value)[:40]})")
     if content.get("kind", "run") not in KINDS:
         raise Unreadable(f"{place}/run.json is damaged (kind={content['kind']} is none of {', '.join(KINDS)})")

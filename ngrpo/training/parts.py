@@ -8,7 +8,7 @@ from typing import Any
 from ngrpo.evaluation.benchmarks import Evaluation
 from ngrpo.evaluation.pruning import PruningReporter
 from ngrpo.rollout.sampling import Sampler
-from ngrpo.rundir.interrupts import Interrupts
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupts
 from ngrpo.rundir.recorder import Progress, Recorder
 from ngrpo.tasks.base import Task
 from ngrpo.training.policy import Policy
@@ -17,7 +17,8 @@ from ngrpo.training.reference import Reference
 
 @dataclass(frozen=True)
 class Parts:
-    """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row."""
+    """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row; so many
+    checkpoints are kept (`keep`)."""
 
     policy: Policy
     reference: Reference | None
@@ -27,6 +28,7 @@ class Parts:
     directory: Path
     labels: Mapping[str, Any]
     progress: Progress
-    interrupts: Interrupts
+    interrupts: Interrupts = INTERRUPTS
     recorder: Recorder | None = None
     reporter: PruningReporter | None = None
+    keep: int = 2

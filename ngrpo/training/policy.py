@@ -81,6 +81,11 @@ class Policy(lightning.LightningModule):
         self.model, self.strategy, self.critic = model, strategy, critic
         self.algorithm, self.config = algorithm, config
 
+    def on_disk(self) -> tuple[int, int]:
+        """(bytes of a checkpoint: what is trained and AdamW's two moments of it; bytes of the whole model in hf/)."""
+        trained = sum(p.numel() * p.element_size() for p in self.parameters() if p.requires_grad)
+        return 3 * trained, sum(p.numel() * p.element_size() for p in self.model.model.parameters())
+
     def forward(self, batch: Batch, counts: Counts) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of one micro-batch and its share of the logged figures; both just add up over micro-batches."""
         algorithm, mask, asks = self.algorithm, batch.mask, self.algorithm.asks

@@ -252,11 +252,11 @@ def test_a_model_given_as_a_directory(model, monkeypatch):
 def test_the_run_to_evaluate(model, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    assert "run.json" in str(files.run_refusal(str(run)))
+    assert "run.json" in str(files.run_refusal(str(run), False))
     (run / "run.json").write_text("{}")
-    assert "hf/" in str(files.run_refusal(str(run)))
+    assert "hf/" in str(files.run_refusal(str(run), False))
     model.rename(run / "hf")
-    assert files.run_refusal(str(run)) is None
+    assert files.run_refusal(str(run), False) is None
     assert examine("evaluate", [f"run={run}"]).problems == []
     assert "leave model out" in examine("evaluate", [f"run={run}", "model=tiny"]).problems[0]
     settings_of = json.loads((run / "hf" / "config.json").read_text())
@@ -368,3 +368,16 @@ OVERRIDES = st.builds("{}{}={}".format, PREFIXES, KEYS, TEXTS | st.text(max_size
 @given(st.lists(OVERRIDES, max_size=3), st.sampled_from(["config", "evaluate"]))
 def test_no_command_line_breaks_the_examination(argv, name):
     assert all(line.isprintable() for line in examine(name, argv).problems)
+
+
+OUTSIDE = ["save_dir: /tmp/x", "name: ../../x", "version: /tmp/y", "sub_dir: a/../../b", "csv: {dir: ../..}"]
+
+
+@pytest.mark.parametrize("line", OUTSIDE)
+def test_a_logger_writes_nowhere_but_in_the_run_directory(tmp_path, line):
+    (tmp_path / "logger").mkdir()
+    for name, more in (("outside", line), ("inside", "name: a/b\nsave_dir: null")):
+        (tmp_path / "logger" / f"{name}.yaml").write_text(f"_target_: lightning.pytorch.loggers.CSVLogger\n{more}\n")
+    (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=outside"]).problems
+    assert problem.startswith("logger.") and "must not lead out of the run directory" in problem
+    assert examine("config", ["--config-dir", str(tmp_path), "logger=inside"]).problems == []

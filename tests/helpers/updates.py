@@ -103,6 +103,9 @@ class Memory:
     def __post_init__(self):
         self.outcomes: list[Outcome] = []
 
+    def kept(self):
+        return {}
+
     def restore(self, kept, step):
         self.outcomes = [outcome for outcome in self.outcomes if outcome.step <= step]
 

@@ -181,10 +181,11 @@ def test_an_end_that_the_tokenizer_appends_is_undone_and_said():
 DATED = "  It is {{ strftime_now('%-d %b %Y') }}. " + USER + "{% endfor %}"
 LLAMA = (
     "{% if not date_string is defined %}{% set date_string = strftime_now('%Y-%m-%d') %}{% endif %}{{ date_string }}"
+    " {{ messages[0].content }}"
 )
 
 
-@pytest.mark.parametrize(("template", "said"), [(DATED, "  It is 26 Jul 2024. <user>Two?"), (LLAMA, "2024-07-26")])
+@pytest.mark.parametrize(("template", "said"), [(DATED, "  It is 26 Jul 2024. <user>Two?"), (LLAMA, "2024-07-26 Two?")])
 def test_a_template_is_told_the_same_date_every_day_and_run_json_has_it(template, said):
     tokenizer = changed("llama")
     tokenizer.chat_template = template

@@ -337,6 +337,7 @@ def changed(tree, path, value):
 
 IGNORED = [
     ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("schema", "seed"), ("paths", "data"),
+    ("checkpoints", "keep"),
     ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"), ("trainer", "threads"),
     ("model", "path"), ("engine", "gpu_memory_utilization"),
 ]  # fmt: skip
@@ -487,7 +488,7 @@ def test_an_error_is_noted_and_an_interruption_is_not_a_failure(tmp_path):
         assert run.status == "failed"
         raise KeyboardInterrupt
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run:
-        assert run.status == "running" and run.record["reason"] is None and run.record["resumed"] == 2
+        assert run.status == "interrupted" and run.record["reason"] is None and run.record["resumed"] == 2
 
 
 def test_what_the_directory_keeps_itself_cannot_be_set(tmp_path):

@@ -19,8 +19,10 @@ from analysis.load import LoadError, load
 from ngrpo.rundir.schema import read_run
 
 JOB = """
-import json, os, sys
+import json, os, signal, sys
 from pathlib import Path
+from ngrpo.rundir import interrupts
+interrupts.begin()
 from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
 class Broken(RuntimeError):
@@ -33,6 +35,8 @@ def main(config):
     print("job", runtime.choices["exploration"], config.seed, rate)
     if config.seed == 7: raise Broken("the run broke")
     if config.seed == 8: raise Stopped("the run was stopped")
+    if os.environ.get("LATE"):
+        with interrupts.INTERRUPTS.polled(): os.kill(os.getpid(), signal.Signals[os.environ["LATE"]])
     (path / "run.json").write_text(json.dumps({"status": "running" if config.seed == 9 else "finished"}))
 cli.prepare("config")
 cli.run(main)
@@ -107,6 +111,16 @@ def test_an_interrupt_ends_the_sweep(tmp_path):
     assert done.stderr.count("the run was stopped") == 1
 
 
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130), ("SIGHUP", 129)])
+def test_a_signal_that_comes_too_late_for_a_run_ends_the_sweep(tmp_path, monkeypatch, name, status):
+    monkeypatch.setenv("LATE", name)
+    done, jobs = sweep(tmp_path, "seed=0,1")
+    assert [seed for _, seed, _ in jobs] == ["0"] and done.returncode == status
+    assert done.stderr.splitlines()[-1] == f"error: stopped by {name}; the same command continues"
+    monkeypatch.delenv("LATE")
+    assert [seed for _, seed, _ in sweep(tmp_path, "seed=0,1")[1]] == ["1"]
+
+
 @pytest.mark.parametrize("wrong", ["mix_rate=interval(0.1,0.4)", "nothing=1,2"])
 def test_what_is_no_grid_is_told_in_one_line(tmp_path, wrong):
     done, jobs = sweep(tmp_path, "exploration=neighbor_mix", wrong)
@@ -143,6 +157,8 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
 SEARCHED = """
 import json, math, os, sys, time
 from pathlib import Path
+from ngrpo.rundir import interrupts
+interrupts.begin()
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from ngrpo import cli
@@ -161,6 +177,7 @@ def main(config):
             raise RunLocked("in use") from None
     time.sleep(float(os.environ.get("NAP", "0")))
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
+    if os.environ.get("FULL"): raise OSError(28, "No space left on device", "a.csv")
     if os.environ.get("REPORTS"):
         from ngrpo.evaluation.pruning import Pruned, PruningReporter
         report, counts = PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
@@ -258,6 +275,24 @@ def test_two_workers_with_the_same_values_share_a_run(tmp_path):
     for worker in workers:
         worker.communicate(timeout=120)
     assert states(tmp_path) == ["COMPLETE"] * 6
+
+
+def test_a_full_disk_ends_a_search_and_costs_no_trial(tmp_path):
+    status, _, err = search(tmp_path, *SPACE, "sweep.n_trials=2", FULL="1")
+    assert status == 1 and "a.csv was not written: the disk is full" in err and len(err.splitlines()) == 1, err
+    assert search(tmp_path, *SPACE, "sweep.n_trials=2")[0] == 0 and states(tmp_path).count("COMPLETE") == 2
+
+
+def test_a_worker_that_waits_for_another_ones_run_hears_a_signal(tmp_path):
+    command = ["sweep=optuna", "exploration=neighbor_mix", "k=choice(1,1)", "sweep.n_trials=2", "sweep.sampler=random"]
+    workers = [start_search(tmp_path, *command, NAP="20", LOCKS="1") for _ in range(2)]
+    ran = tmp_path / "ran.txt"
+    while not ran.exists() or len(ran.read_text().splitlines()) < 2:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    for worker in workers:
+        worker.terminate()
+    assert [worker.communicate(timeout=10) and worker.returncode for worker in workers] == [143, 143]
 
 
 @pytest.mark.parametrize("pruner", ["median", pytest.param("wilcoxon", marks=pytest.mark.slow)])

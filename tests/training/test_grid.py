@@ -24,6 +24,7 @@ from ngrpo.build import plain
 from ngrpo.cli.checks import Composed, problems
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.models.loading import load, load_tokenizer
+from ngrpo.rundir import interrupts
 
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
 ALGORITHMS = sorted(path.stem for path in (CONF / "algorithm").glob("*.yaml"))
@@ -113,8 +114,8 @@ class Memory:
 
 @pytest.fixture(autouse=True)
 def signals():
-    """A run notes SIGTERM and Ctrl-C in its own way; the tests do not."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    """A run notes signals in its own way; the tests do not."""
+    before = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)

@@ -93,7 +93,7 @@ def test_kill_inside_a_save_leaves_no_trace(uninterrupted, tmp_path):
     assert not list(directory.rglob("*.part"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number, status):
     directory = tmp_path / "stopped"
     process = start(directory)
@@ -105,9 +105,28 @@ def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number
     text = directory.with_suffix(".log").read_text()
     assert process.exitcode == status, text
     assert "the same command continues" in text and "Traceback" not in text
+    assert read_run(directory).status == "interrupted" and read_run(directory).content["reason"] in text
     assert list(directory.glob("checkpoints/step-*.pt"))
     finish(directory)
     assert traces(directory) == traces(uninterrupted[0])
+
+
+def test_a_run_whose_directory_is_moved_stops_and_does_not_make_it_again(tmp_path):
+    directory = tmp_path / "here"
+    process = start(directory)
+    while process.is_alive() and not (directory / "metrics.csv").exists():
+        time.sleep(0.002)
+    directory.rename(tmp_path / "there")
+    process.join(timeout=60)
+    lines = directory.with_suffix(".log").read_text().splitlines()
+    assert process.exitcode == 1 and not directory.exists() and "Traceback" not in " ".join(lines)
+    assert [line.startswith(f"error: {directory} was deleted or moved") for line in lines].count(True) == 1, lines
+    finish(tmp_path / "there")
+
+
+def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path):
+    finish(tmp_path / "kept", "checkpoints.keep=3", "evaluation.before=false")
+    assert len(list(tmp_path.glob("kept/checkpoints/step-*.pt"))) == 3
 
 
 def test_a_run_that_goes_on_with_other_threads_is_the_same_run_and_says_so(tmp_path):
