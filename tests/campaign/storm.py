@@ -1,9 +1,11 @@
-"""A campaign against one small run: killed at random, stopped by signals at named points, left without disk at others.
+"""A campaign against small runs: killed at random under every method, stopped by signals at named points, left without disk at
+others, and every one of their files flipped, cut, emptied and taken away.
 
-    python -m tests.campaign.storm kills=200 signals=64 full=23
+    python -m tests.campaign.storm kills=200 signals=64 full=23 damage=1000
 
 Whatever happens, a run must say in one line why it ended, leave its status in run.json, and come out of the same command
-again byte for byte as the run that nothing happened to. Outcomes are kept in outputs/campaign/outcomes.jsonl, so the same
+again byte for byte as the run that nothing happened to; where a file was spoilt that cannot be made again, it must name that
+file and go on only when told to. Outcomes are kept in outputs/campaign/outcomes.jsonl, so the same
 command goes on where it was cut off; docs/reliability.md gets the counts.
 """
 
@@ -31,17 +33,25 @@ from tests.campaign import points  # noqa: E402
 
 OUT, PAGE = ROOT / "outputs" / "campaign", ROOT / "docs" / "reliability.md"
 WORDS = [
-    "trainer=smoke", "trainer.threads=1", "benchmark=story_math", "exploration=neighbor_mix", "mix_rate=0.3", "steps=4",
-    "max_new_tokens=20", "eval_every=2", "evaluation.rows_per_batch=8", "exploration.refresh_every=2",
+    "trainer=smoke", "trainer.threads=1", "benchmark=story_math", "steps=4", "max_new_tokens=20", "eval_every=2",
+    "evaluation.rows_per_batch=8", "checkpoint_every=2",
 ]  # fmt: skip
+METHOD = "exploration=neighbor_mix mix_rate=0.3 exploration.refresh_every=2"  # of all but the kills
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 TOLD = {
     "kills": "SIGKILL at random moments",
     "signals": "a signal at a named point",
     "full": "no room from a named point on",
+    "damage": "a file flipped in its middle, cut in half, emptied or gone",
 }
 TABLE = re.compile(r"(?<=<!-- campaign -->\n).*?(?=<!-- /campaign -->)", re.DOTALL)
-Case = tuple[str, str, str, int]  # kind, action, point, count
+SPOIL = {
+    "flip": lambda content: bytes(byte ^ (at == len(content) // 2) for at, byte in enumerate(content)),
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+}
+NOT_READ = (".hydra", ".lock")  # of a run directory, by a run that goes on
+Case = tuple[str, str, str, int]  # kind, action, point (of kills the method, of damage `<state>:<file>`), count
 
 
 def child(action: str, name: str, count: int, words: list[str], log: Path) -> None:
@@ -50,9 +60,11 @@ def child(action: str, name: str, count: int, words: list[str], log: Path) -> No
     warm.command("train.py", words, log)
 
 
-def run(place: Path, case: Case | None = None, seconds: float | None = None) -> tuple[int | None, str]:
+def run(
+    place: Path, case: Case | None = None, seconds: float | None = None, method: str = METHOD, *more: str
+) -> tuple[int | None, str]:
     """(exit status, what it printed) of the run in `place`, killed after so many seconds where they are given."""
-    words, log = [*WORDS, f"hydra.run.dir={place / 'run'}"], place / "log"
+    words, log = [*WORDS, *method.split(), *more, f"hydra.run.dir={place / 'run'}"], place / "log"
     place.mkdir(parents=True, exist_ok=True)
     if case and case[2].startswith("import"):
         command = [sys.executable, "-m", "tests.campaign.points", *map(str, case[1:]), "train.py", *words]
@@ -97,24 +109,90 @@ def wrong(case: Case, place: Path, code: int | None, text: str) -> str | None:
     return None if status(place) in after else f"status {status(place)}: {lines[0]}"
 
 
-def outcome(case: Case, whole: dict[str, str], duration: float) -> str | None:
+def whole(method: str = METHOD) -> tuple[Path, float]:
+    """The run that nothing happens to, and the seconds that it takes."""
+    place = OUT / "whole" / (re.sub(r"\W+", "_", method))
+    if status(place) != "finished" or not (place / "seconds").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        began = time.monotonic()
+        run(place, method=method)
+        (place / "seconds").write_text(str(time.monotonic() - began))
+    return place, float((place / "seconds").read_text())
+
+
+def begun() -> Path:
+    """A run that was stopped after RL step 3 of 4, beyond its checkpoint of step 2."""
+    place = OUT / "begun"
+    if status(place) != "running":
+        shutil.rmtree(place, ignore_errors=True)
+        run(place, ("begun", "SIGKILL", "os.rename samples/train/#.parquet", 3))
+    return place
+
+
+def methods() -> list[str]:
+    """Every strategy that can be trained with the default algorithm, and every algorithm with neighbor mixing."""
+    strategies, algorithms = (sorted((ROOT / "conf" / group).glob("*.yaml")) for group in ("exploration", "algorithm"))
+    trained = [path.stem for path in strategies if "trainable: false" not in path.read_text("utf-8")]
+    with_grpo = [f"exploration={name}" for name in trained]
+    return with_grpo + [f"exploration=neighbor_mix algorithm={path.stem}" for path in algorithms]
+
+
+def outcome(case: Case) -> str | None:
     """Runs a case to its end; what was wrong, None where nothing was."""
-    kind, _, name, count = case
-    place = OUT / "case" / "-".join((kind, re.sub(r"\W+", "_", name), str(count), case[1]))
+    kind, action, name, count = case
+    method = name if kind == "kills" else METHOD
+    reference, duration = whole(method)
+    place = OUT / "case" / "-".join((kind, re.sub(r"\W+", "_", name), str(count), action))
     shutil.rmtree(place, ignore_errors=True)
+    found, told, trusted = None, "", []
     if kind == "kills":
-        run(place, seconds=duration * random.Random(count).uniform(0.05, 1.0))
-        found = None
+        run(place, None, duration * random.Random(count).uniform(0.05, 1.0), method)
+    elif kind == "damage":
+        told, trusted = spoil(place, reference, case)
     else:
         found = wrong(case, place, *run(place, case))
-    code, text = run(place)
+    code, text = run(place, None, None, method, *trusted)
+    if "Traceback" in told + text:
+        found = f"a traceback: {(told + text)[-600:]}"
     if not found and (code, status(place)) != (0, "finished"):
         found = f"the same command ended with {code}: {text[-600:]}"
-    if not found and digests(place) != whole:
-        found = f"other files: {sorted(dict(digests(place).items() ^ whole.items()))}"
+    spoilt = name.partition(":")[2] if trusted else None
+    now, then = digests(place), digests(reference)
+    differ = {file for file in now.keys() | then.keys() if now.get(file) != then.get(file)} - {spoilt}
+    if not found and differ:
+        found = f"other files: {sorted(differ)}: {told[-300:]} {text[-300:]}"
     if not found:
         shutil.rmtree(place)
     return found
+
+
+def spoil(place: Path, reference: Path, case: Case) -> tuple[str, list[str]]:
+    """Spoils a file of a copy and lets the same command meet it: what that printed, and what makes it go on."""
+    _, action, name, _ = case
+    state, _, file = name.partition(":")
+    shutil.copytree(reference if state == "finished" else begun(), place, ignore=shutil.ignore_patterns("seconds"))
+    path = place / "run" / file
+    path.unlink() if action == "gone" else path.write_bytes(SPOIL[action](path.read_bytes()))
+    if state == "begun" and not file.startswith("run.json"):
+        code, text = run(place)
+        named = [line for line in text.splitlines() if str(path) in line or path.name in line]
+        if code == 0:  # what it could make again is made again, and digests tell
+            return text, []
+        assert code == 2 and len(named) == 1 and "trust_changed=true" in named[0], f"{code}: {text[-600:]}"
+        return text, ["trust_changed=true"]
+    code, text = run(place)
+    if file.startswith(NOT_READ) or file.split("/")[0] == "checkpoints":
+        return text, []
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert code == 2 and len(lines) == 1 and str(path) in lines[0], f"{code}: {text[-600:]}"
+    if file in (
+        "run.json",
+        "results.json",
+    ):  # nothing is lost: whoever has a copy puts it back, and else it is done anew
+        whole_record = (reference if state == "finished" else begun()) / "run" / file
+        path.write_bytes(whole_record.read_bytes())
+        return text, []
+    return text, ["trust_changed=true"]
 
 
 def spread(cases: list[Case], most: int) -> list[Case]:
@@ -130,7 +208,13 @@ def cases(noted: Counter[str], asked: dict[str, int]) -> Iterator[Case]:
     yield from spread(signals, asked["signals"])
     files = [("full", "full", *at) for at in times if at[0].startswith(("open", "os.mkdir"))]
     yield from spread(files, asked["full"])
-    yield from (("kills", "SIGKILL", "", count) for count in range(asked["kills"]))
+    states = {"finished": whole()[0], "begun": begun()}
+    there = [(state, place, path) for state, place in states.items() for path in sorted((place / "run").rglob("*"))]
+    named = [f"{state}:{path.relative_to(place / 'run')}" for state, place, path in there if path.is_file()]
+    damage: list[Case] = [("damage", action, name, 0) for name in named for action in (*SPOIL, "gone")]
+    yield from spread(damage, asked["damage"])
+    every = methods()
+    yield from (("kills", "SIGKILL", every[count % len(every)], count) for count in range(asked["kills"]))
 
 
 def write_page(outcomes: list[dict[str, Any]]) -> None:
@@ -143,24 +227,24 @@ def write_page(outcomes: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    asked = {"kills": 200, "signals": 64, "full": 23} | {k: int(v) for k, v in (word.split("=") for word in argv)}
+    asked = {"kills": 200, "signals": 64, "full": 23, "damage": 1000}
+    asked |= {kind: int(number) for kind, number in (word.split("=") for word in argv)}
     names, log = OUT / "points", OUT / "outcomes.jsonl"
-    whole = OUT / "whole"
-    if not names.exists() or status(whole) != "finished":
+    if not names.exists():
         shutil.rmtree(OUT, ignore_errors=True)
-        run(whole)  # which also warms the server, so that the next measures a run and not an import
-        shutil.rmtree(whole)
-        began = time.monotonic()
-        run(whole)
-        (OUT / "seconds").write_text(str(time.monotonic() - began))
-        run(OUT / "noted", ("", "note", str(names), 0))
+        run(
+            OUT / "noted", ("", "note", str(names), 0)
+        )  # which also warms the server, so that the next measures a run alone
     noted = Counter(names.read_text().splitlines())
     noted.update({f"import {name}": 1 for name in ("hydra", "omegaconf", "torch", "transformers", "rich", "lightning")})
-    expected, duration = digests(whole), float((OUT / "seconds").read_text())
     done = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     for case in cases(noted, asked):
         if list(case) not in [one["case"] for one in done]:
-            done.append({"case": list(case), "wrong": outcome(case, expected, duration)})
+            try:
+                found = outcome(case)
+            except AssertionError as error:
+                found = str(error)
+            done.append({"case": list(case), "wrong": found})
             with log.open("a") as file:
                 file.write(json.dumps(done[-1]) + "\n")
             print(f"{len(done)} {' '.join(map(str, case))}: {done[-1]['wrong'] or 'in order'}", flush=True)
