@@ -1,18 +1,17 @@
-"""Sample files of other tools as a `Study`: JSON lines, CSV or parquet, one row per sample. It knows names of columns only.
+"""Sample files of other tools as a `Study`: JSON lines, JSON, CSV or parquet, of verl, lm-eval, TRL, slime, OpenRLHF,
+human-eval and evalplus among others.
 
-The first of these columns that a file has is taken (others are not read):
+A row is a sample, or a problem with a list of verdicts, or a problem with the counts `n` and `c`. Which column is what is
+found by `analysis.columns` and told; `columns.verdict=` and its like choose. Columns beside those:
 
-    problem    problem_id question_id doc_id id uid, else the text of problem question prompt input
-    verdict    correct is_correct acc label exact_match score reward outcome: true, 1, 1.0 or `correct` is correct
-    benchmark  benchmark data_source task; seed: seed; sample: sample_index; length: n_tokens, else words are counted
-    text       completion output response generation resps; answer: extracted pred answer; gold: gold target gts
+    seed       seed; length: n_tokens, else words are counted
+    text       completion output response solution generation resps; answer: extracted pred answer; gold: gold target gts
 
-which covers verl's rollout dumps (input, output, score), lm-eval's sample logs (doc_id, exact_match) and NGRPO's files
-(question_id, label). Texts are read when a table or the page needs them, and only of the problems that it shows.
+Texts are read when a table or the page needs them, and only of the problems that it shows.
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,193 +19,397 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
-from analysis import rows
+from analysis import columns, repeats, rows
+from analysis.columns import COUNTS, Verdicts, pc, strings
 from analysis.load import Study, study_of
 from analysis.samples import LONGEST, LoadError
 
-pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
-PROBLEM = ("problem_id", "question_id", "doc_id", "id", "uid", "problem", "question", "prompt", "input")
-VERDICT = ("correct", "is_correct", "acc", "label", "exact_match", "score", "reward", "outcome")
-OTHERS = {
-    "benchmark": ("benchmark", "data_source", "task"),
-    "seed": ("seed",),
-    "sample_index": ("sample_index",),
-    "n_tokens": ("n_tokens",),
-    "filter": ("filter",),  # of lm-eval, which logs an answer once for each
-    "prompt": PROBLEM[-4:],
-    "gold": ("gold", "target", "gts"),
-    "completion": ("completion", "output", "response", "generation", "resps"),
+TEXT_COLUMNS = {
+    "prompt": columns.TEXTS,
+    "gold": ("gold", "target", "gts", "label"),
+    "completion": ("completion", "output", "response", "solution", "generation", "resps"),
     "extracted": ("extracted", "pred", "answer"),
 }
 TEXTS = {"prompt": "prompt", "gold": "gold", "completion": "completion", "extracted": "extracted",
          "token_ids": "completion", "n_tokens": "completion"}  # fmt: skip
 EMPTY = {"prompt": "", "gold": "", "completion": "", "solution_path": "", "explored_steps": 0}
-KEYS = ("benchmark", "seed", "problem_id", "sample_index")
-RIGHT, WRONG = (
-    {"1", "1.0", "true", "correct"},
-    {"0", "0.0", "-0", "-1", "-1.0", "false", "wrong", "unparsed", "timeout", "error"},
-)
+ROLES = ("verdict", "problem", "sample", "benchmark")
+NONE = "none"  # columns.benchmark=none: no column is
+Columns = Mapping[str, str | None]
 
 
-def load(files: Sequence[str]) -> Study:
-    """A study of `<method>=<file>` or `<method>/<seed>=<file>`; rows may also name their seed.
+def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
+    """A study of `<file>`, `<method>=<file>` or `<method>/<seed>=<file>`; rows may also name their seed.
 
-    Raises LoadError for a file or column that is not there, verdicts that are neither right nor wrong, rows that are there
-    twice, or unequal numbers of samples.
+    Args:
+        files: as above; a file alone is a method named after it.
+        chosen: `verdict`, `problem`, `sample`, `benchmark` -> the column to take, in the files that have it.
+    Raises:
+        LoadError: a file or column that is not there, verdicts that are neither right nor wrong or that differ, rows that
+            are there twice, or unequal numbers of samples.
     """
-    runs = []
-    for text in files:
-        name, separator, place = str(text).partition("=")
-        if not separator or not name:
-            raise LoadError(f"samples={text}: must be <method>=<file>; samples='[\"ours={text}\"]'")
+    arms, read = _arms(files), {}
+    for _, _, path in arms:
+        if path not in read:
+            read[path] = ForeignFile(path, chosen or {})
+    _refuse_unknown(list(read.values()), chosen or {})
+    _settle(list(read.values()))
+    runs = [run for arm, seed, path in arms for run in _runs(arm, seed, read[path])]
+    return study_of(runs, [], taken=[file.taken() for file in read.values()])
+
+
+def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
+    """(method, seed, path) of each; files alone that are called alike are named with their directories."""
+    alone = [Path(text) for text in map(str, files) if "=" not in text or Path(text).exists()]
+    stems = [rows.stem(path) for path in alone]
+    arms: list[tuple[str, int | None, Path]] = []
+    for text in map(str, files):
+        name, _, place = text.partition("=")
+        if Path(text) in alone:
+            own = rows.stem(Path(text))
+            arms.append((own if stems.count(own) == 1 else f"{Path(text).parent.name}/{own}", None, Path(text)))
+            continue
         arm, _, seed = name.partition("/")
+        if not arm or not place:
+            raise LoadError(f"samples={text}: must be a file, or <method>=<file>; samples='[ours={place or 'a.jsonl'}]'")
         if seed and not seed.isdigit():
             raise LoadError(f"samples={text}: the seed after / must be a whole number")
-        file = ForeignFile(Path(place))
-        if seed:
-            file.keys["seed"] = int(seed)
-        runs += [_run(arm, number, file) for number in sorted(file.keys["seed"].unique())]
-    return study_of(runs, [])
+        arms.append((arm, int(seed) if seed else None, Path(place)))
+    return arms
 
 
-def _run(arm: str, seed: int, file: "ForeignFile") -> dict[str, Any]:
-    counts = file.counts()
-    part = counts[counts["seed"] == seed]
-    files = {str(b): Part(file, int(seed), str(b), own) for b, own in part.groupby("benchmark", sort=False)}
-    run = {"run": f"{arm}-s{seed}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
-    run |= {"seed": int(seed), "config": {}, "wall_seconds": None, "step": 0, "files": files}
-    return run | {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
+def _refuse_unknown(files: Sequence["ForeignFile"], chosen: Columns) -> None:
+    for role, name in chosen.items():
+        if name and name != NONE and not any(name in file.there for file in files):
+            raise LoadError(f"columns.{role}={name}: {files[0].path} has no such column; it has {', '.join(files[0].there)}")
+
+
+def _settle(files: Sequence["ForeignFile"]) -> None:
+    """Takes, of the columns that may name problems, those under which the files have most problems in common.
+
+    An id that is new in every run, as verl's `uid` is, is in no other file; the text of the problem is.
+    """
+    common = [name for name in files[0].problem_names if all(name in file.problem_names for file in files)]
+    choices = [[name] * len(files) for name in common]
+    choices.append([file.problem_names[0] for file in files])
+
+    def shared(names: Sequence[str]) -> float:
+        found = [set(pd.unique(file.hashed[name]).tolist()) for name, file in zip(names, files, strict=True)]
+        return len(set.intersection(*found)) / len(set.union(*found))
+
+    best = max(choices, key=shared) if len(files) > 1 else choices[-1]
+    for name, file in zip(best, files, strict=True):
+        file.settle(name)
+
+
+def _runs(arm: str, seed: int | None, file: "ForeignFile") -> list[dict[str, Any]]:
+    """A run for each seed of a file; `seed`, where given, is that of all rows."""
+    made = []
+    for own in sorted(file.counted["seed"].unique()):
+        part, number = file.counted[file.counted["seed"] == own], int(own if seed is None else seed)
+        files = {str(b): Part(file, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
+        run = {"run": f"{arm}-s{number}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
+        run |= {"seed": number, "config": {}, "wall_seconds": None, "step": 0, "files": files}
+        run |= {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
+        made.append(run)
+    if seed is not None and len(made) > 1:
+        raise LoadError(f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)} seeds; {arm}={file.path}")
+    return made
 
 
 class ForeignFile:
     """A file whose keys and verdicts are read at once, its texts when they are asked for.
 
     Attributes:
-        keys: a row per sample: benchmark, seed, problem_id, sample_index (None where the file has none), correct, n_tokens.
+        there: all its columns; columns: role -> the column that was taken.
+        hashed: column -> (rows,) uint64, equal where cells are.
+        problem_names: columns that may name problems, likelier ones first.
+        counted: seed, benchmark, problem_id, n, c, tokens (nan without n_tokens), in the order of the file; after `settle`.
     """
 
-    def __init__(self, path: Path):
-        there = rows.names(path)
-        self.path, self._counts, self._texts = path, None, {}
-        self.columns = {
-            role: next(name for name in known if name in there)
-            for role, known in {"problem_id": PROBLEM, "correct": VERDICT, **OTHERS}.items()
-            if any(name in there for name in known)
-        }
-        for role, what, known in (("problem_id", "problem", PROBLEM), ("correct", "verdict", VERDICT)):
-            if role not in self.columns:
-                shown = f"{', '.join(known)}); it has {', '.join(there)}"
-                raise LoadError(f"samples: {path} has no {what} column ({shown}")
-        self.keys = self._keys()
+    def __init__(self, path: Path, chosen: Columns):
+        self.path, self.there, self._texts = path, rows.names(path), {}
+        self.chosen = {role: name for role, name in chosen.items() if name in self.there}
+        self.no_benchmark = chosen.get("benchmark") == NONE and NONE not in self.there
+        known = {role: [name for name in names if name in self.there] for role, names in TEXT_COLUMNS.items()}
+        self.columns = {role: names[0] for role, names in known.items() if names}
+        self.counts_only = set(COUNTS) <= set(self.there) and "verdict" not in self.chosen
+        self.agreeing: list[str] = []
+        self._survey()
+        listed = self.counts_only or self._sizes is not None
+        bench = None if self.no_benchmark else self.hashed.get(self._first("benchmark", columns.BENCHMARKS) or "")
+        ids = {name: self.hashed[name] for name in (*columns.IDS, *columns.TEXTS) if name in self.hashed}
+        self.problem_names = columns.problem_names(ids, bench, listed)
+        if "problem" in self.chosen:
+            self.problem_names = [self.chosen["problem"]]
+        if not self.problem_names:
+            self._refuse_without("problem", (*columns.IDS, *columns.TEXTS))
 
-    def counts(self) -> pd.DataFrame:
-        """seed, benchmark, problem_id, n, c, tokens, in the order of the file. Raises LoadError for rows there twice."""
-        if self._counts is None:
-            if "sample_index" in self.columns and (twice := self.keys.duplicated(list(KEYS))).any():
-                row = self.keys[twice].iloc[0]
-                place = f"column {self.columns['problem_id']}: {row['problem_id']!r}, sample {row['sample_index']}"
-                raise LoadError(f"samples: {self.path}, {place} is there more than once")
-            grouped = self.keys.groupby(["seed", "benchmark", "problem_id"], sort=False, observed=True)
-            frame = grouped.agg(n=("correct", "size"), c=("correct", "sum"), tokens=("n_tokens", "sum")).reset_index()
-            self._counts = frame.astype({"benchmark": str, "problem_id": str})
-        return self._counts
+    def settle(self, problem: str) -> None:
+        """Groups the samples by this column. Raises LoadError for rows that are there twice."""
+        self.columns["problem"] = problem
+        self._refuse_blank(problem)
+        self._find_benchmark()
+        key = self._key(problem, self.columns.get("benchmark"))
+        self._codes, first = pd.factorize(key)
+        starts = np.flatnonzero(~pd.Series(self._codes).duplicated().to_numpy())
+        self._find_sample(key)
+        self._refuse_steps(key)
+        self._refuse_repeats(key)
+        self._name(starts)
+        self.counted = self._count(len(first))
+        self.hashed = {name: self.hashed[name] for name in {*self.columns.values()} & {*self.hashed}}
 
-    def texts(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """These columns of TEXTS, a row for each sample of these problems, by its place in the file; kept for the next."""
-        asked = (frozenset(names), None if problems is None else frozenset(problems))
-        if asked not in self._texts:
-            self._texts = {asked: self._read(sorted(names), problems)}
-        return self._texts[asked]
+    def taken(self) -> str:
+        """One line: which column was taken as what."""
+        told = {role: self.columns[role] for role in ROLES if role in self.columns}
+        if self.counts_only:
+            told = {"counts": " and ".join(COUNTS)} | told
+        elif self.agreeing:
+            told["verdict"] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
+        pooled = f"; {self._steps} values of {self.columns['step']} are pooled" if self._steps > 1 else ""
+        return f"{self.path}: {', '.join(f'{role} is {name}' for role, name in told.items())}{pooled}"
 
-    def _read(self, names: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
-        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.columns}
-        ids = self.keys["problem_id"]
-        chosen = np.arange(len(ids)) if problems is None else np.flatnonzero(ids.isin(set(problems)))
-        parts, start, known = [], 0, {}
-        wanted = list(dict.fromkeys(self.columns[role] for role in roles.values()))
-        for batch in rows.batches(self.path, wanted) if wanted else ():
-            first, last = np.searchsorted(chosen, [start, start + len(batch)])
-            here = batch.take(pa.array(chosen[first:last] - start))
-            start += len(batch)
-            columns = {role: self._strings(here.column(self.columns[role]), role) for role in roles.values()}
-            parts.append(pd.DataFrame({name: _shaped(name, columns[role], known) for name, role in roles.items()}))
-        frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(index=range(len(chosen)))
-        return frame.set_axis(chosen).assign(**{name: EMPTY.get(name) for name in names if name not in roles})
+    def _first(self, role: str, names: Sequence[str]) -> str | None:
+        return self.chosen.get(role) or next((name for name in names if name in self.there), None)
 
-    def _keys(self) -> pd.DataFrame:
-        roles = [role for role in ("problem_id", "correct", "benchmark", "seed", "sample_index", "n_tokens", "filter")
-                 if role in self.columns]  # fmt: skip
-        parts, start = [], 0
-        for batch in rows.batches(self.path, list(dict.fromkeys(self.columns[role] for role in roles))):
-            parts.append(pa.table({role: self._key(role, batch.column(self.columns[role]), start) for role in roles}))
+    def _survey(self) -> None:
+        """Reads what may be a key or a verdict, hashed or counted; no answers."""
+        names = [] if self.counts_only else columns.verdict_names(self.there, self._metrics())
+        if "verdict" in self.chosen:
+            names = [self.chosen["verdict"]]
+        found = [Verdicts(name, not self.path.name.removesuffix(".gz").endswith(".csv")) for name in names]
+        known = (*columns.IDS, *columns.TEXTS, *columns.BENCHMARKS, *columns.PERHAPS_BENCHMARKS, *columns.SAMPLES,
+                 *columns.STEPS, "filter", *self.chosen.values())  # fmt: skip
+        keys = [name for name in dict.fromkeys(known) if name in self.there and name != self.chosen.get("verdict")]
+        numbers = [name for name in ("seed", "n_tokens", *(COUNTS if self.counts_only else ())) if name in self.there]
+        hashed, counted = {name: [] for name in keys}, {name: [] for name in numbers}
+        start = 0
+        for batch in rows.batches(self.path, list(dict.fromkeys([*keys, *numbers, *names]))):
+            for name in keys:
+                hashed[name].append(columns.hashes(self._strings(batch.column(name), name)))
+            for name in numbers:
+                counted[name].append(self._numbers(batch.column(name), name, start))
+            for one in found:
+                one.add(batch.column(one.name))
             start += len(batch)
         if start == 0:
             raise LoadError(f"samples: {self.path} has no rows")
-        keys = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-        if "filter" in keys and keys.pop("filter").nunique() > 1:
+        self.rows = start
+        self.hashed = {name: np.concatenate(parts) for name, parts in hashed.items()}
+        self.numbers = {name: np.concatenate(parts) for name, parts in counted.items()}
+        self._take_verdict(found)
+
+    def _metrics(self) -> list[str]:
+        """The names in lm-eval's column of metrics, which are columns of the same file."""
+        if "metrics" not in self.there:
+            return []
+        first = next(iter(rows.batches(self.path, ["metrics"]))).column("metrics")[0].as_py()
+        return [name for name in first if isinstance(name, str)] if isinstance(first, list) else []
+
+    def _take_verdict(self, found: Sequence[Verdicts]) -> None:
+        self._sizes = self._right = None
+        if self.counts_only:
+            n, c = (self.numbers[name] for name in COUNTS)
+            if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
+                at = odd[0]
+                raise LoadError(f"samples: {self.path}, row {at + 1}: c={c[at]} right answers of n={n[at]}; c must lie in 0..n")
+            return
+        self._refuse_filters()
+        taken, why = columns.choose(found)
+        if why:
+            raise LoadError(f"samples: {self.path}, {why}" if why.startswith("column ") else f"samples: {self.path} {why}")
+        if not taken:
+            self._refuse_without("verdict", columns.VERDICTS)
+        if taken[0].odd:
+            raise LoadError(f"samples: {self.path}, column {taken[0].name}, row {taken[0].odd[0]}: {taken[0].odd[1]} is neither "
+                            "right (1) nor wrong (0)")  # fmt: skip
+        self.columns["verdict"], self.agreeing = taken[0].name, [one.name for one in taken[1:]]
+        self._right, self._sizes = taken[0].values == 1, taken[0].sizes
+        if self._sizes is not None and not self._sizes.all():
+            row = int(np.flatnonzero(self._sizes == 0)[0]) + 1
+            raise LoadError(f"samples: {self.path}, column {taken[0].name}, row {row}: holds no verdict")
+        if self.columns.get("gold") == taken[0].name:
+            del self.columns["gold"]
+
+    def _find_benchmark(self) -> None:
+        """Of columns that are often something else one is taken only where its values group the problems."""
+        if self.no_benchmark:
+            return
+        problem, name = self.hashed[self.columns["problem"]], self._first("benchmark", columns.BENCHMARKS)
+        problems = columns.distinct(problem)
+        for other in columns.PERHAPS_BENCHMARKS if name is None else ():
+            if other in self.hashed and other != self.columns["problem"]:
+                values, pairs = columns.distinct(self.hashed[other]), columns.distinct(self._key(self.columns["problem"], other))
+                if pairs == problems and values <= problems / 2:
+                    name = other
+                    break
+        if name is not None:
+            self.columns["benchmark"] = name
+
+    def _find_sample(self, key: np.ndarray) -> None:
+        """A number that is the same in all rows of a problem, and another in other problems, is no sample's."""
+        for name in [self.chosen["sample"]] if "sample" in self.chosen else columns.SAMPLES:
+            if name not in self.hashed or name == self.columns["problem"] or self.counts_only or self._sizes is not None:
+                continue
+            pairs, problems = columns.distinct(columns.mix(key, self.hashed[name])), columns.distinct(key)
+            if "sample" in self.chosen or pairs > problems or columns.distinct(self.hashed[name]) == 1:
+                self.columns["sample"] = name
+                return
+
+    def _key(self, problem: str, benchmark: str | None) -> np.ndarray:
+        own = self.hashed[problem]
+        return own if benchmark is None else columns.mix(self.hashed[benchmark], own)
+
+    def _refuse_without(self, what: str, known: Sequence[str]) -> None:
+        names = f"{', '.join(known)}); it has {', '.join(self.there)}; columns.{what}= names one"
+        raise LoadError(f"samples: {self.path} has no {what} column ({names}")
+
+    def _refuse_blank(self, name: str) -> None:
+        if len(at := np.flatnonzero(self.hashed[name] == 0)):
+            cell = str(self._cells([name], at[:1])[name][0])
+            raise LoadError(f"samples: {self.path}, column {name}, row {at[0] + 1}: {cell!r} names nothing")
+
+    def _refuse_filters(self) -> None:
+        if "filter" in self.hashed and columns.distinct(self.hashed["filter"]) > 1:
             raise LoadError(
                 f"samples: {self.path}, column filter: holds several, so each answer is there several times; keep one"
             )
-        lacking = {"benchmark": "samples", "seed": 0, "sample_index": None, "n_tokens": np.nan}
-        return keys.assign(**{role: value for role, value in lacking.items() if role not in keys})
 
-    def _key(self, role: str, column: pa.Array, start: int) -> pa.Array:
-        name = self.columns[role]
-        if role in ("seed", "n_tokens"):
-            return self._numbers(column, name, start, whole=role == "seed")
-        words = self._strings(column, name)
-        if role == "correct":
-            return self._verdicts(words, name, start)
-        if role == "benchmark":
-            words = pc.fill_null(words, "samples")
-        self._refuse(
-            pc.or_(pc.is_null(words), pc.equal(words, "")).fill_null(True), words, name, start, "names nothing"
-        )
-        return words.dictionary_encode()
+    def _refuse_steps(self, key: np.ndarray) -> None:
+        """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""
+        self._steps = 1
+        name = next((name for name in columns.STEPS if name in self.hashed), None)
+        if name is None:
+            return
+        self.columns["step"], step = name, self.hashed[name]
+        self._steps = columns.distinct(step)
+        blocks = int((step[1:] != step[:-1]).sum()) + 1
+        if 1 < self._steps == blocks and columns.distinct(columns.mix(key, step)) > columns.distinct(key):
+            first, last = self._cells([name], np.array([0, self.rows - 1]))[name]
+            raise LoadError(f"samples: {self.path}, column {name}: answers of {self._steps} training steps ({first} to {last}) to "
+                            "the same problems; a file for each step, one of them an arm")  # fmt: skip
 
-    def _verdicts(self, words: pa.Array, name: str, start: int) -> pa.Array:
-        coded = words.dictionary_encode()
-        known = [_is_right(word) for word in coded.dictionary.to_pylist()]
-        found = pa.array(known, pa.bool_()).take(coded.indices)
-        self._refuse(pc.is_null(found), words, name, start, "is neither right (1) nor wrong (0)")
+    def _refuse_repeats(self, key: np.ndarray) -> None:
+        problem = self.columns["problem"]
+        if "seed" in self.numbers:
+            key = columns.mix(key, self.numbers["seed"].astype(np.uint64))
+        numbered = self.columns.get("sample")
+        if numbered or self.counts_only:
+            at = repeats.recurring(columns.mix(key, self.hashed[numbered]) if numbered else key)
+            if at is not None:
+                cells = self._cells([problem, *([numbered] if numbered else [])], np.array([at]))
+                sample = f", sample {cells[numbered][0]}" if numbered else ""
+                raise LoadError(f"samples: {self.path}, column {problem}: {cells[problem][0]!r}{sample} is there more than once")
+            return
+        if self._sizes is None and (block := self._block(key)):
+            raise LoadError(f"samples: {self.path}: its {self.rows} rows are {self.rows // block} times the same {block} rows in "
+                            "the same order; keep them once, or number them (columns.sample=)")  # fmt: skip
+
+    def _block(self, key: np.ndarray) -> int | None:
+        """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
+        answers = self._right.astype(np.uint64)
+        if repeats.period(repeats.keys_of(key, answers)) is None:
+            return None
+        if text := self.columns.get("completion"):
+            parts = [columns.hashes(self._strings(batch.column(text), text)) for batch in rows.batches(self.path, [text])]
+            answers = columns.mix(answers, np.concatenate(parts))
+        block = repeats.period(repeats.keys_of(key, answers))
+        return block if block and repeats.is_repeat(key, answers, block) else None
+
+    def _name(self, starts: np.ndarray) -> None:
+        """The texts of problems and benchmarks, read at the first row of each."""
+        names = [self.columns[role] for role in ("problem", "benchmark") if role in self.columns]
+        cells = self._cells(list(dict.fromkeys(names)), starts)
+        self.problems = np.array(cells[self.columns["problem"]], object)
+        found = cells.get(self.columns.get("benchmark", ""), [None] * len(starts))
+        self.benchmarks = np.array([name or "samples" for name in found], object)
+
+    def _count(self, problems: int) -> pd.DataFrame:
+        every = self._per_sample
+        frame = pd.DataFrame({"problem": every(self._codes.astype(np.int32))})
+        frame["seed"] = every(self.numbers["seed"].astype(np.int64)) if "seed" in self.numbers else 0
+        frame["tokens"] = every(self.numbers["n_tokens"]) if "n_tokens" in self.numbers else np.nan
+        if self.counts_only:
+            n, c = (self.numbers[name].astype(np.int64) for name in COUNTS)
+            frame = frame.assign(n=n, c=c)
+        else:
+            frame = frame.assign(n=1, c=self._right)
+        grouped = frame.groupby(["seed", "problem"], sort=False)
+        found = grouped.agg(n=("n", "sum"), c=("c", "sum"), tokens=("tokens", "sum")).reset_index()
+        if "n_tokens" not in self.numbers:
+            found["tokens"] = np.nan
+        at = found.pop("problem").to_numpy()
+        return found.assign(problem_id=self.problems[at], benchmark=self.benchmarks[at])
+
+    def _per_sample(self, cells: np.ndarray) -> np.ndarray:
+        return cells if self._sizes is None else np.repeat(cells, self._sizes)
+
+    def samples(self, problems: Collection[str] | None) -> pd.DataFrame:
+        """seed, benchmark, problem_id, correct and row (of the file) of the samples of these problems; none of counts."""
+        if self._right is None:
+            return pd.DataFrame(columns=["seed", "benchmark", "problem_id", "correct", "row"])
+        codes = self._per_sample(self._codes)
+        wanted = np.ones(len(self.problems), bool) if problems is None else np.isin(self.problems, list(problems))
+        at = np.flatnonzero(wanted[codes])
+        row = at if self._sizes is None else np.repeat(np.arange(self.rows), self._sizes)[at]
+        seed = self.numbers["seed"][row].astype(np.int64) if "seed" in self.numbers else 0
+        cells = {"seed": seed, "benchmark": self.benchmarks[codes[at]], "problem_id": self.problems[codes[at]]}
+        return pd.DataFrame({**cells, "correct": self._right[at], "row": row}, index=at)
+
+    def texts(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
+        """`samples` with these columns of TEXTS and the sample's number; kept for the next."""
+        asked = (frozenset(names), None if problems is None else frozenset(problems))
+        if asked not in self._texts:
+            self._texts = {asked: self._read(sorted(names), self.samples(problems))}
+        return self._texts[asked]
+
+    def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
+        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.columns}
+        wanted = {self.columns[role] for role in roles.values()} | {self.columns.get("sample", self.columns["problem"])}
+        at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
+        found, known = self._cells(sorted(wanted), at), {}
+        if self._sizes is not None:
+            found = {name: _spread(cells, self._sizes[at]) for name, cells in found.items()}
+        made = {name: _shaped(name, found[self.columns[role]], known) for name, role in roles.items()}
+        if "sample" in self.columns:
+            numbers = pd.to_numeric(pd.Series(found[self.columns["sample"]], frame.index), errors="coerce")
+            made["sample_index"] = found[self.columns["sample"]] if numbers.isna().any() else numbers
+        else:
+            made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
+        if "n_tokens" in self.numbers:
+            made["n_tokens"] = self.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
+        return frame.assign(**made)
+
+    def _cells(self, names: Sequence[str], at: np.ndarray) -> dict[str, list[Any]]:
+        """Texts of these columns in these rows, ascending."""
+        found, start = {name: [] for name in names}, 0
+        for batch in rows.batches(self.path, names) if len(at) else ():
+            first, last = np.searchsorted(at, [start, start + len(batch)])
+            here = batch.take(pa.array(at[first:last] - start))
+            start += len(batch)
+            for name in names:
+                found[name] += self._strings(here.column(name), name).to_pylist()
         return found
 
-    def _numbers(self, column: pa.Array, name: str, start: int, whole: bool) -> pa.Array:
+    def _numbers(self, column: pa.Array, name: str, start: int) -> np.ndarray:
+        """(rows,) float64; nan where a length is missing."""
         try:
             numbers = pc.cast(column, pa.float64())
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-        if not whole:
-            return numbers
-        odd = pc.or_kleene(pc.is_null(numbers, nan_is_null=True), pc.not_equal(pc.floor(numbers), numbers))
-        self._refuse(odd, self._strings(column, name), name, start, "is no whole number")
-        return pc.cast(numbers, pa.int64())
-
-    def _refuse(self, odd: pa.Array, words: pa.Array, name: str, start: int, why: str) -> None:
-        at = pc.index(odd, True).as_py()
-        if at >= 0:
-            found = str(words[at].as_py())[:60]
-            raise LoadError(f"samples: {self.path}, column {name}, row {start + at + 1}: {found!r} {why}")
+        found = numbers.to_numpy(zero_copy_only=False)
+        if name != "n_tokens" and len(odd := np.flatnonzero(~(np.floor(found) == found))):
+            cell = self._strings(column, name)[int(odd[0])].as_py()
+            raise LoadError(f"samples: {self.path}, column {name}, row {start + odd[0] + 1}: {str(cell)!r} is no whole number")
+        return found
 
     def _strings(self, column: pa.Array, name: str) -> pa.Array:
-        """Text of any column: chat messages and other nested values as JSON."""
-        if pa.types.is_nested(column.type):
-            return pa.array(
-                [None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string()
-            )
         try:
-            return pc.cast(column, pa.string())
+            return strings(column)
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-
-
-def _is_right(word: str | None) -> bool | None:
-    word = "" if word is None else word.strip().lower()
-    if word.startswith("{"):  # lm-eval nests its metrics in some versions
-        word = str(next(iter(json.loads(word).values()), None)).lower()
-    return True if word in RIGHT else False if word in WRONG else None
 
 
 @dataclass(frozen=True)
@@ -222,37 +425,36 @@ class Part:
         """problem_id, n, c, tokens (nan without n_tokens)."""
         return self.counted[["problem_id", "n", "c", "tokens"]].reset_index(drop=True)
 
-    def read(self, columns: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
+    def read(self, wanted: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
         """Columns as in our own sample files, empty where the file has no such thing; tokens are words.
 
         Raises LoadError where tokens are asked for and the file has no texts: nothing can be said of their diversity.
         """
-        if "token_ids" in columns and "completion" not in self.file.columns:
-            raise LoadError(f"samples: {self.file.path} has no text column ({', '.join(OTHERS['completion'])})")
-        own = {"n_tokens"} & set(self.file.columns)
-        texts = self.file.texts(set(columns) & set(TEXTS) - own, problems)
-        keys = self.file.keys.iloc[texts.index]
-        mine = ((keys["seed"] == self.seed) & (keys["benchmark"] == self.benchmark)).to_numpy()
-        keys, texts = keys[mine], texts[mine]
-        made = {"outcome": keys["correct"].map({True: "correct", False: "wrong"}), "sample_index": self._indices(keys)}
-        made |= {"problem_id": keys["problem_id"].astype(str)} | {name: texts[name] for name in texts}
-        made |= {"n_tokens": keys["n_tokens"]} if own else {}
-        cells = {name: made.get(name, EMPTY.get(name)) for name in columns}
-        return pd.DataFrame(cells, index=keys.index).reset_index(drop=True)
-
-    def _indices(self, keys: pd.DataFrame) -> pd.Series:
-        if "sample_index" not in self.file.columns:
-            return keys.groupby("problem_id", observed=True).cumcount()
-        words = keys["sample_index"].astype(str)
-        numbers = pd.to_numeric(words, errors="coerce")
-        return words if numbers.isna().any() else numbers
+        if "token_ids" in wanted and (self.file.counts_only or "completion" not in self.file.columns):
+            raise LoadError(f"samples: {self.file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
+        own = {"n_tokens"} & set(self.file.numbers)
+        texts = self.file.texts(set(wanted) & set(TEXTS) - own, problems)
+        texts = texts[(texts["seed"] == self.seed) & (texts["benchmark"] == self.benchmark)]
+        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {name: texts[name] for name in texts}
+        return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
 
-def _shaped(name: str, words: pa.Array, known: dict[str, int]) -> list[Any]:
+def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
+    """A cell for each sample: of a list of as many the one in its place, else the same cell for all."""
+    spread = []
+    for cell, size in zip(cells, sizes, strict=True):
+        try:
+            found = json.loads(cell) if cell and cell.startswith("[") else None
+        except ValueError:
+            found = None
+        spread += found if isinstance(found, list) and len(found) == size else [cell] * size
+    return [cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in spread]
+
+
+def _shaped(name: str, texts: Sequence[Any], known: dict[str, int]) -> list[Any]:
     """A column of TEXTS out of the text that it is made of; `known` gives words their numbers."""
-    texts = words.to_pylist()
     if name == "n_tokens":
         return [len((text or "").split()) for text in texts]
     if name == "token_ids":
         return [[known.setdefault(word, len(known)) for word in (text or "").split()[:LONGEST]] for text in texts]
-    return texts if name == "extracted" else [text or "" for text in texts]
+    return list(texts) if name == "extracted" else [text or "" for text in texts]

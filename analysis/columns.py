@@ -1,0 +1,204 @@
+"""Which column of a sample file is what: by the names that tools give, then by what the columns hold.
+
+A verdict is true, 1 or `passed`, or false, 0, -1 or `failed`; a column that holds anything else is none, whatever its name.
+Names of gold answers are never looked at, and `label`, which some tools call the gold, only where it holds numbers and
+there is no other candidate.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute
+
+from analysis.samples import COUNTED
+
+pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
+IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "example_id", "prompt_id", "problem_idx", "id", "uid")
+TEXTS = ("problem", "question", "prompt", "input", "instruction")
+BENCHMARKS = ("benchmark", "data_source")
+PERHAPS_BENCHMARKS = ("source", "dataset", "task")  # where their values group problems
+SAMPLES = ("sample_index", "sample_idx", "sample_id", "sample", "completion_index", "completion_id", "rollout_index")
+STEPS = ("step", "global_step")
+COUNTS = ("n", "c")
+VERDICTS = ("correct", "is_correct", "passed", "acc", "exact_match", "outcome", "score", "reward", "result")
+TOKENS_OF_VERDICTS = {"correct", "correctness", "corrects", "acc", "accuracy", "match", "verify", "verdict", "verdicts", "pass",
+                      "passed", "passes", "score", "scores", "reward", "rewards", "success", "solved", "status", "graded",
+                      "outcomes", "results"}  # fmt: skip
+NOT_VERDICTS = {"answer", "answers", "option", "choice", "index", "idx", "id", "label", "count", "num", "n", "model", "type",
+                "name", "rate", "mean", "std", "stderr", "time", "threshold", "ratio"}  # fmt: skip
+RIGHT = {"true", "correct", "right", "pass", "passed", "success"}
+WRONG = {"false", "incorrect", "wrong", "fail", "failed", "failure", "timeout", "timed out", "unparsed", "error"}
+GAP, ODD = -1, -2  # no verdict stands there; something stands there that is none
+
+
+def verdict_names(names: Sequence[str], metrics: Sequence[str] = ()) -> list[str]:
+    """Columns that may hold verdicts, likelier ones first; `metrics` are those that lm-eval's rows name."""
+    if set(COUNTED) <= set(names):  # our own files, whose rewards may hold more than the verdict
+        return ["outcome"]
+    found = [name for name in (*VERDICTS, *metrics) if name in names]
+    found += [name for name in names if (tokens := {*re.split(r"[^a-z]+", name.lower())}) & TOKENS_OF_VERDICTS
+              and not tokens & NOT_VERDICTS]  # fmt: skip
+    if {"prompt", "completion", "advantage"} <= set(names):  # TRL names a column after each reward function
+        found += [name for name in names if name not in ("prompt", "completion", "advantage", *STEPS, *IDS)]
+    return list(dict.fromkeys([*found, *(["label"] if "label" in names else [])]))
+
+
+class Verdicts:
+    """What one column says of each sample.
+
+    Attributes:
+        odd: row (from 1), text and reason of the first cell that holds no verdict, None where all do.
+        strange: whether some cell holds something else than a verdict; the rest was not read.
+        numbers: whether verdicts are numbers or booleans, as far as the kind of file tells.
+    """
+
+    def __init__(self, name: str, typed: bool):
+        self.name, self.odd, self.strange, self.numbers = name, None, False, True
+        self.rows, self._parts, self._sizes, self._typed = 0, [], [], typed
+
+    def add(self, column: pa.Array) -> None:
+        """The next batch of rows, of any type; lists hold the verdicts of several samples."""
+        if self.strange:
+            return
+        cells, sizes = _unlisted(column)
+        self.numbers &= not (self._typed and pa.types.is_string(cells.type))
+        coded = strings(cells).dictionary_encode()
+        known = np.array([_verdict(word) for word in coded.dictionary.to_pylist()] + [GAP], np.int8)
+        values = known[coded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
+        if sizes is not None or self._sizes:
+            sizes = np.ones(len(column), np.int64) if sizes is None else sizes
+            self._sizes = self._sizes or [np.ones(self.rows, np.int64)]
+            self._sizes.append(sizes)
+        if len(at := np.flatnonzero(values == ODD)) or (self.odd is None and len(at := np.flatnonzero(values == GAP))):
+            row = int(at[0]) if sizes is None else int(np.searchsorted(np.cumsum(sizes), at[0], side="right"))
+            self.odd = (self.rows + row + 1, repr(str(strings(cells)[int(at[0])].as_py())[:60]))
+            self.strange = values[at[0]] == ODD
+        self.rows += len(column)
+        self._parts.append(values)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(samples,) int8: 1 right, 0 wrong, GAP."""
+        return np.concatenate(self._parts)
+
+    @property
+    def sizes(self) -> np.ndarray | None:
+        """(rows,) samples of each row; None where a row is a sample."""
+        return np.concatenate(self._sizes) if self._sizes else None
+
+    @property
+    def usable(self) -> bool:
+        return not self.strange and bool((self.values != GAP).any())
+
+    def same(self, other: "Verdicts") -> bool:
+        return np.array_equal(self.values, other.values)
+
+    def told(self) -> str:
+        values = self.values
+        return f"{self.name} (mean {values[values != GAP].mean():.3f})"
+
+
+def choose(found: Sequence[Verdicts]) -> tuple[list[Verdicts], str | None]:
+    """The verdict column and others that agree with it in every row; or none, and why."""
+    usable = [one for one in found if one.usable]
+    usable = [one for one in usable if one.name != "label"] or [one for one in usable if one.numbers]
+    if not usable:
+        told = [one for one in found if one.odd and one.name != "label"]
+        if not told:
+            return [], None
+        row, word = told[0].odd
+        return [], f"column {told[0].name}, row {row}: {word} is neither right (1) nor wrong (0){_others(told[1:])}"
+    odd = [one for one in usable[1:] if not one.same(usable[0])]
+    if odd:
+        names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *odd))
+        told = " and ".join(one.told() for one in (usable[0], *odd))
+        return [], f"holds verdicts that differ: {told}; choose {names}"
+    return usable, None
+
+
+def _others(rest: Sequence[Verdicts]) -> str:
+    return f", nor do {', '.join(one.name for one in rest)} hold verdicts" if rest else ""
+
+
+def _verdict(word: str | None) -> int:
+    word = "" if word is None else word.strip().lower()
+    if word.startswith("{"):  # lm-eval nests its metrics in some versions
+        nested = json.loads(word)
+        word = str(next(iter(nested.values()))).lower() if len(nested) == 1 else word
+    if word in ("", "nan", "none", "null"):
+        return GAP
+    if word in RIGHT or word in WRONG or word.startswith("failed:"):
+        return int(word in RIGHT)
+    try:
+        return {1.0: 1, 0.0: 0, -1.0: 0}.get(float(word), ODD)
+    except ValueError:
+        return ODD
+
+
+def _unlisted(column: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
+    """The cells of a column of lists, one after the other, and how many each row has; other columns as they are."""
+    if pa.types.is_string(column.type) and pc.any(pc.starts_with(column, "[")).as_py():
+        lists = [_as_list(word) for word in column.to_pylist()]
+        flat = [None if v is None else v if isinstance(v, str) else json.dumps(v) for values in lists for v in values]
+        return pa.array(flat, pa.string()), np.array([len(values) for values in lists], np.int64)
+    if not any(is_it(column.type) for is_it in (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)):
+        return column, None
+    sizes = pc.list_value_length(column).fill_null(0)
+    return pc.list_flatten(column), sizes.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _as_list(word: str | None) -> list[Any]:
+    try:
+        found = json.loads(word.lower()) if word else word
+    except ValueError:
+        return [word]
+    return found if isinstance(found, list) else [word]
+
+
+def strings(column: pa.Array) -> pa.Array:
+    """Text of any column: chat messages and other nested values as JSON. Raises pa.ArrowException."""
+    if pa.types.is_nested(column.type):
+        return pa.array([None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string())
+    return pc.cast(column, pa.string())
+
+
+def hashes(words: pa.Array) -> np.ndarray:
+    """(rows,) uint64: equal where texts are; 0 where there is none. Two of a million differ by chance to 1 in 4e7."""
+    coded = words.dictionary_encode()
+    known = pd.util.hash_array(np.array([*coded.dictionary.to_pylist(), ""], object), categorize=False)
+    known[[at for at, word in enumerate([*coded.dictionary.to_pylist(), ""]) if word == ""]] = 0
+    return known[coded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
+
+
+def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(rows,) uint64: a hash of pairs of hashes."""
+    return (first ^ (first >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + second
+
+
+def distinct(hashed: np.ndarray) -> int:
+    return len(pd.unique(hashed))
+
+
+def problem_names(hashed: Mapping[str, np.ndarray], benchmark: np.ndarray | None, per_problem: bool) -> list[str]:
+    """Columns that may name problems, likelier ones first; a row is a problem where `per_problem`.
+
+    An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
+    for several texts, as a place in a batch is.
+    """
+    ids, texts = [name for name in IDS if name in hashed], [name for name in TEXTS if name in hashed][:1]
+    sizes = {name: distinct(hashed[name]) for name in (*ids, *texts)}
+    rows = len(next(iter(hashed.values()))) if hashed else 0
+    if per_problem:
+        return [*ids, *texts]
+    for text in texts:
+        if 1 < sizes[text] <= rows / 2:
+            own = {name: hashed[name] if benchmark is None else mix(benchmark, hashed[name]) for name in ids}
+            ids = [name for name in ids if sizes[name] < rows
+                   and distinct(mix(own[name], hashed[text])) == distinct(own[name])]  # fmt: skip
+    recurring = [name for name in ids if sizes[name] < rows]
+    return [*(recurring or ids), *texts]
