@@ -18,13 +18,16 @@ import pyarrow.compute
 from analysis.samples import COUNTED
 
 pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
-IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "example_id", "prompt_id", "problem_idx", "id", "uid")
+IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "example_id", "prompt_id", "problem_idx", "id")
+RUN_IDS = ("uid",)  # verl makes them anew in every run: of use where no text names the problem
 TEXTS = ("problem", "question", "prompt", "input", "instruction")
 BENCHMARKS = ("benchmark", "data_source")
 PERHAPS_BENCHMARKS = ("source", "dataset", "task")  # where their values group problems
 SAMPLES = ("sample_index", "sample_idx", "sample_id", "sample", "completion_index", "completion_id", "rollout_index")
 STEPS = ("step", "global_step")
 COUNTS = ("n", "c")
+PROBLEMS = (*IDS, *RUN_IDS, *TEXTS)
+KEYS = (*PROBLEMS, *BENCHMARKS, *PERHAPS_BENCHMARKS, *SAMPLES, *STEPS)
 VERDICTS = ("correct", "is_correct", "passed", "acc", "exact_match", "outcome", "score", "reward", "result")
 TOKENS_OF_VERDICTS = {"correct", "correctness", "corrects", "acc", "accuracy", "match", "verify", "verdict", "verdicts", "pass",
                       "passed", "passes", "score", "scores", "reward", "rewards", "success", "solved", "status", "graded",
@@ -107,22 +110,17 @@ def choose(found: Sequence[Verdicts]) -> tuple[list[Verdicts], str | None]:
     """The verdict column and others that agree with it in every row; or none, and why."""
     usable = [one for one in found if one.usable]
     usable = [one for one in usable if one.name != "label"] or [one for one in usable if one.numbers]
-    if not usable:
-        told = [one for one in found if one.odd and one.name != "label"]
-        if not told:
-            return [], None
-        row, word = told[0].odd
-        return [], f"column {told[0].name}, row {row}: {word} is neither right (1) nor wrong (0){_others(told[1:])}"
-    odd = [one for one in usable[1:] if not one.same(usable[0])]
+    odd = [one for one in usable[:1] or found if one.odd and (usable or one.name != "label")]
     if odd:
-        names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *odd))
-        told = " and ".join(one.told() for one in (usable[0], *odd))
+        row, word = odd[0].odd
+        others = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
+        return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){others}"
+    unlike = [one for one in usable[1:] if not one.same(usable[0])]
+    if unlike:
+        names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *unlike))
+        told = " and ".join(one.told() for one in (usable[0], *unlike))
         return [], f"holds verdicts that differ: {told}; choose {names}"
     return usable, None
-
-
-def _others(rest: Sequence[Verdicts]) -> str:
-    return f", nor do {', '.join(one.name for one in rest)} hold verdicts" if rest else ""
 
 
 def _verdict(word: str | None) -> int:
@@ -168,7 +166,10 @@ def strings(column: pa.Array) -> pa.Array:
 
 
 def hashes(words: pa.Array) -> np.ndarray:
-    """(rows,) uint64: equal where texts are; 0 where there is none. Two of a million differ by chance to 1 in 4e7."""
+    """(rows,) uint64: equal where texts are; 0 where there is none.
+
+    Of a million texts two are taken for one with a chance of 3e-8.
+    """
     coded = words.dictionary_encode()
     known = pd.util.hash_array(np.array([*coded.dictionary.to_pylist(), ""], object), categorize=False)
     known[[at for at, word in enumerate([*coded.dictionary.to_pylist(), ""]) if word == ""]] = 0
@@ -190,7 +191,7 @@ def problem_names(hashed: Mapping[str, np.ndarray], benchmark: np.ndarray | None
     An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
     for several texts, as a place in a batch is.
     """
-    ids, texts = [name for name in IDS if name in hashed], [name for name in TEXTS if name in hashed][:1]
+    ids, texts = [name for name in (*IDS, *RUN_IDS) if name in hashed], [name for name in TEXTS if name in hashed][:1]
     sizes = {name: distinct(hashed[name]) for name in (*ids, *texts)}
     rows = len(next(iter(hashed.values()))) if hashed else 0
     if per_problem:
@@ -200,5 +201,6 @@ def problem_names(hashed: Mapping[str, np.ndarray], benchmark: np.ndarray | None
             own = {name: hashed[name] if benchmark is None else mix(benchmark, hashed[name]) for name in ids}
             ids = [name for name in ids if sizes[name] < rows
                    and distinct(mix(own[name], hashed[text])) == distinct(own[name])]  # fmt: skip
-    recurring = [name for name in ids if sizes[name] < rows]
-    return [*(recurring or ids), *texts]
+    ids = [name for name in ids if sizes[name] < rows] or ids
+    last = [name for name in ids if name in RUN_IDS and any(sizes[text] > 1 for text in texts)]
+    return [*(name for name in ids if name not in last), *texts, *last]

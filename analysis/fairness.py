@@ -91,11 +91,15 @@ def _missing(
 
 def _missing_files(study: Study, arms: list[str]) -> list[str]:
     """What files of other tools lack: of how they were made nothing is known, and nothing can be asked for but more files."""
-    lines = [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"] if len(arms) == 1 else []
+    lines = (
+        [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"] if len(arms) == 1 else []
+    )
     few = [arm for arm in arms if study.runs[study.runs["arm"] == arm]["seed"].nunique() < SEEDS]
     if few and len(arms) > 1:
-        lines.append(f"these files show what these checkpoints do, and not that a method is better: for that {SEEDS} training seeds "
-                     f"of each are needed, as {few[0]}/0=<file>, {few[0]}/1=<file>; too few of {', '.join(few)}")  # fmt: skip
+        lines.append(
+            f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
+            f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"
+        )
     return lines
 
 

@@ -11,32 +11,22 @@ Texts are read when a table or the page needs them, and only of the problems tha
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
-from analysis import columns, repeats, rows
-from analysis.columns import COUNTS, Verdicts, pc, strings
+from analysis import rows
+from analysis.foreign_file import NONE, TEXT_COLUMNS, Columns, ForeignFile
 from analysis.load import Study, study_of
 from analysis.samples import LONGEST, LoadError
 
-TEXT_COLUMNS = {
-    "prompt": columns.TEXTS,
-    "gold": ("gold", "target", "gts", "label"),
-    "completion": ("completion", "output", "response", "solution", "generation", "resps"),
-    "extracted": ("extracted", "pred", "answer"),
-}
 TEXTS = {"prompt": "prompt", "gold": "gold", "completion": "completion", "extracted": "extracted",
          "token_ids": "completion", "n_tokens": "completion"}  # fmt: skip
 EMPTY = {"prompt": "", "gold": "", "completion": "", "solution_path": "", "explored_steps": 0}
-ROLES = ("verdict", "problem", "sample", "benchmark")
-NONE = "none"  # columns.benchmark=none: no column is
-Columns = Mapping[str, str | None]
 
 
 def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
@@ -55,7 +45,8 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
             read[path] = ForeignFile(path, chosen or {})
     _refuse_unknown(list(read.values()), chosen or {})
     _settle(list(read.values()))
-    runs = [run for arm, seed, path in arms for run in _runs(arm, seed, read[path])]
+    texts = {path: Texts(file) for path, file in read.items()}
+    runs = [run for arm, seed, path in arms for run in _runs(arm, seed, texts[path])]
     return study_of(runs, [], taken=[file.taken() for file in read.values()])
 
 
@@ -72,20 +63,24 @@ def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
             continue
         arm, _, seed = name.partition("/")
         if not arm or not place:
-            raise LoadError(f"samples={text}: must be a file, or <method>=<file>; samples='[ours={place or 'a.jsonl'}]'")
+            raise LoadError(
+                f"samples={text}: must be a file, or <method>=<file>; samples='[ours={place or 'a.jsonl'}]'"
+            )
         if seed and not seed.isdigit():
             raise LoadError(f"samples={text}: the seed after / must be a whole number")
         arms.append((arm, int(seed) if seed else None, Path(place)))
     return arms
 
 
-def _refuse_unknown(files: Sequence["ForeignFile"], chosen: Columns) -> None:
+def _refuse_unknown(files: Sequence[ForeignFile], chosen: Columns) -> None:
     for role, name in chosen.items():
         if name and name != NONE and not any(name in file.there for file in files):
-            raise LoadError(f"columns.{role}={name}: {files[0].path} has no such column; it has {', '.join(files[0].there)}")
+            raise LoadError(
+                f"columns.{role}={name}: {files[0].path} has no such column; it has {', '.join(files[0].there)}"
+            )
 
 
-def _settle(files: Sequence["ForeignFile"]) -> None:
+def _settle(files: Sequence[ForeignFile]) -> None:
     """Takes, of the columns that may name problems, those under which the files have most problems in common.
 
     An id that is new in every run, as verl's `uid` is, is in no other file; the text of the problem is.
@@ -103,320 +98,62 @@ def _settle(files: Sequence["ForeignFile"]) -> None:
         file.settle(name)
 
 
-def _runs(arm: str, seed: int | None, file: "ForeignFile") -> list[dict[str, Any]]:
+def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
     """A run for each seed of a file; `seed`, where given, is that of all rows."""
-    made = []
+    file, made = texts.file, []
     for own in sorted(file.counted["seed"].unique()):
         part, number = file.counted[file.counted["seed"] == own], int(own if seed is None else seed)
-        files = {str(b): Part(file, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
+        files = {str(b): Part(texts, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
         run = {"run": f"{arm}-s{number}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
         run |= {"seed": number, "config": {}, "wall_seconds": None, "step": 0, "files": files}
         run |= {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
         made.append(run)
     if seed is not None and len(made) > 1:
-        raise LoadError(f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)} seeds; {arm}={file.path}")
+        raise LoadError(
+            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)} seeds; {arm}={file.path}"
+        )
     return made
 
 
-class ForeignFile:
-    """A file whose keys and verdicts are read at once, its texts when they are asked for.
+class Texts:
+    """The texts of a file, those read last kept for the next seed or benchmark that asks for the same."""
 
-    Attributes:
-        there: all its columns; columns: role -> the column that was taken.
-        hashed: column -> (rows,) uint64, equal where cells are.
-        problem_names: columns that may name problems, likelier ones first.
-        counted: seed, benchmark, problem_id, n, c, tokens (nan without n_tokens), in the order of the file; after `settle`.
-    """
+    def __init__(self, file: ForeignFile):
+        self.file = file
+        self._texts: dict[Any, pd.DataFrame] = {}
 
-    def __init__(self, path: Path, chosen: Columns):
-        self.path, self.there, self._texts = path, rows.names(path), {}
-        self.chosen = {role: name for role, name in chosen.items() if name in self.there}
-        self.no_benchmark = chosen.get("benchmark") == NONE and NONE not in self.there
-        known = {role: [name for name in names if name in self.there] for role, names in TEXT_COLUMNS.items()}
-        self.columns = {role: names[0] for role, names in known.items() if names}
-        self.counts_only = set(COUNTS) <= set(self.there) and "verdict" not in self.chosen
-        self.agreeing: list[str] = []
-        self._survey()
-        listed = self.counts_only or self._sizes is not None
-        bench = None if self.no_benchmark else self.hashed.get(self._first("benchmark", columns.BENCHMARKS) or "")
-        ids = {name: self.hashed[name] for name in (*columns.IDS, *columns.TEXTS) if name in self.hashed}
-        self.problem_names = columns.problem_names(ids, bench, listed)
-        if "problem" in self.chosen:
-            self.problem_names = [self.chosen["problem"]]
-        if not self.problem_names:
-            self._refuse_without("problem", (*columns.IDS, *columns.TEXTS))
-
-    def settle(self, problem: str) -> None:
-        """Groups the samples by this column. Raises LoadError for rows that are there twice."""
-        self.columns["problem"] = problem
-        self._refuse_blank(problem)
-        self._find_benchmark()
-        key = self._key(problem, self.columns.get("benchmark"))
-        self._codes, first = pd.factorize(key)
-        starts = np.flatnonzero(~pd.Series(self._codes).duplicated().to_numpy())
-        self._find_sample(key)
-        self._refuse_steps(key)
-        self._refuse_repeats(key)
-        self._name(starts)
-        self.counted = self._count(len(first))
-        self.hashed = {name: self.hashed[name] for name in {*self.columns.values()} & {*self.hashed}}
-
-    def taken(self) -> str:
-        """One line: which column was taken as what."""
-        told = {role: self.columns[role] for role in ROLES if role in self.columns}
-        if self.counts_only:
-            told = {"counts": " and ".join(COUNTS)} | told
-        elif self.agreeing:
-            told["verdict"] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
-        pooled = f"; {self._steps} values of {self.columns['step']} are pooled" if self._steps > 1 else ""
-        return f"{self.path}: {', '.join(f'{role} is {name}' for role, name in told.items())}{pooled}"
-
-    def _first(self, role: str, names: Sequence[str]) -> str | None:
-        return self.chosen.get(role) or next((name for name in names if name in self.there), None)
-
-    def _survey(self) -> None:
-        """Reads what may be a key or a verdict, hashed or counted; no answers."""
-        names = [] if self.counts_only else columns.verdict_names(self.there, self._metrics())
-        if "verdict" in self.chosen:
-            names = [self.chosen["verdict"]]
-        found = [Verdicts(name, not self.path.name.removesuffix(".gz").endswith(".csv")) for name in names]
-        known = (*columns.IDS, *columns.TEXTS, *columns.BENCHMARKS, *columns.PERHAPS_BENCHMARKS, *columns.SAMPLES,
-                 *columns.STEPS, "filter", *self.chosen.values())  # fmt: skip
-        keys = [name for name in dict.fromkeys(known) if name in self.there and name != self.chosen.get("verdict")]
-        numbers = [name for name in ("seed", "n_tokens", *(COUNTS if self.counts_only else ())) if name in self.there]
-        hashed, counted = {name: [] for name in keys}, {name: [] for name in numbers}
-        start = 0
-        for batch in rows.batches(self.path, list(dict.fromkeys([*keys, *numbers, *names]))):
-            for name in keys:
-                hashed[name].append(columns.hashes(self._strings(batch.column(name), name)))
-            for name in numbers:
-                counted[name].append(self._numbers(batch.column(name), name, start))
-            for one in found:
-                one.add(batch.column(one.name))
-            start += len(batch)
-        if start == 0:
-            raise LoadError(f"samples: {self.path} has no rows")
-        self.rows = start
-        self.hashed = {name: np.concatenate(parts) for name, parts in hashed.items()}
-        self.numbers = {name: np.concatenate(parts) for name, parts in counted.items()}
-        self._take_verdict(found)
-
-    def _metrics(self) -> list[str]:
-        """The names in lm-eval's column of metrics, which are columns of the same file."""
-        if "metrics" not in self.there:
-            return []
-        first = next(iter(rows.batches(self.path, ["metrics"]))).column("metrics")[0].as_py()
-        return [name for name in first if isinstance(name, str)] if isinstance(first, list) else []
-
-    def _take_verdict(self, found: Sequence[Verdicts]) -> None:
-        self._sizes = self._right = None
-        if self.counts_only:
-            n, c = (self.numbers[name] for name in COUNTS)
-            if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
-                at = odd[0]
-                raise LoadError(f"samples: {self.path}, row {at + 1}: c={c[at]} right answers of n={n[at]}; c must lie in 0..n")
-            return
-        self._refuse_filters()
-        taken, why = columns.choose(found)
-        if why:
-            raise LoadError(f"samples: {self.path}, {why}" if why.startswith("column ") else f"samples: {self.path} {why}")
-        if not taken:
-            self._refuse_without("verdict", columns.VERDICTS)
-        if taken[0].odd:
-            raise LoadError(f"samples: {self.path}, column {taken[0].name}, row {taken[0].odd[0]}: {taken[0].odd[1]} is neither "
-                            "right (1) nor wrong (0)")  # fmt: skip
-        self.columns["verdict"], self.agreeing = taken[0].name, [one.name for one in taken[1:]]
-        self._right, self._sizes = taken[0].values == 1, taken[0].sizes
-        if self._sizes is not None and not self._sizes.all():
-            row = int(np.flatnonzero(self._sizes == 0)[0]) + 1
-            raise LoadError(f"samples: {self.path}, column {taken[0].name}, row {row}: holds no verdict")
-        if self.columns.get("gold") == taken[0].name:
-            del self.columns["gold"]
-
-    def _find_benchmark(self) -> None:
-        """Of columns that are often something else one is taken only where its values group the problems."""
-        if self.no_benchmark:
-            return
-        problem, name = self.hashed[self.columns["problem"]], self._first("benchmark", columns.BENCHMARKS)
-        problems = columns.distinct(problem)
-        for other in columns.PERHAPS_BENCHMARKS if name is None else ():
-            if other in self.hashed and other != self.columns["problem"]:
-                values, pairs = columns.distinct(self.hashed[other]), columns.distinct(self._key(self.columns["problem"], other))
-                if pairs == problems and values <= problems / 2:
-                    name = other
-                    break
-        if name is not None:
-            self.columns["benchmark"] = name
-
-    def _find_sample(self, key: np.ndarray) -> None:
-        """A number that is the same in all rows of a problem, and another in other problems, is no sample's."""
-        for name in [self.chosen["sample"]] if "sample" in self.chosen else columns.SAMPLES:
-            if name not in self.hashed or name == self.columns["problem"] or self.counts_only or self._sizes is not None:
-                continue
-            pairs, problems = columns.distinct(columns.mix(key, self.hashed[name])), columns.distinct(key)
-            if "sample" in self.chosen or pairs > problems or columns.distinct(self.hashed[name]) == 1:
-                self.columns["sample"] = name
-                return
-
-    def _key(self, problem: str, benchmark: str | None) -> np.ndarray:
-        own = self.hashed[problem]
-        return own if benchmark is None else columns.mix(self.hashed[benchmark], own)
-
-    def _refuse_without(self, what: str, known: Sequence[str]) -> None:
-        names = f"{', '.join(known)}); it has {', '.join(self.there)}; columns.{what}= names one"
-        raise LoadError(f"samples: {self.path} has no {what} column ({names}")
-
-    def _refuse_blank(self, name: str) -> None:
-        if len(at := np.flatnonzero(self.hashed[name] == 0)):
-            cell = str(self._cells([name], at[:1])[name][0])
-            raise LoadError(f"samples: {self.path}, column {name}, row {at[0] + 1}: {cell!r} names nothing")
-
-    def _refuse_filters(self) -> None:
-        if "filter" in self.hashed and columns.distinct(self.hashed["filter"]) > 1:
-            raise LoadError(
-                f"samples: {self.path}, column filter: holds several, so each answer is there several times; keep one"
-            )
-
-    def _refuse_steps(self, key: np.ndarray) -> None:
-        """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""
-        self._steps = 1
-        name = next((name for name in columns.STEPS if name in self.hashed), None)
-        if name is None:
-            return
-        self.columns["step"], step = name, self.hashed[name]
-        self._steps = columns.distinct(step)
-        blocks = int((step[1:] != step[:-1]).sum()) + 1
-        if 1 < self._steps == blocks and columns.distinct(columns.mix(key, step)) > columns.distinct(key):
-            first, last = self._cells([name], np.array([0, self.rows - 1]))[name]
-            raise LoadError(f"samples: {self.path}, column {name}: answers of {self._steps} training steps ({first} to {last}) to "
-                            "the same problems; a file for each step, one of them an arm")  # fmt: skip
-
-    def _refuse_repeats(self, key: np.ndarray) -> None:
-        problem = self.columns["problem"]
-        if "seed" in self.numbers:
-            key = columns.mix(key, self.numbers["seed"].astype(np.uint64))
-        numbered = self.columns.get("sample")
-        if numbered or self.counts_only:
-            at = repeats.recurring(columns.mix(key, self.hashed[numbered]) if numbered else key)
-            if at is not None:
-                cells = self._cells([problem, *([numbered] if numbered else [])], np.array([at]))
-                sample = f", sample {cells[numbered][0]}" if numbered else ""
-                raise LoadError(f"samples: {self.path}, column {problem}: {cells[problem][0]!r}{sample} is there more than once")
-            return
-        if self._sizes is None and (block := self._block(key)):
-            raise LoadError(f"samples: {self.path}: its {self.rows} rows are {self.rows // block} times the same {block} rows in "
-                            "the same order; keep them once, or number them (columns.sample=)")  # fmt: skip
-
-    def _block(self, key: np.ndarray) -> int | None:
-        """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
-        answers = self._right.astype(np.uint64)
-        if repeats.period(repeats.keys_of(key, answers)) is None:
-            return None
-        if text := self.columns.get("completion"):
-            parts = [columns.hashes(self._strings(batch.column(text), text)) for batch in rows.batches(self.path, [text])]
-            answers = columns.mix(answers, np.concatenate(parts))
-        block = repeats.period(repeats.keys_of(key, answers))
-        return block if block and repeats.is_repeat(key, answers, block) else None
-
-    def _name(self, starts: np.ndarray) -> None:
-        """The texts of problems and benchmarks, read at the first row of each."""
-        names = [self.columns[role] for role in ("problem", "benchmark") if role in self.columns]
-        cells = self._cells(list(dict.fromkeys(names)), starts)
-        self.problems = np.array(cells[self.columns["problem"]], object)
-        found = cells.get(self.columns.get("benchmark", ""), [None] * len(starts))
-        self.benchmarks = np.array([name or "samples" for name in found], object)
-
-    def _count(self, problems: int) -> pd.DataFrame:
-        every = self._per_sample
-        frame = pd.DataFrame({"problem": every(self._codes.astype(np.int32))})
-        frame["seed"] = every(self.numbers["seed"].astype(np.int64)) if "seed" in self.numbers else 0
-        frame["tokens"] = every(self.numbers["n_tokens"]) if "n_tokens" in self.numbers else np.nan
-        if self.counts_only:
-            n, c = (self.numbers[name].astype(np.int64) for name in COUNTS)
-            frame = frame.assign(n=n, c=c)
-        else:
-            frame = frame.assign(n=1, c=self._right)
-        grouped = frame.groupby(["seed", "problem"], sort=False)
-        found = grouped.agg(n=("n", "sum"), c=("c", "sum"), tokens=("tokens", "sum")).reset_index()
-        if "n_tokens" not in self.numbers:
-            found["tokens"] = np.nan
-        at = found.pop("problem").to_numpy()
-        return found.assign(problem_id=self.problems[at], benchmark=self.benchmarks[at])
-
-    def _per_sample(self, cells: np.ndarray) -> np.ndarray:
-        return cells if self._sizes is None else np.repeat(cells, self._sizes)
-
-    def samples(self, problems: Collection[str] | None) -> pd.DataFrame:
-        """seed, benchmark, problem_id, correct and row (of the file) of the samples of these problems; none of counts."""
-        if self._right is None:
-            return pd.DataFrame(columns=["seed", "benchmark", "problem_id", "correct", "row"])
-        codes = self._per_sample(self._codes)
-        wanted = np.ones(len(self.problems), bool) if problems is None else np.isin(self.problems, list(problems))
-        at = np.flatnonzero(wanted[codes])
-        row = at if self._sizes is None else np.repeat(np.arange(self.rows), self._sizes)[at]
-        seed = self.numbers["seed"][row].astype(np.int64) if "seed" in self.numbers else 0
-        cells = {"seed": seed, "benchmark": self.benchmarks[codes[at]], "problem_id": self.problems[codes[at]]}
-        return pd.DataFrame({**cells, "correct": self._right[at], "row": row}, index=at)
-
-    def texts(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
+    def read(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
         """`samples` with these columns of TEXTS and the sample's number; kept for the next."""
         asked = (frozenset(names), None if problems is None else frozenset(problems))
         if asked not in self._texts:
-            self._texts = {asked: self._read(sorted(names), self.samples(problems))}
+            self._texts = {asked: self._read(sorted(names), self.file.samples(problems))}
         return self._texts[asked]
 
     def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
-        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.columns}
-        wanted = {self.columns[role] for role in roles.values()} | {self.columns.get("sample", self.columns["problem"])}
+        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.file.columns}
+        wanted = {self.file.columns[role] for role in roles.values()} | {
+            self.file.columns.get("sample", self.file.columns["problem"])
+        }
         at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
-        found, known = self._cells(sorted(wanted), at), {}
-        if self._sizes is not None:
-            found = {name: _spread(cells, self._sizes[at]) for name, cells in found.items()}
-        made = {name: _shaped(name, found[self.columns[role]], known) for name, role in roles.items()}
-        if "sample" in self.columns:
-            numbers = pd.to_numeric(pd.Series(found[self.columns["sample"]], frame.index), errors="coerce")
-            made["sample_index"] = found[self.columns["sample"]] if numbers.isna().any() else numbers
+        found, known = self.file.cells(sorted(wanted), at), {}
+        if self.file.sizes is not None:
+            found = {name: _spread(cells, self.file.sizes[at]) for name, cells in found.items()}
+        made = {name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()}
+        if "sample" in self.file.columns:
+            numbers = pd.to_numeric(pd.Series(found[self.file.columns["sample"]], frame.index), errors="coerce")
+            made["sample_index"] = found[self.file.columns["sample"]] if numbers.isna().any() else numbers
         else:
             made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
-        if "n_tokens" in self.numbers:
-            made["n_tokens"] = self.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
+        if "n_tokens" in self.file.numbers:
+            made["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
         return frame.assign(**made)
-
-    def _cells(self, names: Sequence[str], at: np.ndarray) -> dict[str, list[Any]]:
-        """Texts of these columns in these rows, ascending."""
-        found, start = {name: [] for name in names}, 0
-        for batch in rows.batches(self.path, names) if len(at) else ():
-            first, last = np.searchsorted(at, [start, start + len(batch)])
-            here = batch.take(pa.array(at[first:last] - start))
-            start += len(batch)
-            for name in names:
-                found[name] += self._strings(here.column(name), name).to_pylist()
-        return found
-
-    def _numbers(self, column: pa.Array, name: str, start: int) -> np.ndarray:
-        """(rows,) float64; nan where a length is missing."""
-        try:
-            numbers = pc.cast(column, pa.float64())
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-        found = numbers.to_numpy(zero_copy_only=False)
-        if name != "n_tokens" and len(odd := np.flatnonzero(~(np.floor(found) == found))):
-            cell = self._strings(column, name)[int(odd[0])].as_py()
-            raise LoadError(f"samples: {self.path}, column {name}, row {start + odd[0] + 1}: {str(cell)!r} is no whole number")
-        return found
-
-    def _strings(self, column: pa.Array, name: str) -> pa.Array:
-        try:
-            return strings(column)
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
 
 
 @dataclass(frozen=True)
 class Part:
     """The samples of one seed and benchmark in a foreign file."""
 
-    file: ForeignFile
+    texts: Texts
     seed: int
     benchmark: str
     counted: pd.DataFrame
@@ -430,12 +167,15 @@ class Part:
 
         Raises LoadError where tokens are asked for and the file has no texts: nothing can be said of their diversity.
         """
-        if "token_ids" in wanted and (self.file.counts_only or "completion" not in self.file.columns):
-            raise LoadError(f"samples: {self.file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
-        own = {"n_tokens"} & set(self.file.numbers)
-        texts = self.file.texts(set(wanted) & set(TEXTS) - own, problems)
+        file = self.texts.file
+        if "token_ids" in wanted and (file.counts_only or "completion" not in file.columns):
+            raise LoadError(f"samples: {file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
+        own = {"n_tokens"} & set(file.numbers)
+        texts = self.texts.read(set(wanted) & set(TEXTS) - own, problems)
         texts = texts[(texts["seed"] == self.seed) & (texts["benchmark"] == self.benchmark)]
-        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {name: texts[name] for name in texts}
+        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {
+            name: texts[name] for name in texts
+        }
         return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
 

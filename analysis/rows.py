@@ -60,7 +60,7 @@ def _why_not(path: Path) -> str:
 
 def _open(path: Path) -> IO[bytes]:
     """Behind its byte order mark where it has one."""
-    file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+    file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes it
     if file.read(3) != codecs.BOM_UTF8:
         file.seek(0)
     return file
@@ -97,7 +97,10 @@ def _csv(path: Path, wanted: Sequence[str]) -> Batches:
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )
     yield from arrow_csv.open_csv(
-        pa.PythonFile(_open(path), mode="r"), arrow_csv.ReadOptions(block_size=CHUNK), arrow_csv.ParseOptions(newlines_in_values=True), as_text
+        pa.PythonFile(_open(path), mode="r"),
+        arrow_csv.ReadOptions(block_size=CHUNK),
+        arrow_csv.ParseOptions(newlines_in_values=True),
+        as_text,
     )
 
 
