@@ -7,7 +7,7 @@ there is no other candidate.
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -176,16 +176,42 @@ def hashes(words: pa.Array) -> np.ndarray:
     return known[coded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
 
 
+class Hashed(Mapping[str, np.ndarray]):
+    """Column -> (rows,) uint64, equal where cells are; 0 where there is none.
+
+    A batch is kept as its distinct hashes and where they stand, a few bytes a row, and laid out when it is looked at.
+    """
+
+    def __init__(self, names: Sequence[str]):
+        self._parts: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {name: [] for name in names}
+
+    def add(self, name: str, words: pa.Array) -> None:
+        """The next batch of a column."""
+        codes, known = pd.factorize(hashes(words))
+        self._parts[name].append((known, codes.astype(np.min_scalar_type(len(known)))))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return np.concatenate([known[codes] for known, codes in self._parts[name]])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+
 def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(rows,) uint64: a hash of pairs of hashes."""
     return (first ^ (first >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + second
 
 
 def distinct(hashed: np.ndarray) -> int:
-    return len(pd.unique(hashed))
+    """How many there are; sorted, since a table of as many as there are rows would take ten times their room."""
+    ordered = np.sort(hashed)
+    return int((ordered[1:] != ordered[:-1]).sum()) + bool(len(ordered))
 
 
-def problem_names(hashed: Mapping[str, np.ndarray], benchmark: np.ndarray | None, per_problem: bool) -> list[str]:
+def problem_names(hashed: Hashed, rows: int, benchmark: np.ndarray | None, per_problem: bool) -> list[str]:
     """Columns that may name problems, likelier ones first; a row is a problem where `per_problem`.
 
     An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
@@ -193,14 +219,17 @@ def problem_names(hashed: Mapping[str, np.ndarray], benchmark: np.ndarray | None
     """
     ids, texts = [name for name in (*IDS, *RUN_IDS) if name in hashed], [name for name in TEXTS if name in hashed][:1]
     sizes = {name: distinct(hashed[name]) for name in (*ids, *texts)}
-    rows = len(next(iter(hashed.values()))) if hashed else 0
     if per_problem:
         return [*ids, *texts]
     for text in texts:
         if 1 < sizes[text] <= rows / 2:
-            own = {name: hashed[name] if benchmark is None else mix(benchmark, hashed[name]) for name in ids}
-            ids = [name for name in ids if sizes[name] < rows
-                   and distinct(mix(own[name], hashed[text])) == distinct(own[name])]  # fmt: skip
+            words = hashed[text]
+            ids = [name for name in ids if sizes[name] < rows and _means_one(hashed[name], words, benchmark)]
     ids = [name for name in ids if sizes[name] < rows] or ids
     last = [name for name in ids if name in RUN_IDS and any(sizes[text] > 1 for text in texts)]
     return [*(name for name in ids if name not in last), *texts, *last]
+
+
+def _means_one(ids: np.ndarray, texts: np.ndarray, benchmark: np.ndarray | None) -> bool:
+    own = ids if benchmark is None else mix(benchmark, ids)
+    return distinct(mix(own, texts)) == distinct(own)

@@ -31,7 +31,7 @@ class ForeignFile:
 
     Attributes:
         there: all its columns; columns: role -> the column that was taken.
-        hashed: column -> (rows,) uint64, equal where cells are.
+        hashed: column -> (rows,) uint64, equal where cells are; until `settle`.
         problem_names: columns that may name problems, likelier ones first.
         counted: seed, benchmark, problem_id, n, c, tokens (nan without n_tokens), in the order of the file; after `settle`.
     """
@@ -47,10 +47,7 @@ class ForeignFile:
         self._survey()
         listed = self.counts_only or self.sizes is not None
         bench = None if self.no_benchmark else self.hashed.get(self._first("benchmark", columns.BENCHMARKS) or "")
-        ids = {
-            name: self.hashed[name] for name in (*columns.IDS, *columns.RUN_IDS, *columns.TEXTS) if name in self.hashed
-        }
-        self.problem_names = columns.problem_names(ids, bench, listed)
+        self.problem_names = columns.problem_names(self.hashed, self.rows, bench, listed)
         if "problem" in self.chosen:
             self.problem_names = [self.chosen["problem"]]
         if not self.problem_names:
@@ -62,14 +59,15 @@ class ForeignFile:
         self._refuse_blank(problem)
         self._find_benchmark()
         key = self._key(problem, self.columns.get("benchmark"))
-        self._codes, first = pd.factorize(key)
-        starts = np.flatnonzero(~pd.Series(self._codes).duplicated().to_numpy())
+        codes, found = pd.factorize(key)
+        self._codes = codes.astype(np.int32)
         self._find_sample(key)
         self._refuse_steps(key)
         self._refuse_repeats(key)
-        self._name(starts)
-        self.counted = self._count(len(first))
-        self.hashed = {name: self.hashed[name] for name in {*self.columns.values()} & {*self.hashed}}
+        del codes, key
+        self._name(len(found))
+        self.counted = self._count()
+        del self.hashed
 
     def taken(self) -> str:
         """One line: which column was taken as what."""
@@ -93,11 +91,11 @@ class ForeignFile:
         known = (*columns.KEYS, "filter", *self.chosen.values())
         keys = [name for name in dict.fromkeys(known) if name in self.there and name != self.chosen.get("verdict")]
         numbers = [name for name in ("seed", "n_tokens", *(COUNTS if self.counts_only else ())) if name in self.there]
-        hashed, counted = {name: [] for name in keys}, {name: [] for name in numbers}
+        self.hashed, counted = columns.Hashed(keys), {name: [] for name in numbers}
         start = 0
         for batch in rows.batches(self.path, list(dict.fromkeys([*keys, *numbers, *names]))):
             for name in keys:
-                hashed[name].append(columns.hashes(self._strings(batch.column(name), name)))
+                self.hashed.add(name, self._strings(batch.column(name), name))
             for name in numbers:
                 counted[name].append(self._numbers(batch.column(name), name, start))
             for one in found:
@@ -106,7 +104,6 @@ class ForeignFile:
         if start == 0:
             raise LoadError(f"samples: {self.path} has no rows")
         self.rows = start
-        self.hashed = {name: np.concatenate(parts) for name, parts in hashed.items()}
         self.numbers = {name: np.concatenate(parts) for name, parts in counted.items()}
         self._take_verdict(found)
 
@@ -124,7 +121,7 @@ class ForeignFile:
             if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
                 at = odd[0]
                 raise LoadError(
-                    f"samples: {self.path}, row {at + 1}: c={c[at]} right answers of n={n[at]}; c must lie in 0..n"
+                    f"samples: {self.path}, row {at + 1}: c={c[at]:g} right answers of n={n[at]:g}; c must lie in 0..n"
                 )
             return
         self._refuse_filters()
@@ -201,8 +198,8 @@ class ForeignFile:
         blocks = int((step[1:] != step[:-1]).sum()) + 1
         if 1 < self._steps == blocks and columns.distinct(columns.mix(key, step)) > columns.distinct(key):
             first, last = self.cells([name], np.array([0, self.rows - 1]))[name]
-            told = f"holds {self._steps} training steps, {first} to {last}, of the same problems; keep one of them"
-            raise LoadError(f"samples: {self.path}, column {name}: {told}")
+            told = f"{self._steps} training steps, {first} to {last}, of the same problems; keep one of them"
+            raise LoadError(f"samples: {self.path}, column {name} holds {told}")
 
     def _refuse_repeats(self, key: np.ndarray) -> None:
         problem = self.columns["problem"]
@@ -235,30 +232,34 @@ class ForeignFile:
         block = repeats.period(repeats.keys_of(key, answers))
         return block if block and repeats.is_repeat(key, answers, block) else None
 
-    def _name(self, starts: np.ndarray) -> None:
+    def _name(self, problems: int) -> None:
         """The texts of problems and benchmarks, read at the first row of each."""
+        starts = np.zeros(problems, np.int64)
+        starts[self._codes[::-1]] = np.arange(self.rows - 1, -1, -1)  # the last one written is the first row
         names = [self.columns[role] for role in ("problem", "benchmark") if role in self.columns]
         cells = self.cells(list(dict.fromkeys(names)), starts)
         self.problems = np.array(cells[self.columns["problem"]], object)
         found = cells.get(self.columns.get("benchmark", ""), [None] * len(starts))
         self.benchmarks = np.array([name or "samples" for name in found], object)
 
-    def _count(self, problems: int) -> pd.DataFrame:
-        every = self._per_sample
-        frame = pd.DataFrame({"problem": every(self._codes.astype(np.int32))})
-        frame["seed"] = every(self.numbers["seed"].astype(np.int64)) if "seed" in self.numbers else 0
-        frame["tokens"] = every(self.numbers["n_tokens"]) if "n_tokens" in self.numbers else np.nan
+    def _count(self) -> pd.DataFrame:
+        seeds, group = np.zeros(1, np.int64), self._codes
+        if "seed" in self.numbers:
+            codes, seeds = pd.factorize(self.numbers["seed"].astype(np.int64))
+            group = codes * len(self.problems) + group
+        found = pd.unique(group)  # in the order of the file
+        weights = {"n": None, "c": self._right, "tokens": self.numbers.get("n_tokens")}
         if self.counts_only:
-            n, c = (self.numbers[name].astype(np.int64) for name in COUNTS)
-            frame = frame.assign(n=n, c=c)
-        else:
-            frame = frame.assign(n=1, c=self._right)
-        grouped = frame.groupby(["seed", "problem"], sort=False)
-        found = grouped.agg(n=("n", "sum"), c=("c", "sum"), tokens=("tokens", "sum")).reset_index()
+            weights |= {name: self.numbers[name] for name in COUNTS}
+        elif weights["tokens"] is not None:
+            weights["tokens"] = self._per_sample(weights["tokens"])
+        group = group if self.counts_only else self._per_sample(group)
+        sums = {name: np.bincount(group, cells)[found] for name, cells in weights.items()}
         if "n_tokens" not in self.numbers:
-            found["tokens"] = np.nan
-        at = found.pop("problem").to_numpy()
-        return found.assign(problem_id=self.problems[at], benchmark=self.benchmarks[at])
+            sums["tokens"] = np.full(len(found), np.nan)
+        at = found % len(self.problems)
+        cells = {"seed": seeds[found // len(self.problems)], "problem_id": self.problems[at]}
+        return pd.DataFrame({**cells, "benchmark": self.benchmarks[at], **sums}).astype({"n": np.int64, "c": np.int64})
 
     def _per_sample(self, cells: np.ndarray) -> np.ndarray:
         return cells if self.sizes is None else np.repeat(cells, self.sizes)

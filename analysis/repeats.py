@@ -3,15 +3,16 @@
 import numpy as np
 import pandas as pd
 
-from analysis.columns import mix
+from analysis.columns import distinct, mix
 
 SURE = 10.0  # bits: a thousand to one against the same answers by chance
 
 
 def recurring(keys: np.ndarray) -> int | None:
     """The first row whose key, a hash, an earlier row has; None where there is none."""
-    twice = pd.Series(keys).duplicated().to_numpy()
-    return int(twice.argmax()) if twice.any() else None
+    if distinct(keys) == len(keys):
+        return None
+    return int(pd.Series(keys).duplicated().to_numpy().argmax())
 
 
 def period(keys: np.ndarray) -> int | None:
