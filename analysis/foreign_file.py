@@ -71,13 +71,13 @@ class ForeignFile:
 
     def taken(self) -> str:
         """One line: which column was taken as what."""
-        told = {role: self.columns[role] for role in ROLES if role in self.columns}
+        told = [f"{role} is {self.columns[role]}" for role in ROLES if role in self.columns]
         if self.counts_only:
-            told = {"counts": " and ".join(COUNTS)} | told
-        elif self.agreeing:
-            told["verdict"] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
+            told.insert(0, f"counts are {' and '.join(COUNTS)}")
+        if self.agreeing:
+            told[0] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
         pooled = f"; {self._steps} values of {self.columns['step']} are pooled" if self._steps > 1 else ""
-        return f"{self.path}: {', '.join(f'{role} is {name}' for role, name in told.items())}{pooled}"
+        return f"{self.path}: {', '.join(told)}{pooled}"
 
     def _first(self, role: str, names: Sequence[str]) -> str | None:
         return self.chosen.get(role) or next((name for name in names if name in self.there), None)

@@ -3,8 +3,11 @@
 import gzip
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
+import warm
+from places import REPOSITORY
 
 from analysis import foreign
 from analysis.comparison import compare
@@ -325,3 +328,40 @@ def test_advice_is_about_files(tmp_path):
     for files in (paths, paths[:1]):
         told = "\n".join(compare(foreign.load(files), "a").verdict)
         assert not any(word in told for word in ("train.py", "evaluate.py", "-m seed")) and "=<file>" in told
+
+
+def test_counts_of_two_real_models_give_the_estimates_of_a_product_over_draws(tmp_path):
+    place = "tests/data/deepscaler32k"
+    told = warm.finish("report.py", tmp_path / "log", f"samples=[base={place}/base.jsonl,rl={place}/rl.jsonl]",
+                       f"out={tmp_path / 'out'}", "pass_k=[1,8,64]")  # fmt: skip
+    assert f"{place}/rl.jsonl: counts are n and c, problem is id, benchmark is source" in told and "no texts" in told
+    found = pd.read_csv(tmp_path / "out" / "results.csv").set_index(["arm", "benchmark", "metric"])["value"]
+    for arm in ("base", "rl"):
+        rows = pd.read_json(REPOSITORY / place / f"{arm}.jsonl", lines=True)
+        for k in (1, 8, 64):
+            miss = [
+                np.prod([max(n - c - i, 0) / (n - i) for i in range(k)])
+                for n, c in zip(rows["n"], rows["c"], strict=True)
+            ]
+            means = (100 * (1 - pd.Series(miss))).groupby(rows["source"]).mean()
+            for benchmark, value in means.items():
+                assert found[arm, benchmark, f"pass@{k}"] == pytest.approx(value)
+
+
+@pytest.mark.parametrize("typed", ["{path}", "ours={path}", "[ours={path}]", "['ours={path}','theirs/1={path}']"])
+def test_files_are_typed_with_or_without_quotes(tmp_path, typed):
+    path = lines(
+        tmp_path / "a b=1.jsonl" if "'" in typed else tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right)
+    )
+    told = warm.finish("report.py", tmp_path / "log", f"samples={typed.format(path=path)}", f"out={tmp_path / 'out'}")
+    assert "verdict is correct, problem is id" in told and (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_refusal_is_a_line_and_status_2(tmp_path):
+    path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, acc=right, score=1))
+    told = warm.finish("report.py", tmp_path / "log", f"samples={path}", f"out={tmp_path / 'out'}", status=2)
+    assert told.startswith("error: samples: ") and told.count("\n") == 1 and "columns.verdict=score" in told
+    told = warm.finish(
+        "report.py", tmp_path / "log", f"samples={path}", f"out={tmp_path / 'out'}", "columns.verdict=acc"
+    )
+    assert "verdict is acc" in told
