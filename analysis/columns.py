@@ -8,6 +8,7 @@ there is no other candidate.
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -171,8 +172,10 @@ def hashes(words: pa.Array) -> np.ndarray:
     Of a million texts two are taken for one with a chance of 3e-8.
     """
     coded = words.dictionary_encode()
-    known = pd.util.hash_array(np.array([*coded.dictionary.to_pylist(), ""], object), categorize=False)
-    known[[at for at, word in enumerate([*coded.dictionary.to_pylist(), ""]) if word == ""]] = 0
+    known = np.append(
+        pd.util.hash_array(coded.dictionary.to_numpy(zero_copy_only=False), categorize=False), np.uint64(0)
+    )
+    known[:-1][pc.equal(coded.dictionary, "").to_numpy(zero_copy_only=False)] = 0
     return known[coded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
 
 
@@ -190,6 +193,14 @@ class Hashed(Mapping[str, np.ndarray]):
         codes, known = pd.factorize(hashes(words))
         self._parts[name].append((known, codes.astype(np.min_scalar_type(len(known)))))
 
+    def distinct(self, *names: str | None) -> int:
+        """How many different rows these columns have; None is no column."""
+        columns = [self._parts[name] for name in dict.fromkeys(names) if name is not None]
+        found = np.concatenate(
+            [pd.unique(reduce(mix, [known[codes] for known, codes in cells])) for cells in zip(*columns, strict=True)]
+        )
+        return _distinct_in_place(found)
+
     def __getitem__(self, name: str) -> np.ndarray:
         return np.concatenate([known[codes] for known, codes in self._parts[name]])
 
@@ -202,34 +213,37 @@ class Hashed(Mapping[str, np.ndarray]):
 
 def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(rows,) uint64: a hash of pairs of hashes."""
-    return (first ^ (first >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15) + second
+    mixed = first >> np.uint64(29)
+    mixed ^= first
+    mixed *= np.uint64(0x9E3779B97F4A7C15)
+    mixed += second
+    return mixed
 
 
 def distinct(hashed: np.ndarray) -> int:
-    """How many there are; sorted, since a table of as many as there are rows would take ten times their room."""
-    ordered = np.sort(hashed)
-    return int((ordered[1:] != ordered[:-1]).sum()) + bool(len(ordered))
+    """How many there are."""
+    return _distinct_in_place(hashed.copy())
 
 
-def problem_names(hashed: Hashed, rows: int, benchmark: np.ndarray | None, per_problem: bool) -> list[str]:
+def _distinct_in_place(hashed: np.ndarray) -> int:
+    hashed.sort()  # a table of as many as there are rows would take ten times their room
+    return int((hashed[1:] != hashed[:-1]).sum()) + bool(len(hashed))
+
+
+def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem: bool) -> list[str]:
     """Columns that may name problems, likelier ones first; a row is a problem where `per_problem`.
 
     An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
     for several texts, as a place in a batch is.
     """
     ids, texts = [name for name in (*IDS, *RUN_IDS) if name in hashed], [name for name in TEXTS if name in hashed][:1]
-    sizes = {name: distinct(hashed[name]) for name in (*ids, *texts)}
+    sizes = {name: hashed.distinct(name) for name in (*ids, *texts)}
     if per_problem:
         return [*ids, *texts]
     for text in texts:
         if 1 < sizes[text] <= rows / 2:
-            words = hashed[text]
-            ids = [name for name in ids if sizes[name] < rows and _means_one(hashed[name], words, benchmark)]
+            ids = [name for name in ids if sizes[name] < rows
+                   and hashed.distinct(benchmark, name, text) == hashed.distinct(benchmark, name)]  # fmt: skip
     ids = [name for name in ids if sizes[name] < rows] or ids
     last = [name for name in ids if name in RUN_IDS and any(sizes[text] > 1 for text in texts)]
     return [*(name for name in ids if name not in last), *texts, *last]
-
-
-def _means_one(ids: np.ndarray, texts: np.ndarray, benchmark: np.ndarray | None) -> bool:
-    own = ids if benchmark is None else mix(benchmark, ids)
-    return distinct(mix(own, texts)) == distinct(own)

@@ -4,6 +4,7 @@ It is read by columns, a batch at a time; what is kept of keys is hashed, and an
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ TEXT_COLUMNS = {
     "extracted": ("extracted", "pred", "answer"),
 }
 ROLES = ("verdict", "problem", "sample", "benchmark")
+PART = 1 << 22  # rows that are summed at once
 NONE = "none"  # columns.benchmark=none: no column is
 Columns = Mapping[str, str | None]
 
@@ -46,7 +48,7 @@ class ForeignFile:
         self.agreeing: list[str] = []
         self._survey()
         listed = self.counts_only or self.sizes is not None
-        bench = None if self.no_benchmark else self.hashed.get(self._first("benchmark", columns.BENCHMARKS) or "")
+        bench = None if self.no_benchmark else self._first("benchmark", columns.BENCHMARKS)
         self.problem_names = columns.problem_names(self.hashed, self.rows, bench, listed)
         if "problem" in self.chosen:
             self.problem_names = [self.chosen["problem"]]
@@ -58,16 +60,15 @@ class ForeignFile:
         self.columns["problem"] = problem
         self._refuse_blank(problem)
         self._find_benchmark()
-        key = self._key(problem, self.columns.get("benchmark"))
+        key = reduce(columns.mix, [self.hashed[name] for name in self._grouping()])
+        self._find_sample()
+        self._refuse_steps()
+        self._refuse_repeats(key)
         codes, found = pd.factorize(key)
         self._codes = codes.astype(np.int32)
-        self._find_sample(key)
-        self._refuse_steps(key)
-        self._refuse_repeats(key)
-        del codes, key
+        del self.hashed, codes, key
         self._name(len(found))
         self.counted = self._count()
-        del self.hashed
 
     def taken(self) -> str:
         """One line: which column was taken as what."""
@@ -144,33 +145,28 @@ class ForeignFile:
         """Of columns that are often something else one is taken only where its values group the problems."""
         if self.no_benchmark:
             return
-        problem, name = self.hashed[self.columns["problem"]], self._first("benchmark", columns.BENCHMARKS)
-        problems = columns.distinct(problem)
+        problem, name = self.columns["problem"], self._first("benchmark", columns.BENCHMARKS)
+        problems = self.hashed.distinct(problem)
         for other in columns.PERHAPS_BENCHMARKS if name is None else ():
-            if other in self.hashed and other != self.columns["problem"]:
-                values, pairs = (
-                    columns.distinct(self.hashed[other]),
-                    columns.distinct(self._key(self.columns["problem"], other)),
-                )
-                if pairs == problems and values <= problems / 2:
-                    name = other
-                    break
+            if other in self.hashed and other != problem and self.hashed.distinct(problem, other) == problems:
+                name = other if name is None and self.hashed.distinct(other) <= problems / 2 else name
         if name is not None:
             self.columns["benchmark"] = name
 
-    def _find_sample(self, key: np.ndarray) -> None:
+    def _find_sample(self) -> None:
         """A number that is the same in all rows of a problem, and another in other problems, is no sample's."""
+        own, one = self._grouping(), self.counts_only or self.sizes is not None
         for name in [self.chosen["sample"]] if "sample" in self.chosen else columns.SAMPLES:
-            if name not in self.hashed or name == self.columns["problem"] or self.counts_only or self.sizes is not None:
+            if name not in self.hashed or name in own or one or not self.hashed[name].all():
                 continue
-            pairs, problems = columns.distinct(columns.mix(key, self.hashed[name])), columns.distinct(key)
-            if "sample" in self.chosen or pairs > problems or columns.distinct(self.hashed[name]) == 1:
+            alike = self.hashed.distinct(*own, name) == self.hashed.distinct(*own)
+            if "sample" in self.chosen or not alike or self.hashed.distinct(name) == 1:
                 self.columns["sample"] = name
                 return
 
-    def _key(self, problem: str, benchmark: str | None) -> np.ndarray:
-        own = self.hashed[problem]
-        return own if benchmark is None else columns.mix(self.hashed[benchmark], own)
+    def _grouping(self) -> list[str]:
+        """The columns whose cells together name a problem."""
+        return list(dict.fromkeys(self.columns[role] for role in ("benchmark", "problem") if role in self.columns))
 
     def _refuse_without(self, what: str, known: Sequence[str]) -> None:
         names = f"{', '.join(known)}); it has {', '.join(self.there)}; columns.{what}= names one"
@@ -182,21 +178,19 @@ class ForeignFile:
             raise LoadError(f"samples: {self.path}, column {name}, row {at[0] + 1}: {cell!r} names nothing")
 
     def _refuse_filters(self) -> None:
-        if "filter" in self.hashed and columns.distinct(self.hashed["filter"]) > 1:
-            raise LoadError(
-                f"samples: {self.path}, column filter: holds several, so each answer is there several times; keep one"
-            )
+        if "filter" in self.hashed and (several := self.hashed.distinct("filter")) > 1:
+            told = f"holds several ({several}), so each answer is there several times; keep one"
+            raise LoadError(f"samples: {self.path}, column filter: {told}")
 
-    def _refuse_steps(self, key: np.ndarray) -> None:
+    def _refuse_steps(self) -> None:
         """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""
-        self._steps = 1
-        name = next((name for name in columns.STEPS if name in self.hashed), None)
-        if name is None:
+        name, own = next((name for name in columns.STEPS if name in self.hashed), None), self._grouping()
+        self._steps = self.hashed.distinct(name) if name else 1
+        if name is None or self._steps == 1:
             return
         self.columns["step"], step = name, self.hashed[name]
-        self._steps = columns.distinct(step)
         blocks = int((step[1:] != step[:-1]).sum()) + 1
-        if 1 < self._steps == blocks and columns.distinct(columns.mix(key, step)) > columns.distinct(key):
+        if self._steps == blocks and self.hashed.distinct(*own, name) > self.hashed.distinct(*own):
             first, last = self.cells([name], np.array([0, self.rows - 1]))[name]
             told = f"{self._steps} training steps, {first} to {last}, of the same problems; keep one of them"
             raise LoadError(f"samples: {self.path}, column {name} holds {told}")
@@ -248,14 +242,14 @@ class ForeignFile:
             codes, seeds = pd.factorize(self.numbers["seed"].astype(np.int64))
             group = codes * len(self.problems) + group
         found = pd.unique(group)  # in the order of the file
-        weights = {"n": None, "c": self._right, "tokens": self.numbers.get("n_tokens")}
+        cells = {"n": None, "c": self._right, "tokens": self.numbers.get("n_tokens")}
         if self.counts_only:
-            weights |= {name: self.numbers[name] for name in COUNTS}
-        elif weights["tokens"] is not None:
-            weights["tokens"] = self._per_sample(weights["tokens"])
-        group = group if self.counts_only else self._per_sample(group)
-        sums = {name: np.bincount(group, cells)[found] for name, cells in weights.items()}
-        if "n_tokens" not in self.numbers:
+            cells |= {name: self.numbers[name] for name in COUNTS}
+        else:
+            group = self._per_sample(group)
+            cells["tokens"] = None if cells["tokens"] is None else self._per_sample(cells["tokens"])
+        sums = {name: _sums(group, own)[found] for name, own in cells.items()}
+        if cells["tokens"] is None:
             sums["tokens"] = np.full(len(found), np.nan)
         at = found % len(self.problems)
         cells = {"seed": seeds[found // len(self.problems)], "problem_id": self.problems[at]}
@@ -306,3 +300,12 @@ class ForeignFile:
             return strings(column)
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
+
+
+def _sums(group: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
+    """(groups,) the sum of cells of each group, or its size; a part at a time, since `bincount` copies what it is given."""
+    made = np.zeros(int(group.max()) + 1)
+    for at in range(0, len(group), PART):
+        part = slice(at, at + PART)
+        made += np.bincount(group[part], None if cells is None else cells[part], minlength=len(made))
+    return made
