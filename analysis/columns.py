@@ -70,7 +70,10 @@ class Verdicts:
         if self.strange:
             return
         cells, sizes = _unlisted(column)
-        self.numbers &= not (self._typed and pa.types.is_string(cells.type))
+        self.numbers &= not self._typed or any(
+            is_it(cells.type)
+            for is_it in (pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating, pa.types.is_null)
+        )
         coded = strings(cells).dictionary_encode()
         known = np.array([_verdict(word) for word in coded.dictionary.to_pylist()] + [GAP], np.int8)
         values = known[coded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)]
@@ -107,15 +110,20 @@ class Verdicts:
         return f"{self.name} (mean {values[values != GAP].mean():.3f})"
 
 
-def choose(found: Sequence[Verdicts]) -> tuple[list[Verdicts], str | None]:
-    """The verdict column and others that agree with it in every row; or none, and why."""
+def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str | None]:
+    """The verdict column and others that agree with it in every row; or none, and why.
+
+    Args:
+        found: what may be one, likelier ones first.
+        named: whether the reader chose it.
+    """
+    others = [one for one in found if one.name != "label" and (one.strange or one.usable)]
+    found = found if named else others or [one for one in found if one.numbers]
     usable = [one for one in found if one.usable]
-    usable = [one for one in usable if one.name != "label"] or [one for one in usable if one.numbers]
-    odd = [one for one in usable[:1] or found if one.odd and (usable or one.name != "label")]
-    if odd:
+    if odd := [one for one in usable[:1] or found if one.odd]:
         row, word = odd[0].odd
-        others = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
-        return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){others}"
+        more = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
+        return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){more}"
     unlike = [one for one in usable[1:] if not one.same(usable[0])]
     if unlike:
         names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *unlike))
@@ -141,6 +149,8 @@ def _verdict(word: str | None) -> int:
 
 def _unlisted(column: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
     """The cells of a column of lists, one after the other, and how many each row has; other columns as they are."""
+    if pa.types.is_large_string(column.type) or pa.types.is_dictionary(column.type):
+        column = pc.cast(column, pa.string())
     if pa.types.is_string(column.type) and pc.any(pc.starts_with(column, "[")).as_py():
         lists = [_as_list(word) for word in column.to_pylist()]
         flat = [None if v is None else v if isinstance(v, str) else json.dumps(v) for values in lists for v in values]

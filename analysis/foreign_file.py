@@ -22,7 +22,7 @@ TEXT_COLUMNS = {
     "completion": ("completion", "output", "response", "solution", "generation", "resps"),
     "extracted": ("extracted", "pred", "answer"),
 }
-ROLES = ("verdict", "problem", "sample", "benchmark")
+ROLES = ("verdict", "problem", "sample", "benchmark", "completion", "gold")
 PART = 1 << 22  # rows that are summed at once
 NONE = "none"  # columns.benchmark=none: no column is
 Columns = Mapping[str, str | None]
@@ -69,12 +69,13 @@ class ForeignFile:
         del self.hashed, codes, key
         self._name(len(found))
         self.counted = self._count()
+        self._refuse_gold()
 
     def taken(self) -> str:
         """One line: which column was taken as what."""
         told = [f"{role} is {self.columns[role]}" for role in ROLES if role in self.columns]
         if self.counts_only:
-            told.insert(0, f"counts are {' and '.join(COUNTS)}")
+            told = [f"counts are {' and '.join(COUNTS)}", *told]
         if self.agreeing:
             told[0] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
         pooled = f"; {self._steps} values of {self.columns['step']} are pooled" if self._steps > 1 else ""
@@ -126,7 +127,7 @@ class ForeignFile:
                 )
             return
         self._refuse_filters()
-        taken, why = columns.choose(found)
+        taken, why = columns.choose(found, "verdict" in self.chosen)
         if why:
             raise LoadError(
                 f"samples: {self.path}, {why}" if why.startswith("column ") else f"samples: {self.path} {why}"
@@ -181,6 +182,15 @@ class ForeignFile:
         if "filter" in self.hashed and (several := self.hashed.distinct("filter")) > 1:
             told = f"holds several ({several}), so each answer is there several times; keep one"
             raise LoadError(f"samples: {self.path}, column filter: {told}")
+
+    def _refuse_gold(self) -> None:
+        """A `label` that no sample of a problem changes may be the answer to it."""
+        if self.columns.get("verdict") != "label" or "verdict" in self.chosen:
+            return
+        n, c = self.counted["n"], self.counted["c"]
+        if (n > 1).any() and ((c == 0) | (c == n)).all() and 0 < c.sum() < n.sum():
+            told = "is the same in all samples of each problem, as a gold answer is; columns.verdict=label takes it"
+            raise LoadError(f"samples: {self.path}, column label {told}")
 
     def _refuse_steps(self) -> None:
         """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""

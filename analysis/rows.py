@@ -161,9 +161,14 @@ def _whole(column: Any) -> pa.Array:
 
 
 def _plain(path: Path, records: Any, wanted: Sequence[str]) -> pa.RecordBatch:
-    """Values of any kind as text; half a surrogate pair, which no file can hold as UTF-8, as a question mark."""
-    cells = {name: [_text(_object(path, record).get(name)) for record in records] for name in wanted}
-    return pa.RecordBatch.from_pydict({name: pa.array(column, pa.string()) for name, column in cells.items()})
+    """Values of several kinds as text; half a surrogate pair, which no file can hold as UTF-8, as a question mark."""
+    columns = {}
+    for name in wanted:
+        cells = [_object(path, record).get(name) for record in records]
+        kinds = {type(cell) for cell in cells} - {type(None)}
+        alike = kinds in ({bool}, {float}) or (kinds == {int} and all(abs(cell or 0) < 1 << 63 for cell in cells))
+        columns[name] = pa.array(cells if alike else map(_text, cells), None if alike else pa.string())
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _object(path: Path, record: Any) -> dict[str, Any]:
