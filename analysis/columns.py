@@ -121,7 +121,7 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
     found = found if named else others or [one for one in found if one.numbers]
     usable = [one for one in found if one.usable]
     if odd := [one for one in usable[:1] or found if one.odd]:
-        row, word = odd[0].odd
+        row, word = odd[0].odd or (0, "")
         more = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
         return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){more}"
     unlike = [one for one in usable[1:] if not one.same(usable[0])]

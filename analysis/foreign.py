@@ -131,17 +131,18 @@ class Texts:
 
     def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
         roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.file.columns}
-        wanted = {self.file.columns[role] for role in roles.values()} | {
-            self.file.columns.get("sample", self.file.columns["problem"])
-        }
+        number = self.file.columns.get("sample")
+        wanted = {self.file.columns[role] for role in roles.values()} | ({number} if number else set())
         at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
         found, known = self.file.cells(sorted(wanted), at), {}
         if self.file.sizes is not None:
-            found = {name: _spread(cells, self.file.sizes[at]) for name, cells in found.items()}
-        made = {name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()}
-        if "sample" in self.file.columns:
-            numbers = pd.to_numeric(pd.Series(found[self.file.columns["sample"]], frame.index), errors="coerce")
-            made["sample_index"] = found[self.file.columns["sample"]] if numbers.isna().any() else numbers
+            found = {name: _spread(cells, self.file.sizes[at].tolist()) for name, cells in found.items()}
+        made: dict[str, Any] = {
+            name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()
+        }
+        if number:
+            numbers = pd.to_numeric(pd.Series(found[number], frame.index), errors="coerce")
+            made["sample_index"] = found[number] if numbers.isna().any() else numbers
         else:
             made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
         if "n_tokens" in self.file.numbers:

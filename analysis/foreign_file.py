@@ -219,20 +219,18 @@ class ForeignFile:
                     f"samples: {self.path}, column {problem}: {cells[problem][0]!r}{sample} is there more than once"
                 )
             return
-        if self.sizes is None and (block := self._block(key)):
+        if self._right is not None and self.sizes is None and (block := self._block(key, self._right)):
             told = f"the same {block} rows in the same order {self.rows // block} times"
             raise LoadError(f"samples: {self.path} holds {told}; keep them once, or number them (columns.sample=)")
 
-    def _block(self, key: np.ndarray) -> int | None:
+    def _block(self, key: np.ndarray, right: np.ndarray) -> int | None:
         """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
-        answers = self._right.astype(np.uint64)
+        answers = right.astype(np.uint64)
         if repeats.period(repeats.keys_of(key, answers)) is None:
             return None
         if text := self.columns.get("completion"):
-            parts = [
-                columns.hashes(self._strings(batch.column(text), text)) for batch in rows.batches(self.path, [text])
-            ]
-            answers = columns.mix(answers, np.concatenate(parts))
+            texts = (self._strings(batch.column(text), text) for batch in rows.batches(self.path, [text]))
+            answers = columns.mix(answers, np.concatenate([columns.hashes(part) for part in texts]))
         block = repeats.period(repeats.keys_of(key, answers))
         return block if block and repeats.is_repeat(key, answers, block) else None
 
@@ -283,7 +281,7 @@ class ForeignFile:
     def cells(self, names: Sequence[str], at: np.ndarray) -> dict[str, list[Any]]:
         """Texts of these columns in these rows, ascending."""
         found, start = {name: [] for name in names}, 0
-        for batch in rows.batches(self.path, names) if len(at) else ():
+        for batch in rows.batches(self.path, names) if names and len(at) else ():
             first, last = np.searchsorted(at, [start, start + len(batch)])
             here = batch.take(pa.array(at[first:last] - start))
             start += len(batch)

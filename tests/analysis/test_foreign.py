@@ -73,6 +73,13 @@ def test_a_gold_answer_is_no_verdict_even_where_it_looks_like_one(tmp_path):
     answers = {"label": lambda p, s: str(p % 2), "prompt": lambda p, s: PROBLEMS[p], "response": "x"}
     with pytest.raises(LoadError, match="has no verdict column"):
         foreign.load([lines(tmp_path / "a.jsonl", grid(**answers))])
+    numbers = {**answers, "label": lambda p, s: p % 2}
+    path = lines(tmp_path / "c.jsonl", grid(**numbers))
+    with pytest.raises(LoadError, match=r"the same in all samples of each problem.*columns\.verdict=label takes it"):
+        foreign.load([path])
+    assert set(rates(foreign.load([path], {"verdict": "label"})).values()) == {(4, 0), (4, 4)}
+    with pytest.raises(LoadError, match=r"column score, row 2: '0\.5' is neither"):
+        foreign.load([lines(tmp_path / "d.jsonl", grid(score=lambda p, s: s / 2, **numbers))])
     study = foreign.load(
         [lines(tmp_path / "b.jsonl", grid(correct_answer=lambda p, s: p % 2, passed=right, **answers))]
     )
@@ -98,6 +105,13 @@ def test_verdicts_that_differ_are_chosen_by_the_reader(tmp_path, cells, names):
         values = [cells[name](p, 0) if callable(cells[name]) else cells[name] for p in range(6)]
         assert [c > 0 for _, c in rates(study).values()] == [True] * 6 or not all(values)
         assert f"verdict is {name}," in study.taken[0]
+
+
+def test_values_of_several_kinds_beside_a_verdict_change_nothing(tmp_path):
+    rows = grid(question_id=lambda p, s: p, label=lambda p, s: int(right(p, s)), note=lambda p, s: [s, "x", 0.5][s % 3])
+    rows[0]["note"] = float("nan")
+    study = foreign.load([lines(tmp_path / "a.jsonl", rows)])
+    assert [c for _, c in rates(study).values()] == list(SOLVED.values())
 
 
 def test_verdicts_that_agree_are_one(tmp_path):
@@ -343,7 +357,7 @@ def test_counts_of_two_real_models_give_the_estimates_of_a_product_over_draws(tm
                 np.prod([max(n - c - i, 0) / (n - i) for i in range(k)])
                 for n, c in zip(rows["n"], rows["c"], strict=True)
             ]
-            means = (100 * (1 - pd.Series(miss))).groupby(rows["source"]).mean()
+            means = pd.Series(100 * (1 - np.array(miss))).groupby(rows["source"]).mean()
             for benchmark, value in means.items():
                 assert found[arm, benchmark, f"pass@{k}"] == pytest.approx(value)
 

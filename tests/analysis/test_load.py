@@ -207,7 +207,7 @@ def test_texts_are_read_when_asked_for_and_of_the_problems_asked_for(tmp_path, m
     assert found["completion"].tolist() == ["x y4", "x y5"] and found["seed"].tolist() == [0, 1]
     assert found["n_tokens"].tolist() == [2, 2] and found["gold"].tolist() == ["", ""]
     study.samples("a", "u", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
-    assert read[2:] == [["id", "output"]], "a second benchmark of the file is read from memory"
+    assert read[2:] == [["output"]], "a second benchmark of the file is read from memory"
 
 
 def test_of_very_many_samples_a_part_of_the_problems_is_shown(tmp_path, monkeypatch):
