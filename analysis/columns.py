@@ -110,6 +110,13 @@ class Verdicts:
         return f"{self.name} (mean {values[values != GAP].mean():.3f})"
 
 
+def like_verdicts(batch: pa.RecordBatch) -> list[str]:
+    """Columns of true and false, which nothing but their names keeps from being verdicts."""
+    return [
+        name for name, cells in zip(batch.schema.names, batch.columns, strict=True) if pa.types.is_boolean(cells.type)
+    ]
+
+
 def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str | None]:
     """The verdict column and others that agree with it in every row; or none, and why.
 

@@ -11,6 +11,7 @@ Texts are read when a table or the page needs them, and only of the problems tha
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,9 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
     _settle(list(read.values()))
     texts = {path: Texts(file) for path, file in read.items()}
     runs = [run for arm, seed, path in arms for run in _runs(arm, seed, texts[path])]
-    return study_of(runs, [], taken=[file.taken() for file in read.values()])
+    given = Counter(path for _, _, path in arms)
+    taken = [file.taken() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()]
+    return study_of(runs, [], taken=taken)
 
 
 def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:

@@ -23,6 +23,7 @@ TEXT_COLUMNS = {
     "extracted": ("extracted", "pred", "answer"),
 }
 ROLES = ("verdict", "problem", "sample", "benchmark", "completion", "gold")
+LOOKED_AT = 1000  # rows whose filters are told
 PART = 1 << 22  # rows that are summed at once
 NONE = "none"  # columns.benchmark=none: no column is
 Columns = Mapping[str, str | None]
@@ -170,7 +171,11 @@ class ForeignFile:
         return list(dict.fromkeys(self.columns[role] for role in ("benchmark", "problem") if role in self.columns))
 
     def _refuse_without(self, what: str, known: Sequence[str]) -> None:
-        names = f"{', '.join(known)}); it has {', '.join(self.there)}; columns.{what}= names one"
+        hint = f"columns.{what}= names one"
+        if what == "verdict":
+            alike = columns.like_verdicts(next(iter(rows.batches(self.path, self.there))))
+            hint = " or ".join(f"columns.verdict={name}" for name in alike) or hint
+        names = f"{', '.join(known)}); it has {', '.join(self.there)}; {hint}"
         raise LoadError(f"samples: {self.path} has no {what} column ({names}")
 
     def _refuse_blank(self, name: str) -> None:
@@ -180,8 +185,9 @@ class ForeignFile:
 
     def _refuse_filters(self) -> None:
         if "filter" in self.hashed and (several := self.hashed.distinct("filter")) > 1:
-            told = f"holds several ({several}), so each answer is there several times; keep one"
-            raise LoadError(f"samples: {self.path}, column filter: {told}")
+            names = dict.fromkeys(self.cells(["filter"], np.arange(min(self.rows, LOOKED_AT)))["filter"])
+            told = f"holds {several}, {', '.join(map(str, names))}, so each answer is there several times; keep one"
+            raise LoadError(f"samples: {self.path}, column filter {told}")
 
     def _refuse_gold(self) -> None:
         """A `label` that no sample of a problem changes may be the answer to it."""
@@ -210,7 +216,7 @@ class ForeignFile:
         if "seed" in self.numbers:
             key = columns.mix(key, self.numbers["seed"].astype(np.uint64))
         numbered = self.columns.get("sample")
-        if numbered or self.counts_only:
+        if numbered or self._right is None or self.sizes is not None:
             at = repeats.recurring(columns.mix(key, self.hashed[numbered]) if numbered else key)
             if at is not None:
                 cells = self.cells([problem, *([numbered] if numbered else [])], np.array([at]))
@@ -219,7 +225,7 @@ class ForeignFile:
                     f"samples: {self.path}, column {problem}: {cells[problem][0]!r}{sample} is there more than once"
                 )
             return
-        if self._right is not None and self.sizes is None and (block := self._block(key, self._right)):
+        if block := self._block(key, self._right):
             told = f"the same {block} rows in the same order {self.rows // block} times"
             raise LoadError(f"samples: {self.path} holds {told}; keep them once, or number them (columns.sample=)")
 

@@ -303,6 +303,8 @@ def write_bytes(content):
         ("a.jsonl", write_bytes(b'{"id": 1, "n": 4, "c": 1}\n{"id": 2, "n": 8, "c": 1}\n'), "estimators need as many"),
         ("a.jsonl", write_bytes(b'{"id": 1, "verdicts": [1, 0]}\n{"id": 2, "verdicts": [1]}\n'), "estimators need as many"),
         ("a.jsonl", write_bytes(b'{"id": 1, "verdicts": [1, 0]}\n{"id": 2, "verdicts": []}\n'), "row 2: holds no verdict"),
+        ("a.jsonl", write_bytes(b'{"id": 1, "verdicts": [1, 0]}\n{"id": 1, "verdicts": [1, 0]}\n'), "'1' is there more than"),
+        ("a.jsonl", write_bytes(b'{"id": 1, "ok": true, "x": 1}\n'), r"has no verdict column .*; columns\.verdict=ok$"),
         ("a.jsonl", write_bytes(b'{"id": 1, "verdicts": [1, 0]}\n{"id": 2, "verdicts": [1, null]}\n'), "row 2: 'None'"),
         ("a.jsonl", write_bytes(b'{"id": 1, "score": 0.25}\n{"id": 2, "score": 1}\n'), "score, row 1: '0.25' is neither"),
         ("a.jsonl", write_bytes(b'{"id": 1, "correct": true}\n{"id": 2, "correct": null}\n'), "column correct, row 2: 'None'"),

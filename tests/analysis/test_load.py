@@ -255,7 +255,7 @@ def test_json_values_of_several_kinds_dates_and_broken_surrogates_are_read(tmp_p
         ("[1]\n", "must hold an object per sample"),
         (
             '{"id": 1, "correct": 1, "filter": "a"}\n{"id": 1, "correct": 1, "filter": "b"}\n',
-            "column filter: holds several",
+            "column filter holds 2, a, b, so",
         ),
     ],
 )
