@@ -45,18 +45,22 @@ def verdict_names(names: Sequence[str], metrics: Sequence[str] = ()) -> list[str
     if set(COUNTED) <= set(names):  # our own files, whose rewards may hold more than the verdict
         return ["outcome"]
     found = [name for name in (*VERDICTS, *metrics) if name in names]
-    found += [name for name in names if (tokens := {*re.split(r"[^a-z]+", name.lower())}) & TOKENS_OF_VERDICTS
-              and not tokens & NOT_VERDICTS]  # fmt: skip
+    found += [name for name in names if (tokens := _tokens(name)) & TOKENS_OF_VERDICTS and not tokens & NOT_VERDICTS]
     if {"prompt", "completion", "advantage"} <= set(names):  # TRL names a column after each reward function
         found += [name for name in names if name not in ("prompt", "completion", "advantage", *STEPS, *IDS)]
     return list(dict.fromkeys([*found, *(["label"] if "label" in names else [])]))
+
+
+def _tokens(name: str) -> set[str]:
+    """`isCorrect`, `is_correct` and `is-correct` are two words."""
+    return {*re.split(r"[^a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())}
 
 
 class Verdicts:
     """What one column says of each sample.
 
     Attributes:
-        odd: row (from 1), text and reason of the first cell that holds no verdict, None where all do.
+        odd: row (from 1) and text of the first cell that holds no verdict, None where all do.
         strange: whether some cell holds something else than a verdict; the rest was not read.
         numbers: whether verdicts are numbers or booleans, as far as the kind of file tells.
     """
@@ -103,9 +107,11 @@ class Verdicts:
         return not self.strange and bool((self.values != GAP).any())
 
     def same(self, other: "Verdicts") -> bool:
+        """Whether they say the same of every sample."""
         return np.array_equal(self.values, other.values)
 
     def told(self) -> str:
+        """The name with the share that is right."""
         values = self.values
         return f"{self.name} (mean {values[values != GAP].mean():.3f})"
 
@@ -124,8 +130,10 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
         found: what may be one, likelier ones first.
         named: whether the reader chose it.
     """
-    others = [one for one in found if one.name != "label" and (one.strange or one.usable)]
-    found = found if named else others or [one for one in found if one.numbers]
+    if not named:
+        rest = [one for one in found if one.name != "label"]
+        better = [one for one in rest if one.usable or (one.strange and one.numbers)]
+        found = better or [one for one in found if one.name == "label" and one.numbers] or rest
     usable = [one for one in found if one.usable]
     if odd := [one for one in usable[:1] or found if one.odd]:
         row, word = odd[0].odd or (0, "")
@@ -141,9 +149,8 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
 
 def _verdict(word: str | None) -> int:
     word = "" if word is None else word.strip().lower()
-    if word.startswith("{"):  # lm-eval nests its metrics in some versions
-        nested = json.loads(word)
-        word = str(next(iter(nested.values()))).lower() if len(nested) == 1 else word
+    if nested := re.fullmatch(r'\{"[^"]*": ([^,:{}]+)\}', word):  # lm-eval nests its metrics in some versions
+        word = nested[1]
     if word in ("", "nan", "none", "null"):
         return GAP
     if word in RIGHT or word in WRONG or word.startswith("failed:"):
@@ -171,7 +178,7 @@ def _unlisted(column: pa.Array) -> tuple[pa.Array, np.ndarray | None]:
 def _as_list(word: str | None) -> list[Any]:
     try:
         found = json.loads(word.lower()) if word else word
-    except ValueError:
+    except (ValueError, RecursionError):
         return [word]
     return found if isinstance(found, list) else [word]
 

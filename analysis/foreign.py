@@ -113,7 +113,7 @@ def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
         made.append(run)
     if seed is not None and len(made) > 1:
         raise LoadError(
-            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)} seeds; {arm}={file.path}"
+            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)}; {arm}={file.path} takes them"
         )
     return made
 

@@ -23,7 +23,6 @@ TEXT_COLUMNS = {
     "extracted": ("extracted", "pred", "answer"),
 }
 ROLES = ("verdict", "problem", "sample", "benchmark", "completion", "gold")
-LOOKED_AT = 1000  # rows whose filters are told
 PART = 1 << 22  # rows that are summed at once
 NONE = "none"  # columns.benchmark=none: no column is
 Columns = Mapping[str, str | None]
@@ -114,25 +113,18 @@ class ForeignFile:
         """The names in lm-eval's column of metrics, which are columns of the same file."""
         if "metrics" not in self.there:
             return []
-        first = next(iter(rows.batches(self.path, ["metrics"]))).column("metrics")[0].as_py()
+        first = next(rows.batches(self.path, ["metrics"])).column("metrics")[0].as_py()
         return [name for name in first if isinstance(name, str)] if isinstance(first, list) else []
 
     def _take_verdict(self, found: Sequence[Verdicts]) -> None:
         self.sizes = self._right = None
         if self.counts_only:
-            n, c = (self.numbers[name] for name in COUNTS)
-            if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
-                at = odd[0]
-                raise LoadError(
-                    f"samples: {self.path}, row {at + 1}: c={c[at]:g} right answers of n={n[at]:g}; c must lie in 0..n"
-                )
+            self._refuse_counts()
             return
         self._refuse_filters()
         taken, why = columns.choose(found, "verdict" in self.chosen)
         if why:
-            raise LoadError(
-                f"samples: {self.path}, {why}" if why.startswith("column ") else f"samples: {self.path} {why}"
-            )
+            raise LoadError(f"samples: {self.path}{', ' if why.startswith('column ') else ' '}{why}")
         if not taken:
             self._refuse_without("verdict", columns.VERDICTS)
         self.columns["verdict"], self.agreeing = taken[0].name, [one.name for one in taken[1:]]
@@ -173,10 +165,16 @@ class ForeignFile:
     def _refuse_without(self, what: str, known: Sequence[str]) -> None:
         hint = f"columns.{what}= names one"
         if what == "verdict":
-            alike = columns.like_verdicts(next(iter(rows.batches(self.path, self.there))))
+            alike = columns.like_verdicts(next(rows.batches(self.path, self.there)))
             hint = " or ".join(f"columns.verdict={name}" for name in alike) or hint
         names = f"{', '.join(known)}); it has {', '.join(self.there)}; {hint}"
         raise LoadError(f"samples: {self.path} has no {what} column ({names}")
+
+    def _refuse_counts(self) -> None:
+        n, c = (self.numbers[name] for name in COUNTS)
+        if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
+            told = f"c={c[odd[0]]:g} right answers of n={n[odd[0]]:g}; c must lie in 0..n"
+            raise LoadError(f"samples: {self.path}, row {odd[0] + 1}: {told}")
 
     def _refuse_blank(self, name: str) -> None:
         if len(at := np.flatnonzero(self.hashed[name] == 0)):
@@ -185,7 +183,7 @@ class ForeignFile:
 
     def _refuse_filters(self) -> None:
         if "filter" in self.hashed and (several := self.hashed.distinct("filter")) > 1:
-            names = dict.fromkeys(self.cells(["filter"], np.arange(min(self.rows, LOOKED_AT)))["filter"])
+            names = dict.fromkeys(self.cells(["filter"], np.arange(min(self.rows, rows.LOOKED_AT)))["filter"])
             told = f"holds {several}, {', '.join(map(str, names))}, so each answer is there several times; keep one"
             raise LoadError(f"samples: {self.path}, column filter {told}")
 
@@ -214,16 +212,15 @@ class ForeignFile:
     def _refuse_repeats(self, key: np.ndarray) -> None:
         problem = self.columns["problem"]
         if "seed" in self.numbers:
-            key = columns.mix(key, self.numbers["seed"].astype(np.uint64))
+            key = columns.mix(key, self.numbers["seed"].astype(np.int64).view(np.uint64))
         numbered = self.columns.get("sample")
         if numbered or self._right is None or self.sizes is not None:
             at = repeats.recurring(columns.mix(key, self.hashed[numbered]) if numbered else key)
             if at is not None:
                 cells = self.cells([problem, *([numbered] if numbered else [])], np.array([at]))
                 sample = f", sample {cells[numbered][0]}" if numbered else ""
-                raise LoadError(
-                    f"samples: {self.path}, column {problem}: {cells[problem][0]!r}{sample} is there more than once"
-                )
+                told = f"{cells[problem][0]!r}{sample} is there more than once"
+                raise LoadError(f"samples: {self.path}, column {problem}: {told}")
             return
         if block := self._block(key, self._right):
             told = f"the same {block} rows in the same order {self.rows // block} times"
@@ -232,12 +229,12 @@ class ForeignFile:
     def _block(self, key: np.ndarray, right: np.ndarray) -> int | None:
         """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
         answers = right.astype(np.uint64)
-        if repeats.period(repeats.keys_of(key, answers)) is None:
+        if repeats.period(columns.mix(key, answers)) is None:
             return None
         if text := self.columns.get("completion"):
             texts = (self._strings(batch.column(text), text) for batch in rows.batches(self.path, [text]))
             answers = columns.mix(answers, np.concatenate([columns.hashes(part) for part in texts]))
-        block = repeats.period(repeats.keys_of(key, answers))
+        block = repeats.period(columns.mix(key, answers))
         return block if block and repeats.is_repeat(key, answers, block) else None
 
     def _name(self, problems: int) -> None:
@@ -302,11 +299,10 @@ class ForeignFile:
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
         found = numbers.to_numpy(zero_copy_only=False)
-        if name != "n_tokens" and len(odd := np.flatnonzero(~(np.floor(found) == found))):
+        if name != "n_tokens" and len(odd := np.flatnonzero((np.floor(found) != found) | ~np.isfinite(found))):
             cell = self._strings(column, name)[int(odd[0])].as_py()
-            raise LoadError(
-                f"samples: {self.path}, column {name}, row {start + odd[0] + 1}: {str(cell)!r} is no whole number"
-            )
+            told = f"row {start + odd[0] + 1}: {str(cell)!r} is no whole number"
+            raise LoadError(f"samples: {self.path}, column {name}, {told}")
         return found
 
     def _strings(self, column: pa.Array, name: str) -> pa.Array:

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from analysis.columns import distinct, mix
+from analysis.columns import distinct
 
 SURE = 10.0  # bits: a thousand to one against the same answers by chance
 
@@ -42,8 +42,3 @@ def is_repeat(problems: np.ndarray, answers: np.ndarray, block: int) -> bool:
         return False
     shares = pd.Series(answers[:block]).value_counts(normalize=True).to_numpy()
     return bool(-(shares * np.log2(shares)).sum() * block >= SURE)
-
-
-def keys_of(problems: np.ndarray, answers: np.ndarray) -> np.ndarray:
-    """(rows,) uint64: a hash of a row."""
-    return mix(problems, answers)

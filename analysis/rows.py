@@ -70,6 +70,7 @@ def batches(path: Path, wanted: Sequence[str]) -> Batches:
     """All rows of these columns, in the order of the file; a column that a batch lacks is null in it."""
     source = KINDS[_kind(path)][1](path, wanted)
     while (batch := _read_or_refuse(path, lambda: next(source, None))) is not None:
+        _read_or_refuse(path, lambda: batch.validate(full=True))  # parquet may hold texts that are not UTF-8
         yield batch
 
 

@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import warm
 from places import REPOSITORY
@@ -331,6 +333,41 @@ def test_a_column_that_is_named_has_to_be_there(tmp_path, chosen, words):
     path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right, other="x"))
     with pytest.raises(LoadError, match=words):
         foreign.load([path], chosen)
+
+
+def test_texts_that_are_not_utf_8_are_refused_wherever_they_stand(tmp_path):
+    good = b'{"id": "a%d", "correct": 1}\n'
+    (tmp_path / "a.jsonl").write_bytes(b"".join(good % i for i in range(1500)) + b'{"id": "\xe4", "correct": 1}\n')
+    broken = pa.array([b"\xe4", b"b"]).view(pa.string())
+    pq.write_table(pa.table({"id": broken, "correct": [1, 0]}), tmp_path / "a.parquet")
+    for name in ("a.jsonl", "a.parquet"):
+        with pytest.raises(LoadError, match="cannot be read"):
+            foreign.load([str(tmp_path / name)])
+
+
+def test_conversations_of_trl_in_parquet_are_problems(tmp_path):
+    def said(role, text):
+        return [{"role": role, "content": text}]
+
+    rows = grid(
+        step="7",
+        prompt=lambda p, s: said("user", PROBLEMS[p]),
+        completion=lambda p, s: said("assistant", str(s)),
+        isCorrect=lambda p, s: float(right(p, s)),
+        advantage=0.0,
+    )
+    pd.DataFrame(rows).to_parquet(tmp_path / "completions_00007.parquet")
+    study = foreign.load([str(tmp_path / "completions_00007.parquet")])
+    assert [c for _, c in rates(study).values()] == list(SOLVED.values()) and "verdict is isCorrect" in study.taken[0]
+    assert PROBLEMS[0] in next(iter(rates(study)))
+
+
+def test_a_seed_for_a_file_of_several_is_refused(tmp_path):
+    rows = [{**row, "seed": seed} for seed in (0, 1) for row in grid(id=lambda p, s: p, correct=right)]
+    path = lines(tmp_path / "a.jsonl", rows)
+    assert foreign.load([f"a={path}"]).runs["seed"].tolist() == [0, 1]
+    with pytest.raises(LoadError, match="its column seed names 2; a="):
+        foreign.load([f"a/3={path}"])
 
 
 def test_files_without_a_common_problem_are_refused(tmp_path):
