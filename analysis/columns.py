@@ -148,9 +148,9 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
 
 
 def _verdict(word: str | None) -> int:
-    word = "" if word is None else word.strip().lower()
+    word = (word or "").strip().lower()
     if nested := re.fullmatch(r'\{"[^"]*": ([^,:{}]+)\}', word):  # lm-eval nests its metrics in some versions
-        word = nested[1]
+        word = str(nested[1])
     if word in ("", "nan", "none", "null"):
         return GAP
     if word in RIGHT or word in WRONG or word.startswith("failed:"):
