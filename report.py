@@ -8,6 +8,7 @@ if __name__ == "__main__":  # first of all: a signal may come during the imports
 
     interrupts.begin()
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,36 @@ from ngrpo import build, cli
 
 def main(config: DictConfig) -> None:
     """Compose, load, compare, write."""
-    from analysis import foreign, load, report
+    from analysis import fairness, foreign, load, report
 
     plain = build.plain(config)
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")
     kinds = load.USUAL if plain["kinds"] is None else _listed(plain["kinds"])
-    study = load.load(roots, kinds, plain["trust_changed"]) if roots else foreign.load(files)
+    study = load.load(roots, kinds, plain["trust_changed"]) if roots else foreign.load(files, plain["columns"])
+    baseline = plain["baseline"] or (fairness.PLAIN if roots else study.arms[0])
     out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
     papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
-    print("\n".join(report.write(study, plain["baseline"], out, ks, papers, roots)))
+    print("\n".join(report.write(study, baseline, out, ks, papers, roots)))
 
 
 def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
+def _quoted(token: str) -> str:
+    """`samples=[a=b.jsonl]` as Hydra wants it, to whom a second `=` is a mistake outside of quotes."""
+    key, _, value = token.partition("=")
+    if key != "samples" or "=" not in value or set(value) & set("'\"\\"):
+        return token
+    listed = value.startswith("[") and value.endswith("]")
+    items = value[1:-1].split(",") if listed else [value]
+    quoted = ",".join(f'"{item.strip()}"' for item in items)
+    return f"{key}=[{quoted}]"
+
+
 if __name__ == "__main__":
+    sys.argv[1:] = map(_quoted, sys.argv[1:])
     cli.prepare("report")
     cli.run(main, "report")

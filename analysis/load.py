@@ -43,6 +43,7 @@ class Study:
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
         other_kinds: path -> kind of those among them that are not of the kinds asked for.
+        taken: of files of other tools a line each, which column was taken as what; empty for runs.
     """
 
     runs: pd.DataFrame
@@ -51,6 +52,7 @@ class Study:
     timings: pd.DataFrame
     left_out: pd.DataFrame
     other_kinds: Mapping[str, str] = field(default_factory=dict)
+    taken: Sequence[str] = ()
 
     @property
     def arms(self) -> list[str]:
@@ -259,7 +261,10 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def study_of(
-    runs: list[dict[str, Any]], left_out: list[dict[str, str]], other_kinds: Mapping[str, str] | None = None
+    runs: list[dict[str, Any]],
+    left_out: list[dict[str, str]],
+    other_kinds: Mapping[str, str] | None = None,
+    taken: Sequence[str] = (),
 ) -> Study:
     """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
     counts, tables = [], {"metrics": [], "timings": []}
@@ -277,7 +282,8 @@ def study_of(
     frames = {name: pd.concat(parts, ignore_index=True) if parts else pd.DataFrame() for name, parts in tables.items()}
     missing = pd.DataFrame(left_out, columns=["path", "reason"])
     counted = _checked(pd.concat(counts, ignore_index=True))
-    return Study(pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=other_kinds or {})
+    others = other_kinds or {}
+    return Study(pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=others, taken=taken)
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:

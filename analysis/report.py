@@ -49,7 +49,7 @@ def write(
     _put(out / "report.md", _markdown(study, comparison, made, figures))
     page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
-    told = [*_left_out(shown), *describe_kinds(study.other_kinds)]
+    told = [*study.taken, *_left_out(shown), *describe_kinds(study.other_kinds), *_without_texts(study, made)]
     lines = ["", *comparison.verdict, *told, "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
 
@@ -67,8 +67,14 @@ def _markdown(study: Study, comparison: Comparison, made: Sequence[Table], figur
     parts += [f"{WHY_SEEDS}", ""]
     parts += [line for table in made for line in (tables.markdown(table), "")]
     parts += [f"![{caption}]({path.name})\n\n*{caption}*\n" for path, caption in figures]
-    parts += _left_out(study.left_out)
+    parts += [*(f"- {line}" for line in study.taken), *_left_out(study.left_out)]
     return "\n".join(parts) + "\n"
+
+
+def _without_texts(study: Study, made: Sequence[Table]) -> list[str]:
+    """That files without texts leave tables out is no error, and is said."""
+    there = any(table.name == "diversity" for table in made)
+    return ["left out: diversity and samples: no texts"] if study.taken and not there else []
 
 
 def _left_out(rows: pd.DataFrame) -> list[str]:

@@ -1,15 +1,18 @@
 """JSON lines, JSON, CSV and parquet as batches of the columns asked for, so that memory does not grow with the texts.
 
-It knows file formats.
+It knows file formats. JSON lines and CSV may be compressed (.gz), a .json may hold lines or evalplus' results.
 """
 
+import codecs
 import csv
+import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,10 +30,11 @@ Batches = Iterator[pa.RecordBatch]
 def names(path: Path) -> list[str]:
     """The columns of a file. Raises LoadError where there is no such file, of a known kind, with a row in it."""
     if not path.is_file():
-        raise LoadError(f"samples: {path} is no file")
-    if path.suffix not in KINDS:
-        raise LoadError(f"samples: {path} must end in {', '.join(KINDS)}")
-    found = _read_or_refuse(path, lambda: KINDS[path.suffix][0](path))
+        what = "is a directory, not a file of samples" if path.is_dir() else "is no file"
+        raise LoadError(f"samples: {path} {what}")
+    if _kind(path) not in KINDS:
+        raise LoadError(f"samples: {path} must end in {', '.join(KINDS)}{_why_not(path)}")
+    found = _read_or_refuse(path, lambda: KINDS[_kind(path)][0](path))
     if not found:
         raise LoadError(f"samples: {path} has no rows")
     twice = [name for at, name in enumerate(found) if name in found[:at]]
@@ -39,10 +43,34 @@ def names(path: Path) -> list[str]:
     return found
 
 
+def stem(path: Path) -> str:
+    """The name of a file without the endings that say its kind."""
+    return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
+
+
+def _kind(path: Path) -> str:
+    packed = path.suffix == ".gz" and Path(path.stem).suffix in (".jsonl", ".csv")
+    return Path(path.stem).suffix if packed else path.suffix
+
+
+def _why_not(path: Path) -> str:
+    unsafe = path.suffix in (".pt", ".pth", ".pkl", ".pickle")
+    return "; a pickle may run code when it is read: write its samples as JSON lines" if unsafe else ""
+
+
+def _open(path: Path) -> IO[bytes]:
+    """Behind its byte order mark where it has one."""
+    file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes it
+    if file.read(3) != codecs.BOM_UTF8:
+        file.seek(0)
+    return file
+
+
 def batches(path: Path, wanted: Sequence[str]) -> Batches:
     """All rows of these columns, in the order of the file; a column that a batch lacks is null in it."""
-    source = KINDS[path.suffix][1](path, wanted)
+    source = KINDS[_kind(path)][1](path, wanted)
     while (batch := _read_or_refuse(path, lambda: next(source, None))) is not None:
+        _read_or_refuse(path, lambda: batch.validate(full=True))  # parquet may hold texts that are not UTF-8
         yield batch
 
 
@@ -51,7 +79,7 @@ def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
         return read()
     except LoadError:
         raise
-    except (ValueError, OSError, pa.ArrowException, csv.Error) as error:
+    except (ValueError, OSError, EOFError, RecursionError, zlib.error, pa.ArrowException, csv.Error) as error:
         raise LoadError(f"samples: {path} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -60,8 +88,8 @@ def _parquet(path: Path, wanted: Sequence[str]) -> Batches:
 
 
 def _csv_names(path: Path) -> list[str]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        return next(csv.reader(file), [])
+    with _open(path) as file:
+        return next(csv.reader(io.TextIOWrapper(file, "utf-8", newline="")), [])
 
 
 def _csv(path: Path, wanted: Sequence[str]) -> Batches:
@@ -70,24 +98,41 @@ def _csv(path: Path, wanted: Sequence[str]) -> Batches:
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )
     yield from arrow_csv.open_csv(
-        path, arrow_csv.ReadOptions(block_size=CHUNK), arrow_csv.ParseOptions(newlines_in_values=True), as_text
+        pa.PythonFile(_open(path), mode="r"),
+        arrow_csv.ReadOptions(block_size=CHUNK),
+        arrow_csv.ParseOptions(newlines_in_values=True),
+        as_text,
     )
 
 
 def _json_names(path: Path) -> list[str]:
-    records = json.loads(path.read_bytes()) if path.suffix == ".json" else _lines(path, LOOKED_AT)
-    if not isinstance(records, list):
-        raise LoadError(f"samples: {path} must hold a list of objects, one per sample; lines of objects are .jsonl")
+    records = _records(path) if path.suffix == ".json" else _lines(path, LOOKED_AT)
     return list(dict.fromkeys(key for record in records[:LOOKED_AT] for key in _object(path, record)))
 
 
-def _lines(path: Path, most: int) -> list[Any]:
-    with path.open("rb") as file:
+def _lines(path: Path, most: int | None = None) -> list[Any]:
+    with _open(path) as file:
         return [json.loads(line) for line in islice(file, most) if line.strip()]
 
 
 def _json(path: Path, wanted: Sequence[str]) -> Batches:
-    yield _plain(path, json.loads(path.read_bytes()), wanted)
+    yield _plain(path, _records(path), wanted)
+
+
+def _records(path: Path) -> list[Any]:
+    """The objects of a JSON file: a list, lines, or the `eval` of evalplus, which lists the answers to each task."""
+    try:
+        content = json.loads(path.read_bytes())
+    except json.JSONDecodeError as error:
+        if error.msg != "Extra data":
+            raise
+        return _lines(path)
+    tasks = content.get("eval") if isinstance(content, dict) else None
+    if isinstance(tasks, dict) and all(isinstance(answers, list) for answers in tasks.values()):
+        return [{"task_id": task, **_object(path, answer)} for task, answers in tasks.items() for answer in answers]
+    if not isinstance(content, list):
+        raise LoadError(f"samples: {path} must hold a list of objects, one per sample; lines of objects are .jsonl")
+    return content
 
 
 def _json_lines(path: Path, wanted: Sequence[str]) -> Batches:
@@ -96,7 +141,7 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Batches:
     # What is text stays text: a problem that is named like a date would become one.
     texts = [name for name in wanted if any(isinstance(row.get(name), str) for row in first)]
     options = arrow_json.ParseOptions(explicit_schema=pa.schema([(name, pa.string()) for name in texts]))
-    with path.open("rb") as file:
+    with _open(path) as file:
         while lines := [line for line in file.readlines(CHUNK) if line.strip()]:
             chunk = b"".join(lines)
             try:
@@ -117,9 +162,14 @@ def _whole(column: Any) -> pa.Array:
 
 
 def _plain(path: Path, records: Any, wanted: Sequence[str]) -> pa.RecordBatch:
-    """Values of any kind as text; half a surrogate pair, which no file can hold as UTF-8, as a question mark."""
-    cells = {name: [_text(_object(path, record).get(name)) for record in records] for name in wanted}
-    return pa.RecordBatch.from_pydict({name: pa.array(column, pa.string()) for name, column in cells.items()})
+    """Values of several kinds as text; half a surrogate pair, which no file can hold as UTF-8, as a question mark."""
+    columns = {}
+    for name in wanted:
+        cells = [_object(path, record).get(name) for record in records]
+        kinds = {type(cell) for cell in cells} - {type(None)}
+        alike = kinds in ({bool}, {float}) or (kinds == {int} and all(abs(cell or 0) < 1 << 63 for cell in cells))
+        columns[name] = pa.array(cells if alike else map(_text, cells), None if alike else pa.string())
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _object(path: Path, record: Any) -> dict[str, Any]:
