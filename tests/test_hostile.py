@@ -261,7 +261,7 @@ HOSTILE: dict[str, Build] = {
     "samples counted beyond their number": samples('{"id": 1, "n": 4, "c": 5}\n'),
     "samples counted below nothing": samples('{"id": 1, "n": -4, "c": -5}\n'),
     "samples counted in text": samples('{"id": 1, "n": "many", "c": 1}\n'),
-    "samples csv with a broken quote": samples('id,correct\n1,"1\n', "sent.csv"),
+    "samples csv with ragged rows": samples("id,correct\n1,1,1,1\n2\n", "sent.csv"),
 }  # fmt: skip
 
 
