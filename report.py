@@ -8,7 +8,6 @@ if __name__ == "__main__":  # first of all: a signal may come during the imports
 
     interrupts.begin()
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,6 @@ def _listed(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [] if value is None else [value]
 
 
-def _quoted(token: str) -> str:
-    """`samples=[a=b.jsonl]` as Hydra wants it, to whom a second `=` is a mistake outside of quotes."""
-    key, _, value = token.partition("=")
-    if key != "samples" or "=" not in value or set(value) & set("'\"\\"):
-        return token
-    listed = value.startswith("[") and value.endswith("]")
-    items = value[1:-1].split(",") if listed else [value]
-    quoted = ",".join(f'"{item.strip()}"' for item in items)
-    return f"{key}=[{quoted}]"
-
-
 if __name__ == "__main__":
-    sys.argv[1:] = map(_quoted, sys.argv[1:])
     cli.prepare("report")
     cli.run(main, "report")

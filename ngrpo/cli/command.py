@@ -259,13 +259,17 @@ def _in_full(token: str, full: dict[str, str]) -> str:
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
-    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, the file of `benchmark=jsonl`, and
-    `task.columns.problem='{Body} {Question}'`, whose quotes the shell takes."""
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, the file of `benchmark=jsonl`,
+    `samples=[<name>=<file>]`, and `task.columns.problem='{Body} {Question}'`, whose quotes the shell takes."""
     group, _, value = token.partition("=")
     if group == "benchmark.path":
         return [f"benchmark.jsonl.path={value}"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
+    if group == "samples" and "=" in value and not set(value) & set("'\"\\"):
+        items = value[1:-1].split(",") if value.startswith("[") and value.endswith("]") else [value]
+        quoted = ",".join(f'"{item.strip()}"' for item in items)
+        return [f"{group}=[{quoted}]"]
     if group.endswith(TEMPLATE) and "{" in value and value[0] not in "'\"":  # to Hydra a bare brace opens a mapping
         quoted = value.replace("'", r"\'")
         return [f"{group}='{quoted}'"]
