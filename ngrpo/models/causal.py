@@ -24,6 +24,8 @@ from ngrpo.targets import SettingsError
 GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
 # Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to get anew.
 CHUNK = {"cpu": 2**22, "cuda": 2**24}
+PROBE, STRIDE = 18, 9973  # tokens that a model is tried with when it is loaded, and a prime that spreads them
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the largest logit
 CHUNK_TOKENS = 96  # at least: every chunk reads the whole head
 
 # What is wanted of the logits (n, V) of the states that begin at a place: tensors with one entry per state.
@@ -46,7 +48,6 @@ class CausalModel(nn.Module):
         """
         super().__init__()
         self.model, self.precision = model, precision
-        model.set_attn_implementation(NAME)
         self._recomputed: list[nn.Module] = []
         self._refuse_windows()
         self._check_path()
@@ -133,18 +134,27 @@ class CausalModel(nn.Module):
 
     @torch.no_grad()
     def _check_path(self) -> None:
-        """Refuse models whose logits are more than head(backbone(table[ids])) (soft caps, scaled embeddings, adapters) or
-        whose attention does not heed a layout: two rows that share two tokens must be what they are alone."""
-        device = self.table.device
-        rows = torch.tensor([[0, 1, 2], [0, 1, 3]], device=device)
-        layout = PackedRows(rows, torch.tensor([0, 1, 2, 5], device=device))
-        positions = torch.tensor([[0, 1, 2, 2]], device=device)
-        fed = F.embedding(positions.new_tensor([[0, 1, 2, 3]]), self.table)
-        ours = self.logits(self.hidden(fed, positions, layout))
-        theirs = torch.cat([self.model(input_ids=row[None]).logits[0, -1:] for row in rows]).to(ours.dtype)
-        if not torch.allclose(ours[0, 2:], theirs, rtol=1e-2, atol=1e-2 * float(theirs.abs().max())):
-            kind = type(self.model).__name__
-            raise SettingsError(f"{kind}: its logits are not head(backbone(embedding)), so vectors cannot be fed to it")
+        """Puts our attention in and refuses models that it makes others than those that transformers runs.
+
+        Their logits may be more than head(backbone(table[ids])) (soft caps, scaled embeddings, adapters), their attention
+        may have parts that ours lacks (sinks) or not heed a layout: rows that share a beginning must be what stock
+        attention makes of each alone.
+        """
+        line = torch.arange(PROBE, device=self.table.device)
+        ids, rows = line * STRIDE % len(self.table), torch.stack([line[:-1], torch.cat([line[:-2], line[-1:]])])
+        self.model.set_attn_implementation("eager")
+        theirs = torch.cat([self.model(input_ids=ids[row][None]).logits[0, -1:] for row in rows])
+        self.model.set_attn_implementation(NAME)
+        layout = PackedRows(rows, torch.tensor([*range(PROBE - 1), 2 * PROBE - 3], device=line.device))
+        positions = torch.tensor([[*range(PROBE - 1), PROBE - 2]], device=line.device)
+        ours = self.logits(self.hidden(F.embedding(ids[None], self.table), positions, layout))[0, -2:]
+        tolerance = TOLERANCE.get(self.table.dtype, 0.03) * float(theirs.abs().max())
+        if not torch.allclose(ours, theirs.to(ours.dtype), rtol=0, atol=tolerance):
+            gap, kind = float((ours - theirs).abs().max()), type(self.model).__name__
+            raise SettingsError(
+                f"{kind}: its logits are not head(backbone(embedding)) under full attention (they differ by {gap:.2g}), so "
+                "vectors cannot be fed to it; choose another model"
+            )
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:

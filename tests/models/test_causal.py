@@ -1,0 +1,52 @@
+"""A model is taken only where our attention gives what the stock model gives."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GptOssConfig, GraniteConfig, LlamaConfig, Qwen3Config
+
+from ngrpo.models import attention
+from ngrpo.models.causal import CausalModel
+from ngrpo.targets import SettingsError
+
+SMALL = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8, "initializer_range": 0.3,
+}  # fmt: skip
+
+
+def made(config, dtype=torch.float32):
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config).eval().to(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("config", [LlamaConfig(**SMALL), Qwen3Config(**SMALL)], ids=["llama", "qwen3"])
+def test_models_of_plain_attention_are_taken_and_stay_what_they_are(config, dtype):
+    model, ids = made(config, dtype), torch.arange(12)[None]
+    before = model(input_ids=ids).logits
+    causal = CausalModel(model)
+    torch.testing.assert_close(causal.model(input_ids=ids).logits, before)
+
+
+def test_sinks_are_not_dropped_in_silence():
+    full = {"layer_types": ["full_attention"] * 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    model = made(GptOssConfig(**SMALL, **full))
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.fill_(1.0)
+    with pytest.raises(SettingsError, match=r"GptOssForCausalLM: .*they differ by \d"):
+        CausalModel(model)
+
+
+def test_logits_that_are_more_than_the_head_are_refused():
+    with pytest.raises(SettingsError, match=r"GraniteForCausalLM: its logits are not head"):
+        CausalModel(made(GraniteConfig(**SMALL, logits_scaling=3.0, embedding_multiplier=2.0)))
+
+
+def test_an_attention_that_does_not_heed_the_layout_is_refused(monkeypatch):
+    def blind(self, layer, query, key, value, scale, whole):
+        return whole(query, key, value)
+
+    monkeypatch.setattr(attention.PackedRows, "attend", blind)
+    with pytest.raises(SettingsError, match="differ"):
+        CausalModel(made(LlamaConfig(**SMALL)))
