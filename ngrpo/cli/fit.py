@@ -106,7 +106,15 @@ def vocabulary(seen: "Composed") -> Iterator[str]:
             yield f"{seen.shown(key)}: must be at most {most}, {reason}; {key}={min(most, 3 if name == 'k' else 20)}"
 
 
-CHECKS = (model, packages, loggers, parallel, sizes, vocabulary)
+def precision(seen: "Composed") -> Iterator[str]:
+    """What learns is kept in float32: the next bfloat16 is 0.4 % away, so that small updates would leave it."""
+    learns = "algorithm" in seen.tree and not seen.values.get("model.lora.r")  # adapters are in float32 anyway
+    if learns and seen.sound("model.dtype") and seen.values["model.dtype"] == "bfloat16":
+        rule = "weights in bfloat16 swallow updates below 0.4 % of their size; float32 ones may compute in it"
+        yield f"{seen.shown('model.dtype')}: {rule}; model.dtype=float32 trainer.precision=bfloat16"
+
+
+CHECKS = (model, precision, packages, loggers, parallel, sizes, vocabulary)
 
 
 def tasks(seen: "Composed") -> Iterator[str]:

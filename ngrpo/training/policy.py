@@ -23,6 +23,8 @@ from ngrpo.training.critic import Critic
 from ngrpo.training.replay import Replayed, replay, replay_in_micro_batches
 from ngrpo.training.replay import micro_batches as cut
 
+SEEN = 1000  # entries of a weight, at least, that are compared before and after an update
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -164,6 +166,11 @@ class Policy(lightning.LightningModule):
                 part = batch.rows(index[counted[index]] if counted[index].any() else index[:1])
                 anew = self.algorithm.select if self.algorithm.select_per == "update" else None
                 yield self._selected(part, self.replayed(part.rollouts), anew) if anew else part
+
+    def glimpse(self) -> Tensor:
+        """Some entries of every weight that learns, which tell afterwards what share of them an update moved."""
+        learners = [p.detach().flatten() for p in self.parameters() if p.requires_grad]
+        return torch.cat([p[:: max(1, len(p) // SEEN)].float() for p in learners])
 
     def clip(self, optimizer: torch.optim.Optimizer) -> float:
         """Clips gradients and returns the norm of the policy's before that; the critic has its own. Raises NotFinite."""
