@@ -11,8 +11,10 @@ import numpy as np
 import pandas as pd
 
 from analysis.fairness import Fairness, judge
+from analysis.intervals import Array, two_level
 from analysis.load import UNTRAINED, LoadError, Study
-from analysis.statistics import Array, detectable, false_discovery, paired, solved_by_one_only, two_level, welch
+from analysis.power import detectable
+from analysis.statistics import false_discovery, paired, solved_by_one_only, welch
 from ngrpo.evaluation import passk
 
 ALPHA = 0.05
@@ -132,7 +134,7 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
                 values = rates(benchmark, arm, metric)
                 if values is None:
                     continue
-                low, high = np.clip(two_level(None, values), 0, 100)
+                low, high = two_level(None, values, top=100)
                 means = values.mean(axis=1)
                 sd = means.std(ddof=1) if len(means) > 1 else np.nan
                 row = {"arm": arm, "benchmark": benchmark, "metric": metric, "value": means.mean(), "low": low}
@@ -156,7 +158,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
                 if new is None or old is None:
                     continue
                 test = welch(old.mean(axis=1), new.mean(axis=1))
-                low, high = two_level(old, new) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
+                low, high = two_level(old, new, top=100) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
                 row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
                 row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p}
                 row |= {"two_low": low, "two_high": high}
@@ -190,7 +192,7 @@ def _pairs(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
             new, old = rates(benchmark, arm, names[0]), rates(benchmark, other, names[0])
             if new is None or old is None:
                 continue
-            found = paired(old, new)
+            found = paired(old, new, top=100)
             row = {"arm": arm, "against": other, "benchmark": benchmark, "gap": found.difference.value}
             row |= {"low": found.difference.low, "high": found.difference.high, "p": found.difference.p}
             row |= {"wins": found.wins, "ties": found.ties, "losses": found.losses}
@@ -208,7 +210,7 @@ def _noise(rates: Rates, metrics: dict[str, list[str]], arms: Sequence[str]) -> 
             values = rates(benchmark, arm, names[0])
             for i, j in combinations(range(0 if values is None else len(values)), 2):
                 assert values is not None
-                test = paired(values[i : i + 1], values[j : j + 1], draws=999).difference
+                test = paired(values[i : i + 1], values[j : j + 1], draws=999, top=100).difference
                 rows.append({"arm": arm, "benchmark": benchmark, "gap": test.value, "p": test.p})
     return pd.DataFrame(rows, columns=["arm", "benchmark", "gap", "p"])
 

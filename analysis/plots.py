@@ -10,8 +10,8 @@ from PIL import Image  # comes with matplotlib
 from analysis.comparison import Comparison, Rates
 from analysis.diversity import steps_of
 from analysis.fairness import setting, strategy_of
+from analysis.intervals import two_level
 from analysis.load import UNTRAINED, Study
-from analysis.statistics import two_level
 from ngrpo.evaluation.passk import k_grid, pass_at_k
 
 matplotlib.use("Agg")
@@ -126,7 +126,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
             if table is None:
                 continue
             curves = [100 * pass_at_k(n, table.to_numpy(), k) for k in k_grid(n)]
-            bands = np.clip([two_level(None, c) for c in curves], 0, 100)
+            bands = np.array([two_level(None, c, top=100) for c in curves])
             color, marker, line = looks[arm]
             axis.plot(
                 k_grid(n),

@@ -32,7 +32,7 @@ from scipy import stats
 
 from analysis.diagnosis import Diagnosis, group_shares
 from analysis.fairness import PLAIN
-from analysis.statistics import Array
+from analysis.intervals import Array
 
 MOST, HALF = 0.8, 0.5
 FEWEST = 14  # problems

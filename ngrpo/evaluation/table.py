@@ -73,5 +73,5 @@ def _interval(estimate: Mapping[str, float]) -> str:
 def _change(directory: Path, benchmark: str, first: int, last: int) -> str:
     """Paired difference of mean@n between two RL steps, in points of 100, with its 95 % interval over problems."""
     before, after = (100 * solved(eval_samples(directory, benchmark, step)).mean(axis=1) for step in (first, last))
-    low, high = passk.paired_interval(before, after)
+    low, high = passk.paired_interval(before, after, top=100)
     return f"{(after - before).mean():+.1f} [{low:+.1f}, {high:+.1f}]"
