@@ -240,6 +240,20 @@ class Part:
         cells = {name: made.get(name, EMPTY.get(name)) for name in columns}
         return pd.DataFrame(cells, index=keys.index).reset_index(drop=True)
 
+    def prompts(self) -> dict[str, str]:
+        """problem_id -> the text of the problem, of its first row; empty where the file has no texts."""
+        name = self.file.columns.get("prompt")
+        ids = self.file.keys["problem_id"]
+        first = np.flatnonzero(~ids.duplicated().to_numpy())
+        found, start = [], 0
+        for batch in rows.batches(self.file.path, [name]) if name else ():
+            here = first[(first >= start) & (first < start + len(batch))] - start
+            found += self.file._strings(batch.column(name).take(pa.array(here)), str(name)).to_pylist()
+            start += len(batch)
+            if len(found) == len(first):
+                break
+        return {str(ids.iloc[at]): text or "" for at, text in zip(first, found, strict=False)}
+
     def _indices(self, keys: pd.DataFrame) -> pd.Series:
         if "sample_index" not in self.file.columns:
             return keys.groupby("problem_id", observed=True).cumcount()

@@ -84,12 +84,12 @@ def test_one_seed_may_be_one_row_and_more_dimensions_are_refused():
 
 
 def test_pairs_count_every_problem_once():
-    a = np.array([[0.0, 0.5, 0.25, 0.0, 1.0], [0.0, 0.5, 0.25, 0.0, 1.0]])
-    b = np.array([[0.5, 0.5, 0.0, 0.0, 1.0], [0.0, 0.5, 0.0, 0.0, 1.0]])
+    a = np.array([[0.0, 0.5, 0.25, 0.0, 1.0, 0.5], [0.0, 0.5, 0.25, 0.0, 1.0, 0.5]])
+    b = np.array([[0.5, 0.5, 0.0, 0.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.0, 1.0, 0.0]])
     found = paired(a, b)
-    assert (found.wins, found.ties, found.losses) == (1, 3, 1)
-    assert (found.both, found.only_first, found.only_second, found.neither) == (2, 1, 1, 1)
-    assert found.difference.value == pytest.approx((0.25 - 0.25) / 5)
+    assert (found.wins, found.ties, found.losses) == (1, 3, 2)
+    assert (found.both, found.only_first, found.only_second, found.neither) == (2, 2, 1, 1)
+    assert found.difference.value == pytest.approx((0.25 - 0.25 - 0.5) / 6)
 
 
 def test_solved_by_one_only_is_the_exact_binomial():
