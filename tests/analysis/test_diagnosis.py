@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from analysis import diagnosis_page, neighbors, tables
 from analysis.diagnosis import Answers, Sampled, diagnose, distinct, estimate, group_shares
 from analysis.recommendation import FEWEST, kind_of, recommend, stability
+from analysis.statistics import paired
 from ngrpo.evaluation.passk import pass_at_k
 
 N, GROUP = 16, 8
@@ -132,6 +134,14 @@ def test_what_one_strategy_solves_and_another_does_not():
     assert any(words in line for line in recommend(found).lines)
     swapped = advice(token_sampling=other, mix=base)
     assert any("mix misses problems that token_sampling solves" in line for line in swapped.lines)
+
+
+def test_p_values_of_several_strategies_are_corrected_as_one_family():
+    base = answers([4] * 20)
+    arms = {f"m{i}": answers([4] * (20 - i) + [6] * i) for i in (2, 5, 9)}
+    found = diagnose(sampled(token_sampling=base, **arms)).pairs
+    raw = [paired(base.solved / N, arm.solved / N).difference.p for arm in arms.values()]
+    assert found["p"].to_numpy() == pytest.approx(multipletests(raw, method="fdr_bh")[1]) and (found["p"] > raw).any()
 
 
 def test_a_strategy_that_solves_what_sampling_never_does_makes_a_hard_task_worth_a_try():

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ngrpo.evaluation import benchmarks
+from ngrpo.evaluation import benchmarks, diagnosis
 from ngrpo.ranks import ALONE
 from ngrpo.rollout.keys import row_keys
 from ngrpo.training import collect
@@ -60,3 +60,9 @@ def test_an_evaluation_repeats_its_numbers_before_and_after_training_and_in_noth
     assert before == after and len({*before}) == 6 * 4
     for seed, benchmark in ((1, "bench"), (0, "other")):
         assert not {*before} & {*evaluated(asked, tmp_path, seed, 0, benchmark)}
+
+
+def test_strategies_of_a_diagnosis_answer_with_the_same_numbers_and_samples_with_their_own():
+    draw: Any = SimpleNamespace(seed=0, task=TASK, n=4)
+    found = row_keys(diagnosis.identities(draw, TASK.problems)).tolist()
+    assert len({*found}) == 6 * 4, "no strategy is asked for, so that two of them get the same"
