@@ -284,7 +284,7 @@ def _needed(rates: Rates, tests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     declared = tests[tests["family"] == "primary"]
     for row in declared.itertuples() if plan.detect is not None else ():
         new, old = (rates(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
-        for times in MORE_PROBLEMS:
+        for times in MORE_PROBLEMS if row.seeds > 1 else MORE_PROBLEMS[:1]:
             seeds = seeds_needed(plan.detect, old, new, ALPHA / len(declared), times)
             rows.append({"arm": row.arm, "against": row.against, "benchmark": row.benchmark, "metric": row.metric,
                          "problems": times * row.problems, "seeds": seeds, "now": row.seeds})  # fmt: skip

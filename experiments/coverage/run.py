@@ -97,13 +97,13 @@ def _truth(cell: Cell) -> tuple[float, float]:
 
 def one_arm(cell: Cell, rng: np.random.Generator) -> Cell:
     values, _ = _samples(cell, rng, (cell["problems"], DRAWS))
-    return _held(mean_interval(values), stats.t.interval(0.95, len(values) - 1, *_moments(values)), _truth(cell)[0])
+    return _held(mean_interval(values), _student(values), _truth(cell)[0])
 
 
 def difference(cell: Cell, rng: np.random.Generator) -> Cell:
     before, after = _samples(cell, rng, (cell["problems"], DRAWS))
     one, two = _truth(cell)
-    plain = stats.t.interval(0.95, len(before) - 1, *_moments(after - before))
+    plain = _student(after - before)
     return _held(paired_interval(before, after), plain, two - one)
 
 
@@ -112,7 +112,8 @@ def duplicates_kept(cell: Cell, rng: np.random.Generator) -> Cell:
     p, _ = rates(cell["truth"], (cell["problems"], DRAWS), rng)
     known = pass_at_k(cell["n"], np.arange(cell["n"] + 1), cell["k"])
     values = known[rng.binomial(cell["n"], np.concatenate([p, p[::3], p[::3]]))]
-    return _held(mean_interval(values), stats.t.interval(0.95, len(values) - 1, *_moments(values)), _truth(cell)[0])
+    held = _held(mean_interval(values), _student(values), _truth(cell)[0])
+    return {**held, "wanted": "nothing: why copies are merged"}
 
 
 def duplicates_merged(cell: Cell, rng: np.random.Generator) -> Cell:
@@ -121,7 +122,7 @@ def duplicates_merged(cell: Cell, rng: np.random.Generator) -> Cell:
     known = pass_at_k(cell["n"], np.arange(cell["n"] + 1), cell["k"])
     values = known[rng.binomial(cell["n"], p)]
     values[::3] = (values[::3] + known[rng.binomial(cell["n"], np.stack([p[::3]] * 2))].sum(axis=0)) / 3
-    return _held(mean_interval(values), stats.t.interval(0.95, len(values) - 1, *_moments(values)), _truth(cell)[0])
+    return _held(mean_interval(values), _student(values), _truth(cell)[0])
 
 
 def one_arm_seeds(cell: Cell, rng: np.random.Generator) -> Cell:
@@ -191,8 +192,9 @@ def _mean(cell: Cell, shift: float) -> float:
     return float(weights @ (1 - (1 - rate) ** cell["k"]) / weights.sum())
 
 
-def _moments(values: Array) -> tuple[Array, Array]:
-    return values.mean(axis=0), stats.sem(values, axis=0)
+def _student(values: Array) -> tuple[Array, Array]:
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values, axis=0)
+    return values.mean(axis=0) - half, values.mean(axis=0) + half
 
 
 def _held(interval: Any, plain: Any, truth: float) -> Cell:
