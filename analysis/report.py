@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import diversity, neighbors, page, plots, published, tables
+from analysis import compared, diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
 from analysis.declared import Declared
 from analysis.load import MOST, Study, describe_kinds
@@ -44,16 +44,17 @@ def write(
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
     diagnoses, study = neighbors.beside(study, roots)
+    about = compared.table(study)
     made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)
-    for table in made:
+    for table in (about, *made):
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")
     comparison.estimates.to_csv(out / "results.csv", index=False)
     tables.every_k(comparison).to_csv(out / "paired_pass_at_k.csv", index=False)
-    _put(out / "report.md", _markdown(study, comparison, sentences, made, figures))
-    page.write(study, comparison, sentences, made, figures, out / "report.html", WHY_SEEDS)
+    _put(out / "report.md", _markdown(study, comparison, sentences, [about, *made], figures))
+    page.write(study, comparison, sentences, [about, *made], figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
     told = [*_left_out(shown), *describe_kinds(study.other_kinds)]
     lines = ["", *sentences, *told, "", str(out / "report.html")]

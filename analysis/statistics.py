@@ -162,5 +162,10 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float) -> float:
     return float(stats.t.sf((margin - abs(found.value)) / standard_error(a, b), found.df))
 
 
+def told(p: float) -> str:
+    """A p value as it is read: none is 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def standard_error(a: Array, b: Array) -> float:
     return float(np.sqrt(sum(values.var(ddof=1) / len(values) for values in (a, b))))

@@ -9,6 +9,9 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import Comparison
+from analysis.statistics import told
+
+SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
 
 
 def verdict(comparison: Comparison) -> list[str]:
@@ -17,7 +20,10 @@ def verdict(comparison: Comparison) -> list[str]:
     head = [f"{_winners(comparison)}"]
     if fairness.missing:
         head = ["No winner is named, because this comparison is not complete."]
-    lines = [headline(row, len(tests[tests["family"] == row.family])) for row in _declared(tests)]
+    rows = _declared(tests)
+    lines = [headline(row, len(tests[tests["family"] == row.family])) for row in rows[:SHOWN]]
+    if len(rows) > SHOWN:
+        lines.append(f"{len(rows) - SHOWN} more declared comparisons stand in the table of differences.")
     return [*head, *lines, *_of_curves(comparison), *_needed(comparison), *fairness.missing, *_exploratory(comparison),
             *comparison.notes]  # fmt: skip
 
@@ -28,17 +34,17 @@ def headline(row: Any, family: int) -> str:
     size = f"{row.seeds} seed{'s' * (row.seeds > 1)}, {row.problems} problems"
     if row.words.startswith("cannot"):
         return f"{what}: {row.gap:+.1f} points, {size}; {row.words}."
-    p = "p < 0.001" if row.adjusted < 0.001 else f"p = {row.adjusted:.3f}"
     found = f"; differences over {row.detectable:.1f} would have been found" * bool(np.isfinite(row.detectable))
     corrected = f" after Holm over {family}" if family > 1 else ""
-    return (
-        f"{what}: {row.gap:+.1f} points [{row.low:+.1f}, {row.high:+.1f}], {p}{corrected}, {size}: {row.words}{found}."
-    )
+    interval = f"[{row.low:+.1f}, {row.high:+.1f}]"
+    return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
 
 
 def _declared(tests: pd.DataFrame) -> list[Any]:
+    """Primary rows, then those of controls; where there are many, those that show something first."""
     rows = [row for row in tests.itertuples() if row.family != "exploratory"]
-    return sorted(rows, key=lambda row: row.family != "primary")
+    silent = len(rows) > SHOWN
+    return sorted(rows, key=lambda row: (silent and row.words == "no difference shown", row.family != "primary"))
 
 
 def _winners(comparison: Comparison) -> str:
@@ -59,8 +65,11 @@ def _beats(tests: pd.DataFrame, arm: str, others: list[str]) -> bool:
 def _of_curves(comparison: Comparison) -> list[str]:
     """Where one arm gains and where it loses over k, a sentence for each pair on a declared benchmark that shows either."""
     benchmarks = {benchmark for benchmark, _ in comparison.plan.primary}
+    widest = {
+        (found.arm, found.against, found.benchmark): found for found in comparison.curves
+    }  # training runs, if any
     lines = []
-    for found in comparison.curves:
+    for found in widest.values():
         parts = []
         for verdict_ in ("gains", "loses"):
             if stretches := found.curve.stretches(verdict_):

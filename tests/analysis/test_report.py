@@ -117,14 +117,23 @@ def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):
     assert verdict(comparison)[0] == "Better than token_sampling: rate_matched_greedy."
 
 
+def test_the_untrained_model_is_never_marked_as_best(tmp_path):
+    arms(tmp_path, {"gaussian_noise": 0.1, "token_sampling": 0.1})
+    for baseline in ("token_sampling", "untrained"):
+        table = tables.of_comparison(compare(load([tmp_path]), baseline))[0]
+        (row,) = (row for row in table.rows if row[0].text == "untrained")
+        assert not any(cell.place for cell in row)
+
+
 def test_every_rendering_holds_every_number_and_ranks_as_it_shows(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3, "gaussian_noise": 0.7})
     comparison = compare(load([tmp_path]), "token_sampling")
     table = tables.of_comparison(comparison)[0]
     best = max((row[2] for row in table.rows), key=lambda cell: float(cell.value or 0))
     assert best.place == 1 and f"**{best.text}**" in tables.markdown(table)
+    unbroken = best.text.replace(", ", ",\u00a0")
     assert rf"\textbf{{{best.text}}}" in tables.latex(table) and r"\toprule" in tables.latex(table)
-    assert "gaussian\\_noise" in tables.latex(table) and f"<strong>{best.text}</strong>" in tables.html_table(table)
+    assert "gaussian\\_noise" in tables.latex(table) and f"<strong>{unbroken}</strong>" in tables.html_table(table)
     for row in table.rows:
         assert all(cell.text in tables.terminal(table) for cell in row)
 
