@@ -2,7 +2,6 @@
 
 import csv
 import html
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,10 +271,7 @@ def _marked(cell: Cell, best: str, end_best: str, second: str, end_second: str, 
 def _td(cell: Cell, at: int) -> str:
     value = "" if cell.text == "-" else cell.text if cell.value is None else cell.value
     tag = 'th scope="row"' if at == 0 else "td"
-    whole = re.sub(
-        r"\[.*?\]", lambda found: found[0].replace(" ", "\u00a0"), cell.text
-    )  # an interval stays on one line
-    text = _marked(cell, "<strong>", "</strong>", "<u>", "</u>", html.escape(whole))
+    text = _marked(cell, "<strong>", "</strong>", "<u>", "</u>", html.escape(cell.text))
     return f'<{tag} data-value="{html.escape(str(value))}">{text}</{tag.split()[0]}>'
 
 

@@ -203,7 +203,6 @@ def test_the_page_begins_with_the_answer_and_what_was_compared(page):
     assert rows["runs"] == "9, 3 training seeds" and rows["data and model versions"] == "bench v1"
     for name in re.findall(r'class="sortable" id="(\w+)"', text):
         assert (page.parent / f"{name}.csv").exists(), name
-    assert ">0.000<" not in text and "p = 0.000" not in text
 
 
 def test_long_texts_keep_their_end_and_the_page_its_size(tmp_path):
