@@ -7,6 +7,7 @@ S training seeds, P problems, n samples, K values of k.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ def _limit(off: Array, df: float, level: float, draws: int, rng: np.random.Gener
     """
     spread = np.sqrt((off**2).sum(axis=0))
     varied = spread > 1e-9 * max(spread.max(), 1e-9)
-    triangle = np.linalg.qr(off[:, varied] / spread[varied], mode="r")
+    triangle: Any = np.linalg.qr(off[:, varied] / spread[varied], mode="r")
     if not triangle.size:  # nothing varies: what one k would get
         triangle = np.ones((1, 1))
     largest = np.abs(rng.standard_normal((draws, len(triangle))) @ triangle).max(axis=1)

@@ -175,7 +175,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
         frame.loc[part, "adjusted"] = correct(frame.loc[part, "p"].to_list())
     declared = frame["family"] == "primary"
     for at in frame.index[declared]:
-        new, old = (rates(frame.at[at, "benchmark"], frame.at[at, side], frame.at[at, "metric"]).mean(axis=1)
+        new, old = (rates.values(frame.at[at, "benchmark"], frame.at[at, side], frame.at[at, "metric"]).mean(axis=1)
                     for side in ("arm", "against"))  # fmt: skip
         frame.at[at, "detectable"] = detectable(old, new, alpha=ALPHA / declared.sum())
         if plan.margin is not None:
@@ -185,8 +185,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
 
 
 def _test(rates: Rates, arm: str, other: str, benchmark: str, metric: str) -> dict[str, object]:
-    new, old = rates(benchmark, arm, metric), rates(benchmark, other, metric)
-    assert new is not None and old is not None
+    new, old = (rates.values(benchmark, name, metric) for name in (arm, other))
     test = welch(old.mean(axis=1), new.mean(axis=1))
     low, high = two_level(old, new, top=100) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
     row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
@@ -282,8 +281,10 @@ def _needed(rates: Rates, tests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
     """Seeds of each arm that would find the declared difference in the primary metrics, at the level that is used."""
     rows = []
     declared = tests[tests["family"] == "primary"]
-    for row in declared.itertuples() if plan.detect is not None else ():
-        new, old = (rates(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
+    if plan.detect is None:
+        return pd.DataFrame(rows)
+    for row in declared.itertuples():
+        new, old = (rates.values(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
         for times in MORE_PROBLEMS if row.seeds > 1 else MORE_PROBLEMS[:1]:
             seeds = seeds_needed(plan.detect, old, new, ALPHA / len(declared), times)
             rows.append({"arm": row.arm, "against": row.against, "benchmark": row.benchmark, "metric": row.metric,

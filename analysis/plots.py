@@ -124,7 +124,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         for arm in study.arms:
             if not rates.has(benchmark, arm):
                 continue
-            curves = [rates(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
+            curves = [rates.values(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
             bands = np.array([two_level(None, c, top=100) for c in curves])
             color, marker, line = looks[arm]
             axis.plot(

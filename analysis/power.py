@@ -6,6 +6,7 @@ S training seeds, P problems.
 """
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -39,7 +40,8 @@ def smallest_found(
     highest = error
     while found(highest) < power:
         highest *= 2
-    return float(optimize.brentq(lambda gap: found(gap) - power, 0.0, highest, rtol=1e-4))
+    root: Any = optimize.brentq(lambda gap: found(gap) - power, 0.0, highest, xtol=1e-4 * error)
+    return float(root)
 
 
 def welch_power(gap: float, spreads: tuple[float, float], seeds: tuple[int, int], alpha: float = 0.05) -> float:

@@ -34,11 +34,11 @@ class Rates:
             self._add(str(benchmark), str(arm), part)
         self._units = {benchmark: self._merged(study, benchmark) for benchmark in self.problems}
         self.copies = {benchmark: units.shape[0] - units.shape[1] for benchmark, units in self._units.items()}
-        self._values = cache(self._estimate)
+        self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
 
     def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
         """(S, U) in percent, None where the arm lacks the benchmark."""
-        return self._values(benchmark, arm, metric)
+        return self.values(benchmark, arm, metric) if self.has(benchmark, arm) else None
 
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
@@ -55,9 +55,7 @@ class Rates:
         """Whether all of these arms were evaluated on the benchmark."""
         return all((benchmark, arm) in self.tables for arm in arms)
 
-    def _estimate(self, benchmark: str, arm: str, metric: str) -> Array | None:
-        if not self.has(benchmark, arm):
-            return None
+    def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
         correct, n = self.tables[benchmark, arm].to_numpy(), self.n[benchmark]
         name, _, k = metric.partition("@")
         if name == "mean":

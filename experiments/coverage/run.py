@@ -30,8 +30,9 @@ HERE = Path(__file__).parent
 COUNTS = HERE.parents[1] / "tests" / "data" / "deepscaler32k"
 DRAWS = 2_000
 POPULATION = 2_000_000  # problems that a truth without a closed form is a mean of
-COLUMNS = ("kind", "truth", "problems", "n", "k", "seeds", "spread", "alpha", "draws", "share", "width", "t_share", "t_width",
-           "wanted")  # fmt: skip
+COLUMNS: Any = (
+    "kind", "truth", "problems", "n", "k", "seeds", "spread", "alpha", "draws", "share", "width", "t_share", "t_width", "wanted",
+)  # fmt: skip
 BETAS = {"uniform": (1, 1), "extremes": (0.5, 0.5), "easy": (8, 0.5), "impossible": (2, 2)}
 TRUTHS = (*BETAS, "real")
 Cell = dict[str, Any]
@@ -76,7 +77,8 @@ def rates(truth: str, size: Any, rng: np.random.Generator) -> tuple[Array, Array
         pairs = np.array([[one[name] / 128 for name in counts[0]] for one in counts])
         before, after = pairs[:, rng.integers(pairs.shape[1], size=size)]
         return before, after
-    before = rng.beta(*BETAS[truth], size).clip(1e-12, 1 - 1e-12)
+    a, b = BETAS[truth]
+    before = rng.beta(a, b, size).clip(1e-12, 1 - 1e-12)
     if truth == "impossible":
         before = np.where(rng.random(size) < 0.3, 1e-12, before)
     return before, 1 / (1 + (1 - before) / before * np.exp(rng.normal(-0.3, 0.3, size)))
@@ -137,7 +139,7 @@ def difference_seeds(cell: Cell, rng: np.random.Generator) -> Cell:
     level, found = LEVELS[cell["truth"]], []
     for _ in range(DRAWS):
         difficulty = rng.normal(level, 1.5, (1, cell["problems"]))
-        found.append(two_level(*(_run(cell, difficulty, shift, rng) for shift in (0.0, 0.3))))
+        found.append(two_level(_run(cell, difficulty, 0.0, rng), _run(cell, difficulty, 0.3, rng)))
     return _held(np.array(found).T, None, _mean(cell, 0.3) - _mean(cell, 0.0))
 
 
@@ -170,8 +172,8 @@ def power(cell: Cell, rng: np.random.Generator) -> Cell:
     seeds, alpha = cell["seeds"], cell["alpha"]
     gap = smallest_found((1.0, 1.0), (seeds, seeds), alpha=alpha)
     first, second = rng.normal(0, 1, (10 * DRAWS, seeds)), rng.normal(gap, 1, (10 * DRAWS, seeds))
-    found = stats.ttest_ind(second, first, axis=1, equal_var=False).pvalue < alpha
-    return {"share": found.mean(), "draws": 10 * DRAWS, "wanted": "0.77 to 0.83"}
+    test: Any = stats.ttest_ind(second, first, axis=1, equal_var=False)
+    return {"share": (test.pvalue < alpha).mean(), "draws": 10 * DRAWS, "wanted": "0.77 to 0.83"}
 
 
 LEVELS = {"middle": 0.0, "ceiling": 3.0}  # mean of the logits of problems
@@ -183,7 +185,7 @@ def _right(cell: Cell, difficulty: Array, shift: float, rng: np.random.Generator
 
 
 def _run(cell: Cell, difficulty: Array, shift: float, rng: np.random.Generator) -> Array:
-    return pass_at_k(32, np.arange(33), cell["k"])[_right(cell, difficulty, shift, rng)]
+    return np.take(pass_at_k(32, np.arange(33), cell["k"]), _right(cell, difficulty, shift, rng).astype(int))
 
 
 def _mean(cell: Cell, shift: float) -> float:

@@ -56,13 +56,13 @@ def test_a_curve_is_pass_at_k_and_a_single_k_has_the_interval_of_one():
     for place, k in enumerate((1, 3, 8)):
         np.testing.assert_array_equal(made[:, :, place], pass_at_k(8, counts[0], k))
     found = compared(8, *counts, ks=[3], top=1.0, draws=200_000)
-    low, high = paired_interval(*(pass_at_k(8, c[0], 3) for c in counts))
+    low, high = paired_interval(pass_at_k(8, counts[0][0], 3), pass_at_k(8, counts[1][0], 3))
     assert (found.low[0], found.high[0]) == pytest.approx((float(low), float(high)), abs=5e-4)
 
 
 def test_bands_do_not_collapse():
     counts = np.full((2, 1, 40), 8)
-    found = compared(8, *counts)
+    found = compared(8, counts[0], counts[1])
     assert (found.low < 0).all() and (found.high > 0).all() and set(found.verdicts) == {NEITHER}
 
 

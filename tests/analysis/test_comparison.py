@@ -1,5 +1,7 @@
 """The declared comparison: what is corrected, what is named, what cannot be said."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -58,7 +60,7 @@ def test_only_the_declared_family_is_corrected_with_holm_and_the_rest_with_benja
 def test_the_detectable_difference_is_at_the_level_that_is_used(two):
     comparison = compare(two, "token_sampling")
     row = comparison.tests[comparison.tests["family"] == "primary"].iloc[0]
-    seeds = [comparison.rates("main", arm, "mean@8").mean(axis=1) for arm in ("token_sampling", row["arm"])]
+    seeds = [comparison.rates.values("main", arm, "mean@8").mean(axis=1) for arm in ("token_sampling", row["arm"])]
     assert row["detectable"] == pytest.approx(detectable(*seeds, alpha=0.05 / 2))
     assert comparison.tests[comparison.tests["family"] == "exploratory"]["detectable"].isna().all()
 
@@ -157,7 +159,7 @@ def test_problems_of_one_text_count_once_and_are_told(tmp_path):
             frame["prompt"] = frame["problem_id"].map(dict(zip([f"p{i:02d}" for i in range(4)], texts, strict=True)))
             frame.to_parquet(file)
     comparison = compare(load([tmp_path]), "token_sampling")
-    values = comparison.rates("bench", "token_sampling", "mean@8")
+    values = comparison.rates.values("bench", "token_sampling", "mean@8")
     assert values.tolist() == [[50.0, 50.0, 50.0]]
     assert set(comparison.estimates["problems"]) == {3} and comparison.tests["problems"].tolist() == [3, 3]
     assert any("bench: 1 of 4 problems have the text of another one" in line for line in verdict(comparison))
@@ -183,11 +185,12 @@ def test_every_k_has_a_row_with_its_band_and_verdict(two):
 
 
 def test_gains_are_shown_against_random_rewards_too(tmp_path):
-    for arm, level, more in (
+    cases: list[tuple[str, float, Any]] = [
         ("token_sampling", 0.3, {}),
         ("gaussian_noise", 0.6, {}),
         ("token_sampling", 0.6, {"extra_rewards": {"random": {"_target_": "mine.coin"}}}),
-    ):
+    ]
+    for arm, level, more in cases:
         for seed in range(3):
             make_run(tmp_path, arm, seed, RNG.binomial(8, level, 30), RNG.binomial(8, 0.2, 30), **more)
     study = load([tmp_path])

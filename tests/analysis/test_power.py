@@ -1,5 +1,7 @@
 """What could have been found: the promised power against experiments."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -11,7 +13,8 @@ def rejected(gap: float, spreads: tuple[float, float], seeds: tuple[int, int], a
     """Of 20,000 experiments, how many Welch's test rejects."""
     rng = np.random.default_rng(3)
     a, b = (rng.normal(at, s, (20_000, n)) for at, s, n in zip((0, gap), spreads, seeds, strict=True))
-    return float((stats.ttest_ind(b, a, axis=1, equal_var=False).pvalue < alpha).mean())
+    test: Any = stats.ttest_ind(b, a, axis=1, equal_var=False)
+    return float((test.pvalue < alpha).mean())
 
 
 @pytest.mark.parametrize("alpha", [0.05, 0.05 / 3])
@@ -48,7 +51,9 @@ def test_the_seeds_that_are_needed_find_the_difference_and_one_fewer_does_not():
     spreads = (a.mean(axis=1).std(ddof=1), b.mean(axis=1).std(ddof=1))
     seeds = seeds_needed(3.0, a, b)
     assert seeds is not None and seeds > 2
-    assert rejected(3.0, spreads, (seeds, seeds), 0.05) > 0.785 and welch_power(3.0, spreads, (seeds - 1,) * 2) < 0.8
+    assert (
+        rejected(3.0, spreads, (seeds, seeds), 0.05) > 0.785 and welch_power(3.0, spreads, (seeds - 1, seeds - 1)) < 0.8
+    )
     fewer = seeds_needed(3.0, a, b, problems=100)
     assert fewer is not None and 2 <= fewer <= seeds
     assert seeds_needed(1e-3, a, b) is None and seeds_needed(1.0, a[:1], b) is None
