@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image  # comes with matplotlib
 
+from analysis.budgets import points
 from analysis.comparison import Comparison
 from analysis.diversity import steps_of
 from analysis.fairness import setting, strategy_of
@@ -36,7 +37,7 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
     figures = []
     with plt.rc_context(STYLE):
-        for make in (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _map):
+        for make in (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map):
             made = make(study, comparison, looks)
             if made is not None:
                 figure, caption = made
@@ -258,6 +259,26 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     return figure, (
         "Gain over the untrained model, mean over benchmarks, against what training cost; lines: range over seeds."
     )
+
+
+def _budget(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
+    """mean@n of every evaluation against what training had cost by then, mean over seeds."""
+    found = points(study, comparison)
+    if found.empty:
+        return None
+    panels = [(benchmark, unit) for benchmark in found["benchmark"].unique() for unit in ("tokens", "seconds")]
+    figure, axes = _panels(len(panels))
+    for axis, (benchmark, unit) in zip(axes, panels, strict=True):
+        metric = comparison.metrics[benchmark][0]
+        for arm, own in found[found["benchmark"] == benchmark].groupby("arm", sort=False):
+            values = [comparison.rates.estimate(benchmark, row[None], metric).mean() for row in own["correct"]]
+            means = own[["step", unit]].assign(value=values).groupby("step").mean()
+            color, marker, line = looks[str(arm)]
+            axis.plot(means[unit], means["value"], color=color, marker=marker, linestyle=line, markersize=3, label=arm)
+        axis.set(title=benchmark, xlabel=f"training {unit}", ylabel=f"{metric} in %")
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+    _legend(figure, axes[0])
+    return figure, "mean@n at every evaluation against what training had cost by then, mean over seeds."
 
 
 def _gains(comparison: Comparison, arm: str) -> Any:

@@ -56,7 +56,11 @@ class Rates:
         return all((benchmark, arm) in self.tables for arm in arms)
 
     def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
-        correct, n = self.tables[benchmark, arm].to_numpy(), self.n[benchmark]
+        return self.estimate(benchmark, self.tables[benchmark, arm].to_numpy(), metric)
+
+    def estimate(self, benchmark: str, correct: Array, metric: str) -> Array:
+        """(S, U) in percent from (S, P) right answers in the order of `problems`."""
+        n = self.n[benchmark]
         name, _, k = metric.partition("@")
         if name == "mean":
             values = 100 * correct / n

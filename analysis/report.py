@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import compared, diversity, neighbors, page, plots, published, tables
+from analysis import budgets, compared, diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
 from analysis.declared import Declared
 from analysis.load import MOST, Study, describe_kinds
@@ -45,6 +45,7 @@ def write(
     made = tables.of_comparison(comparison)
     diagnoses, study = neighbors.beside(study, roots)
     about = compared.table(study)
+    made += [t for t in [budgets.table(study, comparison)] if t.rows]
     made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)

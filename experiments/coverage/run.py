@@ -31,7 +31,8 @@ COUNTS = HERE.parents[1] / "tests" / "data" / "deepscaler32k"
 DRAWS = 2_000
 POPULATION = 2_000_000  # problems that a truth without a closed form is a mean of
 COLUMNS: Any = (
-    "kind", "truth", "problems", "n", "k", "seeds", "spread", "alpha", "draws", "share", "width", "t_share", "t_width", "wanted",
+    "kind", "truth", "problems", "n", "k", "seeds", "spread", "alpha", "draws", "share", "width", "t_share", "t_width",
+    "wanted",
 )  # fmt: skip
 BETAS = {"uniform": (1, 1), "extremes": (0.5, 0.5), "easy": (8, 0.5), "impossible": (2, 2)}
 TRUTHS = (*BETAS, "real")

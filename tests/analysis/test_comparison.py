@@ -8,6 +8,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from study import make_run
 
+from analysis import budgets, plots
 from analysis.bands import NEITHER
 from analysis.comparison import compare
 from analysis.declared import Declared
@@ -182,6 +183,36 @@ def test_every_k_has_a_row_with_its_band_and_verdict(two):
     }
     gaps = compare(two, "token_sampling").tests.set_index(["arm", "benchmark", "metric"])["gap"]
     assert part["difference"].iloc[7] == pytest.approx(gaps["gaussian_noise", "main", "pass@8"])
+
+
+def test_methods_are_compared_at_the_same_budget(tmp_path):
+    """The cheaper arm spends half of the tokens for each step; both were evaluated on their way."""
+    for arm, level, tokens in (("token_sampling", 4, 100), ("gaussian_noise", 5, 50)):
+        for seed in range(2):
+            place = make_run(tmp_path, arm, seed, np.full(20, level + 2))
+            for step in (1, 2):
+                other = make_run(tmp_path.parent / f"at-{arm}-{seed}-{step}", arm, seed, np.full(20, level + step - 2))
+                content = (other / "samples" / "eval" / "bench-4.parquet").read_bytes()
+                (place / "samples" / "eval" / f"bench-{step}.parquet").write_bytes(content)
+            timings = [{"step": t, "tokens": tokens, "seconds": 2.0} for t in range(1, 5)]
+            pd.DataFrame(timings).to_csv(place / "timings.csv", index=False)
+    study = load([tmp_path])
+    table = budgets.table(study, compare(study, "token_sampling"))
+    shown = [[cell.text.partition(" [")[0] for cell in row] for row in table.rows if row[1].text == "mean@8"]
+    assert table.columns[3:5] == ["gaussian_noise", "token_sampling"]
+    # cheapest: 200 tokens and 8 seconds; plain sampling has an evaluation from 100 tokens on
+    assert [row[2:5] for row in shown if "tokens" in row[2]] == [
+        ["0.0001 million tokens", "62.5", "37.5"],
+        ["0.0002 million tokens", "87.5", "50.0"],
+    ]
+    assert [row[3:5] for row in shown if "hours" in row[2]] == [["50.0", "37.5"], ["62.5", "50.0"], ["87.5", "75.0"]]
+    figures = plots.draw(study, compare(study, "token_sampling"), tmp_path)
+    assert "budget" in {path.stem for path, _ in figures}
+    assert all(row[5].text.startswith("gaussian_noise, +") for row in table.rows if row[1].text == "mean@8")
+
+
+def test_without_evaluations_on_the_way_there_is_no_table_of_budgets(two):
+    assert budgets.table(two, compare(two, "token_sampling")).rows == []
 
 
 def test_gains_are_shown_against_random_rewards_too(tmp_path):

@@ -182,7 +182,7 @@ def test_what_lies_far_off_does_not_press_an_axis_together_and_is_told():
 def test_no_two_of_many_methods_look_alike(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "_forest", lambda study, comparison, looks: drawn.update(looks))
-    for name in ("_pass_at_k", "_paired", "_learning", "_rates", "_heat", "_cost", "_map"):
+    for name in ("_pass_at_k", "_paired", "_learning", "_rates", "_heat", "_cost", "_budget", "_map"):
         monkeypatch.setattr(plots, name, lambda *_: None)
     arms(tmp_path, {"token_sampling": 0.3, **{f"m{i:02d}": 0.3 for i in range(23)}}, seeds=(0,))
     study = load([tmp_path])
