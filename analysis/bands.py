@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from analysis.intervals import Array, parts
-from ngrpo.evaluation import passk
 
 NEITHER = "–"  # noqa: RUF001, a dash and no minus sign
 DRAWS = 4_000
+MOST_K = 256
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,17 @@ class Curve:
         return found
 
 
+def every_k(n: int) -> list[int]:
+    """1 to n; of more than MOST_K values as many of them, evenly on a scale of ratios."""
+    return list(range(1, n + 1)) if n <= MOST_K else np.unique(np.geomspace(1, n, MOST_K).round().astype(int)).tolist()
+
+
 def curves(n: int, correct: Array, ks: Sequence[int], top: float = 100.0) -> Array:
-    """(S, P, K) of pass@k from (S, P) right answers of n each."""
-    known = np.stack([passk.pass_at_k(n, np.arange(n + 1), k) for k in ks], axis=1)
-    return top * known[np.asarray(correct, dtype=np.int64)]
+    """(S, P, K) of pass@k from (S, P) right answers of n each: 1 - C(n-c, k) / C(n, k) as a product over k."""
+    counts, places = np.unique(np.asarray(correct, dtype=np.int64), return_inverse=True)
+    drawn = np.arange(max(ks))
+    wrong = np.cumprod(np.maximum(n - counts[:, None] - drawn, 0) / (n - drawn), axis=1)
+    return top * (1 - wrong[:, np.asarray(ks) - 1])[places.reshape(np.shape(correct))]
 
 
 def paired_curves(

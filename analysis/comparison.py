@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.bands import Curve, paired_curves
+from analysis.bands import Curve, every_k, paired_curves
 from analysis.declared import Declared, Plan, declare
 from analysis.fairness import SEEDS, Fairness, judge
 from analysis.intervals import two_level
@@ -230,7 +230,7 @@ def _curves(rates: Rates, benchmarks: Sequence[str], fairness: Fairness, baselin
         for benchmark in benchmarks:
             if not rates.has(benchmark, arm, other) or rates.size(benchmark) < 2:
                 continue
-            ks = range(1, rates.n[benchmark] + 1)
+            ks = every_k(rates.n[benchmark])
             old, new = (rates.curves(benchmark, name, ks) for name in (other, arm))
             scopes = {"these checkpoints": False}
             if min(len(old), len(new)) >= SEEDS:

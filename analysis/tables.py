@@ -154,8 +154,9 @@ def _curves(comparison: Comparison) -> Table:
             cells.append(_number(stretches[0][0] if stretches else None, 0))
         rows.append(cells)
     columns = ["method", "against", "benchmark", "holds for", "gains for k", "first gain", "loses for k", "first loss"]
-    note = ("pass@k for every k from 1 to n, problem by problem, with 95 % bands that hold for all k at once; every k with its "
-            "band is in paired_pass_at_k.csv; these checkpoints: it says nothing of other training seeds")  # fmt: skip
+    note = ("pass@k for every k from 1 to n (256 of them where n is larger), problem by problem, with 95 % bands that hold for "
+            "all k at once; every k with its band is in paired_pass_at_k.csv; these checkpoints: it says nothing of other "
+            "training seeds")  # fmt: skip
     return Table("curves", "Pass@k curves compared", columns, rows, note)
 
 

@@ -8,7 +8,7 @@ import pytest
 from places import REPOSITORY
 from scipy import stats
 
-from analysis.bands import NEITHER, Curve, curves, paired_curves
+from analysis.bands import NEITHER, Curve, curves, every_k, paired_curves
 from ngrpo.evaluation.passk import paired_interval, pass_at_k
 
 COUNTS = REPOSITORY / "tests" / "data" / "deepscaler32k"
@@ -54,10 +54,19 @@ def test_a_curve_is_pass_at_k_and_a_single_k_has_the_interval_of_one():
     counts = np.random.default_rng(0).binomial(8, 0.4, (2, 1, 300))
     made = curves(8, counts[0], [1, 3, 8], top=1.0)
     for place, k in enumerate((1, 3, 8)):
-        np.testing.assert_array_equal(made[:, :, place], pass_at_k(8, counts[0], k))
+        np.testing.assert_allclose(made[:, :, place], pass_at_k(8, counts[0], k), atol=1e-15)
     found = compared(8, *counts, ks=[3], top=1.0, draws=200_000)
     low, high = paired_interval(pass_at_k(8, counts[0][0], 3), pass_at_k(8, counts[1][0], 3))
     assert (found.low[0], found.high[0]) == pytest.approx((float(low), float(high)), abs=5e-4)
+
+
+def test_curves_are_exact_for_many_samples_and_k_are_thinned_out_beyond_what_is_drawn():
+    every = every_k(5000)
+    assert every_k(256) == list(range(1, 257)) and len(every) <= 256 and (every[0], every[-1]) == (1, 5000)
+    counts = np.array([[0, 1, 7, 2500, 4999, 5000]])
+    made = curves(5000, counts, every, top=1.0)
+    for place in (0, 100, len(every) - 1):
+        np.testing.assert_allclose(made[:, :, place], pass_at_k(5000, counts, every[place]), atol=1e-12)
 
 
 def test_bands_do_not_collapse():
