@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Moments = tuple[Array, Array, Array]  # a mean, its variance, degrees of freedom
+FADE_OF_MEANS, FADE_OF_GAPS = 12.0, 4.0  # chosen by simulation: docs/statistics.md
 
 
 def k_grid(n: int) -> list[int]:
@@ -91,30 +92,26 @@ def paired_interval(before: ArrayLike, after: ArrayLike, level: float = 0.95, to
 
 def steadied_mean(values: Array, top: float = 1.0) -> Moments:
     """Mean of (P, ...) values over problems, its variance, and degrees of freedom, with two pseudo-problems added: one all
-    right, one all wrong.
+    right, one all wrong, in the spirit of Agresti and Coull (1998, The American Statistician 52).
 
-    In the spirit of Agresti and Coull (1998, The American Statistician 52): Student's t on P + 2 problems covers where
-    nearly all problems are right or wrong, and is as wide as without them elsewhere (docs/statistics.md).
+    Their weight fades as more problems differ: it is exp(-m / FADE_OF_MEANS), with m = (sum e^2)^2 / sum e^4 of the deviations
+    e from the mean, which is P over the kurtosis: as many problems as the variance rests on. Many problems that differ
+    alike need no help; where two or three of them, or none, make all the difference, Student's t alone is blind to
+    those that this sample lacks (docs/statistics.md).
     """
-    return _with_pseudo_problems(values, 0.0, top, np.ones(values.shape[1:]))
+    return _with_pseudo_problems(values, 0.0, top, FADE_OF_MEANS)
 
 
 def steadied_gap(gaps: Array, top: float = 1.0) -> Moments:
-    """The same for (P, ...) differences of two values in [0, top], with pseudo-problems at -top/2 and +top/2 of a weight that
-    fades as more problems differ.
+    """The same for (P, ...) differences of two values in [0, top], with pseudo-problems at -top/2 and +top/2."""
+    return _with_pseudo_problems(gaps, -top / 2, top / 2, FADE_OF_GAPS)
 
-    The weight is exp(-m / 4), with m = (sum e^2)^2 / sum e^4 of the deviations e from the mean: as many problems as the
-    variance rests on, which is P over the kurtosis. Many problems that differ alike need no help; where two or three
-    of them, or none, make all the difference, t alone is blind to those that this sample lacks.
-    """
-    off = gaps - gaps.mean(axis=0)
+
+def _with_pseudo_problems(values: Array, low: float, high: float, fade: float) -> Moments:
+    off = values - values.mean(axis=0)
     squares, fourths = (off**2).sum(axis=0), (off**4).sum(axis=0)
-    some = squares > 1e-18 * len(gaps) * top**2  # rounding is no difference
-    carrying = np.divide(squares**2, fourths, out=np.zeros_like(squares), where=some)
-    return _with_pseudo_problems(gaps, -top / 2, top / 2, np.exp(-carrying / 4))
-
-
-def _with_pseudo_problems(values: Array, low: float, high: float, weight: Array) -> Moments:
+    some = squares > 1e-18 * len(values) * (high - low) ** 2  # rounding is no difference
+    weight = np.exp(-np.divide(squares**2, fourths, out=np.zeros_like(squares), where=some) / fade)
     size = len(values) + 2 * weight
     mean = (values.sum(axis=0) + weight * (low + high)) / size
     squares = ((values - mean) ** 2).sum(axis=0) + weight * ((low - mean) ** 2 + (high - mean) ** 2)

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from analysis.intervals import parts, two_level
-from ngrpo.evaluation.passk import mean_interval, paired_interval, pass_at_k
+from ngrpo.evaluation.passk import mean_interval, paired_interval, pass_at_k, steadied_mean
 
 NODES = np.linspace(-8, 8, 2001)
 WEIGHTS = stats.norm.pdf(NODES) / stats.norm.pdf(NODES).sum()
@@ -52,11 +52,11 @@ def test_the_two_level_interval_is_made_of_the_analysis_of_variance():
     values = rng.random((4, 30)) * 0.5 + rng.random((4, 1)) * 0.5
     mean = values.mean()
     of_seeds = 30 * ((values.mean(axis=1) - mean) ** 2).sum() / 3
-    more = np.append(values.mean(axis=0), [0, 1])
+    center, of_problems, df = map(float, steadied_mean(values.mean(axis=0)))
     rest = (((values - mean) ** 2).sum() - 4 * ((values.mean(axis=0) - mean) ** 2).sum() - 3 * of_seeds) / (29 * 3)
-    variances = (of_seeds - rest) / (4 * 30), stats.sem(more) ** 2
-    half = np.sqrt(sum(stats.t.ppf(0.975, df) ** 2 * v for df, v in zip((3, 31), variances, strict=True)))
-    assert two_level(None, values) == pytest.approx((max(more.mean() - half, 0), min(more.mean() + half, 1)))
+    variances = (of_seeds - rest) / (4 * 30), of_problems
+    half = np.sqrt(sum(stats.t.ppf(0.975, df) ** 2 * v for df, v in zip((3, df), variances, strict=True)))
+    assert two_level(None, values) == pytest.approx((max(center - half, 0), min(center + half, 1)))
     low, high = two_level(None, 100 * values, top=100)
     assert (low / 100, high / 100) == pytest.approx(two_level(None, values))
 
