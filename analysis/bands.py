@@ -55,7 +55,8 @@ def curves(n: int, correct: Array, ks: Sequence[int], top: float = 100.0) -> Arr
     counts, places = np.unique(np.asarray(correct, dtype=np.int64), return_inverse=True)
     drawn = np.arange(max(ks))
     wrong = np.cumprod(np.maximum(n - counts[:, None] - drawn, 0) / (n - drawn), axis=1)
-    return top * (1 - wrong[:, np.asarray(ks) - 1])[places.reshape(np.shape(correct))]
+    known: Array = (top * (1 - wrong[:, np.asarray(ks) - 1])).astype(np.float64)
+    return known[places.reshape(np.shape(correct))]
 
 
 def paired_curves(

@@ -247,6 +247,19 @@ def test_runs_of_other_kinds_are_taken_on_request(mixed, tmp_path):
             assert "are both token_sampling with seed 0" in text and len(text.splitlines()) == 1
 
 
+def test_a_declared_comparison_from_the_command_line(tmp_path):
+    arms(tmp_path / "runs", {"token_sampling": 0.3, "gaussian_noise": 0.7})
+    asked = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", "primary=bench/pass@2", "margin=5", "detect=2"]
+    text = warm.finish("report.py", tmp_path / "log", *asked)
+    assert (
+        "gaussian_noise minus token_sampling on bench pass@2: +" in text
+        and "To find 2 points of pass@2 on bench" in text
+    )
+    assert "Declared: bench pass@2. The other 2 comparisons are exploratory" in text
+    wrong = warm.finish("report.py", tmp_path / "log", asked[0], "primary=bench/pass@9", status=2)
+    assert "primary=bench/pass@9: bench has n=8 samples per problem" in wrong and len(wrong.splitlines()) == 1
+
+
 def test_where_all_runs_are_of_other_kinds_the_line_says_how_to_read_them(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3}, kind="smoke")
     with pytest.raises(LoadError, match=r"holds no finished run \(left out: 3 of kind smoke; kinds='\[smoke\]' takes"):
@@ -269,6 +282,8 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
             "kinds=[smok]: must be a list, each one of run, smoke, trial, evaluation, diagnosis or null; kinds",
         ),
         ([f"runs={tmp_path}", "kinds=[]"], "kinds=[]: must be a list of run, smoke"),
+        ([f"runs={tmp_path}", "margin=-1"], "margin=-1: must be"),
+        ([f"runs={tmp_path}", "detect=two"], "detect=two: must be"),
     ):
         done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
