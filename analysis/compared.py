@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.load import NOT_COMPARED, Study
+from analysis.load import NOT_COMPARED, SHARED, Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
 
@@ -55,7 +55,7 @@ def _of_records(records: list[Mapping[str, Any]]) -> dict[str, list[str]]:
         "model": every("config", "model", "path"),
         "task": every("config", "task", "_target_"),
         "data and model versions": data,
-        "code": every("git_commit"),
+        "code": [commit[:12] + "-dirty" * commit.endswith("-dirty") for commit in every("git_commit") if commit],
         "libraries": versions,
         "dates": list(dict.fromkeys([*dates[:1], *dates[-1:]])),
         "hardware": machines,
@@ -76,7 +76,8 @@ def _differing(study: Study) -> dict[str, list[str]]:
     found = {}
     for key in keys:
         values = [json.dumps(config.get(key), default=str) for config in configs]
-        if len(set(values)) > 1 and key not in NOT_COMPARED and not key.startswith(BESIDES):
+        knob = "." not in key and key not in SHARED
+        if len(set(values)) > 1 and key not in NOT_COMPARED and not knob and not key.startswith(BESIDES):
             found[f"differs: {key}"] = [value.strip('"') for value in values]
     return found
 

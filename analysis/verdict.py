@@ -86,16 +86,20 @@ def _stretch(first: int, last: int) -> str:
 
 
 def _needed(comparison: Comparison) -> list[str]:
+    """How many seeds would find the declared difference, a sentence for each row of the declared family."""
+    if comparison.needed.empty:
+        return []
     lines = []
-    for row in comparison.needed.itertuples():
-        seeds = "more than 200" if pd.isna(row.seeds) else f"{row.seeds:.0f}"
-        seeds = (
-            "2 seeds or more of each arm must be there to tell how many"
-            if row.now < 2
-            else f"{seeds} seeds of each arm"
-        )
-        lines.append(f"To find {comparison.plan.detect:g} points of {row.metric} on {row.benchmark} between {row.arm} and "
-                     f"{row.against} with 80 %: {seeds}, at {row.problems} problems.")  # fmt: skip
+    for (arm, other, benchmark, metric), part in comparison.needed.groupby(
+        ["arm", "against", "benchmark", "metric"], sort=False
+    ):
+        sizes = [
+            f"{'more than 200' if pd.isna(row.seeds) else f'{row.seeds:.0f}'} seeds of each at {row.problems} problems"
+            for row in part.itertuples()
+        ]
+        many = "two seeds of each must be there to tell how many" if part["now"].min() < 2 else ", ".join(sizes)
+        what = f"{comparison.plan.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
+        lines.append(f"To find {what} with 80 %: {many}.")
     return lines
 
 
