@@ -18,7 +18,7 @@ from ngrpo import build, cli
 
 def main(config: DictConfig) -> None:
     """Compose, load, compare, write."""
-    from analysis import fairness, foreign, load, report
+    from analysis import declared, fairness, foreign, load, report
 
     plain = build.plain(config)
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
@@ -29,7 +29,8 @@ def main(config: DictConfig) -> None:
     baseline = plain["baseline"] or (fairness.PLAIN if roots else study.arms[0])
     out = Path(plain["out"] or (Path(roots[0], "report") if roots else "report"))
     papers, ks = _listed(plain["published"]), [int(k) for k in _listed(plain["pass_k"])]
-    print("\n".join(report.write(study, baseline, out, ks, papers, roots)))
+    stated = declared.Declared([str(p) for p in _listed(plain["primary"])], plain["margin"], plain["detect"])
+    print("\n".join(report.write(study, baseline, out, ks, papers, roots, stated)))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -37,6 +37,7 @@ NOT_VERDICTS = {"answer", "answers", "option", "choice", "index", "idx", "id", "
                 "name", "rate", "mean", "std", "stderr", "time", "threshold", "ratio"}  # fmt: skip
 RIGHT = {"true", "correct", "right", "pass", "passed", "success"}
 WRONG = {"false", "incorrect", "wrong", "fail", "failed", "failure", "timeout", "timed out", "unparsed", "error"}
+PART = 1 << 22  # rows that are summed at once
 GAP, ODD = -1, -2  # no verdict stands there; something stands there that is none
 
 
@@ -271,3 +272,12 @@ def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem:
     ids = [name for name in ids if sizes[name] < rows] or ids
     last = [name for name in ids if name in RUN_IDS and any(sizes[text] > 1 for text in texts)]
     return [*(name for name in ids if name not in last), *texts, *last]
+
+
+def sums(group: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
+    """(groups,) the sum of cells of each group, or its size; a part at a time, since `bincount` copies what it is given."""
+    made = np.zeros(int(group.max()) + 1)
+    for at in range(0, len(group), PART):
+        part = slice(at, at + PART)
+        made += np.bincount(group[part], None if cells is None else cells[part], minlength=len(made))
+    return made

@@ -4,19 +4,36 @@ It reads a `Study` and makes frames.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis.fairness import Fairness, judge
+from analysis.bands import Curve, every_k, paired_curves
+from analysis.declared import Declared, Plan, declare
+from analysis.fairness import SEEDS, Fairness, judge
+from analysis.intervals import two_level
 from analysis.load import UNTRAINED, LoadError, Study
-from analysis.statistics import Array, detectable, false_discovery, paired, solved_by_one_only, two_level, welch
-from ngrpo.evaluation import passk
+from analysis.power import detectable, seeds_needed
+from analysis.rates import Rates
+from analysis.statistics import equivalence, false_discovery, holm, paired, solved_by_one_only, welch
 
 ALPHA = 0.05
 SHOWN_K = 8  # besides k = n
+MORE_PROBLEMS = (1, 4)  # times the problems at hand, for which seeds are counted
+
+
+@dataclass(frozen=True)
+class PairedCurve:
+    """The pass@k curve of an arm less that of another on a benchmark; `scope`: these checkpoints, or training runs."""
+
+    arm: str
+    against: str
+    benchmark: str
+    scope: str
+    curve: Curve
 
 
 @dataclass(frozen=True)
@@ -24,104 +41,94 @@ class Comparison:
     """The frames of a report, all figures in percent.
 
     Attributes:
+        plan: the comparison that was declared: primary metrics, margin, difference to be found.
         metrics: benchmark -> names of its estimates, `mean@n` first.
         estimates: arm, benchmark, metric, value, low, high (other problems and seeds), sd over seeds, seeds,
             problems, n.
         boot_best: the same for verl's best@k, which never stands beside pass@k.
-        tests: arm against baseline or control, per benchmark and metric: gap, low, high, df, p (Welch on seed means),
-            adjusted (Benjamini-Hochberg over all rows), two_low, two_high, detectable, words.
+        tests: arm against baseline, control or random reward, per benchmark and metric: family (primary, control or
+            exploratory), gap, low, high, df, p (Welch on seed means), adjusted (Holm within the primary rows and within
+            those of controls, Benjamini-Hochberg over the exploratory ones), two_low, two_high, seeds, problems, words;
+            of primary rows the detectable difference at the level of Holm's first step, and p of equivalence where
+            a margin was declared.
         pairs: the same pairs problem by problem: these checkpoints only.
+        curves: paired pass@k curves with simultaneous bands.
         noise: two seeds of one arm, compared as papers compare two methods: gap and p over problems.
         costs: tokens and seconds of training, and the gain over the untrained model for each.
-        verdict: sentences, the first of which says who wins or why nobody does.
+        needed: seeds that would find the declared difference: arm, against, benchmark, metric, problems, seeds.
+        notes: what was done to the problems, a sentence each.
     """
 
     baseline: str
     fairness: Fairness
+    plan: Plan
     metrics: dict[str, list[str]]
     estimates: pd.DataFrame
     boot_best: pd.DataFrame
     tests: pd.DataFrame
     pairs: pd.DataFrame
+    curves: list[PairedCurve]
     noise: pd.DataFrame
     costs: pd.DataFrame
-    verdict: list[str]
+    needed: pd.DataFrame
+    rates: Rates
+    notes: list[str] = field(default_factory=list)
 
 
-class Rates:
-    """Values of estimates per training seed and problem, aligned over the arms of a study."""
-
-    def __init__(self, study: Study):
-        self.tables: dict[tuple[str, str], pd.DataFrame] = {}
-        self.n: dict[str, int] = {}
-        self.problems: dict[str, pd.Index] = {}
-        for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
-            wide = part.pivot(index="seed", columns="problem_id", values="c")
-            place = part["path"].iloc[-1]
-            if wide.isna().to_numpy().any():
-                seed = wide.index[wide.isna().any(axis=1)][0]
-                place = part[part["seed"] == seed]["path"].iloc[0]
-                raise LoadError(f"{place}: {arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
-            known = self.problems.setdefault(str(benchmark), wide.columns)
-            if set(known) != set(wide.columns):
-                odd = sorted(set(known) ^ set(wide.columns))[0]
-                raise LoadError(f"{place}: {arm}: {benchmark} has other problems than the first arm has, {odd} for one")
-            n = int(part["n"].iloc[0])
-            if self.n.setdefault(str(benchmark), n) != n:
-                known_n = self.n[benchmark]
-                raise LoadError(f"{place}: {arm}: {benchmark} has {n} samples per problem, other arms have {known_n}")
-            self.tables[str(benchmark), str(arm)] = wide[known]
-
-    def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
-        """(S, P) in percent, None where the arm lacks the benchmark."""
-        table = self.tables.get((benchmark, arm))
-        if table is None:
-            return None
-        correct, n = table.to_numpy(), self.n[benchmark]
-        name, _, k = metric.partition("@")
-        if name == "mean":
-            return 100 * correct / n
-        return 100 * (passk.pass_at_k if name == "pass" else passk.boot_best_at_k)(n, correct, int(k))
-
-
-def compare(study: Study, baseline: str, ks: Sequence[int] | None = None) -> Comparison:
+def compare(
+    study: Study, baseline: str, ks: Sequence[int] | None = None, declared: Declared | None = None
+) -> Comparison:
     """All that a report says of a study.
 
     Args:
         baseline: the arm that the others are compared with.
         ks: of the pass@k columns; 8 and the number of samples unless given.
+        declared: the comparison as it was declared; one metric of each in-distribution benchmark unless given.
     Raises:
-        LoadError: no such arm, k beyond the samples, or arms with unequal problems or samples.
+        LoadError: no such arm or primary metric, k beyond the samples, or arms with unequal problems or samples.
     """
     if baseline not in study.arms:
         raise LoadError(f"baseline={baseline}: there is no such arm; there are {', '.join(study.arms)}")
     rates, fairness = Rates(study), judge(study, baseline)
-    metrics = {benchmark: _metrics(benchmark, rates.n[benchmark], ks) for benchmark in study.benchmarks}
-    tests = _tests(rates, metrics, fairness, baseline)
-    estimates = _estimates(rates, study.arms, metrics)
+    plan = declare(declared or Declared(), rates.n)
+    metrics = {b: _metrics(b, rates.n[b], ks, [m for name, m in plan.primary if name == b]) for b in study.benchmarks}
     boot = {
         b: [m.replace("pass@", "boot_best@") for m in names if m.startswith("pass")] for b, names in metrics.items()
     }
+    tests = _tests(rates, metrics, fairness, baseline, plan)
     return Comparison(
         baseline,
         fairness,
+        plan,
         metrics,
-        estimates,
+        _estimates(rates, study.arms, metrics),
         _estimates(rates, study.arms, boot),
         tests,
         _pairs(rates, metrics, fairness, baseline),
+        _curves(rates, study.benchmarks, fairness, baseline),
         _noise(rates, metrics, [baseline, *fairness.ranked]),
         _costs(study, rates, metrics),
-        _verdict(tests, fairness, baseline),
+        _needed(rates, tests, plan),
+        rates,
+        _notes(rates),
     )
 
 
-def _metrics(benchmark: str, n: int, ks: Sequence[int] | None) -> list[str]:
+def _notes(rates: Rates) -> list[str]:
+    return [
+        f"{benchmark}: {copies} of {len(rates.problems[benchmark])} problems have the text of another one; problems of one "
+        "text count once, as their mean"
+        for benchmark, copies in rates.copies.items()
+        if copies
+    ]
+
+
+def _metrics(benchmark: str, n: int, ks: Sequence[int] | None, primary: Sequence[str]) -> list[str]:
     wrong = [k for k in ks or () if not 1 <= k <= n]
     if wrong:
         raise LoadError(f"pass_k={wrong[0]}: {benchmark} has n={n} samples per problem, so k must lie in 1..{n}")
     shown = list(ks) if ks else sorted({min(SHOWN_K, n), n} - {1})
-    return [f"mean@{n}", *(f"pass@{k}" for k in shown)]
+    return list(dict.fromkeys([f"mean@{n}", *(f"pass@{k}" for k in shown), *primary]))
 
 
 def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]]) -> pd.DataFrame:
@@ -132,7 +139,7 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
                 values = rates(benchmark, arm, metric)
                 if values is None:
                     continue
-                low, high = np.clip(two_level(None, values), 0, 100)
+                low, high = two_level(None, values, top=100)
                 means = values.mean(axis=1)
                 sd = means.std(ddof=1) if len(means) > 1 else np.nan
                 row = {"arm": arm, "benchmark": benchmark, "metric": metric, "value": means.mean(), "low": low}
@@ -141,56 +148,73 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
     return pd.DataFrame(rows)
 
 
-def _matches(fairness: Fairness, baseline: str) -> list[tuple[str, str]]:
-    """(arm, what it is compared with): the baseline for each ranked arm, and its control where it has one."""
-    against = [(arm, baseline) for arm in fairness.ranked]
-    return against + [pair for pair in fairness.controls.items() if pair[1] != baseline]
-
-
-def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str) -> pd.DataFrame:
-    rows = []
-    for arm, other in _matches(fairness, baseline):
-        for benchmark, names in metrics.items():
-            for metric in names:
-                new, old = rates(benchmark, arm, metric), rates(benchmark, other, metric)
-                if new is None or old is None:
-                    continue
-                test = welch(old.mean(axis=1), new.mean(axis=1))
-                low, high = two_level(old, new) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
-                row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
-                row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p}
-                row |= {"two_low": low, "two_high": high}
-                rows.append({**row, "detectable": detectable(old.mean(axis=1), new.mean(axis=1))})
-    columns = [
-        "arm",
-        "against",
-        "benchmark",
-        "metric",
-        "gap",
-        "low",
-        "high",
-        "df",
-        "p",
-        "two_low",
-        "two_high",
-        "detectable",
+def _matches(fairness: Fairness, baseline: str) -> list[tuple[str, str, str]]:
+    """(arm, what it is compared with, why): the baseline for each ranked arm, its control, and random rewards."""
+    against = [(arm, baseline, "primary") for arm in fairness.ranked]
+    against += [(arm, other, "control") for arm, other in fairness.controls.items() if other != baseline]
+    return against + [
+        (arm, other, "control") for other in fairness.random_rewards for arm in (baseline, *fairness.ranked)
     ]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["adjusted"] = false_discovery(frame["p"].to_list())
-    shown = frame["adjusted"] < ALPHA
-    words = np.where(frame["gap"] > 0, "better", "worse")
-    frame["words"] = np.where(shown, words, "no difference shown")
+
+
+TESTED = ("arm", "against", "benchmark", "metric", "family", "gap", "low", "high", "df", "p", "two_low", "two_high", "seeds",
+          "problems", "detectable", "equivalence")  # fmt: skip
+
+
+def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str, plan: Plan) -> pd.DataFrame:
+    rows = []
+    for arm, other, why in _matches(fairness, baseline):
+        for benchmark, names in metrics.items():
+            for metric in names if rates.has(benchmark, arm, other) else ():
+                family = why if (benchmark, metric) in plan.primary else "exploratory"
+                rows.append({**_test(rates, arm, other, benchmark, metric), "family": family})
+    frame = pd.DataFrame(rows, columns=[*TESTED])
+    frame["adjusted"] = np.nan
+    for family, correct in (("primary", holm), ("control", holm), ("exploratory", false_discovery)):
+        part = frame["family"] == family
+        frame.loc[part, "adjusted"] = correct(frame.loc[part, "p"].to_list())
+    declared = frame["family"] == "primary"
+    for at in frame.index[declared]:
+        new, old = (rates.values(frame.at[at, "benchmark"], frame.at[at, side], frame.at[at, "metric"]).mean(axis=1)
+                    for side in ("arm", "against"))  # fmt: skip
+        frame.at[at, "detectable"] = detectable(old, new, alpha=ALPHA / declared.sum())
+        if plan.margin is not None:
+            frame.at[at, "equivalence"] = equivalence(old, new, plan.margin)
+    frame["words"] = [_words(row, plan.margin) for row in frame.itertuples()]
     return frame
+
+
+def _test(rates: Rates, arm: str, other: str, benchmark: str, metric: str) -> dict[str, object]:
+    new, old = (rates.values(benchmark, name, metric) for name in (arm, other))
+    test = welch(old.mean(axis=1), new.mean(axis=1))
+    low, high = two_level(old, new, top=100) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
+    row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
+    row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p, "two_low": low, "two_high": high}
+    sizes = {"seeds": min(len(new), len(old)), "problems": new.shape[1]}
+    return {**row, **sizes, "detectable": np.nan, "equivalence": np.nan}
+
+
+def _words(row: Any, margin: float | None) -> str:
+    """The verdict on one row: what is shown, or why nothing can be."""
+    if row.seeds < 2:
+        return f"cannot be tested: 1 seed, {SEEDS} needed"
+    if np.isnan(row.p):
+        return "cannot be tested: seeds do not differ"
+    if row.adjusted < ALPHA:
+        return "better" if row.gap > 0 else "worse"
+    if row.equivalence < ALPHA:
+        return f"equivalent within {margin:g}"
+    return "no difference shown"
 
 
 def _pairs(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str) -> pd.DataFrame:
     rows = []
-    for arm, other in _matches(fairness, baseline):
+    for arm, other, _ in _matches(fairness, baseline):
         for benchmark, names in metrics.items():
             new, old = rates(benchmark, arm, names[0]), rates(benchmark, other, names[0])
             if new is None or old is None:
                 continue
-            found = paired(old, new)
+            found = paired(old, new, top=100)
             row = {"arm": arm, "against": other, "benchmark": benchmark, "gap": found.difference.value}
             row |= {"low": found.difference.low, "high": found.difference.high, "p": found.difference.p}
             row |= {"wins": found.wins, "ties": found.ties, "losses": found.losses}
@@ -198,6 +222,24 @@ def _pairs(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
             row |= {"neither": found.neither, "p_only": solved_by_one_only(found.only_first, found.only_second)}
             rows.append(row)
     return pd.DataFrame(rows)
+
+
+def _curves(rates: Rates, benchmarks: Sequence[str], fairness: Fairness, baseline: str) -> list[PairedCurve]:
+    found = []
+    for arm, other, _ in _matches(fairness, baseline):
+        for benchmark in benchmarks:
+            if not rates.has(benchmark, arm, other) or rates.size(benchmark) < 2:
+                continue
+            ks = every_k(rates.n[benchmark])
+            old, new = (rates.curves(benchmark, name, ks) for name in (other, arm))
+            scopes = {"these checkpoints": False}
+            if min(len(old), len(new)) >= SEEDS:
+                scopes["training runs"] = True
+            found += [
+                PairedCurve(arm, other, benchmark, scope, paired_curves(ks, old, new, training_runs=runs))
+                for scope, runs in scopes.items()
+            ]
+    return found
 
 
 def _noise(rates: Rates, metrics: dict[str, list[str]], arms: Sequence[str]) -> pd.DataFrame:
@@ -208,7 +250,7 @@ def _noise(rates: Rates, metrics: dict[str, list[str]], arms: Sequence[str]) -> 
             values = rates(benchmark, arm, names[0])
             for i, j in combinations(range(0 if values is None else len(values)), 2):
                 assert values is not None
-                test = paired(values[i : i + 1], values[j : j + 1], draws=999).difference
+                test = paired(values[i : i + 1], values[j : j + 1], draws=999, top=100).difference
                 rows.append({"arm": arm, "benchmark": benchmark, "gap": test.value, "p": test.p})
     return pd.DataFrame(rows, columns=["arm", "benchmark", "gap", "p"])
 
@@ -235,43 +277,16 @@ def _costs(study: Study, rates: Rates, metrics: dict[str, list[str]]) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def _verdict(tests: pd.DataFrame, fairness: Fairness, baseline: str) -> list[str]:
-    if fairness.missing:
-        return ["No winner is named, because this comparison is not complete.", *fairness.missing]
-    lines = []
-    for arm in fairness.ranked:
-        own = tests[(tests["arm"] == arm) & (tests["against"] == baseline)]
-        control = fairness.controls.get(arm)
-        lines.append(_sentence(arm, baseline, own))
-        if control and control != baseline:
-            lines.append(
-                _sentence(arm, control, tests[(tests["arm"] == arm) & (tests["against"] == control)], "its control ")
-            )
-    better = [arm for arm in fairness.ranked if _beats(tests, arm, baseline, fairness.controls.get(arm))]
-    head = f"Better than {baseline}: {', '.join(better)}." if better else f"No strategy is shown to beat {baseline}."
-    return [head, *lines]
-
-
-def _beats(tests: pd.DataFrame, arm: str, baseline: str, control: str | None) -> bool:
-    """Better somewhere and worse nowhere, against the baseline and against its control."""
-    for other in {baseline, control or baseline}:
-        words = set(tests[(tests["arm"] == arm) & (tests["against"] == other)]["words"])
-        if "better" not in words or "worse" in words:
-            return False
-    return True
-
-
-def _sentence(arm: str, other: str, rows: pd.DataFrame, kind: str = "") -> str:
-    if rows.empty:
-        return f"{arm} against {kind}{other}: nothing to compare, for they share no benchmark."
-    shown = rows[rows["words"] != "no difference shown"]
-    if shown.empty:
-        means = rows[rows["metric"].str.startswith("mean@")]["detectable"]
-        size = f" (in mean@n, {means.min():.1f} to {means.max():.1f} points could have been found)" * bool(
-            means.notna().any()
-        )
-        return f"{arm} against {kind}{other}: no difference shown{size}."
-    parts = [f"{r.gap:+.1f} {r.metric} on {r.benchmark}" for r in shown.itertuples()]
-    rest = len(rows) - len(shown)
-    more = f"; no difference shown in {rest} of {len(rows)} comparisons" if rest else ""
-    return f"{arm} against {kind}{other}: {', '.join(parts)}{more}."
+def _needed(rates: Rates, tests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+    """Seeds of each arm that would find the declared difference in the primary metrics, at the level that is used."""
+    rows = []
+    declared = tests[tests["family"] == "primary"]
+    if plan.detect is None:
+        return pd.DataFrame(rows)
+    for row in declared.itertuples():
+        new, old = (rates.values(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
+        for times in MORE_PROBLEMS if row.seeds > 1 else MORE_PROBLEMS[:1]:
+            seeds = seeds_needed(plan.detect, old, new, ALPHA / len(declared), times)
+            rows.append({"arm": row.arm, "against": row.against, "benchmark": row.benchmark, "metric": row.metric,
+                         "problems": times * row.problems, "seeds": seeds, "now": row.seeds})  # fmt: skip
+    return pd.DataFrame(rows)

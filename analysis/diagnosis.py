@@ -17,8 +17,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from analysis.fairness import PLAIN, controls
+from analysis.intervals import Array
 from analysis.load import LoadError
-from analysis.statistics import Array, false_discovery, paired, solved_by_one_only
+from analysis.statistics import false_discovery, paired, solved_by_one_only
 from ngrpo.evaluation import passk
 from ngrpo.rundir.schema import READING, read_run
 
@@ -160,20 +161,10 @@ def group_shares(solved: Sequence[int] | np.ndarray, n: int, group: int) -> tupl
 
 
 def estimate(values: Array, level: float = LEVEL) -> Estimate:
-    """Mean of (P,) shares in percent with a bootstrap interval over problems.
-
-    Where all of them are 0, or all 100, resampling shows no spread: then the exact binomial bound 1 - (0.025)^(1/P) of
-    a share that was never, or always, met.
-    """
+    """Mean of (P,) shares in percent with an interval over problems, see `passk.mean_interval`."""
     values = 100 * np.asarray(values, dtype=np.float64)
-    value = float(values.mean())
-    open_end = 100 * (1 - ((1 - level) / 2) ** (1 / len(values)))
-    if (values == 0).all():
-        return Estimate(value, 0.0, open_end)
-    if (values == 100).all():
-        return Estimate(value, 100 - open_end, 100.0)
-    low, high = passk.bootstrap_interval(values, level)
-    return Estimate(value, float(low), float(high))
+    low, high = passk.mean_interval(values, level, top=100)
+    return Estimate(float(values.mean()), float(low), float(high))
 
 
 def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:
@@ -231,7 +222,7 @@ def _pairs(sampled: Sampled) -> pd.DataFrame:
 
 def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
     n = answers.correct.shape[1]
-    found = paired(100 * other.solved[None] / n, 100 * answers.solved[None] / n)
+    found = paired(100 * other.solved / n, 100 * answers.solved / n, top=100)
     row: dict[str, Any] = {"gap": found.difference.value, "low": found.difference.low, "high": found.difference.high}
     row |= {"p": found.difference.p, "wins": found.wins, "ties": found.ties, "losses": found.losses}
     row |= {"both": found.both, "only_it": found.only_second, "only_other": found.only_first, "neither": found.neither}
@@ -241,6 +232,6 @@ def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
         "mended": int((~answers.malformed & other.malformed).sum()),
     }
     row |= {"answers": int(answers.malformed.size), "valid": int((~other.malformed).sum())}
-    change = 100 * (answers.malformed.mean(axis=1) - other.malformed.mean(axis=1))
-    low, high = passk.bootstrap_interval(change) if np.ptp(change) else (np.nan, np.nan)
-    return row | {"ill_change": float(change.mean()), "ill_low": float(low), "ill_high": float(high)}
+    before, after = (100 * sample.malformed.mean(axis=1) for sample in (other, answers))
+    low, high = passk.paired_interval(before, after, top=100)
+    return row | {"ill_change": float((after - before).mean()), "ill_low": float(low), "ill_high": float(high)}

@@ -120,7 +120,7 @@ def _pairs(diagnosis: Diagnosis) -> Table:
         for r in _rows(diagnosis.pairs)
     ]  # fmt: skip
     note = (
-        "points of 100, 95 % intervals over problems (BCa for mean@n); solved: problems with a right answer in "
+        "points of 100, 95 % intervals over problems; solved: problems with a right answer in "
         f"{n} from both strategies, from it only, from the other only, from none, p (only) by an exact McNemar test; p "
         "values adjusted over the rows (Benjamini-Hochberg); broken: answers that are well-formed under the other "
         "strategy with the same random numbers and not under this one, mended: the reverse"

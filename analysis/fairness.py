@@ -4,7 +4,7 @@ It compares configurations and counts seeds; it looks at no result.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from analysis.load import UNTRAINED, Study, differing
@@ -18,13 +18,19 @@ class Fairness:
     """`ranked` arms differ from the baseline in their strategy alone; `apart` ones are shown with the keys that differ.
 
     `missing` says, a line each, why no winner is named; `controls` maps an arm to the one that feeds the same steps
-    without neighbors.
+    without neighbors; `random_rewards` are arms trained alike on rewards that tell nothing, whose gain is no learning from
+    rewards (arXiv 2506.10947).
     """
 
     ranked: list[str]
     apart: dict[str, list[str]]
     missing: list[str]
     controls: dict[str, str]
+    random_rewards: list[str] = field(default_factory=list)
+
+    def must_beat(self, arm: str) -> list[str]:
+        """What an arm has to beat besides the baseline before it is named."""
+        return [*([self.controls[arm]] if arm in self.controls else []), *self.random_rewards]
 
 
 def judge(study: Study, baseline: str) -> Fairness:
@@ -34,9 +40,16 @@ def judge(study: Study, baseline: str) -> Fairness:
         configs.setdefault(str(run.arm), run.config)
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
     apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
-    ranked = [arm for arm in trained if arm not in apart]
+    chance = [arm for arm in apart if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
+    apart = {arm: keys for arm, keys in apart.items() if arm not in chance}
+    ranked = [arm for arm in trained if arm not in apart and arm not in chance]
     found = controls({arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]})
-    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, found), found)
+    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, found), found, chance)
+
+
+def rewards_are_random(config: Mapping[str, Any]) -> bool:
+    """Whether a setting of rewards, by name or value, says that they are drawn at random."""
+    return any("reward" in key and "random" in f"{key}={value}".lower() for key, value in config.items() if value)
 
 
 def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

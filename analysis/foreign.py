@@ -182,6 +182,10 @@ class Part:
         }
         return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
+    def prompts(self) -> dict[str, str]:
+        """problem_id -> the text of the problem, of its first row; empty where the file has no texts."""
+        return self.texts.file.prompts(self.benchmark)
+
 
 def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
     """A cell for each sample: of a list of as many the one in its place, else the same cell for all."""

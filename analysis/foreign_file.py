@@ -23,7 +23,6 @@ TEXT_COLUMNS = {
     "extracted": ("extracted", "pred", "answer"),
 }
 ROLES = ("verdict", "problem", "sample", "benchmark", "completion", "gold")
-PART = 1 << 22  # rows that are summed at once
 NONE = "none"  # columns.benchmark=none: no column is
 Columns = Mapping[str, str | None]
 
@@ -241,11 +240,17 @@ class ForeignFile:
         """The texts of problems and benchmarks, read at the first row of each."""
         starts = np.zeros(problems, np.int64)
         starts[self._codes[::-1]] = np.arange(self.rows - 1, -1, -1)  # the last one written is the first row
-        names = [self.columns[role] for role in ("problem", "benchmark") if role in self.columns]
+        self._starts, names = starts, [self.columns[role] for role in ("problem", "benchmark") if role in self.columns]
         cells = self.cells(list(dict.fromkeys(names)), starts)
         self.problems = np.array(cells[self.columns["problem"]], object)
         found = cells.get(self.columns.get("benchmark", ""), [None] * len(starts))
         self.benchmarks = np.array([name or "samples" for name in found], object)
+
+    def prompts(self, benchmark: str) -> dict[str, str]:
+        """problem_id -> its text, of its first row; empty where the file has no texts."""
+        name, mine = self.columns.get("prompt"), self.benchmarks == benchmark
+        found = self.cells([name], self._starts[mine])[name] if name else []
+        return dict(zip(self.problems[mine].tolist(), [text or "" for text in found], strict=False))
 
     def _count(self) -> pd.DataFrame:
         seeds, group = np.zeros(1, np.int64), self._codes
@@ -259,7 +264,7 @@ class ForeignFile:
         else:
             group = self._per_sample(group)
             cells["tokens"] = None if cells["tokens"] is None else self._per_sample(cells["tokens"])
-        sums = {name: _sums(group, own)[found] for name, own in cells.items()}
+        sums = {name: columns.sums(group, own)[found] for name, own in cells.items()}
         if cells["tokens"] is None:
             sums["tokens"] = np.full(len(found), np.nan)
         at = found % len(self.problems)
@@ -310,12 +315,3 @@ class ForeignFile:
             return strings(column)
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-
-
-def _sums(group: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
-    """(groups,) the sum of cells of each group, or its size; a part at a time, since `bincount` copies what it is given."""
-    made = np.zeros(int(group.max()) + 1)
-    for at in range(0, len(group), PART):
-        part = slice(at, at + PART)
-        made += np.bincount(group[part], None if cells is None else cells[part], minlength=len(made))
-    return made

@@ -73,6 +73,13 @@ class Study:
         order = np.random.default_rng(0).permutation(len(problems))
         return sorted(problems[order[: max(1, int(MOST // per_problem))]])
 
+    def prompts(self, benchmark: str) -> dict[str, str]:
+        """problem_id -> the text of the problem, from the first run that has texts."""
+        for run in self.runs.itertuples():
+            if benchmark in run.files and (found := run.files[benchmark].prompts()):
+                return found
+        return {}
+
     def samples(
         self, arm: str, benchmark: str, columns: Sequence[str], problems: Collection[str] | None = None
     ) -> pd.DataFrame:

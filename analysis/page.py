@@ -30,6 +30,7 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u202a-\u202e\u2
 def write(
     study: Study,
     comparison: Comparison,
+    sentences: Sequence[str],
     tables: Sequence[Table],
     figures: Sequence[tuple[Path, str]],
     path: Path,
@@ -45,7 +46,7 @@ def write(
     text = environment.get_template("page.html.j2").render(
         baseline=visible(comparison.baseline),
         summary=visible(f"{len(study.arms)} methods, {seeds} training seeds, {', '.join(study.benchmarks)}"),
-        verdict=[visible(line) for line in comparison.verdict],
+        verdict=[visible(line) for line in sentences],
         why=why,
         tables=[{"name": t.name, "title": t.title, "html": Markup(visible(html_table(t)))} for t in tables],
         figures=[{"data": base64.b64encode(p.read_bytes()).decode(), "caption": caption} for p, caption in figures],

@@ -7,12 +7,13 @@ import matplotlib
 import numpy as np
 from PIL import Image  # comes with matplotlib
 
-from analysis.comparison import Comparison, Rates
+from analysis.budgets import points
+from analysis.comparison import Comparison
 from analysis.diversity import steps_of
 from analysis.fairness import setting, strategy_of
+from analysis.intervals import two_level
 from analysis.load import UNTRAINED, Study
-from analysis.statistics import two_level
-from ngrpo.evaluation.passk import k_grid, pass_at_k
+from ngrpo.evaluation.passk import k_grid
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,7 +37,7 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
     figures = []
     with plt.rc_context(STYLE):
-        for make in (_forest, _pass_at_k, _learning, _rates, _heat, _cost, _map):
+        for make in (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map):
             made = make(study, comparison, looks)
             if made is not None:
                 figure, caption = made
@@ -117,16 +118,15 @@ def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], windo
 
 
 def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
-    rates = Rates(study)
+    rates = comparison.rates
     figure, axes = _panels(len(study.benchmarks))
     for axis, benchmark in zip(axes, study.benchmarks, strict=True):
         n = rates.n[benchmark]
         for arm in study.arms:
-            table = rates.tables.get((benchmark, arm))
-            if table is None:
+            if not rates.has(benchmark, arm):
                 continue
-            curves = [100 * pass_at_k(n, table.to_numpy(), k) for k in k_grid(n)]
-            bands = np.clip([two_level(None, c) for c in curves], 0, 100)
+            curves = [rates.values(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
+            bands = np.array([two_level(None, c, top=100) for c in curves])
             color, marker, line = looks[arm]
             axis.plot(
                 k_grid(n),
@@ -143,6 +143,32 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
     _legend(figure, axes[0])
     return figure, "Unbiased pass@k against k; bands: 95 % for other problems and seeds."
+
+
+def _paired(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
+    """Differences of pass@k curves from the baseline's, of training runs where there are seeds enough for that."""
+    scopes = {
+        (f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline
+    }  # the last is widest
+    benchmarks = list(dict.fromkeys(benchmark for _, benchmark in scopes))
+    if not benchmarks:
+        return None
+    figure, axes = _panels(len(benchmarks))
+    for axis, benchmark in zip(axes, benchmarks, strict=True):
+        for (arm, where), found in scopes.items():
+            if where == benchmark:
+                (color, _, line), curve = looks[arm], found.curve
+                axis.plot(curve.ks, curve.value, color=color, linestyle=line, linewidth=1.2, label=arm)
+                axis.fill_between(curve.ks, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+        axis.axhline(0, color="#555555", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        ticks = k_grid(comparison.rates.n[benchmark])
+        axis.set_xticks(ticks, [str(k) for k in ticks])
+        axis.set(title=benchmark, xlabel="k", ylabel=f"points of pass@k over {comparison.baseline}")
+    _legend(figure, axes[0])
+    runs = any(found.scope == "training runs" for found in scopes.values())
+    scope = "other training runs and problems" if runs else "other problems, these checkpoints only"
+    return figure, f"pass@k less that of {comparison.baseline}, same problems; bands: 95 % for all k at once, {scope}."
 
 
 def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -211,7 +237,7 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     costs = comparison.costs
     if costs.empty:
         return None
-    gains = {str(arm): _gains(study, comparison, str(arm)) for arm in costs["arm"].unique()}
+    gains = {str(arm): _gains(comparison, str(arm)) for arm in costs["arm"].unique()}
     window = _window([value for gain in gains.values() for value in gain])
     figure, axes = _panels(2, width=3.2, height=2.6)
     for axis, (column, label) in zip(
@@ -235,9 +261,29 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     )
 
 
-def _gains(study: Study, comparison: Comparison, arm: str) -> Any:
+def _budget(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
+    """mean@n of every evaluation against what training had cost by then, mean over seeds."""
+    found = points(study, comparison)
+    if found.empty:
+        return None
+    panels = [(benchmark, unit) for benchmark in found["benchmark"].unique() for unit in ("tokens", "seconds")]
+    figure, axes = _panels(len(panels))
+    for axis, (benchmark, unit) in zip(axes, panels, strict=True):
+        metric = comparison.metrics[benchmark][0]
+        for arm, own in found[found["benchmark"] == benchmark].groupby("arm", sort=False):
+            values = [comparison.rates.estimate(benchmark, row[None], metric).mean() for row in own["correct"]]
+            means = own[["step", unit]].assign(value=values).groupby("step").mean()
+            color, marker, line = looks[str(arm)]
+            axis.plot(means[unit], means["value"], color=color, marker=marker, linestyle=line, markersize=3, label=arm)
+        axis.set(title=benchmark, xlabel=f"training {unit}", ylabel=f"{metric} in %")
+        axis.ticklabel_format(axis="x", style="sci", scilimits=(-3, 4))
+    _legend(figure, axes[0])
+    return figure, "mean@n at every evaluation against what training had cost by then, mean over seeds."
+
+
+def _gains(comparison: Comparison, arm: str) -> Any:
     """(S,) gain in mean@n of each seed of an arm, averaged over its benchmarks."""
-    rates, found = Rates(study), []
+    rates, found = comparison.rates, []
     for benchmark, names in comparison.metrics.items():
         new, old = rates(benchmark, arm, names[0]), rates(benchmark, UNTRAINED, names[0])
         if new is not None and old is not None:

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis import diversity, neighbors, page, plots, published, tables
+from analysis import budgets, compared, diversity, neighbors, page, plots, published, tables
 from analysis.comparison import Comparison, compare
+from analysis.declared import Declared
 from analysis.load import MOST, Study, describe_kinds
 from analysis.tables import Table
+from analysis.verdict import verdict
 
 WHY_SEEDS = (
     "The headline test takes the training seed as its unit. Resampling problems alone treats one lucky training run as the "
@@ -29,28 +31,34 @@ def write(
     ks: Sequence[int] | None,
     papers: Sequence[str],
     roots: Sequence[str | Path] = (),
+    declared: Declared | None = None,
 ) -> list[str]:
-    """All files of a report in `out`; returns the lines for the terminal. `roots`: where diagnoses may lie besides runs.
+    """All files of a report in `out`; returns the lines for the terminal. `roots`: where diagnoses may lie besides runs;
+    `declared`: what was declared before the results were seen.
 
     Raises:
         LoadError: where the arms cannot be compared, before anything is written.
     """
-    comparison = compare(study, baseline, ks)
+    comparison = compare(study, baseline, ks, declared)
+    sentences = verdict(comparison)
     known = published.tables(papers, study.benchmarks)
     made = tables.of_comparison(comparison)
     diagnoses, study = neighbors.beside(study, roots)
+    about = compared.table(study)
+    made += [t for t in [budgets.table(study, comparison)] if t.rows]
     made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)
-    for table in made:
+    for table in (about, *made):
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")
     comparison.estimates.to_csv(out / "results.csv", index=False)
-    _put(out / "report.md", _markdown(study, comparison, made, figures))
-    page.write(study, comparison, made, figures, out / "report.html", WHY_SEEDS)
+    tables.every_k(comparison).to_csv(out / "paired_pass_at_k.csv", index=False)
+    _put(out / "report.md", _markdown(study, comparison, sentences, [about, *made], figures))
+    page.write(study, comparison, sentences, [about, *made], figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
     told = [*study.taken, *_left_out(shown), *describe_kinds(study.other_kinds), *_without_texts(study, made)]
-    lines = ["", *comparison.verdict, *told, "", str(out / "report.html")]
+    lines = ["", *sentences, *told, "", str(out / "report.html")]
     return [tables.terminal(made[0]), *lines]
 
 
@@ -62,8 +70,14 @@ def _of_samples(study: Study) -> list[Table]:
     return [replace(t, note=t.note + more * (t.name == "diversity")) for t in diversity.tables(study)]
 
 
-def _markdown(study: Study, comparison: Comparison, made: Sequence[Table], figures: Sequence[tuple[Path, str]]) -> str:
-    parts = [f"# Comparison against {comparison.baseline}", "", *(f"- {line}" for line in comparison.verdict), ""]
+def _markdown(
+    study: Study,
+    comparison: Comparison,
+    sentences: Sequence[str],
+    made: Sequence[Table],
+    figures: Sequence[tuple[Path, str]],
+) -> str:
+    parts = [f"# Comparison against {comparison.baseline}", "", *(f"- {line}" for line in sentences), ""]
     parts += [f"{WHY_SEEDS}", ""]
     parts += [line for table in made for line in (tables.markdown(table), "")]
     parts += [f"![{caption}]({path.name})\n\n*{caption}*\n" for path, caption in figures]

@@ -36,6 +36,10 @@ class Samples(Protocol):
         """The columns of the samples of these problems, or of all; token_ids hold the first LONGEST."""
         ...
 
+    def prompts(self) -> dict[str, str]:
+        """problem_id -> the text of the problem; empty where there are no texts."""
+        ...
+
 
 @dataclass(frozen=True)
 class SampleFile:
@@ -74,6 +78,18 @@ class SampleFile:
                 table = table.filter(pc.is_in(pc.cast(table["problem_id"], pa.string()), chosen))
             parts.append(_cut(table.select(list(columns))))
         return pa.concat_tables(parts).to_pandas()
+
+    def prompts(self) -> dict[str, str]:
+        """Of the first sample of each problem."""
+        found: dict[str, str] = {}
+        if "prompt" not in pq.read_schema(self.path).names:
+            return found
+        file = pq.ParquetFile(self.path, read_dictionary=["problem_id", "prompt"])
+        for batch in file.iter_batches(1 << 16, columns=["problem_id", "prompt"]):
+            pairs = pa.Table.from_batches([batch]).group_by(["problem_id", "prompt"]).aggregate([]).to_pylist()
+            for row in pairs:
+                found.setdefault(str(row["problem_id"]), row["prompt"] or "")
+        return found
 
 
 def _cut(table: pa.Table) -> pa.Table:

@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import stats
 
-Array = NDArray[np.float64]
-DRAWS = 9_999  # of permutation tests and BCa intervals
+from analysis.intervals import Array, seeds_by_problems
+from ngrpo.evaluation import passk
+
+DRAWS = 9_999  # of permutation tests
 BLOCK = 2_000_000  # random numbers in memory at once
 
 
@@ -34,8 +36,9 @@ class Difference:
 class Pairs:
     """What one set of checkpoints shows problem by problem: it says nothing of other training seeds.
 
-    `difference` has a BCa interval and the p of a sign-flipping permutation test; wins, ties and losses count problems by
-    solve rate; the 2 x 2 table counts those solved at least once by both, only one, or neither (N-GRPO, Table 9).
+    `difference` has the interval of `passk.paired_interval` and the p of a sign-flipping permutation test; wins, ties and
+    losses count problems by solve rate; the 2 x 2 table counts those solved at least once by both, only one, or neither
+    (N-GRPO, Table 9).
     """
 
     difference: Difference
@@ -57,7 +60,7 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
         nan for interval and p where an arm has one seed. Where neither arm varies at all, p is 1 for equal means and nan
         otherwise: a variance of 0 from a few seeds is no evidence.
     """
-    a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    a, b = map(one_per_seed, (first, second))
     value = float(b.mean() - a.mean())
     if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
         same = min(len(a), len(b)) > 1 and value == 0
@@ -69,55 +72,30 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
     return Difference(value, float(low), float(high), float(test.pvalue), float(test.df))
 
 
-def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95) -> tuple[float, float]:
-    """Interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
-
-    The variance is that of a table with two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4): of the
-    seed means over S in each arm, plus that of the problems' gaps over P, less their interaction, which both hold. The
-    degrees of freedom are Satterthwaite's (1946). Resampling both instead is too narrow: with three seeds that differ by
-    0.2 logits it covers a difference in 86 % of experiments, where this covers it in 94 % (tests/analysis/test_statistics.py).
-
-    Args:
-        first, second: (S, P) and (S', P), the same problem in the same column; `first` is None for mean(second) alone.
-    Returns:
-        (low, high). An arm of one seed tells nothing of seeds: then it speaks of other problems only. nan for one problem.
-    """
-    arms = [np.asarray(values, dtype=np.float64) for values in (first, second) if values is not None]
-    if any(values.ndim != 2 or values.shape[1] != arms[0].shape[1] or values.size == 0 for values in arms):
-        raise ValueError(f"need (S, P) with the same problems, got shapes {' and '.join(str(v.shape) for v in arms)}")
-    problems = arms[0].shape[1]
-    if problems < 2:
-        return np.nan, np.nan
-    gaps = arms[-1].mean(axis=0) - (arms[0].mean(axis=0) if len(arms) > 1 else 0.0)
-    of_seeds = [(v.mean(axis=1).var(ddof=1) / len(v), len(v) - 1) for v in arms if len(v) > 1]
-    parts, dfs = np.array([*of_seeds, (gaps.var(ddof=1) / problems, problems - 1)]).T
-    if parts.sum() == 0:
-        return float(gaps.mean()), float(gaps.mean())
-    variance = max(parts.sum() - sum(map(_interaction, arms)), parts.max())
-    half = stats.t.ppf((1 + level) / 2, parts.sum() ** 2 / (parts**2 / dfs).sum()) * np.sqrt(variance)
-    return float(gaps.mean() - half), float(gaps.mean() + half)
+def one_per_seed(values: ArrayLike) -> Array:
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 1 or numbers.size == 0:
+        raise ValueError(f"need (S,) numbers, one per training seed, got shape {numbers.shape}")
+    return numbers
 
 
-def _interaction(values: Array) -> float:
-    """What neither problem nor seed explains of (S, P) values, as a variance of their mean; 0 with one seed."""
-    seeds, problems = values.shape
-    if seeds < 2:
-        return 0.0
-    rest = values - values.mean(axis=0) - values.mean(axis=1, keepdims=True) + values.mean()
-    return float((rest**2).sum() / ((seeds - 1) * (problems - 1) * seeds * problems))
-
-
-def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Pairs:
+def paired(
+    first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0, top: float = 1.0
+) -> Pairs:
     """Two sets of checkpoints problem by problem, second minus first.
 
     Args:
-        first, second: (S, P) and (S', P) solve rates; seeds are averaged, so the checkpoints are taken as given.
+        first, second: (S, P) and (S', P) solve rates in [0, top], or (P,) of one seed; seeds are averaged, so the
+            checkpoints are taken as given.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    gaps = b.mean(axis=0) - a.mean(axis=0)
+    a, b = map(seeds_by_problems, (first, second))
+    before, after = a.mean(axis=0), b.mean(axis=0)
+    low, high = passk.paired_interval(before, after, level, top)
+    gaps = after - before
+    p = _flipped(gaps, draws, np.random.default_rng(seed))
     solved_a, solved_b = (values.max(axis=0) > 0 for values in (a, b))
     return Pairs(
-        _bca(gaps, level, draws, seed),
+        Difference(float(gaps.mean()), float(low), float(high), p),
         wins=int((gaps > 0).sum()),
         ties=int((gaps == 0).sum()),
         losses=int((gaps < 0).sum()),
@@ -126,29 +104,6 @@ def paired(first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int 
         only_second=int((~solved_a & solved_b).sum()),
         neither=int((~solved_a & ~solved_b).sum()),
     )
-
-
-def _bca(gaps: Array, level: float, draws: int, seed: int) -> Difference:
-    """Mean gap with its BCa interval (Efron 1987) and the p of flipping the signs of the gaps.
-
-    Gaps of rates take few values, so draws are counts of these values: the same distribution as drawing problems one by
-    one, at a cost that does not grow with their number.
-    """
-    value = float(gaps.mean())
-    if np.ptp(gaps) == 0:  # no spread to resample: all equal problems, or a single one
-        return Difference(value, np.nan, np.nan, 1.0 if value == 0 else np.nan)
-    generator, problems = np.random.default_rng(seed), len(gaps)
-    values, counts = np.unique(gaps.round(12), return_counts=True)  # 1/3 - 1/3 must be no value of its own
-    sizes = _blocks(draws, len(values))
-    means = (
-        np.concatenate([generator.multinomial(problems, counts / problems, size=n) @ values for n in sizes]) / problems
-    )
-    below = (np.sum(means < value - 1e-12) + np.sum(means <= value + 1e-12)) / (2 * draws)
-    bias, off = stats.norm.ppf(np.clip(below, 1 / draws, 1 - 1 / draws)), gaps - value
-    skew = (off**3).sum() / (6 * (off**2).sum() ** 1.5)
-    at = bias + stats.norm.ppf([(1 - level) / 2, (1 + level) / 2])
-    low, high = np.quantile(means, stats.norm.cdf(bias + at / (1 - skew * at)))
-    return Difference(value, float(low), float(high), _flipped(gaps, draws, generator))
 
 
 def _flipped(gaps: Array, draws: int, generator: np.random.Generator) -> float:
@@ -176,6 +131,16 @@ def solved_by_one_only(only_first: int, only_second: int) -> float:
     return float(stats.binomtest(only_first, only_first + only_second).pvalue)
 
 
+def holm(ps: Sequence[float]) -> list[float]:
+    """Holm's (1979) adjusted p of a family declared beforehand; those that are nan stay so and count, as declared ones do."""
+    values = np.asarray(ps, dtype=np.float64)
+    order = np.argsort(values)  # nan last
+    steps = values[order] * np.arange(len(values), 0, -1)
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
+    return adjusted.tolist()
+
+
 def false_discovery(ps: Sequence[float]) -> list[float]:
     """Benjamini-Hochberg adjusted p of a family of comparisons; those that are nan stay so and do not count."""
     values = np.asarray(ps, dtype=np.float64)
@@ -185,17 +150,22 @@ def false_discovery(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-def detectable(first: ArrayLike, second: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference of seed means that Welch's test would find with this power.
+def equivalence(first: ArrayLike, second: ArrayLike, margin: float) -> float:
+    """p of two one-sided Welch tests (Schuirmann 1987) that the means of (S,) seeds differ by less than `margin`.
 
-    (t_{1 - alpha/2, df} + t_{power, df}) * sqrt(s1^2 / S1 + s2^2 / S2), from the spread of these very seeds: with three of
-    them it is itself uncertain by a factor of about two. nan with one seed or no spread.
+    Below 5 % where the 90 % interval lies within -margin and +margin; nan with one seed or no spread.
     """
-    a, b = (np.asarray(values, dtype=np.float64) for values in (first, second))
-    if min(len(a), len(b)) < 2:
+    a, b = map(one_per_seed, (first, second))
+    found = welch(a, b)
+    if found.df is None:
         return np.nan
-    parts = np.array([values.var(ddof=1) / len(values) for values in (a, b)])
-    if parts.sum() == 0:
-        return np.nan
-    df = parts.sum() ** 2 / (parts[0] ** 2 / (len(a) - 1) + parts[1] ** 2 / (len(b) - 1))
-    return float((stats.t.ppf(1 - alpha / 2, df) + stats.t.ppf(power, df)) * np.sqrt(parts.sum()))
+    return float(stats.t.sf((margin - abs(found.value)) / standard_error(a, b), found.df))
+
+
+def told(p: float) -> str:
+    """A p value as it is read: none is 0."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def standard_error(a: Array, b: Array) -> float:
+    return float(np.sqrt(sum(values.var(ddof=1) / len(values) for values in (a, b))))

@@ -40,7 +40,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
     fabric.to_device(parts.reference)
     done, state = checkpoints.newest(saved) or (0, None)
     if recorder:
-        recorder.restore(state["recorder"] if state else {}, done)
+        recorder.restore(state.get("recorder") if state else {}, done)
     if state:
         policy.restore(state)
         optimizer.load_state_dict(state["optimizer"])

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Moments = tuple[Array, Array, Array]  # a mean, its variance, degrees of freedom
+FADE_OF_MEANS, FADE_OF_GAPS = 12.0, 4.0  # chosen by simulation: docs/statistics.md
 
 
 def k_grid(n: int) -> list[int]:
@@ -54,62 +56,97 @@ def boot_best_at_k(n: ArrayLike, c: ArrayLike, k: int) -> Array:
     return 1.0 - (1.0 - hits / samples) ** k
 
 
-def bootstrap_interval(
-    values: ArrayLike, level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[Array, Array]:
-    """Percentile interval of the mean over problems, problems drawn with replacement (Efron 1979).
+def mean_interval(values: ArrayLike, level: float = 0.95, top: float = 1.0) -> tuple[Array, Array]:
+    """Interval of the mean over a population of problems, of which these are a sample; see `steadied_mean`.
 
     Args:
-        values: (P,) or (P, M), one row per problem; the M columns share their draws.
+        values: (P,) or (P, M) in [0, top], one row per problem.
         level: coverage in (0, 1).
-        draws: number of resampled problem sets.
-        seed: of the numpy Generator, so that the interval of the same rows is always the same.
+        top: the value of a problem that is all right: 1, or 100 for values in percent.
     Returns:
-        (low, high), each of shape () or (M,); nan where P = 1, as one problem tells nothing about others.
+        (low, high), each of shape () or (M,), within [0, top] and never of zero width; nan where P = 1, as one problem tells
+        nothing about others.
     Raises:
         ValueError: no problems, a value that is not finite, more than 2 dimensions, a level outside (0, 1).
     """
-    table = np.asarray(values, dtype=np.float64)
-    if table.ndim not in (1, 2) or table.shape[0] == 0:
-        raise ValueError(f"values must be (P,) or (P, M) with at least one problem, got shape {table.shape}")
-    if not 0 < level < 1 or draws < 1:
-        raise ValueError(f"level must lie in (0, 1) and draws be at least 1, got level={level}, draws={draws}")
-    if not np.isfinite(table).all():
-        raise ValueError(f"values must be finite, got {np.count_nonzero(~np.isfinite(table))} that are not")
-    if table.shape[0] == 1:
-        return np.full(table.shape[1:], np.nan), np.full(table.shape[1:], np.nan)
-    tail = 100 * (1 - level) / 2
-    low, high = np.percentile(_resampled_means(table, draws, seed), [tail, 100 - tail], axis=0)
-    return np.asarray(low), np.asarray(high)
+    table = _table(values, level)
+    low, high = _t_interval(*steadied_mean(table, top), level)
+    alone = np.where(len(table) > 1, 0.0, np.nan)
+    return np.clip(low, 0, top) + alone, np.clip(high, 0, top) + alone
 
 
-def paired_interval(
-    before: ArrayLike, after: ArrayLike, level: float = 0.95, draws: int = 10_000, seed: int = 0
-) -> tuple[Array, Array]:
+def paired_interval(before: ArrayLike, after: ArrayLike, level: float = 0.95, top: float = 1.0) -> tuple[Array, Array]:
     """Interval of the mean of `after - before`, both (P,) or (P, M) with the same problem in the same row.
 
-    It speaks of these two checkpoints only: the spread over training seeds is not in it.
-    Result and errors are those of `bootstrap_interval`; unequal shapes are a ValueError.
+    It speaks of these two checkpoints only: the spread over training seeds is not in it; see `steadied_gap`.
+    Arguments, result and errors are those of `mean_interval`; unequal shapes are a ValueError.
     """
     first, second = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
     if first.shape != second.shape:
         raise ValueError(f"before and after must hold the same problems, got shapes {first.shape} and {second.shape}")
-    return bootstrap_interval(second - first, level, draws, seed)
+    gaps = _table(second - first, level)
+    low, high = _t_interval(*steadied_gap(gaps, top), level)
+    alone = np.where(len(gaps) > 1, 0.0, np.nan)
+    return np.clip(low, -top, top) + alone, np.clip(high, -top, top) + alone
+
+
+def steadied_mean(values: Array, top: float = 1.0) -> Moments:
+    """Mean of (P, ...) values over problems, its variance, and degrees of freedom, with two pseudo-problems added: one all
+    right, one all wrong, in the spirit of Agresti and Coull (1998, The American Statistician 52).
+
+    Their weight fades as more problems differ: it is exp(-m / FADE_OF_MEANS), with m = (sum e^2)^2 / sum e^4 of the deviations
+    e from the mean, which is P over the kurtosis: as many problems as the variance rests on. Many problems that differ
+    alike need no help; where two or three of them, or none, make all the difference, Student's t alone is blind to
+    those that this sample lacks (docs/statistics.md).
+    """
+    return _with_pseudo_problems(values, 0.0, top, FADE_OF_MEANS)
+
+
+def steadied_gap(gaps: Array, top: float = 1.0) -> Moments:
+    """The same for (P, ...) differences of two values in [0, top], with pseudo-problems at -top/2 and +top/2."""
+    return _with_pseudo_problems(gaps, -top / 2, top / 2, FADE_OF_GAPS)
+
+
+def _with_pseudo_problems(values: Array, low: float, high: float, fade: float) -> Moments:
+    off = values - values.mean(axis=0)
+    squares, fourths = (off**2).sum(axis=0), (off**4).sum(axis=0)
+    some = squares > 1e-18 * len(values) * (high - low) ** 2  # rounding is no difference
+    weight = np.exp(-np.divide(squares**2, fourths, out=np.zeros_like(squares), where=some) / fade)
+    size = len(values) + 2 * weight
+    mean = (values.sum(axis=0) + weight * (low + high)) / size
+    squares = ((values - mean) ** 2).sum(axis=0) + weight * ((low - mean) ** 2 + (high - mean) ** 2)
+    return mean, squares / ((size - 1) * size), size - 1
+
+
+def _t_interval(mean: Array, variance: Array, df: Array, level: float) -> tuple[Array, Array]:
+    from scipy.special import stdtrit  # here, so that whoever only counts needs numpy alone
+
+    half = stdtrit(df, (1 + level) / 2) * np.sqrt(variance)
+    return mean - half, mean + half
+
+
+def _table(values: ArrayLike, level: float) -> Array:
+    table = np.asarray(values, dtype=np.float64)
+    if table.ndim not in (1, 2) or table.shape[0] == 0:
+        raise ValueError(f"values must be (P,) or (P, M) with at least one problem, got shape {table.shape}")
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie in (0, 1), got level={level}")
+    if not np.isfinite(table).all():
+        raise ValueError(f"values must be finite, got {np.count_nonzero(~np.isfinite(table))} that are not")
+    return table
 
 
 def summarize(
     correct: ArrayLike,
     outcomes: Mapping[str, int] | None = None,
     level: float = 0.95,
-    draws: int = 10_000,
-    seed: int = 0,
 ) -> dict[str, Any]:
     """What results.json says of one benchmark at one RL step, as plain containers.
 
     Args:
         correct: (P, n) of 0/1, a row per problem, a column per sample.
         outcomes: outcome -> number of samples with it, adding up to P·n; stored as rates.
-        level, draws, seed: of the intervals, see `bootstrap_interval`.
+        level: of the intervals, see `mean_interval`.
     Returns:
         n_problems, n_samples (n, per problem), mean@n, and for each k of `k_grid(n)` pass@k and boot_best@k, every
         estimate as {value, low, high}; outcomes, if they were given.
@@ -122,7 +159,7 @@ def summarize(
     (problems, n), hits = table.shape, table.astype(np.int64).sum(axis=1)
     grid = k_grid(n)
     columns = [hits / n, *(pass_at_k(n, hits, k) for k in grid), *(boot_best_at_k(n, hits, k) for k in grid)]
-    estimates = _estimates(np.stack(columns, axis=1), level, draws, seed)
+    estimates = _estimates(np.stack(columns, axis=1), level)
     entry: dict[str, Any] = {"n_problems": problems, "n_samples": n, "mean@n": estimates[0]}
     entry["pass@k"] = {str(k): e for k, e in zip(grid, estimates[1:], strict=False)}
     entry["boot_best@k"] = {str(k): e for k, e in zip(grid, estimates[1 + len(grid) :], strict=True)}
@@ -154,20 +191,7 @@ def _pass_at_k(n: int, c: int, k: int) -> float:
     return (every - math.comb(n - c, k)) / every
 
 
-def _resampled_means(table: Array, draws: int, seed: int) -> Array:
-    """(draws, ...) means of `table` over its rows, drawn with replacement."""
-    generator, rows = np.random.default_rng(seed), table.shape[0]
-    block = max(1, 2_000_000 // rows)  # a block of counts stays below 16 MB, whatever the benchmark
-    means = []
-    for start in range(0, draws, block):
-        size = min(block, draws - start)
-        drawn = generator.integers(rows, size=(size, rows)) + rows * np.arange(size)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * rows).reshape(size, rows)
-        means.append(counts.astype(np.float64) @ table / rows)
-    return np.concatenate(means)
-
-
-def _estimates(columns: Array, level: float, draws: int, seed: int) -> list[dict[str, float]]:
-    low, high = bootstrap_interval(columns, level, draws, seed)
+def _estimates(columns: Array, level: float) -> list[dict[str, float]]:
+    low, high = mean_interval(columns, level)
     rows = zip(columns.mean(axis=0), low, high, strict=True)
     return [{"value": float(v), "low": float(a), "high": float(b)} for v, a, b in rows]

@@ -76,5 +76,5 @@ def _change(directory: Path, benchmark: str, first: int, last: int) -> str:
         before, after = (100 * solved(eval_samples(directory, benchmark, step)).mean(axis=1) for step in (first, last))
     except (OSError, ValueError):  # samples that were lost, and a run that went on without them
         return ""
-    low, high = passk.paired_interval(before, after)
+    low, high = passk.paired_interval(before, after, top=100)
     return f"{(after - before).mean():+.1f} [{low:+.1f}, {high:+.1f}]"

@@ -31,6 +31,7 @@ from ngrpo.rundir.schema import (
     TRAIN_SAMPLES,
     TRUST,
     Changed,
+    Unreadable,
     checked_name,
     file_digest,
     read_results,
@@ -122,12 +123,15 @@ class Recorder:
             self.digests[name] = file_digest(self.run.path / name)
         return {"files": grown, "checksums": {name: self.digests[name] for name in sorted(names)}}
 
-    def restore(self, kept: Mapping[str, Any], step: int) -> None:
+    def restore(self, kept: Mapping[str, Any] | None, step: int) -> None:
         """Puts the files back to where the checkpoint of RL step `step` left them, as later steps are done again.
 
         A file that had lost something is told. Samples are in no checkpoint: raises Changed where a file of them is not
-        what it was, unless the run's `trust_changed`; then run.json lists it under `lost`.
+        what it was, unless the run's `trust_changed`; then run.json lists it under `lost`. `kept` is what `kept` gave, {}
+        without a checkpoint, None for one of an older version, which is refused.
         """
+        if kept is None:
+            raise Unreadable(f"{self.run.path}/checkpoints were written by an older version: fresh=true starts anew")
         for name in GROWING:
             path, content = self.run.path / name, kept.get("files", {}).get(name)
             if content is None:

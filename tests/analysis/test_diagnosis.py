@@ -5,10 +5,12 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from analysis import diagnosis_page, neighbors, tables
 from analysis.diagnosis import Answers, Sampled, diagnose, distinct, estimate, group_shares
 from analysis.recommendation import FEWEST, kind_of, recommend, stability
+from analysis.statistics import paired
 from ngrpo.evaluation.passk import pass_at_k
 
 N, GROUP = 16, 8
@@ -50,11 +52,11 @@ def test_shares_of_groups_are_those_of_all_groups():
             assert 1 - wrong[0] == pytest.approx(pass_at_k(n, [c], group)[0], abs=1e-12)
 
 
-def test_the_interval_of_a_share_that_was_never_met_is_the_exact_binomial_one():
+def test_the_interval_of_a_share_that_was_never_met_is_about_the_exact_binomial_one():
     # Clopper and Pearson for 0 of 64: 1 - 0.025^(1/64)
     found = estimate(np.zeros(64))
-    assert (found.value, found.low) == (0, 0) and found.high == pytest.approx(100 * (1 - 0.025 ** (1 / 64)))
-    assert estimate(np.ones(64)).low == pytest.approx(100 * 0.025 ** (1 / 64))
+    assert (found.value, found.low) == (0, 0) and found.high == pytest.approx(100 * (1 - 0.025 ** (1 / 64)), rel=0.2)
+    assert estimate(np.ones(64)).low == pytest.approx(100 - found.high)
     mixed = estimate(np.repeat([0.0, 1.0], 50))
     assert mixed.low < 50 < mixed.high and mixed.high - mixed.low == pytest.approx(2 * 1.96 * 5, rel=0.1)
 
@@ -77,11 +79,11 @@ def test_the_first_rule_that_holds_is_the_answer(shares, kind):
 @pytest.mark.parametrize(
     ("counts", "malformed", "kind", "words"),
     [
-        ([16] * 64, 0, "solved", "100 % [94, 100] of groups of 8 are all right, and pass@16 is 0 points [0, 6] above"),
-        ([0] * 64, 0, "too_hard", "100 % [94, 100] of groups of 8 are all wrong, and pass@16 is 0 % [0, 6]"),
-        ([0] * 64, 0.9, "format", "88 % [88, 88] of the answers of token_sampling are not well-formed"),
+        ([16] * 64, 0, "solved", "100 % [95, 100] of groups of 8 are all right, and pass@16 is 0 points [0, 5] above"),
+        ([0] * 64, 0, "too_hard", "100 % [95, 100] of groups of 8 are all wrong, and pass@16 is 0 % [0, 5]"),
+        ([0] * 64, 0.9, "format", "88 % [84, 89] of the answers of token_sampling are not well-formed"),
         ([4, 6, 8, 10] * 16, 0, "signal", "of groups of 8 mix right and wrong answers, and pass@16 is 56 points"),
-        ([0, 0, 0, 16, 6] * 13, 0, "stuck", "of groups of 8 are all wrong and 20 % [11, 29] are mixed"),
+        ([0, 0, 0, 16, 6] * 13, 0, "stuck", "of groups of 8 are all wrong and 20 % [10, 30] are mixed"),
         ([16, 16, 16, 0, 6] * 13, 0, "easy", "60 % [48, 72] of groups of 8 are all right"),
     ],
 )
@@ -104,7 +106,7 @@ def test_few_problems_tell_nothing_even_if_they_agree(problems):
 
 def test_a_share_near_its_border_needs_more_problems_and_the_number_suffices():
     found = advice(token_sampling=answers([8] * 17 + [0] * 13))  # 57 % of groups are mixed, the border is 50 %
-    assert found.kind == "too_small" and "about problems=" in found.head and "57 % [40, 73] of groups" in found.head
+    assert found.kind == "too_small" and "about problems=" in found.head and "57 % [38, 75] of groups" in found.head
     needed = int(found.head.partition("about problems=")[2].partition(" ")[0])
     mixed = round(17 / 30 * needed)
     assert 60 < needed < 600
@@ -132,6 +134,14 @@ def test_what_one_strategy_solves_and_another_does_not():
     assert any(words in line for line in recommend(found).lines)
     swapped = advice(token_sampling=other, mix=base)
     assert any("mix misses problems that token_sampling solves" in line for line in swapped.lines)
+
+
+def test_p_values_of_several_strategies_are_corrected_as_one_family():
+    base = answers([4] * 20)
+    arms = {f"m{i}": answers([4] * (20 - i) + [6] * i) for i in (2, 5, 9)}
+    found = diagnose(sampled(token_sampling=base, **arms)).pairs
+    raw = [paired(base.solved / N, arm.solved / N).difference.p for arm in arms.values()]
+    assert found["p"].to_numpy() == pytest.approx(multipletests(raw, method="fdr_bh")[1]) and (found["p"] > raw).any()
 
 
 def test_a_strategy_that_solves_what_sampling_never_does_makes_a_hard_task_worth_a_try():

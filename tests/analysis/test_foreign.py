@@ -14,6 +14,7 @@ from places import REPOSITORY
 from analysis import foreign
 from analysis.comparison import compare
 from analysis.load import LoadError
+from analysis.verdict import verdict
 
 PROBLEMS = [f"What is {i} + {i}?" for i in range(6)]
 
@@ -379,7 +380,7 @@ def test_files_without_a_common_problem_are_refused(tmp_path):
 def test_advice_is_about_files(tmp_path):
     paths = [lines(tmp_path / f"{x}.jsonl", grid(id=lambda p, s: p, correct=right, output="x")) for x in "ab"]
     for files in (paths, paths[:1]):
-        told = "\n".join(compare(foreign.load(files), "a").verdict)
+        told = "\n".join(verdict(compare(foreign.load(files), "a")))
         assert not any(word in told for word in ("train.py", "evaluate.py", "-m seed")) and "=<file>" in told
 
 

@@ -125,7 +125,7 @@ def test_the_page_sorts_with_empty_cells_last(page, browser):
     for table, at, empty in (
         ("passk", 2, 0),
         ("training", 1, 0),
-        ("tests", 9, 0),
+        ("tests", 10, 0),
         ("noise", 2, 0),
         ("diversity", 3, 4),
     ):
@@ -177,6 +177,32 @@ def test_a_narrow_window_needs_no_sideways_scrolling(page, browser):
     wide = browser.execute_script("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
     browser.set_window_size(1280, 1600)
     assert wide <= 0
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_nothing_is_cut_off_and_a_telephone_scrolls_tables_alone(page, browser, width):
+    screen = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+    browser.get(page.as_uri())
+    beyond = browser.execute_script(
+        "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    )
+    wide = browser.execute_script(
+        "return [...document.querySelectorAll('.wide')].filter(x => x.scrollWidth > x.clientWidth).length"
+    )
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert beyond <= 0 and (wide == 0 or width == 390)
+
+
+def test_the_page_begins_with_the_answer_and_what_was_compared(page):
+    text = page.read_text("utf-8")
+    at = [text.index(words) for words in ('class="verdict"', "What was compared", "Mean and Pass@k</h2>")]
+    assert at == sorted(at)
+    rows = dict(re.findall(r'<tr><th scope="row"[^>]*>(.*?)</th><td[^>]*>(.*?)</td></tr>', text))
+    assert rows["methods"] == "untrained, gaussian_noise, random_noise, token_sampling"
+    assert rows["runs"] == "9, 3 training seeds" and rows["data and model versions"] == "bench v1"
+    for name in re.findall(r'class="sortable" id="(\w+)"', text):
+        assert (page.parent / f"{name}.csv").exists(), name
 
 
 def test_long_texts_keep_their_end_and_the_page_its_size(tmp_path):

@@ -17,6 +17,7 @@ from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
 from analysis.fairness import controls, setting
 from analysis.load import LoadError, load
+from analysis.verdict import verdict
 from ngrpo.evaluation.passk import boot_best_at_k, pass_at_k
 from ngrpo.rundir.schema import read_run
 
@@ -47,10 +48,9 @@ def test_estimates_are_those_of_the_estimators(tmp_path):
 def test_a_complete_comparison_names_what_is_better(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3, "gaussian_noise": 0.7, "random_noise": 0.3})
     comparison = compare(load([tmp_path]), "token_sampling")
-    assert comparison.verdict[0] == "Better than token_sampling: gaussian_noise."
-    assert any(
-        line.startswith("random_noise against token_sampling: no difference shown") for line in comparison.verdict
-    )
+    assert verdict(comparison)[0] == "Better than token_sampling: gaussian_noise."
+    (line,) = (line for line in verdict(comparison) if line.startswith("random_noise minus token_sampling"))
+    assert ": no difference shown; differences over" in line
     tests = comparison.tests
     assert (tests["adjusted"] >= tests["p"] - 1e-12).all() and {"df", "detectable"} <= set(tests)
 
@@ -65,15 +65,15 @@ def test_a_complete_comparison_names_what_is_better(tmp_path):
 )
 def test_no_winner_without_seeds_controls_or_baselines(tmp_path, levels, seeds, config, words):
     arms(tmp_path, levels, seeds, **config)
-    verdict = compare(load([tmp_path]), next(iter(levels))).verdict
-    assert verdict[0].startswith("No winner is named") and any(words in line for line in verdict)
+    found = verdict(compare(load([tmp_path]), next(iter(levels))))
+    assert found[0].startswith("No winner is named") and any(words in line for line in found)
 
 
 def test_no_winner_without_the_untrained_model(tmp_path):
     for seed in range(3):
         make_run(tmp_path, "token_sampling", seed, noisy(0.3))
         make_run(tmp_path, "gaussian_noise", seed, noisy(0.7))
-    assert any("untrained model is missing" in line for line in compare(load([tmp_path]), "token_sampling").verdict)
+    assert any("untrained model is missing" in line for line in verdict(compare(load([tmp_path]), "token_sampling")))
 
 
 def test_arms_that_differ_in_more_than_their_strategy_are_shown_and_not_ranked(tmp_path):
@@ -82,7 +82,7 @@ def test_arms_that_differ_in_more_than_their_strategy_are_shown_and_not_ranked(t
     comparison = compare(load([tmp_path]), "token_sampling")
     assert comparison.fairness.apart == {"random_noise": ["learning_rate", "algorithm.kl"]}
     assert "random_noise" not in set(comparison.tests["arm"]) and "random_noise" in set(comparison.estimates["arm"])
-    assert any("random_noise also differs in learning_rate, algorithm.kl" in line for line in comparison.verdict)
+    assert any("random_noise also differs in learning_rate, algorithm.kl" in line for line in verdict(comparison))
     table = tables.of_comparison(comparison)[0]
     row = next(row for row in table.rows if row[0].text == "random_noise")
     assert not any(cell.place for cell in row)
@@ -114,7 +114,15 @@ def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):
     arms(tmp_path, {"rate_matched_greedy": 0.7}, exploration=mixing)
     comparison = compare(load([tmp_path]), "token_sampling")
     assert comparison.fairness.controls == {"neighbor_mix": "rate_matched_greedy"}
-    assert comparison.verdict[0] == "Better than token_sampling: rate_matched_greedy."
+    assert verdict(comparison)[0] == "Better than token_sampling: rate_matched_greedy."
+
+
+def test_the_untrained_model_is_never_marked_as_best(tmp_path):
+    arms(tmp_path, {"gaussian_noise": 0.1, "token_sampling": 0.1})
+    for baseline in ("token_sampling", "untrained"):
+        table = tables.of_comparison(compare(load([tmp_path]), baseline))[0]
+        (row,) = (row for row in table.rows if row[0].text == "untrained")
+        assert not any(cell.place for cell in row)
 
 
 def test_every_rendering_holds_every_number_and_ranks_as_it_shows(tmp_path):
@@ -174,7 +182,7 @@ def test_what_lies_far_off_does_not_press_an_axis_together_and_is_told():
 def test_no_two_of_many_methods_look_alike(tmp_path, monkeypatch):
     drawn = {}
     monkeypatch.setattr(plots, "_forest", lambda study, comparison, looks: drawn.update(looks))
-    for name in ("_pass_at_k", "_learning", "_rates", "_heat", "_cost", "_map"):
+    for name in ("_pass_at_k", "_paired", "_learning", "_rates", "_heat", "_cost", "_budget", "_map"):
         monkeypatch.setattr(plots, name, lambda *_: None)
     arms(tmp_path, {"token_sampling": 0.3, **{f"m{i:02d}": 0.3 for i in range(23)}}, seeds=(0,))
     study = load([tmp_path])
@@ -239,6 +247,19 @@ def test_runs_of_other_kinds_are_taken_on_request(mixed, tmp_path):
             assert "are both token_sampling with seed 0" in text and len(text.splitlines()) == 1
 
 
+def test_a_declared_comparison_from_the_command_line(tmp_path):
+    arms(tmp_path / "runs", {"token_sampling": 0.3, "gaussian_noise": 0.7})
+    asked = [f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", "primary=bench/pass@2", "margin=5", "detect=2"]
+    text = warm.finish("report.py", tmp_path / "log", *asked)
+    assert (
+        "gaussian_noise minus token_sampling on bench pass@2: +" in text
+        and "To find 2 points of pass@2 on bench" in text
+    )
+    assert "Declared: bench pass@2. The other 2 comparisons are exploratory" in text
+    wrong = warm.finish("report.py", tmp_path / "log", asked[0], "primary=bench/pass@9", status=2)
+    assert "primary=bench/pass@9: bench has n=8 samples per problem" in wrong and len(wrong.splitlines()) == 1
+
+
 def test_where_all_runs_are_of_other_kinds_the_line_says_how_to_read_them(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3}, kind="smoke")
     with pytest.raises(LoadError, match=r"holds no finished run \(left out: 3 of kind smoke; kinds='\[smoke\]' takes"):
@@ -261,6 +282,8 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
             "kinds=[smok]: must be a list, each one of run, smoke, trial, evaluation, diagnosis or null; kinds",
         ),
         ([f"runs={tmp_path}", "kinds=[]"], "kinds=[]: must be a list of run, smoke"),
+        ([f"runs={tmp_path}", "margin=-1"], "margin=-1: must be"),
+        ([f"runs={tmp_path}", "detect=two"], "detect=two: must be"),
     ):
         done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

@@ -86,7 +86,7 @@ def digests(place: Path) -> dict[str, str]:
     """Of every file that must not depend on what happened to the run."""
     run = place / "run"
     files = [run / "metrics.csv", run / "results.json", *run.glob("hf/*"), *run.glob("samples/**/*.parquet")]
-    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files)}
+    return {str(f.relative_to(run)): hashlib.sha256(f.read_bytes()).hexdigest() for f in sorted(files) if f.exists()}
 
 
 def status(place: Path) -> str | None:

@@ -9,8 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
+from statsmodels.stats.proportion import proportion_confint
 
-from ngrpo.evaluation.passk import boot_best_at_k, bootstrap_interval, k_grid, paired_interval, pass_at_k, summarize
+from ngrpo.evaluation.passk import boot_best_at_k, k_grid, mean_interval, paired_interval, pass_at_k, summarize
 
 
 def test_pass_at_k_counts_the_subsets_that_hold_a_correct_sample():
@@ -91,60 +93,99 @@ def test_the_grid_doubles_and_ends_with_n(n, grid):
 
 
 def test_the_interval_of_many_problems_is_that_of_the_normal_law():
-    values = np.random.default_rng(1).random((2000, 2)) * [1.0, 3.0]
+    values = np.random.default_rng(1).random((2000, 2))
     for level, z in ((0.95, 1.959964), (0.8, 1.281552)):
-        low, high = bootstrap_interval(values, level)
-        np.testing.assert_allclose((high - low) / 2, z * values.std(axis=0) / math.sqrt(2000), rtol=0.03)
+        low, high = mean_interval(values, level)
+        np.testing.assert_allclose((high - low) / 2, z * values.std(axis=0) / math.sqrt(2000), rtol=0.01)
         np.testing.assert_allclose((high + low) / 2, values.mean(axis=0), atol=0.002)
 
 
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    samples = (np.random.default_rng(2).random((80, 400)) < 0.4).astype(float)  # 400 benchmarks of 80 problems
-    low, high = bootstrap_interval(samples, 0.9, draws=2000)
-    assert 0.86 <= np.mean((low <= 0.4) & (high >= 0.4)) <= 0.94
-
-
-def test_an_interval_is_reproducible_and_its_columns_share_their_draws():
-    values = np.random.default_rng(3).random((50, 4))
-    together = bootstrap_interval(values, seed=5)
-    assert np.array_equal(together, bootstrap_interval(values, seed=5))
-    assert not np.array_equal(together, bootstrap_interval(values, seed=6))
+def test_the_interval_is_students_t_with_a_share_of_a_problem_all_right_and_one_all_wrong():
+    values = np.random.default_rng(3).random((12, 4))
+    found = np.array(mean_interval(values))
     for column in range(4):
+        kurtosis = stats.kurtosis(values[:, column], fisher=False)
+        weights = np.append(np.ones(12), 2 * [np.exp(-12 / kurtosis / 12)])
+        more = np.append(values[:, column], [0, 1])
+        mean = np.average(more, weights=weights)
+        variance = (weights * (more - mean) ** 2).sum() / (weights.sum() - 1) / weights.sum()
+        expected = stats.t.interval(0.95, weights.sum() - 1, mean, np.sqrt(variance))
+        np.testing.assert_allclose(found[:, column], np.clip(expected, 0, 1), atol=1e-12)
         np.testing.assert_allclose(
-            bootstrap_interval(values[:, column], seed=5), np.array(together)[:, column], atol=1e-12
+            np.divide(mean_interval(100 * values[:, column], top=100), 100), expected, atol=1e-12
         )
 
 
-def test_draws_in_blocks_are_all_used():
-    values = np.random.default_rng(4).random(30_000)  # more problems than one block of draws holds
-    low, high = bootstrap_interval(values, draws=150)
-    assert (high - low) / 2 == pytest.approx(1.96 * values.std() / math.sqrt(30_000), rel=0.25)
+@pytest.mark.parametrize("problems", [30, 120])
+def test_an_interval_at_the_end_of_the_scale_is_about_that_of_clopper_and_pearson(problems):
+    for right in (0, problems):
+        low, high = mean_interval(np.repeat(float(right > 0), problems))
+        exact = proportion_confint(right, problems, method="beta")
+        assert (low == 0, high == 1) == (right == 0, right > 0)
+        assert high - low == pytest.approx(exact[1] - exact[0], rel=0.25) and high - low > 0
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (8, 0.5), (0.3, 3)])
+@pytest.mark.parametrize("k", [1, 8, 32])
+def test_the_interval_covers_the_mean_over_the_population(a, b, k):
+    """2,000 benchmarks of 48 problems with 32 samples; the truth of beta rates is 1 - B(a, b + k) / B(a, b)."""
+    rng = np.random.default_rng(2)
+    truth = 1 - math.exp(math.lgamma(b + k) + math.lgamma(a + b) - math.lgamma(b) - math.lgamma(a + b + k))
+    values = pass_at_k(32, rng.binomial(32, rng.beta(a, b, (48, 2000))), k)
+    low, high = mean_interval(values)
+    assert np.mean((low <= truth) & (truth <= high)) >= 0.93
 
 
 def test_a_pairing_takes_away_what_the_problems_have_in_common():
     generator = np.random.default_rng(5)
     before = generator.random(200)
-    low, high = paired_interval(before, before + 0.25)
-    assert (low, high) == (pytest.approx(0.25, abs=1e-12), pytest.approx(0.25, abs=1e-12))
     after = before + generator.normal(0.02, 0.01, 200)
     low, high = paired_interval(before, after)
     assert 0.017 < low < np.mean(after - before) < high < 0.023
-    np.testing.assert_allclose(paired_interval(after, before), (-high, -low), atol=5e-4)
+    np.testing.assert_allclose(paired_interval(after, before), (-high, -low), atol=1e-12)
+    expected = stats.ttest_rel(after, before).confidence_interval(0.95)
+    np.testing.assert_allclose((low, high), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("differ", [0, 1, 2])
+@pytest.mark.parametrize("gap", [0.0, 1.0])
+def test_an_interval_of_differences_never_collapses(differ, gap):
+    before, after = np.zeros(48), np.full(48, gap)
+    after[:differ] = 1 - gap
+    low, high = paired_interval(before, after)
+    assert high - low > 0.05 and low <= np.mean(after - before) <= high
+    assert low >= -1 and high <= 1
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (8, 0.5), (0.3, 3)])
+@pytest.mark.parametrize("k", [1, 8, 32])
+def test_the_interval_of_differences_covers_the_mean_over_the_population(a, b, k):
+    """2,000 pairs of checkpoints whose problems differ by 0.3 logits and noise, 48 problems, 32 samples."""
+    rng = np.random.default_rng(4)
+
+    def pair(size):
+        p = rng.beta(a, b, size).clip(1e-12, 1 - 1e-12)
+        return p, 1 / (1 + (1 - p) / p * np.exp(rng.normal(-0.3, 0.3, size)))
+
+    p, q = pair(400_000)
+    truth = np.mean((1 - p) ** k - (1 - q) ** k)
+    before, after = (pass_at_k(32, rng.binomial(32, rates), k) for rates in pair((48, 2000)))
+    low, high = paired_interval(before, after)
+    assert np.mean((low <= truth) & (truth <= high)) >= 0.93
 
 
 def test_one_problem_has_no_interval():
-    assert np.isnan(bootstrap_interval([0.5])).all()
-    assert np.isnan(bootstrap_interval([[0.5, 1.0]])).all()
+    assert np.isnan(mean_interval([0.5])).all() and np.isnan(paired_interval([0.5], [1.0])).all()
+    assert np.isnan(mean_interval([[0.5, 1.0]])).all()
 
 
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: bootstrap_interval([]), "at least one problem"),
-        (lambda: bootstrap_interval(np.zeros((2, 2, 2))), "shape"),
-        (lambda: bootstrap_interval([1.0, math.nan]), "finite"),
-        (lambda: bootstrap_interval([1.0, 0.0], level=95), "level=95"),
-        (lambda: bootstrap_interval([1.0, 0.0], draws=0), "draws=0"),
+        (lambda: mean_interval([]), "at least one problem"),
+        (lambda: mean_interval(np.zeros((2, 2, 2))), "shape"),
+        (lambda: mean_interval([1.0, math.nan]), "finite"),
+        (lambda: mean_interval([1.0, 0.0], level=95), "level=95"),
         (lambda: paired_interval([1.0, 0.0], [1.0]), "same problems"),
         (lambda: summarize([1, 0]), "table"),
         (lambda: summarize([[1, 2]]), "table"),
@@ -169,7 +210,7 @@ def test_a_summary_holds_plain_numbers_that_agree_with_the_estimators():
     c = correct.sum(axis=1)
     for k, found in entry["pass@k"].items():
         assert found["value"] == pytest.approx(pass_at_k(12, c, int(k)).mean(), abs=1e-14)
-        interval = bootstrap_interval(pass_at_k(12, c, int(k)))
+        interval = mean_interval(pass_at_k(12, c, int(k)))
         np.testing.assert_allclose([found["low"], found["high"]], interval, rtol=0, atol=1e-12)
         assert found["low"] < found["value"] < found["high"]
     assert entry["mean@n"] == pytest.approx(entry["pass@k"]["1"], abs=1e-12)

@@ -61,11 +61,21 @@ def make_run(
     record |= {"seed": seed, "wall_seconds": 10.0}
     place.mkdir(parents=True)
     (place / "run.json").write_text(json.dumps(record))
-    labels = {"exploration": exploration, "seed": seed, "benchmark": special["benchmark"], **special["samples"]}
+    text = special["samples"].get("prompt")  # of every problem, with its name in front: problems of one text are one
+    labels = {
+        "exploration": exploration,
+        "seed": seed,
+        "benchmark": special["benchmark"],
+        **{key: value for key, value in special["samples"].items() if key != "prompt"},
+    }
+
+    def prompt_of(problem: int) -> dict[str, str]:
+        return {"prompt": f"p{problem:02d} {text}"} if text is not None else {}
+
     for step, counts in ((0, before), (4, solved)):
         if counts is not None:
             rows = [
-                sample_row(f"p{i:02d}", j, "correct" if j < c else "wrong", step=step, **labels)
+                sample_row(f"p{i:02d}", j, "correct" if j < c else "wrong", step=step, **labels, **prompt_of(i))
                 for i, c in enumerate(counts)
                 for j in range(n)
             ]

@@ -1,23 +1,27 @@
 """Small updates reach the weights: what learns is kept in float32, whatever it computes in."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from ngrpo.cli.command import examine
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.files import BUNDLED
 
 UPDATES, RATE = 100, 1e-6
-SMALL = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2}  # fmt: skip
+SMALL: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}  # fmt: skip
 
 
 def moved(precision: str, dtype: torch.dtype = torch.float32) -> tuple[float, torch.Tensor]:
     """(share of weights that the updates moved, how far each went) of AdamW on the loss of fixed ids."""
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**SMALL)).eval().to(dtype)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SMALL)).eval().to(dtype)
     causal = CausalModel(model, precision)
     before = nn.utils.parameters_to_vector(model.parameters()).detach().double().clone()
     ids = torch.arange(96).view(2, 48)

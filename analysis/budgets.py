@@ -1,0 +1,96 @@
+"""What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps.
+
+It reads the evaluations that runs made on their way.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison import Comparison
+from analysis.intervals import Array, two_level
+from analysis.load import UNTRAINED, Study
+from analysis.samples import SampleFile
+from analysis.tables import Cell, Table
+
+SHARES = (0.25, 0.5, 1.0)  # of what the cheapest method spent
+SLACK = 1.02  # answers differ in length, so equal steps are not quite equal tokens
+UNITS = {"tokens": ("million tokens", 1e6), "seconds": ("hours", 3600.0)}
+
+
+def points(study: Study, comparison: Comparison) -> pd.DataFrame:
+    """arm, seed, benchmark, step, tokens, seconds and the right answers of each problem, a row per evaluation of a trained run.
+
+    Empty where no run was evaluated between its first and its last step.
+    """
+    rows = [row for run in study.runs.itertuples() if run.arm != UNTRAINED for row in _of_run(study, comparison, run)]
+    frame = pd.DataFrame(rows, columns=["arm", "seed", "benchmark", "step", "tokens", "seconds", "correct"])
+    on_the_way = frame.groupby(["arm", "seed", "benchmark"])["step"].nunique() > 1
+    return frame if on_the_way.any() else frame.iloc[:0]
+
+
+def _of_run(study: Study, comparison: Comparison, run: Any) -> Iterator[dict[str, Any]]:
+    timings = study.timings
+    if timings.empty or "step" not in timings:
+        return
+    own = timings[(timings["arm"] == run.arm) & (timings["seed"] == run.seed)].sort_values("step")
+    spent = own.set_index("step")[["tokens", "seconds"]].cumsum()
+    for benchmark, problems in comparison.rates.problems.items():
+        for path in Path(run.path).glob(f"samples/eval/{benchmark}-*.parquet"):
+            step = int(path.stem.rpartition("-")[2])
+            if path.stem.rpartition("-")[0] == benchmark and step in spent.index:
+                correct = SampleFile(path).counts().set_index("problem_id")["c"].reindex(problems).to_numpy()
+                cost = spent.loc[step]
+                yield {"arm": run.arm, "seed": run.seed, "benchmark": benchmark, "step": step, "correct": correct,
+                       "tokens": float(cost["tokens"]), "seconds": float(cost["seconds"])}  # fmt: skip
+
+
+def table(study: Study, comparison: Comparison) -> Table:
+    """A row per benchmark, metric and budget: what each method had reached, and how far the best is ahead of the next."""
+    found, rows = points(study, comparison), []
+    arms = list(dict.fromkeys(found["arm"]))
+    for benchmark, part in found.groupby("benchmark", sort=False):
+        for metric in comparison.metrics[str(benchmark)][:2]:
+            for unit in UNITS:
+                cheapest = part.groupby(["arm", "seed"])[unit].max().groupby("arm").mean().min()
+                for share in SHARES:
+                    reached = _reached(part, comparison, metric, unit, share * cheapest)
+                    if len(reached) > 1:
+                        rows.append(_row(str(benchmark), metric, unit, share * cheapest, arms, reached))
+    columns = ["benchmark", "metric", "budget", *arms, "best, and by how much"]
+    note = ("the last evaluation within a quarter, half and all of what the cheapest method spent (RL steps, evaluations not "
+            "counted); brackets: 95 % for other problems and seeds, of a difference where both have two seeds")  # fmt: skip
+    return Table("budgets", "At the same budget", columns, rows, note)
+
+
+def _reached(part: pd.DataFrame, comparison: Comparison, metric: str, unit: str, budget: float) -> dict[str, Array]:
+    """arm -> (S, U) values at the last evaluation within the budget, of arms all of whose seeds have one."""
+    reached = {}
+    for arm, own in part[part[unit] <= SLACK * budget].groupby("arm", sort=False):
+        last = own.sort_values("step").groupby("seed").tail(1)
+        if len(last) == part[part["arm"] == arm]["seed"].nunique():
+            benchmark = last["benchmark"].iloc[0]
+            reached[str(arm)] = comparison.rates.estimate(benchmark, np.stack(last["correct"].to_list()), metric)
+    return reached
+
+
+def _row(
+    benchmark: str, metric: str, unit: str, budget: float, arms: list[str], reached: dict[str, Array]
+) -> list[Cell]:
+    name, size = UNITS[unit]
+    cells = [Cell(benchmark), Cell(metric), Cell(f"{budget / size:,.3g} {name}", budget)]
+    for arm in arms:
+        if arm not in reached:
+            cells.append(Cell("-"))
+            continue
+        low, high = two_level(None, reached[arm], top=100)
+        cells.append(Cell(f"{reached[arm].mean():.1f} [{low:.1f}, {high:.1f}]", float(reached[arm].mean())))
+    first, second = sorted(reached, key=lambda arm: -reached[arm].mean())[:2]
+    gap = f"{first}, {reached[first].mean() - reached[second].mean():+.1f}"
+    if min(len(reached[first]), len(reached[second])) > 1:
+        low, high = two_level(reached[second], reached[first], top=100)
+        gap += f" [{low:+.1f}, {high:+.1f}]"
+    return [*cells, Cell(f"{gap} over {second}")]

@@ -1,0 +1,104 @@
+"""Values of estimates per training seed and problem, aligned over the arms of a study, each problem once.
+
+It reads counts and problem texts.
+"""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+
+import numpy as np
+import pandas as pd
+
+from analysis.bands import curves
+from analysis.intervals import Array
+from analysis.load import LoadError, Study
+from ngrpo.evaluation import passk
+
+
+class Rates:
+    """(S, U) values in percent: S training seeds in order, U problems; those with the same text are one, their mean.
+
+    Attributes:
+        tables: (benchmark, arm) -> right answers, a row per seed, a column per problem id, in one order for all arms.
+        n: benchmark -> samples of each problem.
+        copies: benchmark -> how many problem ids have the text of another one.
+    """
+
+    def __init__(self, study: Study):
+        self.tables: dict[tuple[str, str], pd.DataFrame] = {}
+        self.n: dict[str, int] = {}
+        self.problems: dict[str, pd.Index] = {}
+        for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
+            self._add(str(benchmark), str(arm), part)
+        self._units = {benchmark: self._merged(study, benchmark) for benchmark in self.problems}
+        self.copies = {benchmark: units.shape[0] - units.shape[1] for benchmark, units in self._units.items()}
+        self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
+
+    def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
+        """(S, U) in percent, None where the arm lacks the benchmark."""
+        return self.values(benchmark, arm, metric) if self.has(benchmark, arm) else None
+
+    def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
+        """(S, U, K) of pass@k in percent."""
+        every = curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks)
+        if not self.copies[benchmark]:
+            return every
+        return np.einsum("spk,pu->suk", every, self._units[benchmark])
+
+    def size(self, benchmark: str) -> int:
+        """How many problems it has, those of one text counted once."""
+        return self._units[benchmark].shape[1]
+
+    def has(self, benchmark: str, *arms: str) -> bool:
+        """Whether all of these arms were evaluated on the benchmark."""
+        return all((benchmark, arm) in self.tables for arm in arms)
+
+    def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
+        return self.estimate(benchmark, self.tables[benchmark, arm].to_numpy(), metric)
+
+    def estimate(self, benchmark: str, correct: Array, metric: str) -> Array:
+        """(S, U) in percent from (S, P) right answers in the order of `problems`."""
+        n = self.n[benchmark]
+        name, _, k = metric.partition("@")
+        if name == "mean":
+            values = 100 * correct / n
+        else:
+            values = 100 * (passk.pass_at_k if name == "pass" else passk.boot_best_at_k)(n, correct, int(k))
+        return values @ self._units[benchmark] if self.copies[benchmark] else values
+
+    def _add(self, benchmark: str, arm: str, part: pd.DataFrame) -> None:
+        wide = part.pivot(index="seed", columns="problem_id", values="c")
+        place = part["path"].iloc[-1]
+        if wide.isna().to_numpy().any():
+            seed = wide.index[wide.isna().any(axis=1)][0]
+            place = part[part["seed"] == seed]["path"].iloc[0]
+            raise LoadError(f"{place}: {arm}, seed {seed}: lacks problems of {benchmark} that other seeds have")
+        known = self.problems.setdefault(benchmark, wide.columns)
+        if set(known) != set(wide.columns):
+            odd = sorted(set(known) ^ set(wide.columns))[0]
+            raise LoadError(f"{place}: {arm}: {benchmark} has other problems than the first arm has, {odd} for one")
+        n = int(part["n"].iloc[0])
+        if self.n.setdefault(benchmark, n) != n:
+            raise LoadError(
+                f"{place}: {arm}: {benchmark} has {n} samples per problem, other arms have {self.n[benchmark]}"
+            )
+        self.tables[benchmark, arm] = wide[known]  # by id: the first arm's order, whatever that of the file
+
+    def _merged(self, study: Study, benchmark: str) -> Array:
+        """(P, U) weights that take problem ids to problems."""
+        groups: dict[str, list[int]] = defaultdict(list)
+        prompts = study.prompts(benchmark)
+        for at, problem in enumerate(self.problems[benchmark]):
+            text = normalized(prompts.get(problem, ""))
+            groups[text or f"\0{problem}"].append(at)
+        weights = np.zeros((len(self.problems[benchmark]), len(groups)))
+        for unit, members in enumerate(groups.values()):
+            weights[members, unit] = 1 / len(members)
+        return weights
+
+
+def normalized(text: str) -> str:
+    """Text without what no reader sees: case, spaces, and how characters are encoded."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())

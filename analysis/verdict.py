@@ -1,0 +1,116 @@
+"""What a comparison says in sentences: the declared comparison first, what it cannot say, and what is exploratory.
+
+It words what the frames hold.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.comparison import Comparison
+from analysis.statistics import told
+
+SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
+
+
+def verdict(comparison: Comparison) -> list[str]:
+    """Sentences, the first of which says who wins or why nobody does."""
+    fairness, tests = comparison.fairness, comparison.tests
+    head = [f"{_winners(comparison)}"]
+    if fairness.missing:
+        head = ["No winner is named, because this comparison is not complete."]
+    rows = _declared(tests)
+    lines = [headline(row, len(tests[tests["family"] == row.family])) for row in rows[:SHOWN]]
+    if len(rows) > SHOWN:
+        lines.append(f"{len(rows) - SHOWN} more declared comparisons stand in the table of differences.")
+    return [*head, *lines, *_of_curves(comparison), *_needed(comparison), *fairness.missing, *_exploratory(comparison),
+            *comparison.notes]  # fmt: skip
+
+
+def headline(row: Any, family: int) -> str:
+    """One row of the declared comparison: difference, interval, sizes, and what could have been found."""
+    what = f"{row.arm} minus {'its control ' * (row.family == 'control')}{row.against} on {row.benchmark} {row.metric}"
+    size = f"{row.seeds} seed{'s' * (row.seeds > 1)}, {row.problems} problems"
+    if row.words.startswith("cannot"):
+        return f"{what}: {row.gap:+.1f} points, {size}; {row.words}."
+    found = f"; differences over {row.detectable:.1f} would have been found" * bool(np.isfinite(row.detectable))
+    corrected = f" after Holm over {family}" if family > 1 else ""
+    interval = f"[{row.low:+.1f}, {row.high:+.1f}]"
+    return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
+
+
+def _declared(tests: pd.DataFrame) -> list[Any]:
+    """Primary rows, then those of controls; where there are many, those that show something first."""
+    rows = [row for row in tests.itertuples() if row.family != "exploratory"]
+    silent = len(rows) > SHOWN
+    return sorted(rows, key=lambda row: (silent and row.words == "no difference shown", row.family != "primary"))
+
+
+def _winners(comparison: Comparison) -> str:
+    fairness, baseline = comparison.fairness, comparison.baseline
+    better = [arm for arm in fairness.ranked if _beats(comparison.tests, arm, [baseline, *fairness.must_beat(arm)])]
+    return f"Better than {baseline}: {', '.join(better)}." if better else f"No strategy is shown to beat {baseline}."
+
+
+def _beats(tests: pd.DataFrame, arm: str, others: list[str]) -> bool:
+    """Better in a declared metric and worse in none, declared or not, against the baseline and against its controls."""
+    for other in others:
+        rows = tests[(tests["arm"] == arm) & (tests["against"] == other)]
+        if "better" not in set(rows[rows["family"] != "exploratory"]["words"]) or "worse" in set(rows["words"]):
+            return False
+    return True
+
+
+def _of_curves(comparison: Comparison) -> list[str]:
+    """Where one arm gains and where it loses over k, a sentence for each pair on a declared benchmark that shows either."""
+    benchmarks = {benchmark for benchmark, _ in comparison.plan.primary}
+    widest = {
+        (found.arm, found.against, found.benchmark): found for found in comparison.curves
+    }  # training runs, if any
+    lines = []
+    for found in widest.values():
+        parts = []
+        for verdict_ in ("gains", "loses"):
+            if stretches := found.curve.stretches(verdict_):
+                parts.append(f"{verdict_} for k = {', '.join(_stretch(*ends) for ends in stretches)}")
+        if found.benchmark in benchmarks and parts:
+            scope = "training runs" if found.scope == "training runs" else "these checkpoints only"
+            lines.append(f"pass@k of {found.arm} against {found.against} on {found.benchmark}: {' and '.join(parts)}, with a "
+                         f"band over all k at once ({scope}).")  # fmt: skip
+    return lines
+
+
+def _stretch(first: int, last: int) -> str:
+    return f"{first}" if first == last else f"{first} to {last}"
+
+
+def _needed(comparison: Comparison) -> list[str]:
+    """How many seeds would find the declared difference, a sentence for each row of the declared family."""
+    if comparison.needed.empty:
+        return []
+    lines = []
+    for (arm, other, benchmark, metric), part in comparison.needed.groupby(
+        ["arm", "against", "benchmark", "metric"], sort=False
+    ):
+        sizes = [
+            f"{'more than 200' if pd.isna(row.seeds) else f'{row.seeds:.0f}'} seeds of each at {row.problems} problems"
+            for row in part.itertuples()
+        ]
+        many = "two seeds of each must be there to tell how many" if part["now"].min() < 2 else ", ".join(sizes)
+        what = f"{comparison.plan.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
+        lines.append(f"To find {what} with 80 %: {many}.")
+    return lines
+
+
+def _exploratory(comparison: Comparison) -> list[str]:
+    rows = comparison.tests[comparison.tests["family"] == "exploratory"]
+    shown = rows[rows["words"].isin(["better", "worse"])]
+    if rows.empty:
+        return []
+    more = f"; {len(shown)} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * bool(
+        len(shown)
+    )
+    kind = "" if comparison.plan.chosen else ", chosen by default: primary= declares others"
+    primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.plan.primary)
+    return [f"Declared: {primary}{kind}. The other {len(rows)} comparisons are exploratory{more}."]

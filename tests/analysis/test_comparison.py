@@ -1,0 +1,234 @@
+"""The declared comparison: what is corrected, what is named, what cannot be said."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from statsmodels.stats.multitest import multipletests
+from study import make_run
+
+from analysis import budgets, plots
+from analysis.bands import NEITHER
+from analysis.comparison import compare
+from analysis.declared import Declared
+from analysis.load import LoadError, load
+from analysis.power import detectable
+from analysis.rates import normalized
+from analysis.tables import every_k, of_comparison
+from analysis.verdict import headline, verdict
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Two arms against plain sampling on two benchmarks: one is better on both, one on the first alone."""
+    levels = {
+        "token_sampling": {"main": 0.3, "main_ood": 0.5},
+        "gaussian_noise": {"main": 0.6, "main_ood": 0.8},
+        "random_noise": {"main": 0.6, "main_ood": 0.1},
+    }
+    root = tmp_path_factory.mktemp("two")
+    for arm, found in levels.items():
+        for seed in range(3):
+            for name, level in found.items():
+                make_run(root / name, arm, seed, RNG.binomial(8, level, 30), RNG.binomial(8, 0.2, 30), benchmark=name)
+    for place in (root / "main").iterdir():
+        (other,) = (root / "main_ood").glob(f"{place.name.rpartition('-')[0]}-*")
+        for file in (other / "samples" / "eval").glob("*.parquet"):
+            (place / "samples" / "eval" / file.name).write_bytes(file.read_bytes())
+    return load([root / "main"])
+
+
+def test_by_default_one_metric_of_each_benchmark_in_distribution_is_declared(two):
+    tests = compare(two, "token_sampling").tests
+    declared = tests[tests["family"] == "primary"]
+    assert set(zip(declared["benchmark"], declared["metric"], strict=True)) == {("main", "mean@8")}
+    assert len(declared) == 2 and set(tests[tests["benchmark"] == "main_ood"]["family"]) == {"exploratory"}
+
+
+def test_only_the_declared_family_is_corrected_with_holm_and_the_rest_with_benjamini_hochberg(two):
+    plan = Declared(primary=["main/pass@2", "main_ood/mean@8"])
+    tests = compare(two, "token_sampling", declared=plan).tests
+    for family, method in (("primary", "holm"), ("exploratory", "fdr_bh")):
+        part = tests[tests["family"] == family]
+        assert len(part) >= 4
+        assert part["adjusted"].to_numpy() == pytest.approx(multipletests(part["p"], method=method)[1])
+        assert (part["adjusted"] > part["p"]).any()
+
+
+def test_the_detectable_difference_is_at_the_level_that_is_used(two):
+    comparison = compare(two, "token_sampling")
+    row = comparison.tests[comparison.tests["family"] == "primary"].iloc[0]
+    seeds = [comparison.rates.values("main", arm, "mean@8").mean(axis=1) for arm in ("token_sampling", row["arm"])]
+    assert row["detectable"] == pytest.approx(detectable(*seeds, alpha=0.05 / 2))
+    assert comparison.tests[comparison.tests["family"] == "exploratory"]["detectable"].isna().all()
+
+
+def test_what_is_worse_elsewhere_is_not_named(two):
+    lines = verdict(compare(two, "token_sampling"))
+    assert lines[0] == "Better than token_sampling: gaussian_noise."
+    row = compare(two, "token_sampling").tests.set_index(["arm", "benchmark", "metric"]).loc["random_noise"]
+    assert row.loc[("main", "mean@8"), "words"] == "better" and row.loc[("main_ood", "mean@8"), "words"] == "worse"
+
+
+def test_the_headline_says_sizes_interval_and_what_could_have_been_found(two):
+    comparison = compare(two, "token_sampling")
+    row = next(comparison.tests[comparison.tests["arm"] == "gaussian_noise"].itertuples())
+    line = headline(row, 2)
+    assert line in verdict(comparison)
+    assert line.startswith(f"gaussian_noise minus token_sampling on main mean@8: {row.gap:+.1f} points [{row.low:+.1f}")
+    assert "after Holm over 2, 3 seeds, 30 problems: better" in line
+    assert f"differences over {row.detectable:.1f} would have been found." in line
+
+
+def test_one_seed_cannot_be_tested_and_is_told_so(tmp_path):
+    for arm in ("token_sampling", "gaussian_noise"):
+        make_run(tmp_path, arm, 0, RNG.binomial(8, 0.4, 30))
+    comparison = compare(load([tmp_path]), "token_sampling")
+    assert set(comparison.tests["words"]) == {"cannot be tested: 1 seed, 3 needed"}
+    assert any("1 seed, 30 problems; cannot be tested: 1 seed, 3 needed." in line for line in verdict(comparison))
+    assert "no difference shown" not in " ".join(verdict(comparison))
+
+
+def test_equal_arms_are_equivalent_within_a_margin_that_is_declared(tmp_path):
+    for arm in ("token_sampling", "gaussian_noise"):
+        for seed in range(4):
+            make_run(tmp_path, arm, seed, RNG.binomial(8, 0.5, 400), RNG.binomial(8, 0.2, 400))
+    study = load([tmp_path])
+    words = [
+        compare(study, "token_sampling", declared=Declared(margin=margin)).tests["words"][0]
+        for margin in (None, 10, 0.01)
+    ]
+    assert words == ["no difference shown", "equivalent within 10", "no difference shown"]
+
+
+def test_seeds_that_are_needed_are_told_for_these_and_for_more_problems(two):
+    comparison = compare(two, "token_sampling", declared=Declared(detect=2.0))
+    needed = comparison.needed
+    assert needed["problems"].tolist() == [30, 120, 30, 120] and (needed["seeds"] >= 2).all()
+    for _, part in needed.groupby("arm"):
+        assert part["seeds"].is_monotonic_decreasing
+    assert any(line.startswith("To find 2 points of mean@8 on main between") for line in verdict(comparison))
+
+
+@pytest.mark.parametrize(
+    ("primary", "words"),
+    [
+        ("main", "must be <benchmark>/mean@n or <benchmark>/pass@k; primary=main/pass@8"),
+        ("other/pass@2", "there is no such benchmark; there are main, main_ood"),
+        ("main/pass@9", "has n=8 samples per problem"),
+        ("main/mean@4", "has n=8 samples per problem"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_refused_in_one_line(two, primary, words):
+    with pytest.raises(LoadError, match="primary=") as error:
+        compare(two, "token_sampling", declared=Declared(primary=[primary]))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_problems_are_paired_by_their_ids_whatever_the_order_of_a_file(tmp_path):
+    solved = np.arange(12) % 9
+    for seed in range(2):
+        make_run(tmp_path / "a", "token_sampling", seed, solved)
+        place = make_run(tmp_path / "a", "gaussian_noise", seed, solved)
+        for file in (place / "samples" / "eval").glob("*.parquet"):
+            frame = pd.read_parquet(file)
+            frame.sample(frac=1, random_state=seed).to_parquet(file)
+    study = load([tmp_path / "a"])
+    pairs = compare(study, "token_sampling").pairs.iloc[0]
+    assert (pairs["wins"], pairs["ties"], pairs["losses"]) == (0, 12, 0)
+
+
+def test_pairs_say_which_of_the_two_solves_a_problem(tmp_path):
+    make_run(tmp_path, "token_sampling", 0, [8, 8, 8, 0, 0, 0])
+    make_run(tmp_path, "gaussian_noise", 0, [8, 0, 0, 8, 0, 0])
+    pairs = compare(load([tmp_path]), "token_sampling").pairs.iloc[0]
+    assert (pairs["both"], pairs["only_arm"], pairs["only_other"], pairs["neither"]) == (1, 1, 2, 2)
+    table = next(t for t in of_comparison(compare(load([tmp_path]), "token_sampling")) if t.name == "pairs")
+    row = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=True))
+    assert (row["by it only"], row["by the other only"]) == ("1", "2") and "these checkpoints only" in table.title
+
+
+def test_problems_of_one_text_count_once_and_are_told(tmp_path):
+    texts = ["What is  two plus two?", "what is two plus two?", "Another", "a third"]
+    for arm, solved in (("token_sampling", [0, 8, 4, 4]), ("gaussian_noise", [8, 8, 4, 4])):
+        place = make_run(tmp_path, arm, 0, solved)
+        for file in (place / "samples" / "eval").glob("*.parquet"):
+            frame = pd.read_parquet(file)
+            frame["prompt"] = frame["problem_id"].map(dict(zip([f"p{i:02d}" for i in range(4)], texts, strict=True)))
+            frame.to_parquet(file)
+    comparison = compare(load([tmp_path]), "token_sampling")
+    values = comparison.rates.values("bench", "token_sampling", "mean@8")
+    assert values.tolist() == [[50.0, 50.0, 50.0]]
+    assert set(comparison.estimates["problems"]) == {3} and comparison.tests["problems"].tolist() == [3, 3]
+    assert any("bench: 1 of 4 problems have the text of another one" in line for line in verdict(comparison))
+    assert comparison.rates.curves("bench", "gaussian_noise", [1])[0, :, 0].tolist() == [100.0, 50.0, 50.0]
+
+
+def test_texts_are_equal_whatever_their_spaces_case_and_encoding():
+    assert normalized("  \uff21  b\n\tC ") == normalized("a B c") != normalized("ab c")
+
+
+def test_every_k_has_a_row_with_its_band_and_verdict(two):
+    frame = every_k(compare(two, "token_sampling"))
+    assert list(frame)[:8] == ["arm", "baseline", "benchmark", "k", "difference", "low", "high", "verdict"]
+    part = frame[(frame["arm"] == "gaussian_noise") & (frame["benchmark"] == "main")]
+    assert part[part["scope"] == "these checkpoints"]["k"].tolist() == list(range(1, 9))
+    assert (part["low"] <= part["difference"]).all() and (part["difference"] <= part["high"]).all()
+    assert {*frame["verdict"]} <= {"gains", "loses", NEITHER} and {*frame["scope"]} == {
+        "these checkpoints",
+        "training runs",
+    }
+    gaps = compare(two, "token_sampling").tests.set_index(["arm", "benchmark", "metric"])["gap"]
+    assert part["difference"].iloc[7] == pytest.approx(gaps["gaussian_noise", "main", "pass@8"])
+
+
+def test_methods_are_compared_at_the_same_budget(tmp_path):
+    """The cheaper arm spends half of the tokens for each step; both were evaluated on their way."""
+    for arm, level, tokens in (("token_sampling", 4, 100), ("gaussian_noise", 5, 50)):
+        for seed in range(2):
+            place = make_run(tmp_path, arm, seed, np.full(20, level + 2))
+            for step in (1, 2):
+                other = make_run(tmp_path.parent / f"at-{arm}-{seed}-{step}", arm, seed, np.full(20, level + step - 2))
+                content = (other / "samples" / "eval" / "bench-4.parquet").read_bytes()
+                (place / "samples" / "eval" / f"bench-{step}.parquet").write_bytes(content)
+            timings = [{"step": t, "tokens": tokens, "seconds": 2.0} for t in range(1, 5)]
+            pd.DataFrame(timings).to_csv(place / "timings.csv", index=False)
+    study = load([tmp_path])
+    table = budgets.table(study, compare(study, "token_sampling"))
+    shown = [[cell.text.partition(" [")[0] for cell in row] for row in table.rows if row[1].text == "mean@8"]
+    assert table.columns[3:5] == ["gaussian_noise", "token_sampling"]
+    # cheapest: 200 tokens and 8 seconds; plain sampling has an evaluation from 100 tokens on
+    assert [row[2:5] for row in shown if "tokens" in row[2]] == [
+        ["0.0001 million tokens", "62.5", "37.5"],
+        ["0.0002 million tokens", "87.5", "50.0"],
+    ]
+    assert [row[3:5] for row in shown if "hours" in row[2]] == [["50.0", "37.5"], ["62.5", "50.0"], ["87.5", "75.0"]]
+    figures = plots.draw(study, compare(study, "token_sampling"), tmp_path)
+    assert "budget" in {path.stem for path, _ in figures}
+    assert all(row[5].text.startswith("gaussian_noise, +") for row in table.rows if row[1].text == "mean@8")
+
+
+def test_without_evaluations_on_the_way_there_is_no_table_of_budgets(two):
+    assert budgets.table(two, compare(two, "token_sampling")).rows == []
+
+
+def test_gains_are_shown_against_random_rewards_too(tmp_path):
+    cases: list[tuple[str, float, Any]] = [
+        ("token_sampling", 0.3, {}),
+        ("gaussian_noise", 0.6, {}),
+        ("token_sampling", 0.6, {"extra_rewards": {"random": {"_target_": "mine.coin"}}}),
+    ]
+    for arm, level, more in cases:
+        for seed in range(3):
+            make_run(tmp_path, arm, seed, RNG.binomial(8, level, 30), RNG.binomial(8, 0.2, 30), **more)
+    study = load([tmp_path])
+    chance = next(arm for arm in study.arms if "coin" in arm)
+    base = next(arm for arm in study.arms if arm.startswith("token_sampling") and arm != chance)
+    comparison = compare(study, base)
+    assert comparison.fairness.random_rewards == [chance] and not comparison.fairness.apart
+    rows = comparison.tests[comparison.tests["against"] == chance]
+    assert set(rows["arm"]) == {base, "gaussian_noise"} and "control" in set(rows["family"])
+    assert verdict(comparison)[0] == f"No strategy is shown to beat {base}."
