@@ -239,12 +239,12 @@ def test_steps_of_training_are_not_samples_of_one_model(tmp_path):
     assert "2 values of step are pooled" in foreign.load([lines(tmp_path / "b.jsonl", other)]).taken[0]
 
 
-def test_a_source_is_a_benchmark_where_it_groups_problems(tmp_path):
-    rows = grid(id=lambda p, s: p, source=lambda p, s: "ab"[p % 2], correct=right)
+def test_a_data_set_is_a_benchmark_where_it_groups_problems(tmp_path):
+    rows = grid(id=lambda p, s: p, dataset=lambda p, s: "ab"[p % 2], correct=right)
     path = lines(tmp_path / "a.jsonl", rows)
-    assert foreign.load([path]).benchmarks == ["a", "b"] and "benchmark is source" in foreign.load([path]).taken[0]
+    assert foreign.load([path]).benchmarks == ["a", "b"] and "benchmark is dataset" in foreign.load([path]).taken[0]
     assert foreign.load([path], {"benchmark": "none"}).benchmarks == ["samples"]
-    links = [{**row, "source": f"https://example.org/{row['id']}"} for row in rows]
+    links = [{**row, "dataset": f"https://example.org/{row['id']}"} for row in rows]
     assert foreign.load([lines(tmp_path / "b.jsonl", links)]).benchmarks == ["samples"]
 
 
@@ -387,7 +387,7 @@ def test_advice_is_about_files(tmp_path):
 def test_counts_of_two_real_models_give_the_estimates_of_a_product_over_draws(tmp_path):
     place = "tests/data/deepscaler32k"
     told = warm.finish("report.py", tmp_path / "log", f"samples=[base={place}/base.jsonl,rl={place}/rl.jsonl]",
-                       f"out={tmp_path / 'out'}", "pass_k=[1,8,64]")  # fmt: skip
+                       f"out={tmp_path / 'out'}", "pass_k=[1,8,64]", "columns.benchmark=source")  # fmt: skip
     assert f"{place}/rl.jsonl: counts are n and c, problem is id, benchmark is source" in told and "no texts" in told
     found = pd.read_csv(tmp_path / "out" / "results.csv").set_index(["arm", "benchmark", "metric"])["value"]
     for arm in ("base", "rl"):
