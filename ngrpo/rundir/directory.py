@@ -152,7 +152,7 @@ class RunDirectory:
 
     def fail(self, reason: str) -> None:
         """Marks the run as failed for `reason`; the same command tries again from the last checkpoint."""
-        self.save(status="failed", reason=reason)
+        self.save(status="failed", reason=reason, finished=None)
 
     def interrupt(self, reason: str) -> None:
         """Marks the run as stopped by whoever uses it: the same command continues."""
@@ -170,6 +170,7 @@ class RunDirectory:
         except DiskFull:
             if fields.get("status") not in ("failed", "interrupted"):
                 raise
+            self.record.pop("checksums", None)  # of an end that could not be written
             try:  # without the indents it is mostly shorter than what was there
                 write_over(_sealed(self.record), self.path / "run.json")
             except OSError:

@@ -19,6 +19,7 @@ def out(tmp_path_factory):
         ("full", "full", "open .hydra/config.yaml", 1),
         ("full", "full", "open checkpoints/step-#.pt", 2),
         ("full", "full", "open hf.partial/config.json", 1),
+        ("full", "full", "open run.json", 3),
         ("kills", "SIGKILL", "exploration=gumbel_soft", 3),
         ("damage", "flip", "finished:hf/model.safetensors", 0),
         ("damage", "cut", "begun:metrics.csv", 0),
