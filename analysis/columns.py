@@ -140,6 +140,14 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
         row, word = odd[0].odd or (0, "")
         more = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
         return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){more}"
+    # A reward for the form of an answer holds nothing but verdicts too: it must not stand in for a score that does not.
+    stronger = [one for one in found[: found.index(usable[0])] if usable] if usable else []
+    if not named and usable and usable[0].name not in VERDICTS:
+        stronger = [one for one in found if one is not usable[0]]
+    if scored := [one for one in stronger if not named and one.strange and one.numbers and one.odd]:
+        row, word = scored[0].odd or (0, "")
+        told = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
+        return [], f"{told}; columns.verdict={usable[0].name} takes another"
     unlike = [one for one in usable[1:] if not one.same(usable[0])]
     if unlike:
         names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *unlike))

@@ -69,7 +69,7 @@ def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
             raise LoadError(
                 f"samples={text}: must be a file, or <method>=<file>; samples='[ours={place or 'a.jsonl'}]'"
             )
-        if seed and not seed.isdigit():
+        if seed and not (seed.isascii() and seed.isdigit()):
             raise LoadError(f"samples={text}: the seed after / must be a whole number")
         arms.append((arm, int(seed) if seed else None, Path(place)))
     return arms

@@ -43,6 +43,13 @@ class ForeignFile:
         self.no_benchmark = chosen.get("benchmark") == NONE and NONE not in self.there
         known = {role: [name for name in names if name in self.there] for role, names in TEXT_COLUMNS.items()}
         self.columns = {role: names[0] for role, names in known.items() if names}
+        if "verdict" in self.chosen and self.chosen["verdict"] in (
+            self.chosen.get("problem"),
+            self.chosen.get("sample"),
+        ):
+            raise LoadError(
+                f"columns.verdict={self.chosen['verdict']}: is chosen for something else too; keep one of the two"
+            )
         self.counts_only = set(COUNTS) <= set(self.there) and "verdict" not in self.chosen
         self.agreeing: list[str] = []
         self._survey()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyarrow import csv as arrow_csv
 from pyarrow import json as arrow_json
 
-from analysis.samples import LoadError
+from analysis.samples import LoadError, pc
 
 CHUNK = 1 << 23  # bytes of text that are parsed at once
 ROWS = 1 << 13  # of a batch of parquet: 250 MB of texts of 30 kB
@@ -84,7 +84,10 @@ def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
 
 
 def _parquet(path: Path, wanted: Sequence[str]) -> Batches:
-    yield from pq.ParquetFile(path).iter_batches(ROWS, columns=list(wanted))
+    for batch in pq.ParquetFile(path).iter_batches(ROWS, columns=list(wanted)):
+        views = [pa.types.is_string_view(column.type) for column in batch.columns]  # which pyarrow cannot take from
+        cells = [pc.cast(c, pa.string()) if view else c for c, view in zip(batch.columns, views, strict=True)]
+        yield pa.RecordBatch.from_arrays(cells, batch.schema.names) if any(views) else batch
 
 
 def _csv_names(path: Path) -> list[str]:
@@ -148,6 +151,8 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Batches:
                 table = arrow_json.read_json(
                     io.BytesIO(chunk), arrow_json.ReadOptions(block_size=len(chunk) + 1), options
                 )
+                if any(map(_rounded, table.columns)):
+                    raise pa.ArrowInvalid("numbers too long for a double")
             except pa.ArrowException:
                 yield _plain(path, [json.loads(line) for line in lines], wanted)
                 continue
@@ -155,6 +160,14 @@ def _json_lines(path: Path, wanted: Sequence[str]) -> Batches:
                 table[name].combine_chunks() if name in table.column_names else pa.nulls(len(table)) for name in wanted
             ]
             yield pa.RecordBatch.from_arrays([_whole(column) for column in columns], list(wanted))
+
+
+def _rounded(column: Any) -> bool:
+    """Whether whole numbers may have been rounded to doubles, which pyarrow does with those of 64 bits and more."""
+    if not pa.types.is_floating(column.type):
+        return False
+    most = pc.max(pc.abs(column)).as_py()
+    return most is not None and most >= 2**53
 
 
 def _whole(column: Any) -> pa.Array:

@@ -73,7 +73,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
             state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": checkpoints.rng_state()}
             state |= policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
             if recorder:
-                checkpoints.save(saved, step, state | {"recorder": recorder.kept()}, parts.keep)
+                checkpoints.save(saved, step, state | {"recorder": recorder.kept(step)}, parts.keep)
         if (last or between) and not stopped:
             evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):

@@ -25,7 +25,7 @@ from omegaconf import DictConfig
 from ngrpo.cli.composition import flat, full_key, has, same_key
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
-from ngrpo.rundir.schema import Unreadable, read_run
+from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
@@ -196,7 +196,10 @@ def _cells(overrides: list[Override]) -> list[list[str]]:
 
 def _status(directory: Path) -> str | None:
     try:
-        return read_run(directory).status
+        record = read_run(directory)
+        if record.status == "finished":
+            check_files(record, "metrics.csv", "results.json")  # the job itself says what was changed
+        return record.status
     except Unreadable:
         return None
 

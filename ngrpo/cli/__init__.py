@@ -95,6 +95,8 @@ def _tell(error: Exception, where: str = "") -> None:
         lines = error.lines
     elif type(error).__module__.partition(".")[0] == "ngrpo" or getattr(error, "one_line", False):
         lines = [" ".join(str(error).split())]
+    elif isinstance(error, OSError) and error.filename is not None and error.strerror:  # of the machine, and no bug
+        lines = [f"{error.filename}: {error.strerror}"]
     else:
         traceback.print_exception(error)
         return

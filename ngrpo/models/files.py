@@ -90,7 +90,7 @@ def run_refusal(run: Any, trust_changed: bool) -> str | None:
     except Unreadable as error:
         return " ".join(str(error).removeprefix(f"{run} ").split())
     if not Path(run, "hf").is_dir():
-        return "holds no hf/ with a model, so the run has not finished"
+        return "holds no hf/ with a model: the run has not finished, or somebody took it away"
     inner = refusal(str(Path(run, "hf").absolute()))
     return f"hf/: {inner}" if inner else None
 

@@ -114,14 +114,15 @@ class Recorder:
         results[benchmark] = {key: steps[key] for key in sorted(steps, key=int)}
         write_json(results, self.run.path / "results.json")
 
-    def kept(self) -> dict[str, Any]:
-        """For a checkpoint: the content of the files that grow, and the checksums of the sample files beside them."""
+    def kept(self, step: int) -> dict[str, Any]:
+        """For the checkpoint of an RL step: which it is, what the files that grow hold, and checksums of the sample files."""
         there = {name: self.run.path / name for name in GROWING}
         grown = {name: path.read_bytes() for name, path in there.items() if path.exists()}
         names = {path.relative_to(self.run.path).as_posix() for path in self.run.path.glob("samples/*/*.parquet")}
         for name in sorted(names - self.digests.keys()):
             self.digests[name] = file_digest(self.run.path / name)
-        return {"files": grown, "checksums": {name: self.digests[name] for name in sorted(names)}}
+        own = {"run": self.run.record.get("config_hash"), "step": step}
+        return {**own, "files": grown, "checksums": {name: self.digests[name] for name in sorted(names)}}
 
     def restore(self, kept: Mapping[str, Any] | None, step: int) -> None:
         """Puts the files back to where the checkpoint of RL step `step` left them, as later steps are done again.
@@ -132,14 +133,11 @@ class Recorder:
         """
         if kept is None:
             raise Unreadable(f"{self.run.path}/checkpoints were written by an older version: fresh=true starts anew")
-        for name in GROWING:
-            path, content = self.run.path / name, kept.get("files", {}).get(name)
-            if content is None:
-                path.unlink(missing_ok=True)
-                continue
-            if lost := _lost(name, path, content):
-                print(f"note: {path} {lost}; written again as the checkpoint of RL step {step} holds it")
-            write_atomically(path, content)
+        if kept and (kept["run"], kept["step"]) != (self.run.record.get("config_hash"), step):
+            odd = f"{self.run.path}/checkpoints: the one of RL step {step} is of RL step {kept['step']} or another run"
+            raise Unreadable(f"{odd}: take it away, or fresh=true starts anew")
+        if not kept and (self.run.path / "metrics.csv").exists():
+            print(f"note: {self.run.path} holds no checkpoint: its RL steps are done again from the first")
         self.digests = dict(kept.get("checksums", {}))
         now = {name: path for name in self.digests if (path := self.run.path / name).exists()}
         odd = [name for name, digest in self.digests.items() if name not in now or file_digest(now[name]) != digest]
@@ -152,6 +150,14 @@ class Recorder:
             print(f"note: {what}")
         if odd:
             self.run.update(lost=sorted({*self.run.record.get("lost", []), *odd}))
+        for name in GROWING:
+            path, content = self.run.path / name, kept.get("files", {}).get(name)
+            if content is None:
+                path.unlink(missing_ok=True)
+                continue
+            if lost := _lost(name, path, content):
+                print(f"note: {path} {lost}; written again as the checkpoint of RL step {step} holds it")
+            write_atomically(path, content)
 
     def model(self, model: Any, tokenizer: Any, learned: Mapping[str, torch.Tensor]) -> None:
         """hf/: the model, its tokenizer and the strategy's own parameters for from_pretrained; whole or not at all."""

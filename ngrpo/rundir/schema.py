@@ -49,7 +49,15 @@ SHAPES = {
 }  # fmt: skip
 SHAPES_OF_CONFIG = {"steps": int, "seed": int, "model": dict, "run": str | None}
 NOT_NEGATIVE = ("steps", "seed", "wall_seconds", "resumed")
-CHECKED = ("*.csv", "results.json", "*.parquet", "samples/**/*", "hf/**/*")  # files of a finished run
+CHECKED = (
+    "metrics.csv",
+    "timings.csv",
+    "results.json",
+    "steps.parquet",
+    "neighbors.parquet",
+    "samples/**/*",
+    "hf/**/*",
+)  # files of a finished run
 NOT_READ = ("README", ".")  # how names begin of what others put beside a model
 TRUST = "trust_changed=true goes on"
 KNOWN = ("status", "config_hash", "config", "data", "seed", "results_version")
@@ -112,7 +120,7 @@ def read_run(directory: str | Path, *, trust_changed: bool = False) -> RunRecord
     shapes = [(content, SHAPES, ""), (content.get("config", {}), SHAPES_OF_CONFIG, "config.")]
     for node, shape, above in shapes if isinstance(content.get("config", {}), dict) else shapes[:1]:
         for name, value in ((name, node[name]) for name in shape if name in node):
-            negative = name in NOT_NEGATIVE and isinstance(value, int | float) and value < 0
+            negative = name in NOT_NEGATIVE and isinstance(value, int | float) and not 0 <= value < 2**53
             if not isinstance(value, shape[name]) or isinstance(value, bool) or negative:
                 raise Unreadable(f"{place}/run.json is damaged ({above}{name} is {json.dumps(value)[:40]})")
     if content.get("kind", "run") not in KINDS:
@@ -127,7 +135,15 @@ def read_run(directory: str | Path, *, trust_changed: bool = False) -> RunRecord
 def read_results(directory: str | Path) -> dict[str, dict[str, Any]]:
     """results.json: benchmark -> RL step, as text -> entry; empty where there is none. Raises Unreadable."""
     path = Path(directory, "results.json")
-    return _object(path) if path.exists() else {}
+    found = _object(path) if path.exists() else {}
+    for name, steps in found.items():
+        entries = steps.items() if isinstance(steps, dict) and steps else [("", None)]
+        if any(
+            not (step.isdecimal() and isinstance(entry, dict) and {"n_samples", "mean@n", "pass@k"} <= {*entry})
+            for step, entry in entries
+        ):
+            raise Unreadable(f"{path} is damaged ({name} is no table of RL steps)")
+    return found
 
 
 def checksum_of(content: Mapping[str, Any]) -> str:

@@ -103,7 +103,7 @@ class Memory:
     def __post_init__(self):
         self.outcomes: list[Outcome] = []
 
-    def kept(self):
+    def kept(self, step):
         return {}
 
     def restore(self, kept, step):

@@ -656,7 +656,7 @@ def test_a_run_that_was_cut_off_writes_the_same_rows_as_one_that_was_not(tmp_pat
             for cut in [*steps, 10]:
                 for step in range(done + 1, cut + 1):
                     recorder.append_row("metrics", row(step))
-                    kept[step] = recorder.kept()
+                    kept[step] = recorder.kept(step)
                 done = max(0, cut - 2)
                 if cut < 10:
                     recorder.restore(kept[done], done)

@@ -44,7 +44,7 @@ def begun(tmp_path):
     with RunDirectory.open(tmp_path / "run", {"seed": 1}, hash="x") as run:
         recorder = Recorder(run)
         work(recorder, range(1, 4))
-        yield recorder, recorder.kept()
+        yield recorder, recorder.kept(3)
 
 
 @pytest.mark.parametrize(("name", "damage"), itertools.product(GROWING, DAMAGE))
@@ -88,7 +88,7 @@ def test_lost_samples_are_named_and_the_run_stops_unless_told_to_go_on(begun, ca
     recorder.restore(kept, 3)
     assert f"note: {path} {what}" in capsys.readouterr().out
     assert read_run(recorder.run.path).content["lost"] == [name]
-    recorder.restore(recorder.kept(), 3)  # from now on it is what it is
+    recorder.restore(recorder.kept(3), 3)  # from now on it is what it is
     assert "note: " not in capsys.readouterr().out
 
 

@@ -108,7 +108,7 @@ class Memory:
 
     result = model = close = restore
 
-    def kept(self):
+    def kept(self, step):
         return {}
 
 
