@@ -35,6 +35,7 @@ TOKENS_OF_VERDICTS = {"correct", "correctness", "corrects", "acc", "accuracy", "
                       "outcomes", "results"}  # fmt: skip
 NOT_VERDICTS = {"answer", "answers", "option", "choice", "index", "idx", "id", "label", "count", "num", "n", "model", "type",
                 "name", "rate", "mean", "std", "stderr", "time", "threshold", "ratio"}  # fmt: skip
+OF_THE_FORM = {"format", "status", "length", "len", "bonus", "penalty", "tag", "tags", "style", "language"}
 RIGHT = {"true", "correct", "right", "pass", "passed", "success"}
 WRONG = {"false", "incorrect", "wrong", "fail", "failed", "failure", "timeout", "timed out", "unparsed", "error"}
 PART = 1 << 22  # rows that are summed at once
@@ -141,10 +142,8 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
         more = f", nor do {', '.join(one.name for one in odd[1:])} hold verdicts" if odd[1:] else ""
         return [], f"column {odd[0].name}, row {row}: {word} is neither right (1) nor wrong (0){more}"
     # A reward for the form of an answer holds nothing but verdicts too: it must not stand in for a score that does not.
-    stronger = [one for one in found[: found.index(usable[0])] if usable] if usable else []
-    if not named and usable and usable[0].name not in VERDICTS:
-        stronger = [one for one in found if one is not usable[0]]
-    if scored := [one for one in stronger if not named and one.strange and one.numbers and one.odd]:
+    scored = [one for one in found if one.strange and one.numbers and one.odd]
+    if not named and usable and scored and _tokens(usable[0].name) & OF_THE_FORM:
         row, word = scored[0].odd or (0, "")
         told = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
         return [], f"{told}; columns.verdict={usable[0].name} takes another"

@@ -110,8 +110,19 @@ def compare(
         _costs(study, rates, metrics),
         _needed(rates, tests, plan),
         rates,
-        _notes(rates),
+        [*_not_comparable(rates, fairness, baseline, plan), *_notes(rates)],
     )
+
+
+def _not_comparable(rates: Rates, fairness: Fairness, baseline: str, plan: Plan) -> list[str]:
+    """Declared comparisons that cannot be made, as an arm was not evaluated there."""
+    pairs = [(arm, other) for arm, other, _ in _matches(fairness, baseline)]
+    return [
+        f"{arm} cannot be compared with {other} on {benchmark}, which was declared: one of them was not evaluated there"
+        for benchmark in dict.fromkeys(benchmark for benchmark, _ in plan.primary)
+        for arm, other in pairs
+        if not rates.has(benchmark, arm, other)
+    ]
 
 
 def _notes(rates: Rates) -> list[str]:
@@ -198,7 +209,7 @@ def _words(row: Any, margin: float | None) -> str:
     """The verdict on one row: what is shown, or why nothing can be."""
     if row.seeds < 2:
         return f"cannot be tested: 1 seed, {SEEDS} needed"
-    if np.isnan(row.p):
+    if np.isnan(row.p) or np.isnan(row.low):
         return "cannot be tested: seeds do not differ"
     if row.adjusted < ALPHA:
         return "better" if row.gap > 0 else "worse"

@@ -10,6 +10,7 @@ from typing import Any
 from analysis.load import UNTRAINED, Study, differing
 
 SEEDS = 3  # training seeds of an arm below which nothing is ranked
+SOME = 5  # problems that are solved now and then: equal counts of so many are no chance
 PLAIN = "token_sampling"
 
 
@@ -82,8 +83,8 @@ def _missing(
     controls: Mapping[str, str],
 ) -> list[str]:
     if study.taken:
-        return _missing_files(study, [baseline, *ranked])
-    lines = []
+        return [*_missing_files(study, [baseline, *ranked]), *_same_seeds(study, [baseline, *ranked])]
+    lines = _same_seeds(study, [baseline, *ranked])
     if UNTRAINED not in study.arms:
         lines.append("the untrained model is missing: evaluation.before=true, or evaluate.py model=<the base model>")
     plain = study.runs[study.runs["exploration"] == PLAIN]["arm"]
@@ -99,6 +100,22 @@ def _missing(
         if seeds < SEEDS:
             lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
     lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in apart.items()]
+    return lines
+
+
+def _same_seeds(study: Study, arms: list[str]) -> list[str]:
+    """Seeds that solved the same problems equally often, some of them sometimes, are one run given several times."""
+    lines = []
+    for arm in arms:
+        part = study.counts[study.counts["arm"] == arm]
+        wide = part.pivot_table(index=["benchmark", "problem_id"], columns="seed", values="c", sort=False)
+        mixed = int(((part["c"] > 0) & (part["c"] < part["n"])).sum()) / max(1, wide.shape[1])
+        twins = [
+            seed for at, seed in enumerate(wide) if any(wide[seed].equals(wide[other]) for other in wide.columns[:at])
+        ]
+        if twins and mixed >= SOME:
+            named = ", ".join(map(str, twins))
+            lines.append(f"of {arm}, seed {named} solved the same as an earlier one: no seed of its own")
     return lines
 
 

@@ -70,11 +70,13 @@ def seeds_needed(
         problems: how many times as many problems: the noise of samples and problems within a seed's mean shrinks with them,
             what the seeds themselves differ by does not.
     Returns:
-        None where MOST_SEEDS are too few, or the runs have one seed or no spread.
+        None where MOST_SEEDS are too few, or the runs have one seed; 0 where seeds do not differ, which tells nothing.
     """
     spreads = [_spread(seeds_by_problems(values), problems) for values in (first, second)]
-    if np.isnan(spreads).any() or max(spreads) == 0:
+    if np.isnan(spreads).any():
         return None
+    if max(spreads) == 0:
+        return 0
     both = (float(spreads[0]), float(spreads[1]))
     return next((s for s in range(2, MOST_SEEDS + 1) if welch_power(gap, both, (s, s), alpha) >= power), None)
 

@@ -3,6 +3,7 @@
 It words what the frames hold.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,20 +22,24 @@ def verdict(comparison: Comparison) -> list[str]:
     if fairness.missing:
         head = ["No winner is named, because this comparison is not complete."]
     rows = _declared(tests)
-    lines = [headline(row, len(tests[tests["family"] == row.family])) for row in rows[:SHOWN]]
+    lines = [headline(row, len(tests[tests["family"] == row.family]), fairness.controls) for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
         lines.append(f"{len(rows) - SHOWN} more declared comparisons stand in the table of differences.")
-    return [*head, *lines, *_of_curves(comparison), *_needed(comparison), *fairness.missing, *_exploratory(comparison),
+    return [*head, *lines, *_needed(comparison), *fairness.missing, *_exploratory(comparison), *_of_curves(comparison),
             *comparison.notes]  # fmt: skip
 
 
-def headline(row: Any, family: int) -> str:
+def headline(row: Any, family: int, controls: Mapping[str, str]) -> str:
     """One row of the declared comparison: difference, interval, sizes, and what could have been found."""
-    what = f"{row.arm} minus {'its control ' * (row.family == 'control')}{row.against} on {row.benchmark} {row.metric}"
-    size = f"{row.seeds} seed{'s' * (row.seeds > 1)}, {row.problems} problems"
+    role = "its control " if controls.get(row.arm) == row.against else "random rewards under "
+    what = f"{row.arm} minus {role * (row.family == 'control')}{row.against} on {row.benchmark} {row.metric}"
+    size = f"{row.seeds} seed{'s' * (row.seeds > 1)}, {row.problems} problem{'s' * (row.problems > 1)}"
     if row.words.startswith("cannot"):
         return f"{what}: {row.gap:+.1f} points, {size}; {row.words}."
-    found = f"; differences over {row.detectable:.1f} would have been found" * bool(np.isfinite(row.detectable))
+    found = ""
+    if np.isfinite(row.detectable):
+        found = f"; differences over {row.detectable:.1f} would have been found"
+        found = "; no difference could have been found" if row.detectable > 100 else found
     corrected = f" after Holm over {family}" if family > 1 else ""
     interval = f"[{row.low:+.1f}, {row.high:+.1f}]"
     return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
@@ -50,16 +55,28 @@ def _declared(tests: pd.DataFrame) -> list[Any]:
 def _winners(comparison: Comparison) -> str:
     fairness, baseline = comparison.fairness, comparison.baseline
     better = [arm for arm in fairness.ranked if _beats(comparison.tests, arm, [baseline, *fairness.must_beat(arm)])]
-    return f"Better than {baseline}: {', '.join(better)}." if better else f"No strategy is shown to beat {baseline}."
+    named = f"Better than {baseline}: {', '.join(better)}." if better else f"No strategy is shown to beat {baseline}."
+    worse = comparison.tests[(comparison.tests["words"] == "worse") & (comparison.tests["against"] == baseline)]
+    mixed = [
+        f"{arm} is better in a declared metric and worse on {rows.iloc[0]['benchmark']} {rows.iloc[0]['metric']}: not named."
+        for arm in fairness.ranked
+        if len(rows := worse[worse["arm"] == arm]) and _better(comparison.tests, arm, baseline)
+    ]
+    return " ".join([named, *mixed])
 
 
 def _beats(tests: pd.DataFrame, arm: str, others: list[str]) -> bool:
-    """Better in a declared metric and worse in none, declared or not, against the baseline and against its controls."""
-    for other in others:
-        rows = tests[(tests["arm"] == arm) & (tests["against"] == other)]
-        if "better" not in set(rows[rows["family"] != "exploratory"]["words"]) or "worse" in set(rows["words"]):
-            return False
-    return True
+    """Better in one and the same declared metric, and worse in none, declared or not, than the baseline and its controls."""
+    rows = tests[(tests["arm"] == arm) & tests["against"].isin(others)]
+    shared = set.intersection(*(_better(tests, arm, other) for other in others))
+    return bool(shared) and "worse" not in set(rows["words"])
+
+
+def _better(tests: pd.DataFrame, arm: str, other: str) -> set[tuple[str, str]]:
+    """The declared (benchmark, metric) in which one arm is better than another."""
+    rows = tests[(tests["arm"] == arm) & (tests["against"] == other) & (tests["family"] != "exploratory")]
+    rows = rows[rows["words"] == "better"]
+    return set(zip(rows["benchmark"], rows["metric"], strict=True))
 
 
 def _of_curves(comparison: Comparison) -> list[str]:
@@ -75,9 +92,9 @@ def _of_curves(comparison: Comparison) -> list[str]:
             if stretches := found.curve.stretches(verdict_):
                 parts.append(f"{verdict_} for k = {', '.join(_stretch(*ends) for ends in stretches)}")
         if found.benchmark in benchmarks and parts:
-            scope = "training runs" if found.scope == "training runs" else "these checkpoints only"
-            lines.append(f"pass@k of {found.arm} against {found.against} on {found.benchmark}: {' and '.join(parts)}, with a "
-                         f"band over all k at once ({scope}).")  # fmt: skip
+            scope = "Of training runs" if found.scope == "training runs" else "Of these checkpoints only"
+            told = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
+            lines.append(f"{scope}, exploratory: {told}; the band holds for all k at once, and for this pair alone.")
     return lines
 
 
@@ -97,6 +114,8 @@ def _needed(comparison: Comparison) -> list[str]:
             f"{'more than 200' if pd.isna(row.seeds) else f'{row.seeds:.0f}'} seeds of each at {row.problems} problems"
             for row in part.itertuples()
         ]
+        if (part["seeds"] == 0).any():
+            sizes = ["the seeds at hand do not differ, so that nothing can be told"]
         many = "two seeds of each must be there to tell how many" if part["now"].min() < 2 else ", ".join(sizes)
         what = f"{comparison.plan.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
         lines.append(f"To find {what} with 80 %: {many}.")

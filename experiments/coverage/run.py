@@ -36,6 +36,7 @@ COLUMNS: Any = (
 )  # fmt: skip
 BETAS = {"uniform": (1, 1), "extremes": (0.5, 0.5), "easy": (8, 0.5), "impossible": (2, 2)}
 TRUTHS = (*BETAS, "real")
+SHARE = 0.03  # of problems that training solves for good where the truth is "rare"; seven in ten were solved before
 Cell = dict[str, Any]
 
 
@@ -47,6 +48,8 @@ def cells() -> Iterator[Cell]:
         yield {"kind": "one_arm", "truth": truth, "problems": 120, "n": 128, "k": 128}
         for problems, k in ((48, 1), (48, 8), (48, 32), (500, 8)):
             yield {"kind": "difference", "truth": truth, "problems": problems, "n": 32, "k": k}
+    for problems in (30, 48, 120, 500):
+        yield {"kind": "difference", "truth": "rare", "problems": problems, "n": 32, "k": 32}
     runs = [*product((48, 500), (2, 3, 5), (0.0, 0.2, 0.5)), *product((48,), (10,), (0.0, 0.2, 0.5))]
     for kind in ("one_arm_seeds", "difference_seeds"):
         for problems, seeds, spread in (*runs, (48, 2, 1.0), (48, 3, 1.0)):
@@ -78,6 +81,9 @@ def rates(truth: str, size: Any, rng: np.random.Generator) -> tuple[Array, Array
         pairs = np.array([[one[name] / 128 for name in counts[0]] for one in counts])
         before, after = pairs[:, rng.integers(pairs.shape[1], size=size)]
         return before, after
+    if truth == "rare":
+        before, found = rng.random(size) < 0.7, rng.random(size) < SHARE / 0.3
+        return np.where(before, 1.0, 0.0), np.where(before | found, 1.0, 0.0)
     a, b = BETAS[truth]
     before = rng.beta(a, b, size).clip(1e-12, 1 - 1e-12)
     if truth == "impossible":

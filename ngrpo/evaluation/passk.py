@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
 Moments = tuple[Array, Array, Array]  # a mean, its variance, degrees of freedom
-FADE_OF_MEANS, FADE_OF_GAPS = 12.0, 4.0  # chosen by simulation: docs/statistics.md
+FADE_OF_MEANS, FADE_OF_GAPS, FADE_OF_SKEW = 12.0, 4.0, 24.0  # chosen by simulation: docs/statistics.md
 
 
 def k_grid(n: int) -> list[int]:
@@ -103,15 +103,28 @@ def steadied_mean(values: Array, top: float = 1.0) -> Moments:
 
 
 def steadied_gap(gaps: Array, top: float = 1.0) -> Moments:
-    """The same for (P, ...) differences of two values in [0, top], with pseudo-problems at -top/2 and +top/2."""
-    return _with_pseudo_problems(gaps, -top / 2, top / 2, FADE_OF_GAPS)
+    """The same for (P, ...) differences of two values in [0, top], with pseudo-problems as far off as the largest difference,
+    top/2 at least; at -top and +top where there is none, as one that is missed may be as large as that.
+
+    Their weight is also at least exp(-s / FADE_OF_SKEW) with s = (sum e^2)^3 / (sum e^3)^2, P over the squared skewness:
+    where a few problems differ and all of them one way, it is the skewness that deceives Student's t.
+    """
+    largest = np.abs(gaps).max(axis=0)
+    scale = np.where(largest > 1e-9 * top, np.maximum(top / 2, largest), top)
+    return _with_pseudo_problems(gaps, -scale, scale, FADE_OF_GAPS, FADE_OF_SKEW)
 
 
-def _with_pseudo_problems(values: Array, low: float, high: float, fade: float) -> Moments:
+def _with_pseudo_problems(
+    values: Array, low: float | Array, high: float | Array, fade: float, skew: float = 0.0
+) -> Moments:
     off = values - values.mean(axis=0)
     squares, fourths = (off**2).sum(axis=0), (off**4).sum(axis=0)
     some = squares > 1e-18 * len(values) * (high - low) ** 2  # rounding is no difference
     weight = np.exp(-np.divide(squares**2, fourths, out=np.zeros_like(squares), where=some) / fade)
+    if skew:
+        thirds = (off**3).sum(axis=0) ** 2
+        rests = np.divide(squares**3, thirds, out=np.full_like(squares, np.inf), where=thirds > 0)
+        weight = np.maximum(weight, np.exp(-np.where(some, rests, 0.0) / skew))
     size = len(values) + 2 * weight
     mean = (values.sum(axis=0) + weight * (low + high)) / size
     squares = ((values - mean) ** 2).sum(axis=0) + weight * ((low - mean) ** 2 + (high - mean) ** 2)

@@ -248,6 +248,23 @@ def test_a_data_set_is_a_benchmark_where_it_groups_problems(tmp_path):
     assert foreign.load([lines(tmp_path / "b.jsonl", links)]).benchmarks == ["samples"]
 
 
+@pytest.mark.parametrize("columns", [
+    {"score": [1.1, 0.1], "format_score": [1.0, 1.0]}, {"accuracy_reward": [1.0, 0.5], "format_reward": [1.0, 0.0]},
+    {"score": [0.9, 0.1], "status": ["success", "success"]},
+])  # fmt: skip
+def test_a_reward_for_the_form_does_not_stand_in_for_a_score(tmp_path, columns):
+    first, last = columns
+    rows = [{"id": p, **{name: cells[s] for name, cells in columns.items()}} for p in range(4) for s in range(2)]
+    with pytest.raises(LoadError, match=rf"column {first}, row \d: .* columns\.verdict={last} takes another"):
+        foreign.load([lines(tmp_path / "a.jsonl", rows)])
+
+
+def test_ids_of_64_bits_stay_apart(tmp_path):
+    rows = grid(id=lambda p, s: 2**63 + p, correct=right)
+    counted = foreign.load([lines(tmp_path / "a.jsonl", rows)]).counts
+    assert counted["problem_id"].nunique() == len({row["id"] for row in rows}) == len(counted)
+
+
 def test_files_of_other_formats_fit_together(tmp_path):
     frame = pd.DataFrame(grid(id=lambda p, s: p, correct=right))
     frame.to_csv(tmp_path / "b.csv", index=False, lineterminator="\r\n", encoding="utf-8-sig")
@@ -419,3 +436,9 @@ def test_a_refusal_is_a_line_and_status_2(tmp_path):
         "report.py", tmp_path / "log", f"samples={path}", f"out={tmp_path / 'out'}", "columns.verdict=acc"
     )
     assert "verdict is acc" in told
+
+
+def test_copies_of_one_file_are_no_seeds(tmp_path):
+    path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right))
+    comparison = compare(foreign.load([f"a/0={path}", f"a/1={path}", f"a/2={path}", f"b={path}"]), "a")
+    assert any(line.startswith("of a, seed 1, 2 solved the same") for line in verdict(comparison))

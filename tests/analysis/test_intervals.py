@@ -86,3 +86,14 @@ def test_several_values_side_by_side_are_those_one_by_one():
         alone = parts([values[:, :, k] for values in arms])
         for name in ("center", "of_problems", "df_problems", "of_seeds", "df_seeds"):
             assert getattr(together, name)[k] == pytest.approx(getattr(alone, name))
+
+
+@pytest.mark.parametrize("problems", [30, 48, 100, 500])
+def test_a_few_problems_that_change_all_one_way_are_covered(problems):
+    """Exactly: gaps of +1 with chance q and 0 otherwise, whatever q is; Student's t covers next to nothing there."""
+    counts = np.arange(problems + 1)
+    gaps = (np.arange(problems)[:, None] < counts).astype(float)
+    low, high = paired_interval(np.zeros_like(gaps), gaps)
+    chances = np.linspace(0.1 / problems, min(0.5, 40 / problems), 200)
+    held = [float((stats.binom.pmf(counts, problems, q) * ((low <= q) & (q <= high))).sum()) for q in chances]
+    assert min(held) >= 0.92 and np.mean(held) >= 0.94
