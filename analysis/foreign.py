@@ -21,12 +21,14 @@ import numpy as np
 import pandas as pd
 
 from analysis import rows
+from analysis.columns import mix
 from analysis.foreign_file import NONE, TEXT_COLUMNS, Columns, ForeignFile
 from analysis.load import Study, study_of
 from analysis.samples import LONGEST, LoadError
 
 TEXTS = {"prompt": "prompt", "gold": "gold", "completion": "completion", "extracted": "extracted",
          "token_ids": "completion", "n_tokens": "completion"}  # fmt: skip
+QUESTIONS = ("problem", "question")  # texts that are the same whoever asks; a prompt has its model's template
 EMPTY = {"prompt": "", "gold": "", "completion": "", "solution_path": "", "explored_steps": 0}
 
 
@@ -97,8 +99,27 @@ def _settle(files: Sequence[ForeignFile]) -> None:
         return len(set.intersection(*found)) / len(set.union(*found))
 
     best = max(choices, key=shared) if len(files) > 1 else choices[-1]
+    best = _of_one_meaning(files, best)
     for name, file in zip(best, files, strict=True):
         file.settle(name)
+
+
+def _of_one_meaning(files: Sequence[ForeignFile], best: list[str]) -> list[str]:
+    """These columns, or those with the texts of problems where one id names several: ids that count from 0 are in all files."""
+    text = next((name for name in QUESTIONS if all(name in file.hashed for file in files)), None)
+    if len(files) < 2 or text is None or text in best:
+        return best
+    ids = [set(pd.unique(file.hashed[name]).tolist()) for name, file in zip(best, files, strict=True)]
+    pairs = [
+        set(pd.unique(mix(file.hashed[name], file.hashed[text])).tolist())
+        for name, file in zip(best, files, strict=True)
+    ]
+    if len(set.intersection(*pairs)) >= len(set.intersection(*ids)):
+        return best
+    if set.intersection(*(set(pd.unique(file.hashed[text]).tolist()) for file in files)):
+        return [text] * len(files)
+    told = f"{best[0]} names other problems in one file than in another, as {text} shows"
+    raise LoadError(f"samples: {files[0].path} and {files[1].path}: column {told}; compare files of the same problems")
 
 
 def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:

@@ -259,6 +259,18 @@ def test_a_reward_for_the_form_does_not_stand_in_for_a_score(tmp_path, columns):
         foreign.load([lines(tmp_path / "a.jsonl", rows)])
 
 
+def test_ids_that_count_from_zero_are_no_proof_of_the_same_problems(tmp_path):
+    def arm(name, text):
+        return lines(tmp_path / f"{name}.jsonl", grid(id=lambda p, s: p, question=text, correct=right))
+
+    one, other = arm("one", lambda p, s: f"aime {p}"), arm("other", lambda p, s: f"amc {p}")
+    with pytest.raises(LoadError, match=r"one\.jsonl and .*other\.jsonl: column id names other problems"):
+        foreign.load([one, other])
+    turned = arm("turned", lambda p, s: f"aime {(p + 1) % len(PROBLEMS)}")
+    taken = foreign.load([one, turned]).taken
+    assert all("problem is question" in line for line in taken)
+
+
 def test_ids_of_64_bits_stay_apart(tmp_path):
     rows = grid(id=lambda p, s: 2**63 + p, correct=right)
     counted = foreign.load([lines(tmp_path / "a.jsonl", rows)]).counts
