@@ -20,7 +20,7 @@ from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.recorder import Progress, Recorder, write_samples
-from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, read_results
+from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results, read_run
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
 
 
@@ -60,8 +60,11 @@ def partial_file(target: Path, index: int) -> Path:
     return target.parent / "partial" / f"{target.stem}-{index}.parquet"
 
 
-def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int) -> None:
-    """Takes away the samples of a benchmark that a crash or a bad disk has spoilt; they are drawn again, the same."""
+def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int, digest: str | None = None) -> None:
+    """Takes away the samples of a benchmark that a crash or a bad disk has spoilt; they are drawn again, the same.
+
+    digest: of the whole file, where it is known.
+    """
     sizes = {target: plan[-1][1]} | {
         partial_file(target, index): end - start for index, (start, end) in enumerate(plan)
     }
@@ -69,7 +72,13 @@ def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int) -> No
         if not path.exists():
             continue
         table = files.read_table(path)
-        if table is None or table.num_rows != problems * n or not SAMPLE_TYPES.keys() <= {*table.column_names}:
+        changed = path == target and digest is not None and file_digest(path) != digest
+        if (
+            changed
+            or table is None
+            or table.num_rows != problems * n
+            or not SAMPLE_TYPES.keys() <= {*table.column_names}
+        ):
             print(f"note: {path} is damaged; its samples are drawn again")
             path.unlink()
 
@@ -119,6 +128,14 @@ def grade_again(target: Path, task: Task) -> None:
         row |= {"outcome": score.outcome, "reward": float(score.reward)}
         row |= {"extracted": score.extracted, "solution_path": path_column(score)}
     write_samples(rows, target)
+
+
+def written_digests(directory: Path) -> dict[str, str]:
+    """What the sample files of an unfinished run were when they were written, by their paths; {} where no run is."""
+    try:
+        return dict(read_run(directory, trust_changed=True).content.get("checksums", {}))
+    except Unreadable:
+        return {}
 
 
 @dataclass(frozen=True)
@@ -177,8 +194,10 @@ class Evaluation:
         """
         targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
         if ranks.rank == 0:
+            known = written_digests(directory)
             for name, target in targets.items():
-                discard_damaged(target, self.plan(name), self.n)
+                digest = known.get(target.relative_to(directory).as_posix())
+                discard_damaged(target, self.plan(name), self.n, digest)
         ranks.barrier()
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}

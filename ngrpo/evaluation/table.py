@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ngrpo.evaluation import passk
-from ngrpo.rundir.schema import eval_samples
+from ngrpo.rundir.schema import Unreadable, eval_samples
 from ngrpo.tasks.base import UNGRADED
 
 WIDTH = 120  # characters of a table that goes to a file
@@ -22,7 +22,12 @@ def print_results(results: Mapping[str, Mapping[str, Mapping[str, Any]]], direct
     console = get_console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(passk_table(results, directory))
+    try:
+        console.print(passk_table(results, directory))
+    except (LookupError, TypeError, ValueError) as error:  # somebody's own, or what is left of one
+        raise Unreadable(
+            f"{directory}/results.json holds no results of an evaluation: fresh=true starts anew"
+        ) from error
     for name, steps in results.items():
         for step, entry in steps.items():
             shares = {outcome: entry["outcomes"][outcome] for outcome in UNGRADED if entry["outcomes"][outcome]}

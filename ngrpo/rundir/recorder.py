@@ -33,6 +33,7 @@ from ngrpo.rundir.schema import (
     Changed,
     Unreadable,
     checked_name,
+    eval_samples,
     file_digest,
     read_results,
     step_name,
@@ -113,6 +114,10 @@ class Recorder:
         steps = {**results.get(checked_name(benchmark), {}), step_name(step): entry}
         results[benchmark] = {key: steps[key] for key in sorted(steps, key=int)}
         write_json(results, self.run.path / "results.json")
+        samples = eval_samples(self.run.path, benchmark, step)
+        if samples.exists():  # so that a flaw that parquet itself does not see is seen when the run goes on
+            name = samples.relative_to(self.run.path).as_posix()
+            self.run.save(checksums=self.run.record.get("checksums", {}) | {name: file_digest(samples)})
 
     def kept(self, step: int) -> dict[str, Any]:
         """For the checkpoint of an RL step: which it is, what the files that grow hold, and checksums of the sample files."""

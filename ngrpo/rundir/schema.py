@@ -137,10 +137,8 @@ def read_results(directory: str | Path) -> dict[str, dict[str, Any]]:
     path = Path(directory, "results.json")
     found = _object(path) if path.exists() else {}
     for name, steps in found.items():
-        entries = steps.items() if isinstance(steps, dict) and steps else [("", None)]
-        if any(
-            not (step.isdecimal() and isinstance(entry, dict) and {"n_samples", "mean@n", "pass@k"} <= {*entry})
-            for step, entry in entries
+        if not isinstance(steps, dict) or not all(
+            step.isdecimal() and isinstance(entry, dict) for step, entry in steps.items()
         ):
             raise Unreadable(f"{path} is damaged ({name} is no table of RL steps)")
     return found

@@ -5,7 +5,7 @@ import itertools
 import pyarrow.parquet
 import pytest
 
-from ngrpo.evaluation.benchmarks import discard_damaged, partial_file
+from ngrpo.evaluation.benchmarks import discard_damaged, partial_file, written_digests
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.recorder import GROWING, Recorder, write_samples
@@ -124,3 +124,18 @@ def test_a_flipped_bit_in_any_page_is_missed(tmp_path):
         found = files.read_table(path)
         missed += found is not None and not found.equals(table)
     assert missed == 0
+
+
+def test_a_flaw_that_parquet_does_not_see_is_seen_by_what_was_written(begun, capsys):
+    recorder, _ = begun
+    target = eval_samples(recorder.run.path, "bench", 3)
+    digest = written_digests(recorder.run.path)["samples/eval/bench-3.parquet"]
+    discard_damaged(target, [(0, 1)], 1, digest)
+    assert target.exists()
+    content = bytearray(target.read_bytes())
+    content[content.index(b"parquet-cpp-arrow")] ^= 1  # who wrote it: nothing that is read
+    target.write_bytes(content)
+    discard_damaged(target, [(0, 1)], 1)
+    assert target.exists()
+    discard_damaged(target, [(0, 1)], 1, digest)
+    assert not target.exists() and f"note: {target} is damaged" in capsys.readouterr().out
