@@ -153,7 +153,7 @@ def test_a_checkpoint_holds_plain_containers_and_brings_everything_back(tmp_path
     found = checkpoints.newest(tmp_path / "checkpoints")
     assert found is not None
     step, state = found
-    assert step == 2 and set(state) == {"model", "strategy", "optimizer", "schedule", "rng", "waiting"}
+    assert step == 2 and set(state) == {"model", "strategy", "optimizer", "schedule", "rng", "waiting", "recorder"}
     other = make(neighbor_mix(rate=0.3, k=3), Watched, dtype="float32", steps=2)
     assert not all(map(torch.equal, policy.model.parameters(), other.policy.model.parameters()))
     assert not fit(other, tmp_path).outcomes, "no step is left"
