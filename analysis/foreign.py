@@ -42,6 +42,7 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
         LoadError: a file or column that is not there, verdicts that are neither right nor wrong or that differ, rows that
             are there twice, or unequal numbers of samples.
     """
+    _refuse_twice(chosen or {})
     arms, read = _arms(files), {}
     for _, _, path in arms:
         if path not in read:
@@ -75,6 +76,13 @@ def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
             raise LoadError(f"samples={text}: the seed after / must be a whole number")
         arms.append((arm, int(seed) if seed else None, Path(place)))
     return arms
+
+
+def _refuse_twice(chosen: Columns) -> None:
+    named = [name for name in chosen.values() if name and name != NONE]
+    if twice := [name for name in named if named.count(name) > 1]:
+        roles = " and ".join(f"columns.{role}" for role, name in chosen.items() if name == twice[0])
+        raise LoadError(f"{roles} are both {twice[0]}; a column is one thing: keep one of them")
 
 
 def _refuse_unknown(files: Sequence[ForeignFile], chosen: Columns) -> None:

@@ -43,13 +43,6 @@ class ForeignFile:
         self.no_benchmark = chosen.get("benchmark") == NONE and NONE not in self.there
         known = {role: [name for name in names if name in self.there] for role, names in TEXT_COLUMNS.items()}
         self.columns = {role: names[0] for role, names in known.items() if names}
-        if "verdict" in self.chosen and self.chosen["verdict"] in (
-            self.chosen.get("problem"),
-            self.chosen.get("sample"),
-        ):
-            raise LoadError(
-                f"columns.verdict={self.chosen['verdict']}: is chosen for something else too; keep one of the two"
-            )
         self.counts_only = set(COUNTS) <= set(self.there) and "verdict" not in self.chosen
         self.agreeing: list[str] = []
         self._survey()
@@ -117,9 +110,7 @@ class ForeignFile:
 
     def _metrics(self) -> list[str]:
         """The names in lm-eval's column of metrics, which are columns of the same file."""
-        if "metrics" not in self.there:
-            return []
-        first = next(rows.batches(self.path, ["metrics"])).column("metrics")[0].as_py()
+        first = rows.first(self.path, "metrics") if "metrics" in self.there else None
         return [name for name in first if isinstance(name, str)] if isinstance(first, list) else []
 
     def _take_verdict(self, found: Sequence[Verdicts]) -> None:

@@ -74,6 +74,11 @@ def batches(path: Path, wanted: Sequence[str]) -> Batches:
         yield batch
 
 
+def first(path: Path, name: str) -> Any:
+    """The cell of a column in the first row."""
+    return next(batches(path, [name])).column(name)[0].as_py()
+
+
 def _read_or_refuse(path: Path, read: Callable[[], Any]) -> Any:
     try:
         return read()

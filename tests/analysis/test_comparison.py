@@ -1,5 +1,6 @@
 """The declared comparison: what is corrected, what is named, what cannot be said."""
 
+import json
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from statsmodels.stats.multitest import multipletests
 from study import make_run
 
-from analysis import budgets, plots
+from analysis import budgets, foreign, plots
 from analysis.bands import NEITHER
 from analysis.comparison import compare
 from analysis.declared import Declared
@@ -16,6 +17,7 @@ from analysis.load import LoadError, load
 from analysis.power import detectable
 from analysis.rates import normalized
 from analysis.tables import every_k, of_comparison
+from analysis.verdict import _beats as beats
 from analysis.verdict import headline, verdict
 
 RNG = np.random.default_rng(0)
@@ -235,3 +237,67 @@ def test_gains_are_shown_against_random_rewards_too(tmp_path):
     rows = comparison.tests[comparison.tests["against"] == chance]
     assert set(rows["arm"]) == {base, "gaussian_noise"} and "control" in set(rows["family"])
     assert verdict(comparison)[0] == f"No strategy is shown to beat {base}."
+
+
+def arms(root, benchmark, **solved):
+    """Runs of `benchmark`: method -> a level of right answers, or a row of them for each seed."""
+    for arm, level in solved.items():
+        for seed in range(3):
+            own = RNG.binomial(8, level, 30) if isinstance(level, float) else level[seed]
+            make_run(root, arm, seed, own, RNG.binomial(8, 0.2, 30), benchmark=benchmark)
+    return load([root])
+
+
+def test_copies_of_a_run_are_no_seeds_and_name_no_winner(tmp_path):
+    same = RNG.binomial(8, 0.9, 30)
+    lines = verdict(compare(arms(tmp_path, "main", token_sampling=0.3, gaussian_noise=[same] * 3), "token_sampling"))
+    assert lines[0] == "No winner is named, because this comparison is not complete."
+    assert "of gaussian_noise, seed 1, 2 solved the same as an earlier one: no seed of its own" in lines
+
+
+def test_seeds_that_are_all_right_may_be_equal(tmp_path):
+    study = arms(tmp_path, "main", token_sampling=1.0, gaussian_noise=1.0)
+    lines = verdict(compare(study, "token_sampling", declared=Declared(detect=2.0)))
+    assert not any("no seed of its own" in line for line in lines)
+    assert any("cannot be tested: seeds do not differ" in line for line in lines) and "nan" not in "".join(lines)
+    assert any("the seeds at hand do not differ, so that nothing can be told" in line for line in lines)
+
+
+def test_a_declared_benchmark_that_an_arm_lacks_is_said(tmp_path):
+    def file(name, *benchmarks):
+        rows = [
+            {"id": p, "benchmark": b, "correct": (p + s) % 3 == 0}
+            for b in benchmarks
+            for p in range(9)
+            for s in range(4)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / f"{name}.jsonl")
+
+    study = foreign.load([file("both", "main", "other"), file("one", "main")])
+    lines = verdict(compare(study, "both", declared=Declared(primary=["other/mean@4"])))
+    assert any(line.startswith("one cannot be compared with both on other, which was declared") for line in lines)
+
+
+def test_a_winner_beats_baseline_and_control_in_the_same_metric():
+    columns = ["arm", "against", "benchmark", "metric", "family", "words"]
+    rows = [
+        ("a", "base", "x", "mean@8", "primary", "better"),
+        ("a", "base", "y", "mean@8", "primary", "no difference shown"),
+        ("a", "control", "x", "mean@8", "control", "no difference shown"),
+        ("a", "control", "y", "mean@8", "control", "better"),
+    ]
+    tests = pd.DataFrame(rows, columns=columns)
+    assert not beats(tests, "a", ["base", "control"]) and beats(tests, "a", ["base"])
+    tests.loc[2, "words"] = "better"
+    assert beats(tests, "a", ["base", "control"])
+
+
+def test_one_text_for_all_problems_does_not_make_them_one(tmp_path):
+    rows = [
+        {"id": p, "prompt": "Look at the picture.", "correct": (p + s) % 3 == 0} for p in range(9) for s in range(4)
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = compare(foreign.load([str(path)], {"problem": "id"}), "a")
+    assert found.estimates["problems"].eq(9).all() and not any("have the text" in note for note in found.notes)

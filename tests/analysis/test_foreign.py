@@ -454,3 +454,26 @@ def test_copies_of_one_file_are_no_seeds(tmp_path):
     path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right))
     comparison = compare(foreign.load([f"a/0={path}", f"a/1={path}", f"a/2={path}", f"b={path}"]), "a")
     assert any(line.startswith("of a, seed 1, 2 solved the same") for line in verdict(comparison))
+
+
+def test_a_column_is_one_thing(tmp_path):
+    path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right))
+    with pytest.raises(LoadError, match=r"columns\.verdict and columns\.problem are both correct"):
+        foreign.load([path], {"verdict": "correct", "problem": "correct"})
+
+
+def test_texts_as_views_are_texts(tmp_path):
+    rows = grid(id=lambda p, s: f"p{p}", correct=right)
+    table = pa.table({"id": pa.array([row["id"] for row in rows], pa.string_view()),
+                      "correct": [row["correct"] for row in rows]})  # fmt: skip
+    pq.write_table(table, tmp_path / "a.parquet")
+    counted = foreign.load([str(tmp_path / "a.parquet")]).counts
+    assert len(counted) == len({row["id"] for row in rows}) and counted["c"].sum() == sum(
+        row["correct"] for row in rows
+    )
+
+
+def test_a_seed_is_a_plain_number(tmp_path):
+    path = lines(tmp_path / "a.jsonl", grid(id=lambda p, s: p, correct=right))
+    with pytest.raises(LoadError, match="the seed after / must be a whole number"):
+        foreign.load([f"a/\u00b2={path}"])

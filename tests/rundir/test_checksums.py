@@ -124,3 +124,38 @@ def test_a_record_that_is_written_again_and_again_stays_sealed(tmp_path):
     with RunDirectory.open(tmp_path, {"seed": 1}, hash="x") as run:
         run.update(mine=float("nan"))
     assert read_run(tmp_path).content["mine"] is None
+
+
+@pytest.mark.parametrize("left", [None, '{"story_math": 3}', '{"story_math": {"0": {"pass": 1}}}', '{"a": {"x": {}}}'])
+def test_results_that_are_none_are_a_line_even_when_trusted(copy, left):
+    path = copy / "results.json"
+    path.unlink() if left is None else path.write_text(left)
+    told = warm.finish("train.py", copy.parent / "log", *TYPED, f"hydra.run.dir={copy}", "trust_changed=true", status=2)
+    (line,) = [line for line in told.splitlines() if line.startswith("error: ")]
+    assert f"{path}" in line and "Traceback" not in told
+
+
+def test_a_grid_does_not_count_a_changed_run_as_finished(copy, tmp_path):
+    with (copy / "metrics.csv").open("a") as file:
+        file.write("x\n")
+    log, place = tmp_path / "log", ["hydra.sweep.dir=" + str(copy.parent), "hydra.sweep.subdir=run"]
+    told = warm.finish("train.py", log, "-m", *TYPED, "seed=0", *place, status=1)
+    assert f"{copy}/metrics.csv was changed after the run had finished: trust_changed=true goes on" in told
+    assert "Traceback" not in told
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.csv", "results.json", "samples/train/1.parquet", "checkpoints/manifest.json"]
+)
+def test_a_directory_in_the_place_of_a_file_is_a_line(copy, name):
+    content = json.loads((copy / "run.json").read_text()) | {"status": "running"}
+    content.pop("checksums")
+    (copy / "run.json").write_text(json.dumps(content | {"checksum": checksum_of(content)}))
+    (copy / name).unlink()
+    (copy / name).mkdir()
+    log = copy.parent / "log"
+    process = warm.start("train.py", log, *TYPED, f"hydra.run.dir={copy}")
+    process.join(timeout=120)
+    told = log.read_text()
+    assert process.exitcode in (1, 2) and "Traceback" not in told, told
+    assert sum(line.startswith("error: ") for line in told.splitlines()) == 1 and name.rpartition("/")[2] in told

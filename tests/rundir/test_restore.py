@@ -9,7 +9,7 @@ from ngrpo.evaluation.benchmarks import discard_damaged, partial_file, written_d
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.recorder import GROWING, Recorder, write_samples
-from ngrpo.rundir.schema import SAMPLE_TYPES, STEP_SAMPLES, TRAIN_SAMPLES, Changed, eval_samples, read_run
+from ngrpo.rundir.schema import SAMPLE_TYPES, STEP_SAMPLES, TRAIN_SAMPLES, Changed, Unreadable, eval_samples, read_run
 
 AT = 30  # in the first row of a CSV, the first page of a parquet file, and a key of the results
 DAMAGE = {
@@ -139,3 +139,33 @@ def test_a_flaw_that_parquet_does_not_see_is_seen_by_what_was_written(begun, cap
     assert target.exists()
     discard_damaged(target, [(0, 1)], 1, digest)
     assert not target.exists() and f"note: {target} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("own", [{"step": 2}, {"run": "another"}])
+def test_a_checkpoint_of_another_step_or_run_is_refused_before_anything_is_written(begun, own):
+    recorder, kept = begun
+    work(recorder, range(4, 6))
+    before = {path: path.read_bytes() for path in recorder.run.path.rglob("*.*") if path.is_file()}
+    with pytest.raises(
+        Unreadable, match=r"the one of RL step 3 is of RL step \d or another run: take it away, or fresh"
+    ):
+        recorder.restore({**kept, **own, "files": {}}, 3)
+    assert before == {path: path.read_bytes() for path in recorder.run.path.rglob("*.*") if path.is_file()}
+
+
+def test_a_refusal_for_lost_samples_writes_nothing(begun):
+    recorder, kept = begun
+    work(recorder, range(4, 6))
+    (recorder.run.path / "samples/train/1.parquet").unlink()
+    before = {name: (recorder.run.path / name).read_bytes() for name in GROWING}
+    with pytest.raises(Changed):
+        recorder.restore(kept, 3)
+    assert before == {name: (recorder.run.path / name).read_bytes() for name in GROWING}
+
+
+def test_an_older_checkpoint_is_refused_and_none_at_all_is_said(begun, capsys):
+    recorder, _ = begun
+    with pytest.raises(Unreadable, match=r"written by an older version: fresh=true"):
+        recorder.restore(None, 3)
+    recorder.restore({}, 0)
+    assert "holds no checkpoint: its RL steps are done again from the first" in capsys.readouterr().out
