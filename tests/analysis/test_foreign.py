@@ -468,8 +468,8 @@ def test_texts_as_views_are_texts(tmp_path):
                       "correct": [row["correct"] for row in rows]})  # fmt: skip
     pq.write_table(table, tmp_path / "a.parquet")
     counted = foreign.load([str(tmp_path / "a.parquet")]).counts
-    assert len(counted) == len({row["id"] for row in rows}) and counted["c"].sum() == sum(
-        row["correct"] for row in rows
+    assert (
+        len(counted) == len({row["id"] for row in rows}) and counted["c"].sum() == pd.DataFrame(rows)["correct"].sum()
     )
 
 
