@@ -23,7 +23,7 @@ def table(study: Study) -> Table:
     facts = {
         "methods": [", ".join(study.arms)],
         "benchmarks": study.benchmarks,
-        "runs": [f"{len(places)}, {study.runs['seed'].nunique()} training seeds"],
+        "runs": [f"{len(places)}, {(seeds := study.runs['seed'].nunique())} training seed{'s' * (seeds > 1)}"],
         **_of_records(records),
     }
     if not records:

@@ -45,7 +45,9 @@ def write(
     browser = Browser(study, comparison)
     text = environment.get_template("page.html.j2").render(
         baseline=visible(comparison.baseline),
-        summary=visible(f"{len(study.arms)} methods, {seeds} training seeds, {', '.join(study.benchmarks)}"),
+        summary=visible(
+            f"{len(study.arms)} methods, {seeds} training seed{'s' * (seeds != '1')}, {', '.join(study.benchmarks)}"
+        ),
         verdict=[visible(line) for line in sentences],
         why=why,
         tables=[{"name": t.name, "title": t.title, "html": Markup(visible(html_table(t)))} for t in tables],
