@@ -44,13 +44,16 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
                 path = directory / f"{make.__name__.strip('_')}.png"
                 figure.savefig(path)
                 plt.close(figure)
-                with Image.open(path) as picture:
-                    small = picture.convert("RGB").quantize(
-                        SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE
-                    )
-                    small.save(path, optimize=True)
+                shrink(path)
                 figures.append((path, caption))
     return figures
+
+
+def shrink(path: Path) -> None:
+    """Writes a picture again with fewer colors, which makes it smaller."""
+    with Image.open(path) as picture:
+        small = picture.convert("RGB").quantize(SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    small.save(path, optimize=True)
 
 
 Looks = dict[str, tuple[Any, Any, Any]]
