@@ -4,7 +4,6 @@ It reads counts and problem texts.
 """
 
 import unicodedata
-from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
 
@@ -32,8 +31,8 @@ class Rates:
         self.problems: dict[str, pd.Index] = {}
         for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
             self._add(str(benchmark), str(arm), part)
-        self._units = {benchmark: self._merged(study, benchmark) for benchmark in self.problems}
-        self.copies = {benchmark: units.shape[0] - units.shape[1] for benchmark, units in self._units.items()}
+        self._units = {benchmark: self._numbered(study, benchmark) for benchmark in self.problems}
+        self.copies = {benchmark: len(units) - int(units.max()) - 1 for benchmark, units in self._units.items()}
         self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
 
     def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
@@ -42,14 +41,11 @@ class Rates:
 
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
-        every = curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks)
-        if not self.copies[benchmark]:
-            return every
-        return np.einsum("spk,pu->suk", every, self._units[benchmark])
+        return self._once(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
 
     def size(self, benchmark: str) -> int:
         """How many problems it has, those of one text counted once."""
-        return self._units[benchmark].shape[1]
+        return len(self._units[benchmark]) - self.copies[benchmark]
 
     def has(self, benchmark: str, *arms: str) -> bool:
         """Whether all of these arms were evaluated on the benchmark."""
@@ -66,7 +62,7 @@ class Rates:
             values = 100 * correct / n
         else:
             values = 100 * (passk.pass_at_k if name == "pass" else passk.boot_best_at_k)(n, correct, int(k))
-        return values @ self._units[benchmark] if self.copies[benchmark] else values
+        return self._once(benchmark, values)
 
     def _add(self, benchmark: str, arm: str, part: pd.DataFrame) -> None:
         wide = part.pivot(index="seed", columns="problem_id", values="c")
@@ -86,19 +82,22 @@ class Rates:
             )
         self.tables[benchmark, arm] = wide[known]  # by id: the first arm's order, whatever that of the file
 
-    def _merged(self, study: Study, benchmark: str) -> Array:
-        """(P, U) weights that take problem ids to problems."""
-        groups: dict[str, list[int]] = defaultdict(list)
-        prompts = study.prompts(benchmark)
-        for at, problem in enumerate(self.problems[benchmark]):
-            text = normalized(prompts.get(problem, ""))
-            groups[text or f"\0{problem}"].append(at)
-        if len(groups) == 1:  # what tells the problems apart is not in the text
-            return np.eye(len(self.problems[benchmark]))
-        weights = np.zeros((len(self.problems[benchmark]), len(groups)))
-        for unit, members in enumerate(groups.values()):
-            weights[members, unit] = 1 / len(members)
-        return weights
+    def _once(self, benchmark: str, values: Array) -> Array:
+        """(S, U, ...) means of (S, P, ...) values over the copies of each problem."""
+        if not self.copies[benchmark]:
+            return values
+        units = self._units[benchmark]
+        order, starts = np.argsort(units, kind="stable"), np.unique(np.sort(units), return_index=True)[1]
+        sizes = np.diff([*starts, len(units)]).reshape(-1, *[1] * (values.ndim - 2))
+        return np.add.reduceat(values[:, order], starts, axis=1) / sizes
+
+    def _numbered(self, study: Study, benchmark: str) -> np.ndarray:
+        """(P,) the number of each problem id's problem, in the order of the first of them."""
+        prompts, known = study.prompts(benchmark), {}
+        texts = [normalized(prompts.get(problem, "")) or f"\0{problem}" for problem in self.problems[benchmark]]
+        units = np.array([known.setdefault(text, len(known)) for text in texts])
+        # Where all are of one text, what tells the problems apart is not in it.
+        return units if len(known) > 1 else np.arange(len(units))
 
 
 def normalized(text: str) -> str:

@@ -301,3 +301,16 @@ def test_one_text_for_all_problems_does_not_make_them_one(tmp_path):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = compare(foreign.load([str(path)], {"problem": "id"}), "a")
     assert found.estimates["problems"].eq(9).all() and not any("have the text" in note for note in found.notes)
+
+
+def test_copies_of_a_problem_count_once_as_their_mean_for_every_estimate(tmp_path):
+    texts = ["one", "two", "One ", "three", "two", "two"]
+    rows = [{"id": p, "prompt": text, "correct": (p * s) % 4 < 2} for p, text in enumerate(texts) for s in range(4)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rates = compare(foreign.load([str(path)], {"problem": "id"}), "a").rates
+    single = np.array([[np.mean([row["correct"] for row in rows if row["id"] == p]) for p in range(6)]])
+    expected = 100 * np.stack([single[:, [0, 2]].mean(1), single[:, [1, 4, 5]].mean(1), single[:, 3]], axis=1)
+    np.testing.assert_allclose(rates("samples", "a", "mean@4"), expected)
+    np.testing.assert_allclose(rates.curves("samples", "a", [1])[..., 0], expected)
+    assert rates.size("samples") == 3 and rates.copies["samples"] == 3
