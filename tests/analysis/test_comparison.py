@@ -311,6 +311,8 @@ def test_copies_of_a_problem_count_once_as_their_mean_for_every_estimate(tmp_pat
     rates = compare(foreign.load([str(path)], {"problem": "id"}), "a").rates
     single = np.array([[np.mean([row["correct"] for row in rows if row["id"] == p]) for p in range(6)]])
     expected = 100 * np.stack([single[:, [0, 2]].mean(1), single[:, [1, 4, 5]].mean(1), single[:, 3]], axis=1)
-    np.testing.assert_allclose(rates("samples", "a", "mean@4"), expected)
+    found = rates("samples", "a", "mean@4")
+    assert found is not None
+    np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(rates.curves("samples", "a", [1])[..., 0], expected)
     assert rates.size("samples") == 3 and rates.copies["samples"] == 3
