@@ -1,19 +1,13 @@
 """What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps.
 
-It reads the evaluations that runs made on their way.
+It words and sorts the evaluations that runs made on their way.
 """
-
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.comparison import Comparison
 from analysis.intervals import Array, two_level
-from analysis.load import UNTRAINED, Study
-from analysis.samples import SampleFile
 from analysis.tables import Cell, Table
 
 SHARES = (0.25, 0.5, 1.0)  # of what the cheapest method spent
@@ -21,36 +15,9 @@ SLACK = 1.02  # answers differ in length, so equal steps are not quite equal tok
 UNITS = {"tokens": ("million tokens", 1e6), "seconds": ("hours", 3600.0)}
 
 
-def points(study: Study, comparison: Comparison) -> pd.DataFrame:
-    """arm, seed, benchmark, step, tokens, seconds and the right answers of each problem, a row per evaluation of a trained run.
-
-    Empty where no run was evaluated between its first and its last step.
-    """
-    rows = [row for run in study.runs.itertuples() if run.arm != UNTRAINED for row in _of_run(study, comparison, run)]
-    frame = pd.DataFrame(rows, columns=["arm", "seed", "benchmark", "step", "tokens", "seconds", "correct"])
-    on_the_way = frame.groupby(["arm", "seed", "benchmark"])["step"].nunique() > 1
-    return frame if on_the_way.any() else frame.iloc[:0]
-
-
-def _of_run(study: Study, comparison: Comparison, run: Any) -> Iterator[dict[str, Any]]:
-    timings = study.timings
-    if timings.empty or "step" not in timings:
-        return
-    own = timings[(timings["arm"] == run.arm) & (timings["seed"] == run.seed)].sort_values("step")
-    spent = own.set_index("step")[["tokens", "seconds"]].cumsum()
-    for benchmark, problems in comparison.rates.problems.items():
-        for path in Path(run.path).glob(f"samples/eval/{benchmark}-*.parquet"):
-            step = int(path.stem.rpartition("-")[2])
-            if path.stem.rpartition("-")[0] == benchmark and step in spent.index:
-                correct = SampleFile(path).counts().set_index("problem_id")["c"].reindex(problems).to_numpy()
-                cost = spent.loc[step]
-                yield {"arm": run.arm, "seed": run.seed, "benchmark": benchmark, "step": step, "correct": correct,
-                       "tokens": float(cost["tokens"]), "seconds": float(cost["seconds"])}  # fmt: skip
-
-
-def table(study: Study, comparison: Comparison) -> Table:
+def table(comparison: Comparison) -> Table:
     """A row per benchmark, metric and budget: what each method had reached, and how far the best is ahead of the next."""
-    found, rows = points(study, comparison), []
+    found, rows = comparison.on_the_way, []
     arms = list(dict.fromkeys(found["arm"]))
     for benchmark, part in found.groupby("benchmark", sort=False):
         for metric in comparison.metrics[str(benchmark)][:2]:

@@ -17,17 +17,18 @@ from analysis.fairness import SEEDS, Fairness, judge
 from analysis.intervals import two_level
 from analysis.load import UNTRAINED, LoadError, Study
 from analysis.power import detectable, seeds_needed
-from analysis.rates import Rates
+from analysis.rates import Rates, on_the_way
 from analysis.statistics import equivalence, false_discovery, holm, paired, solved_by_one_only, welch
 
 ALPHA = 0.05
+SCOPES = ("these checkpoints", "training runs")  # what a band of a curve speaks of
 SHOWN_K = 8  # besides k = n
 MORE_PROBLEMS = (1, 4)  # times the problems at hand, for which seeds are counted
 
 
 @dataclass(frozen=True)
 class PairedCurve:
-    """The pass@k curve of an arm less that of another on a benchmark; `scope`: these checkpoints, or training runs."""
+    """The pass@k curve of an arm less that of another on a benchmark; `scope`: one of SCOPES."""
 
     arm: str
     against: str
@@ -50,12 +51,13 @@ class Comparison:
             exploratory), gap, low, high, df, p (Welch on seed means), adjusted (Holm within the primary rows and within
             those of controls, Benjamini-Hochberg over the exploratory ones), two_low, two_high, seeds, problems, words;
             of primary rows the detectable difference at the level of Holm's first step, and p of equivalence where
-            a margin was declared.
+            a margin was declared, Holm's too. seeds and seeds_against: of the two.
         pairs: the same pairs problem by problem: these checkpoints only.
-        curves: paired pass@k curves with simultaneous bands.
+        curves: paired pass@k curves with bands for all k and all curves of one scope at once.
         noise: two seeds of one arm, compared as papers compare two methods: gap and p over problems.
         costs: tokens and seconds of training, and the gain over the untrained model for each.
         needed: seeds that would find the declared difference: arm, against, benchmark, metric, problems, seeds.
+        on_the_way: every evaluation of a run with what training had cost by then; see `rates.on_the_way`.
         notes: what was done to the problems, a sentence each.
     """
 
@@ -72,6 +74,7 @@ class Comparison:
     costs: pd.DataFrame
     needed: pd.DataFrame
     rates: Rates
+    on_the_way: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
 
@@ -110,6 +113,7 @@ def compare(
         _costs(study, rates, metrics),
         _needed(rates, tests, plan),
         rates,
+        on_the_way(study, rates.problems),
         [*_not_comparable(rates, fairness, baseline, plan), *_notes(rates)],
     )
 
@@ -169,7 +173,7 @@ def _matches(fairness: Fairness, baseline: str) -> list[tuple[str, str, str]]:
 
 
 TESTED = ("arm", "against", "benchmark", "metric", "family", "gap", "low", "high", "df", "p", "two_low", "two_high", "seeds",
-          "problems", "detectable", "equivalence")  # fmt: skip
+          "seeds_against", "problems", "detectable", "equivalence")  # fmt: skip
 
 
 def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str, plan: Plan) -> pd.DataFrame:
@@ -191,6 +195,7 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
         frame.at[at, "detectable"] = detectable(old, new, alpha=ALPHA / declared.sum())
         if plan.margin is not None:
             frame.at[at, "equivalence"] = equivalence(old, new, plan.margin)
+    frame.loc[declared, "equivalence"] = holm(frame.loc[declared, "equivalence"].to_list())
     frame["words"] = [_words(row, plan.margin) for row in frame.itertuples()]
     return frame
 
@@ -201,13 +206,13 @@ def _test(rates: Rates, arm: str, other: str, benchmark: str, metric: str) -> di
     low, high = two_level(old, new, top=100) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
     row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
     row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p, "two_low": low, "two_high": high}
-    sizes = {"seeds": min(len(new), len(old)), "problems": new.shape[1]}
+    sizes = {"seeds": len(new), "seeds_against": len(old), "problems": new.shape[1]}
     return {**row, **sizes, "detectable": np.nan, "equivalence": np.nan}
 
 
 def _words(row: Any, margin: float | None) -> str:
     """The verdict on one row: what is shown, or why nothing can be."""
-    if row.seeds < 2:
+    if min(row.seeds, row.seeds_against) < 2:
         return f"cannot be tested: 1 seed, {SEEDS} needed"
     if np.isnan(row.p) or np.isnan(row.low):
         return "cannot be tested: seeds do not differ"
@@ -236,20 +241,16 @@ def _pairs(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
 
 
 def _curves(rates: Rates, benchmarks: Sequence[str], fairness: Fairness, baseline: str) -> list[PairedCurve]:
+    """Bands for all k and all of these curves at once (Bonferroni over the curves)."""
     found = []
-    for arm, other, _ in _matches(fairness, baseline):
-        for benchmark in benchmarks:
-            if not rates.has(benchmark, arm, other) or rates.size(benchmark) < 2:
-                continue
-            ks = every_k(rates.n[benchmark])
-            old, new = (rates.curves(benchmark, name, ks) for name in (other, arm))
-            scopes = {"these checkpoints": False}
-            if min(len(old), len(new)) >= SEEDS:
-                scopes["training runs"] = True
-            found += [
-                PairedCurve(arm, other, benchmark, scope, paired_curves(ks, old, new, training_runs=runs))
-                for scope, runs in scopes.items()
-            ]
+    pairs = [(arm, other, benchmark) for arm, other, _ in _matches(fairness, baseline) for benchmark in benchmarks
+             if rates.has(benchmark, arm, other) and rates.size(benchmark) > 1]  # fmt: skip
+    for arm, other, benchmark in pairs:
+        ks, level = every_k(rates.n[benchmark]), 1 - ALPHA / len(pairs)
+        old, new = (rates.curves(benchmark, name, ks) for name in (other, arm))
+        for scope in SCOPES if min(len(old), len(new)) >= SEEDS else SCOPES[:1]:
+            curve = paired_curves(ks, old, new, training_runs=scope == SCOPES[1], level=level)
+            found.append(PairedCurve(arm, other, benchmark, scope, curve))
     return found
 
 
@@ -296,8 +297,9 @@ def _needed(rates: Rates, tests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
         return pd.DataFrame(rows)
     for row in declared.itertuples():
         new, old = (rates.values(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
-        for times in MORE_PROBLEMS if row.seeds > 1 else MORE_PROBLEMS[:1]:
+        now = min(row.seeds, row.seeds_against)
+        for times in MORE_PROBLEMS if now > 1 else MORE_PROBLEMS[:1]:
             seeds = seeds_needed(plan.detect, old, new, ALPHA / len(declared), times)
             rows.append({"arm": row.arm, "against": row.against, "benchmark": row.benchmark, "metric": row.metric,
-                         "problems": times * row.problems, "seeds": seeds, "now": row.seeds})  # fmt: skip
+                         "problems": times * row.problems, "seeds": seeds, "now": now})  # fmt: skip
     return pd.DataFrame(rows)

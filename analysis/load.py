@@ -276,6 +276,7 @@ def study_of(
     """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
+        run["arm"] = " ".join(run["arm"].split())  # a line break in a value of the command line would end a table's row
         labels = {name: run[name] for name in ("arm", "seed", "run")}
         for benchmark, counted in run.pop("counts").items():
             counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"], path=run["path"]))

@@ -7,8 +7,7 @@ import matplotlib
 import numpy as np
 from PIL import Image  # comes with matplotlib
 
-from analysis.budgets import points
-from analysis.comparison import Comparison
+from analysis.comparison import SCOPES, Comparison
 from analysis.diversity import steps_of
 from analysis.fairness import setting, strategy_of
 from analysis.intervals import two_level
@@ -173,9 +172,12 @@ def _paired(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         axis.set(title=benchmark, xlabel="k")
     axes[0].set_ylabel("points of pass@k")
     _legend(figure, axes[0])
-    runs = any(found.scope == "training runs" for found in scopes.values())
+    runs = any(found.scope == SCOPES[1] for found in scopes.values())
     scope = "other training runs and problems" if runs else "other problems, these checkpoints only"
-    return figure, f"pass@k less that of {comparison.baseline}, same problems; bands: 95 % for all k at once, {scope}."
+    return (
+        figure,
+        f"pass@k less that of {comparison.baseline}, same problems; bands: 95 % for all k and all curves at once, {scope}.",
+    )
 
 
 def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
@@ -270,7 +272,7 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 def _budget(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     """mean@n of every evaluation against what training had cost by then, mean over seeds."""
-    found = points(study, comparison)
+    found = comparison.on_the_way
     if found.empty:
         return None
     panels = [(benchmark, unit) for benchmark in found["benchmark"].unique() for unit in ("tokens", "seconds")]

@@ -4,15 +4,18 @@ It reads counts and problem texts.
 """
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.bands import curves
 from analysis.intervals import Array
-from analysis.load import LoadError, Study
+from analysis.load import UNTRAINED, LoadError, Study
+from analysis.samples import SampleFile
 from ngrpo.evaluation import passk
 
 
@@ -103,3 +106,34 @@ class Rates:
 def normalized(text: str) -> str:
     """Text without what no reader sees: case, spaces, and how characters are encoded; `3²` stays another than `32`."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
+
+
+def on_the_way(study: Study, problems: Mapping[str, pd.Index]) -> pd.DataFrame:
+    """arm, seed, benchmark, step, tokens, seconds and the right answers of each problem, a row per evaluation of a trained run.
+
+    Empty where no run was evaluated between its first and its last step.
+    """
+    trained = [run for run in study.runs.itertuples() if run.arm != UNTRAINED]
+    found = [row for run in trained for row in _evaluations(study, problems, run)]
+    frame = pd.DataFrame(found, columns=["arm", "seed", "benchmark", "step", "tokens", "seconds", "path"])
+    if not (frame.groupby(["arm", "seed", "benchmark"])["step"].nunique() > 1).any():
+        frame = frame.iloc[:0]
+    frame["correct"] = [
+        SampleFile(row.path).counts().set_index("problem_id")["c"].reindex(problems[row.benchmark]).to_numpy()
+        for row in frame.itertuples()
+    ]
+    return frame.drop(columns="path")
+
+
+def _evaluations(study: Study, benchmarks: Iterable[str], run: Any) -> Iterator[tuple]:
+    timings = study.timings
+    if timings.empty or "step" not in timings:
+        return
+    own = timings[(timings["arm"] == run.arm) & (timings["seed"] == run.seed)].sort_values("step")
+    spent = own.set_index("step")[["tokens", "seconds"]].cumsum()
+    for benchmark in benchmarks:
+        for path in Path(run.path).glob(f"samples/eval/{benchmark}-*.parquet"):
+            name, _, step = path.stem.rpartition("-")
+            if name == benchmark and int(step) in spent.index:
+                cost = spent.loc[int(step)]
+                yield run.arm, run.seed, benchmark, int(step), float(cost["tokens"]), float(cost["seconds"]), path

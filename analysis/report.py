@@ -45,15 +45,16 @@ def write(
     made = tables.of_comparison(comparison)
     diagnoses, study = neighbors.beside(study, roots)
     about = compared.table(study)
-    made += [t for t in [budgets.table(study, comparison)] if t.rows]
+    made += [t for t in [budgets.table(comparison)] if t.rows]
     made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)
     for table in (about, *made):
         (out / f"{table.name}.tex").write_text(tables.latex(table), "utf-8")
         tables.write_csv(table, out / f"{table.name}.csv")
-    comparison.estimates.to_csv(out / "results.csv", index=False)
-    tables.every_k(comparison).to_csv(out / "paired_pass_at_k.csv", index=False)
+    whole = {"results": comparison.estimates, "paired_pass_at_k": tables.every_k(comparison), "tests": comparison.tests}
+    for name, frame in whole.items():  # the cells of the table of tests are rounded
+        tables.write_frame(frame, out / f"{name}.csv")
     _put(out / "report.md", _markdown(study, comparison, sentences, [about, *made], figures))
     page.write(study, comparison, sentences, [about, *made], figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too

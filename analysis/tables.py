@@ -155,8 +155,8 @@ def _curves(comparison: Comparison) -> Table:
         rows.append(cells)
     columns = ["method", "against", "benchmark", "holds for", "gains for k", "first gain", "loses for k", "first loss"]
     note = ("pass@k for every k from 1 to n (256 of them where n is larger), problem by problem, with 95 % bands that hold for "
-            "all k at once; every k with its band is in paired_pass_at_k.csv; these checkpoints: it says nothing of other "
-            "training seeds")  # fmt: skip
+            "all k and all curves at once; every k with its band is in paired_pass_at_k.csv; these checkpoints: it says "
+            "nothing of other training seeds")  # fmt: skip
     return Table("curves", "Pass@k curves compared", columns, rows, note)
 
 
@@ -247,6 +247,11 @@ def html_table(table: Table) -> str:
     head = f"<thead>{over}<tr>{heads}</tr></thead>"
     whole = f'<table class="sortable" id="{html.escape(table.name)}">{head}<tbody>{body}</tbody></table>'
     return f'<div class="wide">{whole}</div>{note}'
+
+
+def write_frame(frame: pd.DataFrame, path: Path) -> None:
+    """Figures as they are, for another program; text as in `write_csv`."""
+    frame.map(lambda value: _harmless(Cell(value)) if isinstance(value, str) else value).to_csv(path, index=False)
 
 
 def write_csv(table: Table, path: Path) -> None:

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.comparison import Comparison
+from analysis.comparison import SCOPES, Comparison
 from analysis.statistics import told
 
+FEW_SEEDS = 5  # below it, their spread is itself uncertain by half
 SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
 
 
@@ -33,15 +34,17 @@ def headline(row: Any, family: int, controls: Mapping[str, str]) -> str:
     """One row of the declared comparison: difference, interval, sizes, and what could have been found."""
     role = "its control " if controls.get(row.arm) == row.against else "random rewards under "
     what = f"{row.arm} minus {role * (row.family == 'control')}{row.against} on {row.benchmark} {row.metric}"
-    size = f"{row.seeds} seed{'s' * (row.seeds > 1)}, {row.problems} problem{'s' * (row.problems > 1)}"
+    each = row.seeds if row.seeds == row.seeds_against else f"{row.seeds} and {row.seeds_against}"
+    size = f"{each} seed{'s' * (each != 1)}, {row.problems} problem{'s' * (row.problems > 1)}"
     if row.words.startswith("cannot"):
         return f"{what}: {row.gap:+.1f} points, {size}; {row.words}."
     found = ""
     if np.isfinite(row.detectable):
         found = f"; differences over {row.detectable:.1f} would have been found"
         found = "; no difference could have been found" if row.detectable > 100 else found
+        found += ", as far as so few seeds tell" * (min(row.seeds, row.seeds_against) < FEW_SEEDS)
     corrected = f" after Holm over {family}" if family > 1 else ""
-    interval = f"[{row.low:+.1f}, {row.high:+.1f}]"
+    interval = f"[{row.low:+.1f}, {row.high:+.1f}]" + " (this row alone)" * (family > 1)
     return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
 
 
@@ -92,9 +95,10 @@ def _of_curves(comparison: Comparison) -> list[str]:
             if stretches := found.curve.stretches(verdict_):
                 parts.append(f"{verdict_} for k = {', '.join(_stretch(*ends) for ends in stretches)}")
         if found.benchmark in benchmarks and parts:
-            scope = "Of training runs" if found.scope == "training runs" else "Of these checkpoints only"
+            scope = "Of training runs" if found.scope == SCOPES[1] else "Of these checkpoints only"
             told = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
-            lines.append(f"{scope}, exploratory: {told}; the band holds for all k at once, and for this pair alone.")
+            at_once = f" and all {len(widest)} curves" if len(widest) > 1 else ""
+            lines.append(f"{scope}, exploratory: {told}; the band holds for all k{at_once} at once.")
     return lines
 
 

@@ -11,11 +11,14 @@ from study import make_run
 
 from analysis import budgets, foreign, plots
 from analysis.bands import NEITHER
+from analysis.comparison import _curves as curves_of
 from analysis.comparison import compare
 from analysis.declared import Declared
+from analysis.fairness import Fairness
 from analysis.load import LoadError, load
 from analysis.power import detectable
-from analysis.rates import normalized
+from analysis.rates import Rates, normalized
+from analysis.report import write
 from analysis.tables import every_k, of_comparison
 from analysis.verdict import _beats as beats
 from analysis.verdict import headline, verdict
@@ -84,7 +87,48 @@ def test_the_headline_says_sizes_interval_and_what_could_have_been_found(two):
     assert line in verdict(comparison)
     assert line.startswith(f"gaussian_noise minus token_sampling on main mean@8: {row.gap:+.1f} points [{row.low:+.1f}")
     assert "after Holm over 2, 3 seeds, 30 problems: better" in line
-    assert f"differences over {row.detectable:.1f} would have been found." in line
+    assert f"differences over {row.detectable:.1f} would have been found, as far as so few seeds tell." in line
+
+
+def test_unequal_numbers_of_seeds_are_told_of_both_arms(tmp_path):
+    for arm, seeds in (("token_sampling", 3), ("gaussian_noise", 5)):
+        for seed in range(seeds):
+            make_run(tmp_path, arm, seed, RNG.binomial(8, 0.4, 30))
+    comparison = compare(load([tmp_path]), "token_sampling")
+    assert any("5 and 3 seeds, 30 problems" in line for line in verdict(comparison))
+
+
+def test_equal_arms_rarely_gain_or_lose_anywhere_on_any_benchmark(tmp_path):
+    """Five arms of one law on two benchmarks, eighty reports: a band of 95 % each would name one in a quarter of them."""
+    rng, named = np.random.default_rng(3), 0
+    for _ in range(80):
+        level = rng.beta(1, 1, (2, 40))
+        files = []
+        for arm in range(5):
+            counts = rng.binomial(8, level)
+            files.append(tmp_path / f"a{arm}.csv")
+            lines = [f"b{b},{p},8,{counts[b, p]}\n" for b in range(2) for p in range(40)]
+            files[-1].write_text("benchmark,id,n,c\n" + "".join(lines))
+        others = Fairness([f"a{arm}" for arm in range(1, 5)], {}, [], {})
+        found = curves_of(Rates(foreign.load([*map(str, files)])), ["b0", "b1"], others, "a0")
+        assert len(found) == 8
+        named += any(said != NEITHER for curve in found for said in curve.curve.verdicts)
+    assert named <= 9  # of 80: 4 expected at most, 9 is the 99th percentile
+
+
+def test_tests_are_written_for_programs_with_all_their_digits(two, tmp_path):
+    write(two, "token_sampling", tmp_path, None, ())
+    read, made = pd.read_csv(tmp_path / "tests.csv"), compare(two, "token_sampling").tests
+    assert list(read) == list(made)
+    for column in ("gap", "low", "high", "p", "adjusted", "detectable", "equivalence"):
+        np.testing.assert_allclose(read[column], made[column].astype(float), rtol=1e-12)
+
+
+def test_a_line_break_in_the_name_of_an_arm_breaks_no_table(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,n,c\n" + "".join(f"{p},4,{p % 4}\n" for p in range(9)))
+    study = foreign.load([f"one\ntwo={path}"], {})
+    assert study.arms == ["one two"]
 
 
 def test_one_seed_cannot_be_tested_and_is_told_so(tmp_path):
@@ -202,7 +246,7 @@ def test_methods_are_compared_at_the_same_budget(tmp_path):
             timings = [{"step": t, "tokens": tokens, "seconds": 2.0} for t in range(1, 5)]
             pd.DataFrame(timings).to_csv(place / "timings.csv", index=False)
     study = load([tmp_path])
-    table = budgets.table(study, compare(study, "token_sampling"))
+    table = budgets.table(compare(study, "token_sampling"))
     shown = [[cell.text.partition(" [")[0] for cell in row] for row in table.rows if row[1].text == "mean@8"]
     assert table.columns[3:5] == ["gaussian_noise", "token_sampling"]
     # cheapest: 200 tokens and 8 seconds; plain sampling has an evaluation from 100 tokens on
@@ -217,7 +261,7 @@ def test_methods_are_compared_at_the_same_budget(tmp_path):
 
 
 def test_without_evaluations_on_the_way_there_is_no_table_of_budgets(two):
-    assert budgets.table(two, compare(two, "token_sampling")).rows == []
+    assert budgets.table(compare(two, "token_sampling")).rows == []
 
 
 def test_gains_are_shown_against_random_rewards_too(tmp_path):
