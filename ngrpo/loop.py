@@ -1,6 +1,7 @@
 """The RL loop, from the first prompt to the last evaluation, top to bottom; build.py puts together what it walks through."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ngrpo.rundir.schema import eval_samples
 from ngrpo.training.collect import Collected, collect
 from ngrpo.training.parts import Parts
 from ngrpo.training.policy import Batch
+from ngrpo.training.watch import Watch
 
 
 def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
@@ -24,17 +26,24 @@ def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
     fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
     try:
         with INTERRUPTS.polled():
-            fabric.launch(lambda fabric: train(fabric, parts))
+            fabric.launch(lambda fabric: watched(fabric, parts))
     finally:
         parts.progress.stop()
         if parts.recorder:
             parts.recorder.close()
 
 
-def train(fabric: Fabric, parts: Parts) -> None:
+def watched(fabric: Fabric, parts: Parts) -> None:
+    """Trains beside the other ranks. Raises RankLost where one of them is gone, and what `train` raises."""
+    ranks = Ranks(fabric.global_rank, fabric.world_size)
+    with Watch(ranks, parts.interrupts) as watch:
+        train(fabric, parts, ranks, watch)
+
+
+def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
     """From the newest checkpoint to the last RL step. Raises Interrupted where it was asked to stop, Pruned, NotFinite."""
     policy, recorder, config = parts.policy, parts.recorder, parts.policy.config
-    ranks, saved = Ranks(fabric.global_rank, fabric.world_size), parts.directory / "checkpoints"
+    saved = parts.directory / "checkpoints"
     optimizer, schedule = policy.optimizer()
     learner, stepper = fabric.setup(policy, optimizer)  # what sums gradients over ranks, and what takes their step
     fabric.to_device(parts.reference)
@@ -49,19 +58,33 @@ def train(fabric: Fabric, parts: Parts) -> None:
     waiting = join.unpacked(state["waiting"], ranks, fabric.device) if state else None  # groups for the next step
     parts.progress.start(done)
 
+    def save(step: int, rng: Mapping[str, Any]) -> None:
+        state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": rng, **policy.state()}
+        state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        if recorder:
+            checkpoints.save(saved, step, state | {"recorder": recorder.kept(step)}, parts.keep)
+
     for step in range(done, config.steps + 1):
         last, due = step == config.steps, step % config.checkpoint_every == 0
         if step > done:  # the first turn only stands where the checkpoint stands, as an evaluation may be due there
-            clock = Clock(fabric.device)
+            clock, rng = Clock(fabric.device), checkpoints.rng_state()
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
-            with clock("rollout"):
-                drawn = collect(parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
-            waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
-            with clock("update"):
-                figures = update(fabric, parts, batch, learner, stepper, ranks)
-                figures["learning_rate"] = float(schedule.get_last_lr()[0])
-                schedule.step()
+            with watch.limited():
+                with clock("rollout"):
+                    draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
+                    drawn = parts.interrupts.unless_stopped(draw)
+                stopped = max(ranks.gather(parts.interrupts.number))
+            if stopped or drawn is None:  # nothing has changed since the step before
+                if step - 1 > done:
+                    save(step - 1, rng)
+                raise Interrupted(stopped, step - 1)
+            with watch.limited():
+                waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
+                with clock("update"):
+                    figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    figures["learning_rate"] = float(schedule.get_last_lr()[0])
+                    schedule.step()
             with clock("measure"), policy.model.gathered():
                 measured = sampling.rollout_measures(drawn.answers, policy.strategy, policy.model.table.detach())
             figures = {**measured, **drawn.figures, **figures, **drift}
@@ -70,12 +93,10 @@ def train(fabric: Fabric, parts: Parts) -> None:
         between = config.evaluate_before if step == 0 else config.eval_every > 0 and step % config.eval_every == 0
         stopped = max(ranks.gather(parts.interrupts.number))  # a signal that any rank has seen: all stop at one step
         if step > done and (last or due or between or stopped):
-            state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": checkpoints.rng_state()}
-            state |= policy.state() | {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
-            if recorder:
-                checkpoints.save(saved, step, state | {"recorder": recorder.kept(step)}, parts.keep)
+            save(step, checkpoints.rng_state())
         if (last or between) and not stopped:
-            evaluate(parts, step, ranks)
+            with watch.limited():
+                evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):
             raise Interrupted(stopped, step)
     if recorder:
@@ -140,9 +161,10 @@ def evaluate(parts: Parts, step: int, ranks: Ranks) -> None:
     """Samples every benchmark, writes its results, and reports them where this run is a trial of a search."""
 
     def advance(benchmark: str, tokens: int) -> None:
-        parts.progress.batch(benchmark, tokens)
-        if parts.interrupts.number and ranks.world == 1:  # alone there is nobody to agree with
-            raise Interrupted(parts.interrupts.number, step)
+        if tokens:
+            parts.progress.batch(benchmark, tokens)
+        if stopped := max(ranks.gather(parts.interrupts.number)):
+            raise Interrupted(stopped, step)
 
     parts.progress.evaluation(step, parts.evaluation.batches())
     parts.evaluation.sync(parts.policy.model, step, parts.policy.strategy)

@@ -39,15 +39,19 @@ def evaluate_benchmark(
     labels: Mapping[str, Any],
     ranks: Ranks = ALONE,
 ) -> Iterator[int]:
-    """Samples a benchmark batch by batch and yields the tokens of each; batches on disk are not drawn again.
+    """Samples a benchmark batch by batch and yields the tokens of each, 0 for one that is on disk and not drawn again.
 
-    Every batch of the plan becomes a file beside `target`; each rank draws its share. Row
-    keys are (seed, benchmark, problem, sample), so before and after training share their random numbers.
+    Every batch of the plan becomes a file beside `target`. Ranks draw one each and yield as often as one another: there
+    they may agree on something. Row keys are (seed, benchmark, problem, sample), so before and after training share their
+    random numbers.
     """
-    for index, (start, end) in enumerate(plan):
+    whole = target.exists()
+    for index in range(ranks.rank, -(-len(plan) // ranks.world) * ranks.world, ranks.world):
         path = partial_file(target, index)
-        if index % ranks.world != ranks.rank or target.exists() or path.exists():
+        if whole or index >= len(plan) or path.exists():
+            yield 0
             continue
+        start, end = plan[index]
         problems = [task.problems[i] for i in range(start, end)]
         identity = (labels["seed"], labels["benchmark"])
         answers = answer(sampler, task, problems, [(*identity, p.id, i) for p in problems for i in range(n)])
@@ -187,7 +191,8 @@ class Evaluation:
         advance: Callable[[str, int], None],
         ranks: Ranks = ALONE,
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch.
+        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch, on
+        all ranks at once; 0 tokens where this one drew none.
 
         Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
         not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
@@ -224,7 +229,8 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
     progress, recorder = Progress(step), Recorder(run)
 
     def advance(benchmark: str, tokens: int) -> None:
-        progress.batch(benchmark, tokens)
+        if tokens:
+            progress.batch(benchmark, tokens)
         if INTERRUPTS.number:
             raise Interrupted(INTERRUPTS.number, step)
 

@@ -7,11 +7,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn, TypeVar
 
 from ngrpo import streams
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RELAYED = signal.SIGURG  # one that nobody sends, and that ends no process which does not know it
 SHOW_CURSOR = b"\x1b[?25h"
+
+Work = TypeVar("Work")
 
 
 class Interrupted(Exception):
@@ -36,13 +40,13 @@ class Interrupts:
     def __init__(self) -> None:
         self.number = 0
         self.last_words: list[Callable[[str], object]] = []
-        self._polls = 0
+        self._polls, self._abandons, self._relayed = 0, False, 0
 
     def listen(self) -> None:
         """From now on signals are noted; not in a thread, and not SIGHUP where nohup had it ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in SIGNALS:
+        for number in (*SIGNALS, RELAYED):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
 
@@ -55,18 +59,43 @@ class Interrupts:
         finally:
             self._polls -= 1
 
+    def unless_stopped(self, work: Callable[[], Work]) -> Work | None:
+        """What `work` returns, or None where a signal came, which leaves it at once: it must change nothing that is kept."""
+        try:
+            self._abandons = True
+            self.check()
+            return work()
+        except Interrupted:
+            return None
+        finally:
+            self._abandons = False
+
+    def relay(self, number: int) -> None:
+        """Another process of the run has heard this signal; from any thread."""
+        self._relayed = number
+        os.kill(os.getpid(), RELAYED)
+
     def check(self) -> None:
         """Raises Interrupted where a signal came that nobody has stopped for."""
         if self.number:
             raise Interrupted(self.number)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if number == RELAYED:
+            number, self._relayed = self._relayed, 0
+            if self.number or not number:
+                return
         at_once, name = self.number == number == signal.SIGINT or not self._polls, signal.Signals(number).name
         self.number = number
-        if not at_once:
-            _say(f"{name}: saving after this step")
-            return
-        reason = f"stopped by {name}{'; the same command continues' if self.last_words else ''}"
+        if at_once:
+            self.end(f"stopped by {name}{'; the same command continues' * bool(self.last_words)}", 128 + number)
+        abandons, self._abandons = self._abandons, False
+        _say(f"{name}: saving" + " after this step" * (not abandons))
+        if abandons:
+            raise Interrupted(number)
+
+    def end(self, reason: str, code: int) -> NoReturn:
+        """Ends the process at once, after its last words."""
         for words in self.last_words:
             with suppress(Exception):
                 words(reason)
@@ -77,7 +106,7 @@ class Interrupts:
         for terminal in (descriptor for descriptor in (1, 2) if os.isatty(descriptor)):
             with suppress(OSError):
                 os.write(terminal, SHOW_CURSOR)  # which the bars of a run had hidden
-        os._exit(128 + number)  # an exception could be lost in whatever code the signal came to
+        os._exit(code)  # an exception could be lost in whatever code the signal came to
 
 
 INTERRUPTS = Interrupts()  # one for the process, as signals are

@@ -21,6 +21,7 @@ def out(tmp_path_factory):
         ("full", "full", "open hf.partial/config.json", 1),
         ("full", "full", "open run.json", 3),
         ("kills", "SIGKILL", "exploration=gumbel_soft", 3),
+        ("ranks", "SIGTERM", "1", 0),
         ("damage", "flip", "finished:hf/model.safetensors", 0),
         ("damage", "cut", "begun:metrics.csv", 0),
         ("damage", "empty", "begun:samples/train/1.parquet", 0),

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.records import Rollouts
 from ngrpo.rollout.sampling import Answers, Sampler
+from ngrpo.rundir.interrupts import Interrupts
 from ngrpo.rundir.recorder import Progress
 from ngrpo.tasks.base import Score, Task
 from ngrpo.tasks.story_math import StoryMath
@@ -186,7 +186,7 @@ def assembled(
         directory=Path("nowhere"),
         labels=LABELS,
         progress=Progress(config.steps, quiet=True),
-        interrupts=SimpleNamespace(number=0),  # pyright: ignore
+        interrupts=Interrupts(),
         recorder=Memory(policy, task),  # pyright: ignore
     )
 

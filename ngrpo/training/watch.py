@@ -1,0 +1,124 @@
+"""What ranks tell each other beside their work: that they are alive, and that one of them was asked to stop.
+
+A collective waits for a rank that froze for half an hour, and a short limit on it would end honest work of unequal length.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Self
+
+from torch import distributed
+
+from ngrpo.ranks import Ranks
+from ngrpo.rundir.interrupts import Interrupts
+
+BEAT = 0.5  # seconds between two signs of life
+SILENCE = 20.0  # seconds without one after which a rank counts as lost
+GRACE = 20.0  # seconds that an RL step has to end after a signal: clusters kill 30 s after it
+
+
+class RankLost(RuntimeError):
+    """Another process of the run has ended or does not answer; the last checkpoint continues."""
+
+
+class Watch:
+    """Two threads on every rank of several, in `with`; a rank alone has nobody to watch.
+
+    Each rank counts up in a store that rank 0 keeps and reads the counts of the others; a rank whose count stands still is
+    lost, and this one ends with a line that names it. A signal that one rank has heard is relayed to all.
+    """
+
+    def __init__(self, ranks: Ranks, interrupts: Interrupts):
+        self.ranks, self.interrupts = ranks, interrupts
+        self._over, self._limited, self._answered = threading.Event(), False, time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self.ranks.world > 1:
+            self.store = self._store()
+            self.ranks.barrier()
+            for work in (self._count, self._guard):
+                threading.Thread(target=work, daemon=True).start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if self.ranks.world == 1:
+            return
+        lost = self._lost_now() if isinstance(error, RuntimeError) else []
+        if error is None:
+            self.ranks.barrier()  # a rank that goes first would count as lost
+        self._over.set()
+        if lost:
+            raise RankLost(f"rank {', '.join(map(str, lost))} has ended; the same command continues") from error
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """What is abandoned, with the process, where it goes on for GRACE seconds after a signal; saving is not."""
+        self._limited = True
+        try:
+            yield
+        finally:
+            self._limited = False
+
+    def _store(self) -> distributed.TCPStore:
+        host, limit = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(seconds=SILENCE)
+        first = self.ranks.rank == 0
+        own = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit) if first else None
+        port = self.ranks.gather(own.port if own else 0)[0]
+        return own or distributed.TCPStore(host, port, wait_for_workers=False, timeout=limit)
+
+    def _counts(self) -> list[int]:
+        return [self.store.add(f"count {rank}", 0) for rank in range(self.ranks.world)]
+
+    def _count(self) -> None:
+        """The first thread."""
+        seen, at, told = [-1] * self.ranks.world, [time.monotonic()] * self.ranks.world, False
+        while not self._over.wait(BEAT):
+            try:
+                self.store.add(f"count {self.ranks.rank}", 1)
+                if self.interrupts.number and not told:
+                    told = self.store.add(f"signal {self.ranks.rank}", self.interrupts.number) > 0
+                heard = max(self.store.add(f"signal {rank}", 0) for rank in range(self.ranks.world))
+                counts = self._counts()
+            except RuntimeError:
+                self._end(0, "has ended")
+                return
+            self._answered = now = time.monotonic()
+            if heard and not self.interrupts.number:
+                self.interrupts.relay(heard)
+            at = [now if new != old else then for new, old, then in zip(counts, seen, at, strict=True)]
+            seen = counts
+            for rank, then in enumerate(at):
+                if now - then > SILENCE:
+                    self._end(rank, f"has not answered for {SILENCE:.0f} s")
+
+    def _guard(self) -> None:
+        """The second: a store whose rank is frozen holds the first for ever."""
+        asked = None
+        while not self._over.wait(BEAT):
+            now = time.monotonic()
+            if now - self._answered > SILENCE:
+                self._end(0, f"has not answered for {SILENCE:.0f} s")
+            number = self.interrupts.number
+            asked = (asked or now) if number and self._limited else None
+            if asked and now - asked > GRACE:
+                what = f"the RL step did not end within {GRACE:.0f} s and is abandoned"
+                name = signal.Signals(number).name
+                self.interrupts.end(f"stopped by {name}: {what}; the same command continues", 128 + number)
+
+    def _end(self, rank: int, what: str) -> None:
+        if not self._over.wait(2 * BEAT):  # at the end of a run all ranks end, one of them first
+            self.interrupts.end(f"rank {rank} {what}; the same command continues", 1)
+
+    def _lost_now(self) -> list[int]:
+        """Ranks that have stopped counting, where a collective has failed."""
+        try:
+            before = self._counts()
+            time.sleep(4 * BEAT)
+            return [rank for rank, (old, new) in enumerate(zip(before, self._counts(), strict=True)) if new == old]
+        except RuntimeError:
+            return [0]
