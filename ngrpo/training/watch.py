@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Self
 
-from torch import distributed
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from ngrpo.ranks import Ranks
 from ngrpo.rundir.interrupts import Interrupts
@@ -64,12 +64,12 @@ class Watch:
         finally:
             self._limited = False
 
-    def _store(self) -> distributed.TCPStore:
+    def _store(self) -> TCPStore:
         host, limit = os.environ.get("MASTER_ADDR", "127.0.0.1"), timedelta(seconds=SILENCE)
         first = self.ranks.rank == 0
-        own = distributed.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit) if first else None
+        own = TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=limit) if first else None
         port = self.ranks.gather(own.port if own else 0)[0]
-        return own or distributed.TCPStore(host, port, wait_for_workers=False, timeout=limit)
+        return own or TCPStore(host, port, wait_for_workers=False, timeout=limit)
 
     def _counts(self) -> list[int]:
         return [self.store.add(f"count {rank}", 0) for rank in range(self.ranks.world)]

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from functools import partial
+from typing import Any
 
 import pytest
 from places import REPOSITORY
@@ -140,7 +141,7 @@ def test_a_step_that_does_not_end_after_a_signal_is_abandoned(monkeypatch):
 
 def test_a_stop_in_the_rollouts_keeps_the_steps_before_it_and_the_same_run_goes_on(tmp_path):
     """Asked in the third step's rollouts, two steps after the last checkpoint: nothing but that step is done again."""
-    changes = {"steps": 4, "checkpoint_every": 10}
+    changes: dict[str, Any] = {"steps": 4, "checkpoint_every": 10}
     whole = fit(make(**changes))
     cut = make(**changes)
     drawing = cut.sampler.engine.generate
