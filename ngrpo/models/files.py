@@ -139,21 +139,6 @@ def positions(place: Path) -> int | None:
     return _setting(_json(place / "config.json"), "max_position_embeddings")
 
 
-def sliding_layers(path: str) -> list[str]:
-    """Kinds of layers of the model at `path` that do not see all tokens; empty where none are known of."""
-    place = directory(path)
-    return windowed(_json(place / "config.json") if place else None)
-
-
-def windowed(settings: Any) -> list[str]:
-    """The same from what a config.json says, in its words."""
-    if not isinstance(settings, dict):
-        return []
-    sliding = settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    kinds = settings.get("layer_types") or (["sliding_attention"] if sliding else [])
-    return sorted({str(kind) for kind in kinds if not str(kind).startswith("full")})
-
-
 def _setting(settings: Any, name: str) -> int | None:
     for node in (settings, settings.get("text_config")) if isinstance(settings, dict) else ():
         if isinstance(node, dict) and isinstance(node.get(name), int):
