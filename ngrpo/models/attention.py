@@ -47,11 +47,9 @@ class LayerAttention:
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores before they are scaled, of the same shape."""
-        return (
-            scores
-            if self.softcap is None
-            else (scores * (self.scale / self.softcap)).tanh() * (self.softcap / self.scale)
-        )
+        if self.softcap is None:
+            return scores
+        return (scores * (self.scale / self.softcap)).tanh() * (self.softcap / self.scale)
 
     def weights(self, scores: Tensor) -> Tensor:
         """Softmax of scores that are not scaled yet, float32 whatever the model runs in: those of long answers are small."""

@@ -130,10 +130,10 @@ class CausalModel(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them."""
-        if self.adapters is None:
-            self.model.save_pretrained(directory)
-        else:
-            self.model.save_pretrained(directory, state_dict=self.adapters.merged())
+        # Names as they are here: those of a file that held a multimodal model are none of its text model's.
+        merged: dict[str, Any] = {} if self.adapters is None else {"state_dict": self.adapters.merged()}
+        self.model.save_pretrained(directory, save_original_format=False, **merged)
+        if self.adapters is not None:
             self.adapters.write(directory / "adapter")
 
     @torch.no_grad()

@@ -215,12 +215,13 @@ PLAIN = Prompting()
 class Prompts:
     """Every prompt that a run may ask, encoded once, before it begins, by its text and whether it is a message.
 
-    room: the tokens that a prompt may have.
+    room: the tokens that a prompt may have; rows: of the model's table, None where a prompt has none but its tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompting: Prompting
     room: int
+    rows: int | None = None
     ids: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
     def read(self, task: Task) -> Task:
@@ -234,6 +235,10 @@ class Prompts:
             encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in asked])
             for problem, ids in zip(asked, encoded, strict=True):
                 self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
+                if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+                    token = self.tokenizer.convert_ids_to_tokens(most)
+                    told = f"{task.name}: a prompt has the token {token!r} (id {most}), which the model's table lacks"
+                    raise SettingsError(f"{told} ({self.rows} rows); take it out of the data or choose another model")
         kept = [problem for problem in problems if self._fits(problem)]
         if not kept:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")

@@ -17,7 +17,7 @@ LLAMA_3 = {
 }  # fmt: skip
 LONGROPE = {
     "rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 0.5, "short_factor": [1.0, 1.5],
-    "long_factor": [2.0, 8.0], "original_max_position_embeddings": 32,
+    "long_factor": [2.0, 8.0],
 }  # fmt: skip
 GEMMA = {
     "head_dim": 12, "query_pre_attn_scalar": 20, "sliding_window": WINDOW, "layer_types": ALTERNATING,
@@ -32,10 +32,13 @@ ARCHITECTURES: dict[str, tuple[str, dict]] = {
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 12}),
     "mistral window": ("mistral", {"sliding_window": WINDOW}),
     "phi3": ("phi3", {"sliding_window": WINDOW}),
-    "phi4 mini": ("phi3", {"rope_parameters": LONGROPE, "tie_word_embeddings": True}),
+    "phi4 mini": (
+        "phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32, "tie_word_embeddings": True}
+    ),
     "gemma2": ("gemma2", {**GEMMA, "final_logit_softcapping": 3.0, "attn_logit_softcapping": 1.0}),
     "gemma3": ("gemma3_text", GEMMA),
     "olmo2": ("olmo2", {}),
+    "olmo3": ("olmo3", {"sliding_window": WINDOW, "layer_types": ALTERNATING}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1, 0], "tie_word_embeddings": True}),
     "granite": (
         "granite",
