@@ -113,13 +113,11 @@ def vocabulary(
     if wrong := [token for token in asked if isinstance(token, int) and not 0 <= token < len(tokenizer)]:
         raise SettingsError(f"model.stop={wrong}: the tokenizer has the ids 0 to {len(tokenizer) - 1}")
     start = tuple(tokenizer.encode(answer_start, add_special_tokens=False)) if answer_start else ()
-    # Added tokens may lack a row of the table, as that of images does in Gemma's text models: no text has them.
-    size = min(len(tokenizer), len(model.head))
     pad: Any = tokenizer.pad_token_id
     ends = stops if pad is None else stops | {pad}
     return Vocabulary(
-        size=size,
-        reserved=tuple(sorted(token for token in added if token < size)),
+        size=len(tokenizer),
+        reserved=tuple(sorted(added)),
         stops=tuple(sorted(stops)),
         answer_start=start,
         answer_prefix=tuple(tokenizer.encode(answer_prefix, add_special_tokens=False)) if answer_prefix else (),
