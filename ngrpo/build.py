@@ -17,7 +17,7 @@ from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import targets
-from ngrpo.models import files
+from ngrpo.models import architectures, files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.schema import STRATEGY_FILE, read_run
 from ngrpo.targets import SettingsError
@@ -92,8 +92,7 @@ def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
     }:
         if targets.is_users(target) and (source := targets.source_file(target)):  # code that has no version
             found[target] = hashlib.sha256(source.read_bytes()).hexdigest()
-    evaluated = config.get("run")
-    return found | {"model": files.fingerprint(str(Path(evaluated, "hf") if evaluated else config["model"]["path"]))}
+    return found | {"model": files.fingerprint(_path(config))}
 
 
 def overlap(config: DictConfig) -> dict[str, Any]:
@@ -124,12 +123,12 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
-    model = causal_model(config, config.model.lora)
-    prompts = _prompts(config, model)
+    prompts = _prompts(config)
     trained = prompts.read(rewarded)
+    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    model = causal_model(config, config.model.lora)
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
-    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
         note(run, sampler, {"training": trained, **benchmarks})
@@ -161,9 +160,9 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     config = request.config
     step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
-    model = causal_model(config).to(_device())
-    prompts = _prompts(config, model)
+    prompts = _prompts(config)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    model = causal_model(config).to(_device())
     first = next(iter(benchmarks.values()))
     sampler = _sampler(engine, strategy.to(_device()), model, prompts, first, config.max_new_tokens)
     note(run, sampler, benchmarks)
@@ -179,15 +178,13 @@ def diagnosis(
 ) -> tuple["Draw", dict[str, "Sampler"], list[int]]:
     """What diagnose.py draws, a sampler for each strategy, all of one model, and the tokens whose neighbors are wanted."""
     from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
-    from ngrpo.models.loading import load_tokenizer
 
     config = request.config
-    tokenizer = load_tokenizer(config.model.path, config.model.trust_remote_code)
-    named = [token_of(tokenizer, str(text)) for text in config.tokens]
+    prompts = _prompts(config)
+    named = [token_of(prompts.tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
-    model = causal_model(config).to(_device())
-    prompts = _prompts(config, model)
     asked = prompts.read(task(config.task))
+    model = causal_model(config).to(_device())
     samplers = {
         name: _sampler(engine, strategy.to(_device()), model, prompts, asked, config.max_new_tokens)
         for name, strategy in zip(nodes, strategies, strict=True)
@@ -229,9 +226,8 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
     from ngrpo.models.loading import load
 
     model, trainer = config.model, config.get("trainer") or {}
-    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
     return load(
-        path,
+        _path(config),
         model.dtype,
         trainer.get("precision", "float32"),
         lora=lora,
@@ -251,25 +247,30 @@ def note(run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> Non
     run.update(**{name: fact for name, fact in facts.items() if fact})
 
 
+def _path(config: DictConfig | Mapping[str, Any]) -> str:
+    return str(Path(config["run"], "hf")) if config.get("run") else config["model"]["path"]
+
+
 def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     """The engine and the strategies, if it can run them; asked before anything is loaded."""
     engine: Engine = instantiate(config.engine)
     built = [instantiate(node) for node in strategies]
-    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
     for strategy in built:
-        if refusal := engine.refuses(strategy, path):
-            raise SettingsError([f"model.path={path}: {refusal}; choose another model"])
+        if refusal := engine.refuses(strategy, _path(config)):
+            raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
     return engine, *built
 
 
-def _prompts(config: DictConfig, model: "CausalModel") -> "Prompts":
-    from ngrpo.models.loading import load_tokenizer
+def _prompts(config: DictConfig) -> "Prompts":
+    """Before the model is loaded, so that what cannot be asked is told before that."""
+    from ngrpo.models.loading import load_tokenizer, read_config
     from ngrpo.models.prompting import Prompting, Prompts
 
-    path = str(Path(config.run, "hf")) if config.get("run") else config.model.path
-    room = model.model.config.max_position_embeddings - config.max_new_tokens
+    path, trusted = _path(config), config.model.trust_remote_code
+    settings = read_config(path, trusted).to_dict()
+    room = (architectures.positions(settings) or 2**31) - config.max_new_tokens
     prompting = Prompting(config.model.prompt, config.model.answer_start, tuple(config.model.stop))
-    return Prompts(load_tokenizer(path, config.model.trust_remote_code), prompting, room)
+    return Prompts(load_tokenizer(path, trusted), prompting, room, settings["vocab_size"])
 
 
 def _sampler(

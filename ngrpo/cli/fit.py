@@ -46,7 +46,7 @@ def model(seen: "Composed") -> Iterator[str]:
     if run is None and seen.sound("model.path"):
         remote = bool(seen.values.get("model.trust_remote_code"))
         path = seen.values["model.path"]
-        if refusal := files.refusal(path) or files.class_refusal(path, remote):
+        if refusal := files.refusal(path, remote):
             seen.broken.add("model.path")
             yield f"{seen.shown('model.path')}: {refusal}; model=tiny is the bundled one"
 

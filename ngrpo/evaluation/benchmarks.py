@@ -169,7 +169,7 @@ class Evaluation:
     def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
         """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
         strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
-        strategy = self.sampler.strategy.to(model.table.device)
+        strategy = self.sampler.strategy.to(model.head.device)
         with model.gathered():
             strategy.bind(strategy.vocabulary, model.table.detach())
         self.sampler.engine.sync(model, step, strategy)

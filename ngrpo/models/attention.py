@@ -3,9 +3,12 @@
 A layout says which tokens see each other. It is handed through the model, as an argument that transformers passes on to
 the attention function, and arrives here. There are two: `PackedRows`, whole rows in one pass, and `KeyValueCache`, rows
 that grow by one token at a time.
+
+A sliding window of w tokens lets a query see its own token and the w - 1 before it, counted in the row: in whole rows by a
+mask, in growing ones by leaving out early columns of the answers and masking those of the prompts. Rows of at most w tokens
+take the way of rows without a window.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,17 +18,60 @@ from torch.nn import functional as F
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
-# Causal attention of whole rows: queries (B, H, L, d), keys and values (B, H', L, d) with H a multiple of H'.
-Kernel = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
 SPARSE = 0.95  # prompts without rows leave once fewer than this share of them have any
+
+
+@dataclass(frozen=True)
+class LayerAttention:
+    """What the attention of one layer does to its scores: softmax(cap(scale * query @ key)) over the keys of a window.
+
+    window   tokens that a query sees, its own included; None: all before it
+    softcap  c of c * tanh(score / c), which Gemma 2 bounds its scores with; None: they are as they are
+    """
+
+    layer: int
+    scale: float
+    window: int | None = None
+    softcap: float | None = None
+
+    def whole_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(B, H, L, d) for queries (B, H, L, d), keys and values (B, H', L, d) of rows padded on the right."""
+        length, shared = query.shape[2], query.shape[1] != key.shape[1]
+        if self.softcap is not None:
+            return self._capped_rows(query, key, value)
+        # Keys and values are never copied for the query heads that share them.
+        how: dict[str, Any] = {"scale": self.scale, "enable_gqa": shared}
+        if self.window is None or length <= self.window:
+            return F.scaled_dot_product_attention(query, key, value, is_causal=True, **how)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._seen(length, query.device), **how)
+
+    def capped(self, scores: Tensor) -> Tensor:
+        """Scores before they are scaled, of the same shape."""
+        if self.softcap is None:
+            return scores
+        return (scores * (self.scale / self.softcap)).tanh() * (self.softcap / self.scale)
+
+    def weights(self, scores: Tensor) -> Tensor:
+        """Softmax of scores that are not scaled yet, float32 whatever the model runs in: those of long answers are small."""
+        return (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(self.scale).softmax(dim=-1)
+
+    def _seen(self, length: int, device: torch.device) -> Tensor:
+        """(L, L) bool: which keys a query sees."""
+        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
+        return seen if self.window is None else seen.triu(1 - self.window)
+
+    def _capped_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # No kernel of torch bounds scores, so these (L, L) are written out.
+        groups = query.unflatten(1, (key.shape[1], -1))
+        scores = self.capped(groups @ key[:, :, None].mT)
+        weights = self.weights(scores.masked_fill(~self._seen(query.shape[2], query.device), -torch.inf))
+        return (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
 
 
 class Layout(Protocol):
     """Which queries look at which keys, where that is more than one plain row after another."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, H, L, d) for the queries (B, H, L, d) of a layer and the keys and values (B, H', L', d) that it has computed."""
         ...
 
@@ -41,8 +87,8 @@ class PackedRows:
     tokens: Tensor
     places: Tensor
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
-        mixed = whole(self._rows(query), self._rows(key), self._rows(value)).transpose(1, 2)
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        mixed = layer.whole_rows(self._rows(query), self._rows(key), self._rows(value)).transpose(1, 2)
         return mixed.flatten(0, 1).index_select(0, self.places).transpose(0, 1)[None]
 
     def _rows(self, packed: Tensor) -> Tensor:
@@ -91,20 +137,25 @@ class KeyValueCache(Cache):
         keys[:, :, -1:], values[:, :, -1:] = key_states, value_states
         return keys, values
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, whole: Kernel) -> Tensor:
+    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """One softmax over the prompt's keys, multiplied for all rows of a prompt at once, and the row's own.
 
-        Query heads that share keys are rows of one matrix, so nothing is repeated for them either.
+        Query heads that share keys are rows of one matrix, so nothing is repeated for them either. All rows have as many
+        answer tokens, so that a window cuts the same columns from each of them; how far it reaches into a prompt differs.
         """
-        prompt_keys, prompt_values = self.prompts[layer]
+        prompt_keys, prompt_values = self.prompts[layer.layer]
+        window = layer.window
+        if window is not None:
+            key, value = key[:, :, -window:], value[:, :, -window:]
         rows, heads, _, width = query.shape
         query = query.view(rows, key.shape[1], heads // key.shape[1], width)
-        shared = self._grid(query) @ prompt_keys.mT
+        shared = layer.capped(self._grid(query) @ prompt_keys.mT)
         shared = self._rows(shared.masked_fill_(self.padding_mask, -torch.inf), query.shape[2])
-        scores = torch.cat((shared, query @ key.mT), dim=-1)
-        # In float32 whatever the model runs in: the weights of long answers are small.
-        weights = (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(scale).softmax(dim=-1).to(value.dtype)
         length = shared.shape[-1]
+        if window is not None and length + self.length > window:
+            passed = torch.arange(length, device=query.device) <= self.positions[:, None] - window
+            shared = shared.masked_fill(passed[:, None, None], -torch.inf)
+        weights = layer.weights(torch.cat((shared, layer.capped(query @ key.mT)), dim=-1)).to(value.dtype)
         mixed = self._rows(self._grid(weights[..., :length]) @ prompt_values, query.shape[2])
         return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)
 
@@ -143,16 +194,14 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float,
     layout: Layout | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
     **ignored: object,
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer; without a layout, rows are plain and padded on the right."""
-
-    def whole(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        shared = query.shape[1] != key.shape[1]  # keys and values are never copied for the query heads that share them
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=shared)
-
+    layer = LayerAttention(module.layer_idx, scaling, sliding_window, softcap)
     plain = layout is None
-    mixed = whole(query, key, value) if plain else layout.attend(module.layer_idx, query, key, value, scaling, whole)
+    mixed = layer.whole_rows(query, key, value) if plain else layout.attend(layer, query, key, value)
     return mixed.transpose(1, 2), None
 
 

@@ -18,7 +18,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.attention import NAME, Layout, PackedRows
-from ngrpo.models.files import windowed
 from ngrpo.targets import SettingsError
 
 GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
@@ -49,7 +48,9 @@ class CausalModel(nn.Module):
         super().__init__()
         self.model, self.precision = model, precision
         self._recomputed: list[nn.Module] = []
-        self._refuse_windows()
+        config = model.config.get_text_config()
+        self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
+        self.divisor: float = getattr(config, "logits_scaling", 1.0)
         self._check_path()
         self.adapters = Adapters(model, lora) if lora and lora["r"] else None
         if recompute:
@@ -58,7 +59,7 @@ class CausalModel(nn.Module):
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
-        return torch.autocast(self.table.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -67,12 +68,17 @@ class CausalModel(nn.Module):
 
     @property
     def table(self) -> Tensor:
-        """The input-embedding table (V, D)."""
-        return self.model.get_input_embeddings().weight  # pyright: ignore
+        """What is fed for each token (V, D): the rows of the input embedding, times the scale that it has in Gemma.
+
+        With a scale every access makes the product anew, and gradients reach the weights through it: read it once a pass.
+        """
+        embedding: Any = self.model.get_input_embeddings()
+        scale = getattr(embedding, "embed_scale", None)
+        return embedding.weight if scale is None else embedding.weight * scale.to(embedding.weight.dtype)
 
     @property
     def head(self) -> Tensor:
-        """The output-embedding table (V, D); `table` itself where the two are tied."""
+        """The output-embedding table (V, D); that of the input embedding, without its scale, where the two are tied."""
         return self.model.get_output_embeddings().weight  # pyright: ignore
 
     def hidden(
@@ -95,8 +101,13 @@ class CausalModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) in float32 at least, from final hidden states (..., D)."""
-        logits = self.model.get_output_embeddings()(hidden)  # pyright: ignore
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.finished(self.model.get_output_embeddings()(hidden))  # pyright: ignore
+
+    def finished(self, products: Tensor) -> Tensor:
+        """Logits (..., V), float32 at least, of what the head gives: divided (Granite), soft-capped (Gemma 2)."""
+        logits = products.to(torch.promote_types(products.dtype, torch.float32))
+        logits = logits if self.divisor == 1 else logits / self.divisor
+        return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def learned(self) -> dict[str, Tensor]:
         """All weights that training changes, by name: everything, or the adapters where there are some."""
@@ -119,36 +130,30 @@ class CausalModel(nn.Module):
 
     def save(self, directory: Path) -> None:
         """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them."""
-        if self.adapters is None:
-            self.model.save_pretrained(directory)
-        else:
-            self.model.save_pretrained(directory, state_dict=self.adapters.merged())
+        # Names as they are here: those of a file that held a multimodal model are none of its text model's.
+        merged: dict[str, Any] = {} if self.adapters is None else {"state_dict": self.adapters.merged()}
+        self.model.save_pretrained(directory, save_original_format=False, **merged)
+        if self.adapters is not None:
             self.adapters.write(directory / "adapter")
-
-    def _refuse_windows(self) -> None:
-        """The engine lets every token see all before it; a sliding window would differ between rollout and replay."""
-        if kinds := windowed(self.model.config.to_dict()):
-            raise SettingsError(
-                f"{type(self.model).__name__}: layers of kind {kinds}, only full attention can be replayed"
-            )
 
     @torch.no_grad()
     def _check_path(self) -> None:
         """Puts our attention in and refuses models that it makes others than those that transformers runs.
 
-        Their logits may be more than head(backbone(table[ids])) (soft caps, scaled embeddings, adapters), their attention
-        may have parts that ours lacks (sinks) or not heed a layout: rows that share a beginning must be what stock
-        attention makes of each alone.
+        Their logits may be more than head(backbone(table[ids])) (caps and scales of another kind), their attention may have
+        parts that ours lacks (sinks) or not heed a layout: rows that share a beginning must be what stock attention makes
+        of each alone.
         """
-        line = torch.arange(PROBE, device=self.table.device)
-        ids, rows = line * STRIDE % len(self.table), torch.stack([line[:-1], torch.cat([line[:-2], line[-1:]])])
+        table = self.table
+        line = torch.arange(PROBE, device=table.device)
+        ids, rows = line * STRIDE % len(table), torch.stack([line[:-1], torch.cat([line[:-2], line[-1:]])])
         self.model.set_attn_implementation("eager")
         theirs = torch.cat([self.model(input_ids=ids[row][None]).logits[0, -1:] for row in rows])
         self.model.set_attn_implementation(NAME)
         layout = PackedRows(rows, torch.tensor([*range(PROBE - 1), 2 * PROBE - 3], device=line.device))
         positions = torch.tensor([[*range(PROBE - 1), PROBE - 2]], device=line.device)
-        ours = self.logits(self.hidden(F.embedding(ids[None], self.table), positions, layout))[0, -2:]
-        tolerance = TOLERANCE.get(self.table.dtype, 0.03) * float(theirs.abs().max())
+        ours = self.logits(self.hidden(F.embedding(ids[None], table), positions, layout))[0, -2:]
+        tolerance = TOLERANCE.get(table.dtype, 0.03) * float(theirs.abs().max())
         if not torch.allclose(ours, theirs.to(ours.dtype), rtol=0, atol=tolerance):
             gap, kind = float((ours - theirs).abs().max()), type(self.model).__name__
             raise SettingsError(
@@ -221,7 +226,7 @@ def _of_chunk(
     """The gradient of one chunk's logits, in the precision that the head computes in, and those of the learners."""
     raw = model.model.get_output_embeddings()(part).detach().requires_grad_()  # pyright: ignore
     with torch.enable_grad():
-        found = reading(raw.to(torch.promote_types(raw.dtype, torch.float32)), start)
+        found = reading(model.finished(raw), start)
     pairs = [(value, g) for value, g in zip(found, wanted, strict=True) if value.requires_grad and g is not None]
     values, given = zip(*pairs, strict=True)
     of_logits, *more = torch.autograd.grad(values, [raw, *learners], given, allow_unused=True)

@@ -5,15 +5,16 @@ It imports no torch: a refused command line is answered at once.
 
 import json
 import re
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
+from ngrpo.models import architectures
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 BUNDLED = {"ngrpo:tiny": Path(__file__).resolve().with_name("tiny_qwen2")}  # models that come with the package, by name
@@ -46,8 +47,11 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
-def refusal(path: Any) -> str | None:
-    """Why no model can be loaded from `path`, as a phrase; None where it looks well or is a hub id."""
+def refusal(path: Any, trusted: bool = False) -> str | None:
+    """Why no model can be loaded from `path`, as a phrase; None where it looks well or is a hub id.
+
+    trusted: python that comes with it may run.
+    """
     if not isinstance(path, str) or not path or not path.isprintable():
         return "must be a directory or a hub id such as Qwen/Qwen3-1.7B-Base"
     place = directory(path)
@@ -58,27 +62,16 @@ def refusal(path: Any) -> str | None:
         return "is no directory, and no hub id such as Qwen/Qwen3-1.7B-Base"
     if (place / "adapter_config.json").exists() and not (place / "adapter_model.safetensors").is_file():
         return "has an adapter without adapter_model.safetensors, and weights in pickles are not loaded"
-    if not isinstance(_json(place / "config.json"), dict):
+    settings = _json(place / "config.json")
+    if not isinstance(settings, dict):
         return "the directory has no readable config.json, so it holds no Hugging Face model"
+    if other := architectures.refusal(settings, trusted):
+        return other
     if not (place / "tokenizer.json").is_file() and not (place / "tokenizer_config.json").is_file():
         return "the directory has neither tokenizer.json nor tokenizer_config.json"
     if (place / "tokenizer.json").is_file() and tokenizer(place) is None:
         return "its tokenizer.json cannot be read"
-    return _weights_refusal(place)
-
-
-def class_refusal(path: str, trusted: bool) -> str | None:
-    """Why the class of a model directory is none that can be loaded, as a phrase; None where it can."""
-    place, library = directory(path), find_spec("transformers")
-    settings = _json(place / "config.json") if place else None
-    if trusted or not isinstance(settings, dict) or library is None or not library.origin:
-        return None
-    names = "".join(file.read_text("utf-8") for file in Path(library.origin).parent.glob("models/auto/*mapping*.py"))
-    if not names or f'("{settings.get("model_type")}", ' in names:
-        return None
-    if "auto_map" in settings:
-        return "is made by code that comes with it; model.trust_remote_code=true runs that"
-    return f"its config.json says model_type={settings.get('model_type')}, which transformers does not know"
+    return _tokens_refusal(place) or _weights_refusal(place)
 
 
 def run_refusal(run: Any, trust_changed: bool) -> str | None:
@@ -131,33 +124,33 @@ def ordinary_tokens(place: Path) -> int | None:
 
 def rows(place: Path) -> int | None:
     """How many tokens the embedding table has; None where config.json does not say."""
-    return _setting(_json(place / "config.json"), "vocab_size")
+    number = _text_settings(place).get("vocab_size")
+    return number if isinstance(number, int) else None
 
 
 def positions(place: Path) -> int | None:
-    """How many tokens the model can attend to; None where config.json does not say."""
-    return _setting(_json(place / "config.json"), "max_position_embeddings")
+    """How many tokens a text may have; None where config.json does not say."""
+    return architectures.positions(_text_settings(place))
 
 
-def sliding_layers(path: str) -> list[str]:
-    """Kinds of layers of the model at `path` that do not see all tokens; empty where none are known of."""
-    place = directory(path)
-    return windowed(_json(place / "config.json") if place else None)
+def _text_settings(place: Path) -> Mapping[str, Any]:
+    settings = _json(place / "config.json")
+    return architectures.of_text(settings) if isinstance(settings, dict) else {}
 
 
-def windowed(settings: Any) -> list[str]:
-    """The same from what a config.json says, in its words."""
-    if not isinstance(settings, dict):
-        return []
-    sliding = settings.get("sliding_window") and settings.get("use_sliding_window", True)
-    kinds = settings.get("layer_types") or (["sliding_attention"] if sliding else [])
-    return sorted({str(kind) for kind in kinds if not str(kind).startswith("full")})
-
-
-def _setting(settings: Any, name: str) -> int | None:
-    for node in (settings, settings.get("text_config")) if isinstance(settings, dict) else ():
-        if isinstance(node, dict) and isinstance(node.get(name), int):
-            return node[name]
+def _tokens_refusal(place: Path) -> str | None:
+    """Ordinary tokens without a row, and ends of a text that are none. Added tokens may lack a row, as that of images does
+    in Gemma's text models; a prompt that has one is refused."""
+    words, size = tokenizer(place), rows(place)
+    if words is not None and size is not None:
+        added = words.get_added_tokens_decoder()
+        most = max((row for row in words.get_vocab().values() if row not in added), default=0)
+        if most >= size:
+            return f"its tokenizer.json has tokens up to {most}, and by config.json its table ends at {size - 1}"
+    settings = _json(place / "generation_config.json")
+    ends = settings.get("eos_token_id") if isinstance(settings, dict) else None
+    if odd := [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and type(end) is not int]:
+        return f"its generation_config.json says eos_token_id={json.dumps(odd[0])[:40]}, which is no token id"
     return None
 
 

@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from ngrpo.models import files
+from ngrpo.models import architectures, files
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.pieces import pieces
 from ngrpo.rollout.records import Vocabulary
@@ -26,9 +26,11 @@ def load(
 ) -> CausalModel:
     """The model at a local directory or hub id: safetensors only, and no remote code unless it is asked for.
 
-    Raises ValueError where the checkpoint lacks weights that the architecture needs.
+    Raises ValueError where the architecture is not supported, before weights are read, and where it needs weights that
+    the checkpoint lacks.
     """
     transformers_logging.disable_progress_bar()
+    config = read_config(path, trust_remote_code)
     with _told(path):
         model, report = AutoModelForCausalLM.from_pretrained(  # pyright: ignore
             str(files.directory(path) or path),
@@ -36,10 +38,34 @@ def load(
             use_safetensors=True,
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
+            config=config,
+            key_mapping=architectures.TEXT_WEIGHTS,
         )
     if report["missing_keys"]:
         raise SettingsError(f"model.path={path}: the checkpoint lacks {sorted(report['missing_keys'])[:3]}")
     return CausalModel(model.eval(), precision, lora, recompute)
+
+
+def read_config(path: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """The configuration at a local directory or hub id, of a multimodal model that of its text model.
+
+    Raises ValueError where it cannot be had, and for an architecture that is not supported.
+    """
+    try:
+        with _told(path):
+            whole = AutoConfig.from_pretrained(str(files.directory(path) or path), trust_remote_code=trust_remote_code)
+    except SettingsError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = "its config.json is neither here nor on a hub that can be reached"
+        raise SettingsError(f"model.path={path}: {reason}; model.path=<directory>") from error
+    if refusal := architectures.refusal(whole.to_dict(), trust_remote_code):
+        raise SettingsError(f"model.path={path}: {refusal}; choose another model")
+    if whole.model_type not in architectures.MULTIMODAL:
+        return whole
+    text = whole.get_text_config()
+    text.tie_word_embeddings = whole.tie_word_embeddings  # transformers heeds that of the whole
+    return text
 
 
 def load_tokenizer(path: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -215,12 +215,13 @@ PLAIN = Prompting()
 class Prompts:
     """Every prompt that a run may ask, encoded once, before it begins, by its text and whether it is a message.
 
-    room: the tokens that a prompt may have.
+    room: the tokens that a prompt may have; rows: of the model's table, None where a prompt has none but its tokens.
     """
 
     tokenizer: PreTrainedTokenizerBase
     prompting: Prompting
     room: int
+    rows: int | None = None
     ids: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
     def read(self, task: Task) -> Task:
@@ -234,6 +235,9 @@ class Prompts:
             encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in asked])
             for problem, ids in zip(asked, encoded, strict=True):
                 self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
+                self._refuse_unknown(f"{task.name}: a prompt", ids)
+        for key, text in (("model.answer_start", self.prompting.answer_start), (task.name, task.answer_prefix)):
+            self._refuse_unknown(f"{key}={text}:", self.tokenizer.encode(text or "", add_special_tokens=False))
         kept = [problem for problem in problems if self._fits(problem)]
         if not kept:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
@@ -244,6 +248,13 @@ class Prompts:
         if not problem.is_message and not 0 < width <= self.room:
             raise SettingsError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
         return 0 < width <= self.room
+
+    def _refuse_unknown(self, what: str, ids: Sequence[int]) -> None:
+        """Added tokens may have no row of the table, as that of images in Gemma's text models."""
+        if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(most)
+            told = f"{what} has the token {token!r} (id {most}), and the model's table ends at {self.rows - 1}"
+            raise SettingsError(f"{told}; take it out or choose another model")
 
     @property
     def stops(self) -> tuple[int | str, ...]:

@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 from ngrpo.models import files
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.causal import chunk_tokens
-from ngrpo.targets import SettingsError
+from ngrpo.models.loading import read_config
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -76,17 +76,12 @@ class Plan:
 def architecture(path: str) -> PreTrainedConfig:
     """The config of a model: of its directory, of a known checkpoint, else from the hub.
 
-    Raises ValueError where it cannot be had.
+    Raises ValueError where it cannot be had, and for an architecture that is not supported.
     """
-    place = files.directory(path)
     known = json.loads(KNOWN.read_text("utf-8"))
-    if place is None and path in known:
+    if path in known and files.directory(path) is None:
         return AutoConfig.for_model(**known[path])
-    try:
-        return AutoConfig.from_pretrained(str(place or path), trust_remote_code=False)
-    except OSError as error:
-        reason = "its config.json is neither here nor on a hub that can be reached"
-        raise SettingsError(f"model.path={path}: {reason}; model.path=<directory>") from error
+    return read_config(path)
 
 
 def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:

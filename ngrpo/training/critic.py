@@ -19,7 +19,7 @@ class Critic(lightning.LightningModule):
     def __init__(self, model: CausalModel):
         super().__init__()
         self.model = model
-        self.head = nn.Linear(model.table.shape[1], 1, dtype=torch.promote_types(model.table.dtype, torch.float32))
+        self.head = nn.Linear(model.head.shape[1], 1, dtype=torch.promote_types(model.head.dtype, torch.float32))
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         for frozen in (model.model.get_input_embeddings(), model.model.get_output_embeddings()):
@@ -28,7 +28,7 @@ class Critic(lightning.LightningModule):
     def forward(self, strategy: Exploration, rollouts: Rollouts) -> Tensor:
         """(B, T) values of the states that each step was drawn from; 0 where the loss mask is false."""
         with self.model.autocast():
-            row, time, hidden = states(self.model, strategy, rollouts, learn_fed=False)
+            row, time, hidden = states(self.model, strategy, rollouts, self.model.table, learn_fed=False)
         values = self.head(hidden.to(self.head.weight.dtype)).squeeze(-1)
         return values.new_zeros(rollouts.mask.shape).index_put((row, time), values)
 

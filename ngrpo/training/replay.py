@@ -51,13 +51,14 @@ def replay(
     tempered: entropy and likeliest tokens at the temperature that text tokens are drawn at, without their filters.
     """
     with model.autocast():
-        row, time, before = states(model, strategy, rollouts)
+        table = model.table
+        row, time, before = states(model, strategy, rollouts, table)
         steps = rollouts.steps[row, time]
-        chunk = chunk_tokens(len(model.table), model.table.device.type)
+        chunk = chunk_tokens(len(table), table.device.type)
 
         def reading(logits: Tensor, start: int) -> tuple[Tensor, ...]:
             here = steps[start : start + chunk]
-            found = [strategy.log_prob(here, logits, model.table)]
+            found = [strategy.log_prob(here, logits, table)]
             if tempered and (entropy or top_k):
                 logits = logits / strategy.temperature_of(here)
             if entropy:
@@ -67,7 +68,7 @@ def replay(
                 found += [top.values, top.indices[:, 0] == here.tokens]
             return tuple(found)
 
-        learners = [model.table] if GAUSSIAN in steps.role else []  # a density around the expected embedding
+        learners = [table] if GAUSSIAN in steps.role else []  # a density around the expected embedding
         flat = read_logits(model, before, chunk, reading, [*learners, *strategy.parameters()])
     flat = (*flat, before) if hidden else flat
     log_probs, *rest = (v.new_zeros(*rollouts.mask.shape, *v.shape[1:]).index_put((row, time), v) for v in flat)
@@ -76,17 +77,17 @@ def replay(
 
 
 def states(
-    model: CausalModel, strategy: Exploration, rollouts: Rollouts, *, learn_fed: bool = True
+    model: CausalModel, strategy: Exploration, rollouts: Rollouts, table: Tensor, *, learn_fed: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Rows and times (N,) of the steps that count, and the hidden states (N, D) that they were drawn from.
 
-    learn_fed=False keeps gradients out of the embedding table and the strategy.
+    table: the model's (V, D), read by the caller. learn_fed=False keeps gradients out of the embedding table and the strategy.
     """
     line = PackedBatch.of(rollouts)
     with torch.set_grad_enabled(learn_fed and torch.is_grad_enabled()):
-        prompt = F.embedding(line.prompt_ids, model.table)
+        prompt = F.embedding(line.prompt_ids, table)
         steps, draws = rollouts.steps[line.row, line.time], rollouts.draws[line.row, line.time]
-        fed = torch.cat((prompt, strategy.embed(steps, model.table, draws).to(prompt.dtype)))
+        fed = torch.cat((prompt, strategy.embed(steps, table, draws).to(prompt.dtype)))
     hidden = model.hidden(fed[None], line.positions[None], line.layout)[0]
     row, time = rollouts.loss_mask.nonzero(as_tuple=True)
     return row, time, hidden[line.layout.tokens[row, line.starts[row] + time - 1]]  # the state before the step
@@ -149,7 +150,7 @@ def replay_in_micro_batches(
     model: CausalModel, strategy: Exploration, rollouts: Rollouts, rows: int, *, entropy: bool = False, **options: bool
 ) -> Replayed:
     """Log-probabilities, and entropy where it is asked for, without gradient, `rows` at a time; options of `replay`."""
-    dtype, names = torch.promote_types(model.table.dtype, torch.float32), ["log_probs"] + ["entropy"] * entropy
+    dtype, names = torch.promote_types(model.head.dtype, torch.float32), ["log_probs"] + ["entropy"] * entropy
     whole = {name: torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device) for name in names}
     for index in micro_batches(rollouts, rows):
         part = rollouts.rows(index)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GptOssConfig, GraniteConfig, LlamaConfig, Qwen3Config
+from transformers import AutoModelForCausalLM, CohereConfig, GptOssConfig, LlamaConfig, Qwen3Config
 
 from ngrpo.models import attention
 from ngrpo.models.causal import CausalModel
@@ -39,13 +39,13 @@ def test_sinks_are_not_dropped_in_silence():
 
 
 def test_logits_that_are_more_than_the_head_are_refused():
-    with pytest.raises(SettingsError, match=r"GraniteForCausalLM: its logits are not head"):
-        CausalModel(made(GraniteConfig(**SMALL, logits_scaling=3.0, embedding_multiplier=2.0)))
+    with pytest.raises(SettingsError, match=r"CohereForCausalLM: its logits are not head"):
+        CausalModel(made(CohereConfig(**SMALL, logit_scale=0.3)))
 
 
 def test_an_attention_that_does_not_heed_the_layout_is_refused(monkeypatch):
-    def blind(self, layer, query, key, value, scale, whole):
-        return whole(query, key, value)
+    def blind(self, layer, query, key, value):
+        return layer.whole_rows(query, key, value)
 
     monkeypatch.setattr(attention.PackedRows, "attend", blind)
     with pytest.raises(SettingsError, match="differ"):

@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from ngrpo.models import sizes as plan
+from ngrpo.models import loading
 from ngrpo.models.sizes import Sizes, architecture, needs
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -35,7 +35,9 @@ def test_every_backbone_can_be_planned(path):
 
 
 def test_an_unknown_checkpoint_is_refused_in_one_line(monkeypatch):
-    monkeypatch.setattr(plan.AutoConfig, "from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("offline")))
+    monkeypatch.setattr(
+        loading.AutoConfig, "from_pretrained", lambda *a, **k: (_ for _ in ()).throw(OSError("offline"))
+    )
     with pytest.raises(ValueError, match="nobody/nothing"):
         architecture("nobody/nothing")
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
@@ -373,12 +373,3 @@ def test_rows_keep_their_prompts_and_keys(exact, batch):
     assert torch.equal(made.prompts, prompts.repeat_interleave(5, 0)) and torch.equal(
         made.prompt_mask, mask.repeat_interleave(5, 0)
     )
-
-
-def test_a_model_with_a_sliding_window_is_refused():
-    config = MistralConfig(
-        vocab_size=64, hidden_size=32, intermediate_size=48, initializer_range=0.4, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, sliding_window=4,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="only full attention can be replayed"):
-        CausalModel(MistralForCausalLM(config).eval())

@@ -1,16 +1,12 @@
 """The engine behind its seam: the verbs that callers know, and what they are told before anything is loaded."""
 
-import json
 from dataclasses import fields
 
 import pytest
 import torch
-from places import FAMILIES
 from strategies import neighbor_ids, neighbor_mix
-from transformers import MistralConfig
 
 from ngrpo.exploration.token_sampling import TokenSampling
-from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import TransformersEngine, generate
 from ngrpo.rollout.records import DecodeStep
 
@@ -81,47 +77,6 @@ def test_from_a_sync_on_answers_are_those_of_the_new_weights(
         assert torch.equal(engine.generate(strategy, *asked).log_probs, generate(model, strategy, *asked).log_probs)
 
 
-WINDOWS = {
-    "mistral": (MistralConfig(sliding_window=4).to_dict(), ["sliding_attention"]),
-    "mistral without": (MistralConfig(sliding_window=None).to_dict(), []),
-    "layers": ({"layer_types": ["full_attention", "sliding_attention", "chunked_attention"]}, ["chunked", "sliding"]),
-    "layers without": ({"layer_types": ["full_attention"] * 2}, []),
-    "qwen2 off": ({"sliding_window": 4096, "use_sliding_window": False}, []),
-    "qwen2 on": ({"sliding_window": 4096, "use_sliding_window": True}, ["sliding_attention"]),
-    **{name: (config().to_dict(), []) for name, (config, _) in FAMILIES.items()},
-}
-
-
-@pytest.mark.parametrize("name", WINDOWS)
-def test_a_model_whose_layers_do_not_see_everything_is_refused_before_it_is_loaded(engine, name, tmp_path):
-    settings, kinds = WINDOWS[name]
-    (tmp_path / "config.json").write_text(json.dumps(settings))
-    told = engine.refuses(TokenSampling(), str(tmp_path))
-    if kinds:
-        assert told and "\n" not in told and "only full attention can be replayed" in told
-        assert all(kind in told for kind in kinds)
-    else:
-        assert told is None
-
-
 @pytest.mark.parametrize("path", ["ngrpo:tiny", "Qwen/Qwen3-1.7B-Base"])
 def test_the_bundled_model_and_what_is_not_here_yet_are_not_refused(engine, path):
     assert engine.refuses(neighbor_mix(0.5, 3), path) is None
-
-
-def test_what_is_refused_before_loading_is_refused_after_it(engine, tmp_path):
-    """The two looks, one at a file and one at a model, agree."""
-    sizes = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 64}
-    for name, (config_class, model_class) in FAMILIES.items():
-        for window in ({}, {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}):
-            if window and name == "llama":
-                continue  # it knows no window
-            config = config_class(hidden_size=32, intermediate_size=48, head_dim=8, **sizes, **window)
-            config.save_pretrained(tmp_path / f"{name}{len(window)}")
-            told = engine.refuses(TokenSampling(), str(tmp_path / f"{name}{len(window)}"))
-            assert (told is not None) == bool(window)
-            if window:
-                with pytest.raises(ValueError, match="only full attention can be replayed"):
-                    CausalModel(model_class(config).eval())
-            else:
-                CausalModel(model_class(config).eval())

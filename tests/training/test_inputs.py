@@ -92,7 +92,7 @@ def test_hidden_states_are_those_that_each_step_was_drawn_from(name, make_model,
         and hidden.shape == (*rollouts.mask.shape, table.shape[1])
         and not hidden[~rollouts.loss_mask].any()
     )
-    row, time, flat = states(model, strategy, rollouts)
+    row, time, flat = states(model, strategy, rollouts, table)
     assert torch.equal(hidden[row, time], flat)
     fed = strategy.embed(rollouts.steps, table, rollouts.draws)
     for index, length in enumerate(rollouts.lengths.tolist()):
@@ -109,7 +109,7 @@ def test_a_loss_of_hidden_states_teaches_the_model(make_model, make_vocabulary, 
     hidden = replay(model, strategy, rollouts, hidden=True).hidden
     assert hidden is not None
     ours = torch.autograd.grad(hidden.square().sum(), list(model.parameters()), allow_unused=True)
-    flat = states(model, strategy, rollouts)[2].square().sum()
+    flat = states(model, strategy, rollouts, model.table)[2].square().sum()
     theirs = torch.autograd.grad(flat, list(model.parameters()), allow_unused=True)
     for a, b in zip(ours, theirs, strict=True):
         assert (a is None) == (b is None)

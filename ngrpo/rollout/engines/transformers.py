@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration, State, TextMatch
 from ngrpo.exploration.scores import entropy
-from ngrpo.models import files
 from ngrpo.models.attention import KeyValueCache
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
@@ -30,8 +29,7 @@ class TransformersEngine:
     model: CausalModel | None = None
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        kinds = files.sliding_layers(model)
-        return f"has layers of kind {', '.join(kinds)}, and only full attention can be replayed" if kinds else None
+        return None  # every model that can be loaded
 
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
         self.model = model
@@ -42,7 +40,7 @@ class TransformersEngine:
     def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
         if self.model is None:
             raise RuntimeError("the engine has no weights yet: sync comes before generate")
-        device = self.model.table.device
+        device = self.model.head.device
         with self.model.gathered():
             return generate(self.model, strategy, prompts.to(device), mask.to(device), keys.to(device), limit)
 
@@ -84,16 +82,16 @@ def decode(
     rows = Decoding(len(keys), strategy.start(len(keys), device), device, strategy.stop_texts)
     stops = torch.tensor(strategy.vocabulary.stops, device=device)
     sync_every = 1 if device.type == "cpu" else SYNC_EVERY
-    block = draws_from(keys, 0)
+    block, table = draws_from(keys, 0), model.table
     for position in range(limit):
         if position and position % DRAW_BLOCK == 0:
             block = draws_from(keys, position)
         draws = block[rows.alive, position % DRAW_BLOCK]
-        step, log_prob, rows.state = strategy.sample_and_log_prob(logits, rows.state, draws, model.table)
+        step, log_prob, rows.state = strategy.sample_and_log_prob(logits, rows.state, draws, table)
         rows.record(step, log_prob, entropy(logits), stops)
         if position + 1 == limit:
             break
-        fed = strategy.embed(step, model.table, draws)
+        fed = strategy.embed(step, table, draws)
         keep = rows.shrink() if (position + 1) % sync_every == 0 else None
         if keep is not None:
             if not len(keep):
