@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from ngrpo.algorithm.correction import large_gap, settled
 from ngrpo.evaluation.benchmarks import solved
 from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.ranks import Ranks
@@ -110,13 +111,15 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
                 loss, seen = learner(micro_batch, counts)  # a sum of weighted tokens, so micro-batches just add up
                 fabric.backward(loss * ranks.world)  # DDP averages over ranks, and the counts are global already
             sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
-        figures = ranks.sums(sums, fabric.device) | {"grad_norm": 0.0, "moved_weights": 0.0}
+        figures = settled(ranks.sums(sums, fabric.device)) | {"grad_norm": 0.0, "moved_weights": 0.0}
         if counts.tokens:  # else no rank has a token that counts: no step is taken, and the loss is 0
             figures["grad_norm"] = policy.clip(stepper)
             before = policy.glimpse()
             stepper.step()
             figures["moved_weights"] = (policy.glimpse() != before).double().mean().item()
         updates.append(figures if parts.reference is not None else figures | {"kl": torch.nan})
+    if line := large_gap(updates[0]["engine_gap"], policy.algorithm.correction):  # before a step was taken
+        parts.progress.warn(line)
     return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
 
 

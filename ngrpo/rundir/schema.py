@@ -29,7 +29,9 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints",
+                "engine_correction"}  # fmt: skip
+OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -244,6 +246,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
         kept["engine"] = {"_target_": engine.get("_target_")}
+    if isinstance(algorithm := kept.get("algorithm"), Mapping) and algorithm.get("correction") == "none":
+        kept["algorithm"] = _without(algorithm, OF_CORRECTION)
     return canonical(kept)
 
 
