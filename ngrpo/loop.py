@@ -28,6 +28,7 @@ def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
             fabric.launch(lambda fabric: train(fabric, parts))
     finally:
         parts.progress.stop()
+        parts.sampler.engine.close()
         if parts.recorder:
             parts.recorder.close()
 
@@ -58,6 +59,7 @@ def train(fabric: Fabric, parts: Parts) -> None:
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with clock("rollout"):
                 drawn = collect(parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
+                parts.sampler.engine.sleep()
             waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
             with clock("update"):
                 figures = update(fabric, parts, batch, learner, stepper, ranks)
@@ -152,6 +154,7 @@ def evaluate(parts: Parts, step: int, ranks: Ranks) -> None:
     for name, entry in parts.evaluation.run(parts.directory, {**parts.labels, "step": step}, advance, ranks):
         if parts.recorder:
             parts.recorder.result(name, step, entry)
+    parts.sampler.engine.sleep()
     parts.progress.evaluated()
     if parts.reporter and 0 < step < parts.policy.config.steps and ranks.world == 1:
         parts.reporter(step, lambda name: solved(eval_samples(parts.directory, name, step)))
