@@ -61,7 +61,7 @@ test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-vllm: $(VLLM)/.installed  ## Run the tests of engine=vllm, in its own environment
-	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/rollout/test_vllm.py tests/training/test_vllm_runs.py
+	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/rollout/test_vllm*.py tests/training/test_vllm_runs.py
 
 campaign: $(STAMP)  ## Kill, stop and starve a run hundreds of times (hours); CAMPAIGN='kills=20' passes counts
 	@$(BIN)/python -m tests.campaign.storm $(CAMPAIGN)

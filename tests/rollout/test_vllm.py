@@ -20,7 +20,8 @@ from ngrpo.rollout.records import DecodeStep, Vocabulary
 from ngrpo.rollout.sampling import padded
 from ngrpo.tasks.story_math import StoryMath
 
-pytestmark = pytest.mark.skipif(installed.found() is None, reason="vLLM is not installed: make test-vllm")
+if installed.found() is None:
+    pytest.skip("vLLM is not installed: make test-vllm", allow_module_level=True)
 
 FAMILIES = ("bundled", "qwen3", "llama")
 # Fewer slots than rows, prompts in several chunks, and so few blocks that rows must make room for one another.
