@@ -217,6 +217,8 @@ def needs(config: DictConfig) -> "Plan":
             k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
             update_rows=share // config.algorithm.mini_batches * config.group_size,
             device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
+            engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
+            engine_dtype=config.engine.get("dtype", "float32"),
         ),
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ngrpo.algorithm.correction import importance_weights
 from ngrpo.algorithm.inputs import Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 
@@ -36,6 +37,8 @@ class Algorithm:
     select           Tokens -> (B, T) bool, for losses that treat some tokens differently
     select_per       "step": chosen once, among the step's tokens; "update": before each update, among its mini-batch's
     tempered         entropy and likeliest tokens are of softmax(logits / temperature), as ratios are; False: softmax(logits)
+    correction       for an engine that differs from the policy: none, tis or mis, see algorithm.correction; its weights are
+                     per token or per answer (correction_level) and at most correction_cap
     entropy_bonus    weight of the policy's entropy, added to the objective
     top_k            number of likeliest tokens whose log-probabilities the loss is given
     pass_k           the k of pass@k, for advantages that name it in the configuration
@@ -57,6 +60,9 @@ class Algorithm:
     select: Callable[[Tokens], Tensor] | None = None
     select_per: str = "step"
     tempered: bool = True
+    correction: str = "none"
+    correction_level: str = "token"
+    correction_cap: float = 2.0
     entropy_bonus: float = 0.0
     top_k: int = 0
     pass_k: int | None = None
@@ -124,7 +130,8 @@ class Algorithm:
     def token_loss(self, inputs: LossInputs, reference: Tensor | None = None) -> tuple[TokenLoss, Tensor]:
         """The loss of every token with all that is added to it, and the KL to the reference, both (B, T)."""
         policy = self.loss(inputs)
-        loss, divergence = policy.loss, torch.zeros_like(inputs.log_probs)
+        loss = policy.loss if inputs.correction is None else policy.loss * inputs.correction  # clipped before
+        divergence = torch.zeros_like(inputs.log_probs)
         if reference is not None:
             divergence = self.kl_estimate(inputs.log_probs, reference)
             if self.kl["placement"] == "loss":
@@ -133,6 +140,12 @@ class Algorithm:
             assert inputs.entropy is not None
             loss = loss - self.entropy_bonus * inputs.entropy
         return TokenLoss(loss, policy.clipped), divergence.detach()
+
+    def corrections(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
+        """(B, T) weights for log-probabilities of the engine that are not those of the policy; None: nothing is corrected."""
+        if self.correction == "none":
+            return None
+        return importance_weights(self.correction, self.correction_level, self.correction_cap, old, rollout, mask)
 
     def weights(self, mask: Tensor, counts: Counts) -> Tensor:
         """(B, T): what each token's loss counts for within the whole mini-batch."""

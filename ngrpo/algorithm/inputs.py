@@ -50,12 +50,13 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is given of a micro-batch, each (B, T) and masked. The last five are there where the loss asks for them.
+    """What a loss is given of a micro-batch, each (B, T) and masked. From `entropy` on they are there where the loss asks.
 
     log_probs      of the recorded steps under the current weights, with their gradient
     old            the same from before the first update, detached
     advantages
     mask           bool, true on the tokens that count
+    correction     weights for an engine that differs from the policy, detached; None: nothing is corrected
     selected       bool, tokens that the algorithm's `select` has chosen
     entropy        nats of softmax(logits / temperature), with its gradient; algorithm.tempered false: of softmax(logits)
     top_log_probs  (B, T, K) its logarithm at the K likeliest tokens, K = algorithm.top_k, with their gradient
@@ -67,6 +68,7 @@ class LossInputs:
     old: Tensor
     advantages: Tensor
     mask: Tensor
+    correction: Tensor | None = None
     selected: Tensor | None = None
     entropy: Tensor | None = None
     top_log_probs: Tensor | None = None

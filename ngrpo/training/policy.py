@@ -94,13 +94,17 @@ class Policy(lightning.LightningModule):
         top_k = algorithm.top_k if asks & {"top_log_probs", "greedy"} else 0
         wanted = {"entropy": "entropy" in asks, "top_k": top_k, "hidden": "hidden" in asks}
         new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **wanted)
+        old = batch.before(new.log_probs)
         given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
-        inputs = LossInputs(old=batch.before(new.log_probs), **given)
+        correction = algorithm.corrections(old, batch.rollouts.log_probs, mask)
+        inputs = LossInputs(old=old, correction=correction, **given)
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
         gap = gap if batch.carried is None else gap.masked_fill(batch.carried, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
+        if correction is not None:
+            seen |= {"correction": correction, "correction_squared": correction.square()}
         if batch.selected is not None:
             seen["selected"] = batch.selected
         share = token_mean(mask, counts)
