@@ -86,6 +86,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    figures["advantage_size"] = batch.advantage_size()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
             with clock("measure"), policy.model.gathered():
@@ -119,8 +120,8 @@ def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch
     if policy.critic is not None:
         with clock("values"):
             values = policy.critic.values(policy.strategy, rollouts, rows)
-    rewards = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
-    return policy.batch(drawn, rewards, old, reference, values, ranks)
+    groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
+    return policy.batch(drawn, groups, old, reference, values, ranks)
 
 
 def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: Any, ranks: Ranks) -> dict[str, float]:

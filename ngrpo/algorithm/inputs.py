@@ -18,6 +18,8 @@ class Groups:
     lengths    int64, tokens
     truncated  bool, cut off at the limit
     log_probs  float64, sum over the answer's tokens at the time of the rollout
+    parsed     bool, an answer was found in the text
+    keys       int64, the answers' random keys
     limit      the longest answer that is allowed, in tokens
     """
 
@@ -26,7 +28,24 @@ class Groups:
     lengths: Tensor
     truncated: Tensor
     log_probs: Tensor
+    parsed: Tensor
+    keys: Tensor
     limit: int
+
+
+class AnswerTokens(NamedTuple):
+    """The tokens of a step whose advantages are shaped one by one, each (B, T), detached.
+
+    advantages
+    entropy     nats, before the first update; of softmax(logits / temperature) unless algorithm.tempered is false
+    mask        bool, the tokens that count
+    groups      the answers, row after row
+    """
+
+    advantages: Tensor
+    entropy: Tensor
+    mask: Tensor
+    groups: Groups
 
 
 class Tokens(NamedTuple):

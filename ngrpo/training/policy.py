@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.critic import clipped_value_loss, whitened
-from ngrpo.algorithm.inputs import Counts, LossInputs, Tokens
+from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, Tokens
 from ngrpo.algorithm.losses import token_mean
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
@@ -61,6 +61,10 @@ class Batch:
         indices = cut(self.rollouts, rows)
         for number, index in enumerate(indices, start=1):
             yield self.rows(index), number == len(indices)
+
+    def advantage_size(self) -> float:
+        """Mean |advantage| of the tokens that count; 0 where none does."""
+        return (self.advantages.double().abs() * self.mask).sum().item() / max(int(self.mask.sum()), 1)
 
     def counts(self, limit: int, ranks: Ranks) -> Counts:
         """Tokens and sequences of the whole mini-batch, over all ranks; `limit`: tokens of the longest answer allowed."""
@@ -130,22 +134,24 @@ class Policy(lightning.LightningModule):
         return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
 
     def batch(
-        self, drawn: Collected, rewards: Tensor, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
+        self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
         ranks: Ranks,
     ) -> Batch:  # fmt: skip
-        """Everything that is settled before the first update, of shaped rewards (P, G) too: whose tokens count, advantages."""
+        """Everything that is settled before the first update, of groups with shaped rewards: whose tokens count, advantages."""
         algorithm, rollouts, carried = self.algorithm, drawn.answers.rollouts, drawn.carried
         mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
         if values is None:
-            advantages = algorithm.group_advantages(rewards, penalty, rollouts.loss_mask)
+            advantages = algorithm.group_advantages(groups, penalty, rollouts.loss_mask)
         else:
-            advantages, returns = whitened(algorithm.advantage, rewards, penalty, values, mask, ranks.sum)
+            advantages, returns = whitened(algorithm.advantage, groups.rewards, penalty, values, mask, ranks.sum)
         if algorithm.token_advantage is not None:
             entropy = self._engine_entropy(rollouts)
             entropy = (old or self.replayed(rollouts)).entropy if entropy is None else entropy
-            advantages = algorithm.token_advantage(advantages, entropy)  # pyright: ignore[reportArgumentType]
+            facts = (advantages, entropy, mask, groups)
+            advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
+        advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
         carried = None if carried is None else carried[:, None].expand_as(mask)
         batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
