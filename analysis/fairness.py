@@ -49,7 +49,9 @@ def judge(study: Study, baseline: str) -> Fairness:
 
 
 def rewards_are_random(config: Mapping[str, Any]) -> bool:
-    """Whether a setting of rewards, by name or value, says that they are drawn at random."""
+    """Whether the run has a control that tells nothing, or a setting of rewards says that they are drawn at random."""
+    if str(config.get("algorithm.control._target_")).endswith((".random_rewards", ".shuffled_rewards")):
+        return True
     return any("reward" in key and "random" in f"{key}={value}".lower() for key, value in config.items() if value)
 
 

@@ -132,6 +132,8 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
         note(run, sampler, {"training": trained, **benchmarks})
+        if control := config.algorithm.control:
+            run.update(control=control._target_.rpartition(".")[2])
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
@@ -217,6 +219,8 @@ def needs(config: DictConfig) -> "Plan":
             k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
             update_rows=share // config.algorithm.mini_batches * config.group_size,
             device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
+            engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
+            engine_dtype=config.engine.get("dtype", "float32"),
         ),
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.fabric import Fabric
 
+from ngrpo.algorithm.correction import large_gap, settled
 from ngrpo.evaluation.benchmarks import solved
 from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.ranks import Ranks
@@ -29,6 +30,7 @@ def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
             fabric.launch(lambda fabric: watched(fabric, parts))
     finally:
         parts.progress.stop()
+        parts.sampler.engine.close()
         if parts.recorder:
             parts.recorder.close()
 
@@ -74,6 +76,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 with clock("rollout"):
                     draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
                     drawn = parts.interrupts.unless_stopped(draw)
+                    parts.sampler.engine.sleep()
                 stopped = max(ranks.gather(parts.interrupts.number))
             if stopped or drawn is None:  # nothing has changed since the step before
                 if step - 1 > done:
@@ -83,6 +86,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    figures["advantage_size"] = batch.advantage_size()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
             with clock("measure"), policy.model.gathered():
@@ -116,8 +120,8 @@ def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch
     if policy.critic is not None:
         with clock("values"):
             values = policy.critic.values(policy.strategy, rollouts, rows)
-    rewards = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
-    return policy.batch(drawn, rewards, old, reference, values, ranks)
+    groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
+    return policy.batch(drawn, groups, old, reference, values, ranks)
 
 
 def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: Any, ranks: Ranks) -> dict[str, float]:
@@ -131,13 +135,15 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
                 loss, seen = learner(micro_batch, counts)  # a sum of weighted tokens, so micro-batches just add up
                 fabric.backward(loss * ranks.world)  # DDP averages over ranks, and the counts are global already
             sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
-        figures = ranks.sums(sums, fabric.device) | {"grad_norm": 0.0, "moved_weights": 0.0}
+        figures = settled(ranks.sums(sums, fabric.device)) | {"grad_norm": 0.0, "moved_weights": 0.0}
         if counts.tokens:  # else no rank has a token that counts: no step is taken, and the loss is 0
             figures["grad_norm"] = policy.clip(stepper)
             before = policy.glimpse()
             stepper.step()
             figures["moved_weights"] = (policy.glimpse() != before).double().mean().item()
         updates.append(figures if parts.reference is not None else figures | {"kl": torch.nan})
+    if line := large_gap(updates[0]["engine_gap"], policy.algorithm.correction):  # before a step was taken
+        parts.progress.warn(line)
     return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
 
 
@@ -171,6 +177,7 @@ def evaluate(parts: Parts, step: int, ranks: Ranks) -> None:
     for name, entry in parts.evaluation.run(parts.directory, {**parts.labels, "step": step}, advance, ranks):
         if parts.recorder:
             parts.recorder.result(name, step, entry)
+    parts.sampler.engine.sleep()
     parts.progress.evaluated()
     if parts.reporter and 0 < step < parts.policy.config.steps and ranks.world == 1:
         parts.reporter(step, lambda name: solved(eval_samples(parts.directory, name, step)))

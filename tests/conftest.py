@@ -34,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @cache
-def _model(family: str, tied: bool, dtype: torch.dtype, seed: int, precision: str) -> CausalModel:
+def _model(family: str, tied: bool, dtype: torch.dtype, seed: int, precision: str, head_dim: int = 8) -> CausalModel:
     config_class, model_class = FAMILIES[family]
     config = config_class(
         vocab_size=ROWS,
@@ -43,7 +43,7 @@ def _model(family: str, tied: bool, dtype: torch.dtype, seed: int, precision: st
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
+        head_dim=head_dim,
         max_position_embeddings=512,
         tie_word_embeddings=tied,
         bos_token_id=None,
@@ -74,9 +74,10 @@ def _make_model(
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
     precision: str = "float32",
+    head_dim: int = 8,
 ) -> CausalModel:
     """Every call gives a model of its own, so that a test may change it."""
-    return copy.deepcopy(_model(family, tied, dtype, seed, precision))
+    return copy.deepcopy(_model(family, tied, dtype, seed, precision, head_dim))
 
 
 @pytest.fixture(scope="session")
@@ -107,8 +108,8 @@ def make_keys():
 
 
 @cache
-def _vocabulary(family: str, tied: bool, seed: int) -> Vocabulary:
-    model = _model(family, tied, torch.float32, seed, "float32")
+def _vocabulary(family: str, tied: bool, seed: int, head_dim: int = 8) -> Vocabulary:
+    model = _model(family, tied, torch.float32, seed, "float32", head_dim)
     strategy = TokenSampling()
     strategy.bind(Vocabulary(SIZE, (0,), (0,)), model.table.detach())
     tokens = generate(model, strategy, *_prompts(6), _keys(96, "vocabulary"), 24).steps.tokens.tolist()
@@ -127,8 +128,8 @@ def make_vocabulary():
     Four embedding rows are padding; the first id is that of padding in a text.
     """
 
-    def make(family: str = "qwen2", *, tied: bool = False, seed: int = 0) -> Vocabulary:
-        return _vocabulary(family, tied, seed)
+    def make(family: str = "qwen2", *, tied: bool = False, seed: int = 0, head_dim: int = 8) -> Vocabulary:
+        return _vocabulary(family, tied, seed, head_dim)
 
     return make
 

@@ -1,12 +1,14 @@
 """Advantages: pure functions, one per published formula.
 
-Most take the rewards of groups (P, G) float64 and give (P, G) float64; `entropy_shaped` works on tokens (B, T).
+Most take the rewards of groups (P, G) float64 and give (P, G) float64; the last ones shape those of tokens (B, T).
 """
 
 from math import comb, sqrt
 
 import torch
 from torch import Tensor
+
+from ngrpo.algorithm.inputs import AnswerTokens
 
 TIE = 1e-9  # rewards of a group closer than this, relative to their size, count as equal: float error is no signal
 
@@ -122,12 +124,29 @@ def policy_at_k(rewards: Tensor, *, pass_k: int) -> Tensor:
     return torch.zeros_like(rewards).scatter(1, order, weights)
 
 
-def entropy_shaped(advantages: Tensor, entropy: Tensor, *, strength: float = 0.4, bound: float = 2.0) -> Tensor:
-    """A + min(strength * H, |A| / bound), all (B, T), H in nats and detached: the sign of A never changes for bound > 1.
+def entropy_shaped(tokens: AnswerTokens, *, strength: float = 0.4, bound: float = 2.0) -> Tensor:
+    """A + min(strength * H, |A| / bound), all (B, T), H in nats: the sign of A never changes for bound > 1.
 
     Source: "Reasoning with Exploration", arXiv 2506.14758.
     """
-    return advantages + torch.minimum(strength * entropy.detach(), advantages.abs() / bound)
+    return tokens.advantages + torch.minimum(strength * tokens.entropy.detach(), tokens.advantages.abs() / bound)
+
+
+def zero_variance(tokens: AnswerTokens, *, alpha: float = 0.1) -> Tensor:
+    """Where all answers of a group are right +alpha H, where all are wrong -alpha (max H - H), else A; all (B, T).
+
+    H is in nats, its maximum that of the answer's own tokens that count, right or wrong is the task's verdict. Source:
+    RL-ZVP, arXiv 2509.21880, by summaries that agree; the paper's text was not read, so which policy's entropy it takes
+    is not verified: here that of the policy before its first update.
+    """
+    correct, entropy = tokens.groups.correct, tokens.entropy.detach()
+    right, wrong = (found.repeat_interleave(correct.shape[1])[:, None] for found in (correct.all(1), ~correct.any(1)))
+    highest = entropy.masked_fill(~tokens.mask, 0).amax(dim=1, keepdim=True)
+    learned = torch.where(right, alpha * entropy, alpha * (entropy - highest)).to(tokens.advantages.dtype)
+    return torch.where(right | wrong, learned, tokens.advantages) * tokens.mask
+
+
+zero_variance.learns_of_all_groups = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _require_binary(rewards: Tensor) -> None:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ngrpo.algorithm.inputs import Counts, Groups, LossInputs, TokenLoss, Tokens
+from ngrpo.algorithm.advantages import group_normalized
+from ngrpo.algorithm.correction import importance_weights
+from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 
 
@@ -27,15 +29,20 @@ class Algorithm:
     loss             LossInputs -> TokenLoss; what it needs besides log-probabilities it declares (losses.asks)
     aggregation      a name in losses.AGGREGATIONS
     kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
+    control          Groups -> rewards (P, G) that stand in for the task's, verdicts too; None: the task's
     reward_shaping   name -> Groups -> rewards (P, G), one after the other
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
     carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
     row_filter       Groups -> (P, G) bool, true where an answer enters the loss
-    token_advantage  (advantages, entropy), both (B, T) -> (B, T)
+    reweight         (advantages (P, G), Groups) -> (P, G)
+    token_advantage  AnswerTokens -> advantages (B, T)
+    match_norm       "grpo": advantages are scaled to the mean |advantage| that GRPO gives the same batch; None: they stay
     select           Tokens -> (B, T) bool, for losses that treat some tokens differently
     select_per       "step": chosen once, among the step's tokens; "update": before each update, among its mini-batch's
     tempered         entropy and likeliest tokens are of softmax(logits / temperature), as ratios are; False: softmax(logits)
+    correction       for an engine that differs from the policy: none, tis or mis, see algorithm.correction; its weights are
+                     per token or per answer (correction_level) and at most correction_cap
     entropy_bonus    weight of the policy's entropy, added to the objective
     top_k            number of likeliest tokens whose log-probabilities the loss is given
     pass_k           the k of pass@k, for advantages that name it in the configuration
@@ -48,21 +55,31 @@ class Algorithm:
     kl: Mapping[str, Any]
     inner_epochs: int = 1
     mini_batches: int = 1
+    control: Callable[[Groups], Tensor] | None = None
     reward_shaping: Mapping[str, Callable[[Groups], Tensor]] | None = None
     group_filter: Callable[[Groups], Tensor] | None = None
     max_resamples: int = 0
     carry_surplus: bool = True
     row_filter: Callable[[Groups], Tensor] | None = None
-    token_advantage: Callable[[Tensor, Tensor], Tensor] | None = None
+    reweight: Callable[[Tensor, Groups], Tensor] | None = None
+    token_advantage: Callable[[AnswerTokens], Tensor] | None = None
+    match_norm: str | None = None
     select: Callable[[Tokens], Tensor] | None = None
     select_per: str = "step"
     tempered: bool = True
+    correction: str = "none"
+    correction_level: str = "token"
+    correction_cap: float = 2.0
     entropy_bonus: float = 0.0
     top_k: int = 0
     pass_k: int | None = None
     critic: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
+        shaping = getattr(self.token_advantage, "func", self.token_advantage)
+        if self.group_filter is not None and getattr(shaping, "learns_of_all_groups", False):
+            rule = "algorithm.token_advantage learns of the groups that it would leave out"
+            raise Incomplete(f"algorithm.group_filter: {rule}; algorithm.group_filter=null")
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
             raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
 
@@ -96,18 +113,26 @@ class Algorithm:
         """(P,) bool: groups that may enter the step; a filter sees the task's verdicts and the shaped rewards."""
         if self.group_filter is None:
             return torch.ones_like(groups.correct[:, 0])
-        return self.group_filter(replace(groups, rewards=self.shaped(groups)))
+        return self.group_filter(self.shaped(groups))
 
     def counts(self, groups: Groups) -> Tensor:
         """(P, G) bool: answers of kept groups that enter the loss."""
-        rows = torch.ones_like(groups.correct) if self.row_filter is None else self.row_filter(groups)
+        seen = self._controlled(groups)
+        rows = torch.ones_like(groups.correct) if self.row_filter is None else self.row_filter(seen)
         return rows & self.keeps(groups)[:, None]
 
-    def shaped(self, groups: Groups) -> Tensor:
-        """(P, G) float64: the rewards after all shaping."""
+    def shaped(self, groups: Groups) -> Groups:
+        """The same with the rewards after all shaping."""
+        groups = self._controlled(groups)
         for shape in (self.reward_shaping or {}).values():
             groups = replace(groups, rewards=shape(groups))
-        return groups.rewards
+        return groups
+
+    def _controlled(self, groups: Groups) -> Groups:
+        if self.control is None:
+            return groups
+        rewards = self.control(groups)
+        return replace(groups, rewards=rewards, correct=rewards > 0)
 
     def penalty(self, old: Tensor | None, reference: Tensor | None) -> Tensor | float:
         """(B, T) what the KL to the reference takes from the reward of each token; 0 where it is no part of the reward."""
@@ -115,16 +140,27 @@ class Algorithm:
             return 0.0
         return self.kl["coefficient"] * self.kl_estimate(old, reference)
 
-    def group_advantages(self, rewards: Tensor, penalty: Tensor | float, mask: Tensor) -> Tensor:
+    def group_advantages(self, groups: Groups, penalty: Tensor | float, mask: Tensor) -> Tensor:
         """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
         taken = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
-        advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
+        advantages = self.advantage(groups.rewards - taken.double().sum(dim=1).view(groups.rewards.shape))
+        if self.reweight is not None:
+            advantages = self.reweight(advantages, groups)
         return advantages.float().view(-1, 1).expand(mask.shape)
+
+    def matched(self, advantages: Tensor, groups: Groups, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, T) advantages with the mean size that GRPO's would have on the tokens that count; `total`: over all ranks."""
+        if self.match_norm is None:
+            return advantages
+        plain = group_normalized(groups.rewards).view(-1, 1).expand(mask.shape)
+        own, other = total(torch.stack([(a.double().abs() * mask).sum() for a in (advantages, plain)]))
+        return advantages * (other / own).to(advantages.dtype) if own > 0 else advantages
 
     def token_loss(self, inputs: LossInputs, reference: Tensor | None = None) -> tuple[TokenLoss, Tensor]:
         """The loss of every token with all that is added to it, and the KL to the reference, both (B, T)."""
         policy = self.loss(inputs)
-        loss, divergence = policy.loss, torch.zeros_like(inputs.log_probs)
+        loss = policy.loss if inputs.correction is None else policy.loss * inputs.correction  # clipped before
+        divergence = torch.zeros_like(inputs.log_probs)
         if reference is not None:
             divergence = self.kl_estimate(inputs.log_probs, reference)
             if self.kl["placement"] == "loss":
@@ -133,6 +169,12 @@ class Algorithm:
             assert inputs.entropy is not None
             loss = loss - self.entropy_bonus * inputs.entropy
         return TokenLoss(loss, policy.clipped), divergence.detach()
+
+    def corrections(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
+        """(B, T) weights for log-probabilities of the engine that are not those of the policy; None: nothing is corrected."""
+        if self.correction == "none":
+            return None
+        return importance_weights(self.correction, self.correction_level, self.correction_cap, old, rollout, mask)
 
     def weights(self, mask: Tensor, counts: Counts) -> Tensor:
         """(B, T): what each token's loss counts for within the whole mini-batch."""

@@ -1,13 +1,19 @@
-"""What is known of the answers of an RL step before any token is weighed: rewards to reshape, groups and rows to keep.
+"""What is known of the answers of an RL step before any token is weighed: rewards to reshape, advantages to weigh, groups
+and rows to keep.
 
 Pure functions of `Groups`, one per published rule.
 """
+
+from math import prod
 
 import torch
 from torch import Tensor
 
 from ngrpo.algorithm.advantages import homogeneous
 from ngrpo.algorithm.inputs import Groups
+from ngrpo.rollout.keys import Draws
+
+CONTROL = 2  # what keys differ by from those that strategies (0) and selections (1) draw with
 
 # --- reward shaping: Groups -> rewards (P, G) --------------------------------------------------------------------------
 
@@ -34,6 +40,89 @@ def unlikeliness(groups: Groups, *, strength: float = 0.25, likelihood: str = "m
     rank = 1 + (value[:, None, :] > value[:, :, None]).sum(dim=-1)
     factor = 1 - strength * (size - rank).double() / size
     return torch.where(groups.correct, groups.rewards * factor, groups.rewards)
+
+
+# --- controls: rewards that a method should not learn from -------------------------------------------------------------
+
+
+def random_rewards(groups: Groups, *, rate: float = 0.5) -> Tensor:
+    """1 with probability `rate`, else 0, whatever the answer, from a stream of its own that a resumed run repeats.
+
+    What a method still gains comes of its own bias. Source: "Spurious Rewards", arXiv 2506.10947.
+    """
+    return (_uniform(groups) < rate).double()
+
+
+def shuffled_rewards(groups: Groups) -> Tensor:
+    """The group's rewards among its answers in a random order: as many right ones as there are, but not which."""
+    return groups.rewards.gather(1, _uniform(groups).argsort(dim=1))
+
+
+def format_rewards(groups: Groups) -> Tensor:
+    """1 where an answer was found in the text, right or wrong: the box-only reward of arXiv 2506.10947."""
+    return groups.parsed.double()
+
+
+def _uniform(groups: Groups) -> Tensor:
+    """(P, G) in [0, 1)."""
+    return Draws(groups.keys ^ CONTROL, torch.zeros_like(groups.keys)).token
+
+
+# --- weights: (advantages (P, G), Groups) -> advantages (P, G) ---------------------------------------------------------
+
+
+def over_success_rate(advantages: Tensor, groups: Groups) -> Tensor:
+    """Advantages over the mean reward of their group, 0 where that is 0: with r - mean it is MaxRL's (r - mean) / mean.
+
+    Source: MaxRL, arXiv 2602.02710, where released codes add 1e-6 to the mean. Raises ValueError for rewards outside
+    [0, 1] and for wrong answers that earn something, which would make all-wrong groups look solved.
+    """
+    strange = (groups.rewards < 0) | (groups.rewards > 1) | (~groups.correct & (groups.rewards != 0))
+    if strange.any():
+        found = f"a reward is {groups.rewards[strange][0].item():g}"
+        raise ValueError(f"{found}: MaxRL divides by the success rate, so a wrong answer must earn 0; algorithm=grpo")
+    mean = groups.rewards.mean(dim=1, keepdim=True)
+    return torch.where(mean > 0, advantages / mean.clamp(min=1e-300), 0)
+
+
+def focal(advantages: Tensor, groups: Groups, *, gamma: float = 0.5) -> Tensor:
+    """Times (1 - c / G)^gamma, c right answers of G: the easier a problem, the less it counts; gamma 0 changes nothing.
+
+    Source: F-GRPO, arXiv 2602.06717. A smaller |A| is also a smaller step: algorithm.match_norm=grpo takes that away.
+    """
+    return advantages * (1 - groups.correct.double().mean(dim=1, keepdim=True)) ** gamma
+
+
+def uniform_correct(advantages: Tensor, groups: Groups, *, tau: float = 0.2, length_norm: bool = True) -> Tensor:
+    """Shifts the advantage of n >= 2 right answers of a group to the less likely of them; their sum and wrong ones stay.
+
+    Weights n ((1 - tau) / n + tau v_j / sum v), v = 1 / max(q, 1e-6), q the softmax over the right answers of their
+    log-probabilities: per token with length_norm, as the released code (AnamikaLochab/UCPO) does, else of whole answers,
+    as a comment in it says. Source: UCPO, arXiv 2605.00365. Raises ValueError for right answers of one group whose
+    rewards differ.
+    """
+    correct, size = groups.correct, groups.correct.sum(dim=1, keepdim=True).double()
+    highest = groups.rewards.masked_fill(~correct, -torch.inf).amax(dim=1, keepdim=True)
+    if (correct & (groups.rewards != highest)).any():
+        raise ValueError(
+            "right answers of a group earn differently: UCPO is defined for rewards of 0 and 1; algorithm=grpo"
+        )
+    value = groups.log_probs / groups.lengths.clamp(min=1) if length_norm else groups.log_probs
+    inverse = 1 / value.masked_fill(~correct, -torch.inf).softmax(dim=1).clamp(min=1e-6) * correct
+    weights = (1 - tau) + tau * size * inverse / inverse.sum(dim=1, keepdim=True)
+    return torch.where(correct & (size > 1), advantages * weights, advantages)
+
+
+def boundary(advantages: Tensor, groups: Groups, *, k: int = 16, threshold: float = 0.01) -> Tensor:
+    """Times u(m) / u(1) for m right answers of n, 0 where u(m) < threshold (n + 1): nearly saturated problems count less.
+
+    u(m) = k prod_{j=1..k-1} (n - m + j) / (n + 1 + j) is the expected marginal gain of pass@k under a flat prior. A
+    variant of our own after the abstract of Bayesian boundary gating, arXiv 2606.15455, and no reproduction of it.
+    """
+    size = groups.correct.shape[1]
+    gain = [k * prod((size - m + j) / (size + 1 + j) for j in range(1, k)) for m in range(size + 1)]
+    weights = [value / gain[1] if value >= threshold * (size + 1) else 0.0 for value in gain]
+    return advantages * advantages.new_tensor(weights)[groups.correct.sum(dim=1, keepdim=True)]
 
 
 # --- group filters: Groups -> (P,) bool, true where a group is kept ----------------------------------------------------

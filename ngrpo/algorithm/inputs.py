@@ -18,6 +18,8 @@ class Groups:
     lengths    int64, tokens
     truncated  bool, cut off at the limit
     log_probs  float64, sum over the answer's tokens at the time of the rollout
+    parsed     bool, an answer was found in the text
+    keys       int64, the answers' random keys
     limit      the longest answer that is allowed, in tokens
     """
 
@@ -26,7 +28,24 @@ class Groups:
     lengths: Tensor
     truncated: Tensor
     log_probs: Tensor
+    parsed: Tensor
+    keys: Tensor
     limit: int
+
+
+class AnswerTokens(NamedTuple):
+    """The tokens of a step whose advantages are shaped one by one, each (B, T), detached.
+
+    advantages
+    entropy     nats, before the first update; of softmax(logits / temperature) unless algorithm.tempered is false
+    mask        bool, the tokens that count
+    groups      the answers, row after row
+    """
+
+    advantages: Tensor
+    entropy: Tensor
+    mask: Tensor
+    groups: Groups
 
 
 class Tokens(NamedTuple):
@@ -50,12 +69,13 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is given of a micro-batch, each (B, T) and masked. The last five are there where the loss asks for them.
+    """What a loss is given of a micro-batch, each (B, T) and masked. From `entropy` on they are there where the loss asks.
 
     log_probs      of the recorded steps under the current weights, with their gradient
     old            the same from before the first update, detached
     advantages
     mask           bool, true on the tokens that count
+    correction     weights for an engine that differs from the policy, detached; None: nothing is corrected
     selected       bool, tokens that the algorithm's `select` has chosen
     entropy        nats of softmax(logits / temperature), with its gradient; algorithm.tempered false: of softmax(logits)
     top_log_probs  (B, T, K) its logarithm at the K likeliest tokens, K = algorithm.top_k, with their gradient
@@ -67,6 +87,7 @@ class LossInputs:
     old: Tensor
     advantages: Tensor
     mask: Tensor
+    correction: Tensor | None = None
     selected: Tensor | None = None
     entropy: Tensor | None = None
     top_log_probs: Tensor | None = None

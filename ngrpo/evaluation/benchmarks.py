@@ -248,3 +248,4 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
                 recorder.result(name, step, entry)
     finally:
         progress.stop()
+        evaluation.sampler.engine.close()

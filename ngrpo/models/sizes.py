@@ -34,7 +34,8 @@ class Sizes:
     """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
-    `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda."""
+    `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
+    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one."""
 
     rows: int
     prompts: int
@@ -51,6 +52,8 @@ class Sizes:
     kept: int = 2
     update_rows: int | None = None
     device: str = "cpu"
+    engine_cache: int = 0
+    engine_dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
     neighbors    V k ids of 8 bytes
+    engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
     cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
@@ -123,10 +127,11 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
             "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
             "optimizer": 2 * learners * size,
             "neighbors": vocabulary * sizes.k * 8,
+            "engine": (parameters * BYTES[sizes.engine_dtype] + sizes.engine_cache) * bool(sizes.engine_cache),
         },
         rollout={
             "gradients": learners * size,
-            "KV cache": held * config.num_hidden_layers * 2 * _key_width(config) * compute,
+            "KV cache": held * config.num_hidden_layers * 2 * _key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
             "scaled table": table,
         },

@@ -91,6 +91,8 @@ def groups_of(answers: Answers, sampler: Sampler) -> Groups:
         lengths=rollouts.lengths.view(-1, size),
         truncated=truncated(rollouts, sampler.strategy).view(-1, size),
         log_probs=rollouts.log_probs.double().sum(dim=1).view(-1, size),
+        parsed=torch.tensor([s.outcome != "unparsed" for s in answers.scores], device=device).view(-1, size),
+        keys=rollouts.keys.view(-1, size),
         limit=sampler.max_new_tokens,
     )
 

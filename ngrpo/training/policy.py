@@ -12,7 +12,7 @@ from transformers import get_scheduler
 
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.critic import clipped_value_loss, whitened
-from ngrpo.algorithm.inputs import Counts, LossInputs, Tokens
+from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, Tokens
 from ngrpo.algorithm.losses import token_mean
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
@@ -62,6 +62,10 @@ class Batch:
         for number, index in enumerate(indices, start=1):
             yield self.rows(index), number == len(indices)
 
+    def advantage_size(self) -> float:
+        """Mean |advantage| of the tokens that count; 0 where none does."""
+        return (self.advantages.double().abs() * self.mask).sum().item() / max(int(self.mask.sum()), 1)
+
     def counts(self, limit: int, ranks: Ranks) -> Counts:
         """Tokens and sequences of the whole mini-batch, over all ranks; `limit`: tokens of the longest answer allowed."""
         sizes = ranks.sum(torch.stack((self.mask.sum(), self.mask.any(dim=1).sum())).double())
@@ -94,13 +98,17 @@ class Policy(lightning.LightningModule):
         top_k = algorithm.top_k if asks & {"top_log_probs", "greedy"} else 0
         wanted = {"entropy": "entropy" in asks, "top_k": top_k, "hidden": "hidden" in asks}
         new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **wanted)
+        old = batch.before(new.log_probs)
         given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
-        inputs = LossInputs(old=batch.before(new.log_probs), **given)
+        correction = algorithm.corrections(old, batch.rollouts.log_probs, mask)
+        inputs = LossInputs(old=old, correction=correction, **given)
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
         gap = gap if batch.carried is None else gap.masked_fill(batch.carried, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
+        if correction is not None:
+            seen |= {"correction": correction, "correction_squared": correction.square()}
         if batch.selected is not None:
             seen["selected"] = batch.selected
         share = token_mean(mask, counts)
@@ -126,22 +134,24 @@ class Policy(lightning.LightningModule):
         return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
 
     def batch(
-        self, drawn: Collected, rewards: Tensor, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
+        self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
         ranks: Ranks,
     ) -> Batch:  # fmt: skip
-        """Everything that is settled before the first update, of shaped rewards (P, G) too: whose tokens count, advantages."""
+        """Everything that is settled before the first update, of groups with shaped rewards: whose tokens count, advantages."""
         algorithm, rollouts, carried = self.algorithm, drawn.answers.rollouts, drawn.carried
         mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
         if values is None:
-            advantages = algorithm.group_advantages(rewards, penalty, rollouts.loss_mask)
+            advantages = algorithm.group_advantages(groups, penalty, rollouts.loss_mask)
         else:
-            advantages, returns = whitened(algorithm.advantage, rewards, penalty, values, mask, ranks.sum)
+            advantages, returns = whitened(algorithm.advantage, groups.rewards, penalty, values, mask, ranks.sum)
         if algorithm.token_advantage is not None:
             entropy = self._engine_entropy(rollouts)
             entropy = (old or self.replayed(rollouts)).entropy if entropy is None else entropy
-            advantages = algorithm.token_advantage(advantages, entropy)  # pyright: ignore[reportArgumentType]
+            facts = (advantages, entropy, mask, groups)
+            advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
+        advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
         carried = None if carried is None else carried[:, None].expand_as(mask)
         batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)

@@ -18,8 +18,10 @@ from ngrpo.algorithm.advantages import (
     policy_at_k,
     signed,
     with_virtual_samples,
+    zero_variance,
 )
 from ngrpo.algorithm.critic import generalized
+from ngrpo.algorithm.inputs import AnswerTokens, Groups
 
 
 def tensor(*groups) -> torch.Tensor:
@@ -334,13 +336,39 @@ def test_generalized_does_not_read_what_does_not_count():
         assert torch.equal(ours, theirs)
 
 
+def tokens_of(advantages, entropy, correct=None, mask=None) -> AnswerTokens:
+    """`correct` in groups of two."""
+    right = torch.ones(len(advantages), 1) if correct is None else torch.tensor(correct).view(-1, 2)
+    no = torch.zeros_like(right)
+    groups = Groups(right.double(), right.bool(), no.long(), no.bool(), no.double(), no.bool(), no.long(), 9)
+    return AnswerTokens(advantages, entropy, torch.ones_like(entropy).bool() if mask is None else mask, groups)
+
+
+def test_groups_without_variance_learn_by_the_entropy_of_each_token():
+    right, wrong = [1, 1, 0, 0, 1, 0], tensor([0.2, 0.8], [0.5, 0.7], [0.2, 0.8], [0.5, 0.7], [0.2, 0.8], [0.5, 0.7])
+    plain = tensor([0, 0], [0, 0], [0, 0], [0, 0], [1, 1], [-1, -1])
+    made = zero_variance(tokens_of(plain, wrong, right), alpha=0.1)
+    expected = tensor([0.02, 0.08], [0.05, 0.07], [-0.06, 0], [-0.02, 0], [1, 1], [-1, -1])
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-12)
+    long = tensor([1.2, 0.3, 0.05], [1.2, 0.3, 0.05])
+    for all_right, told in ((1, [0.12, 0.03, 0.005]), (0, [0, -0.09, -0.115])):
+        made = zero_variance(tokens_of(torch.zeros_like(long), long, [all_right] * 2), alpha=0.1)
+        assert made[0].tolist() == pytest.approx(told, abs=1e-12)
+
+
+def test_the_peak_of_a_wrong_answer_is_that_of_its_tokens_that_count():
+    entropy, mask = tensor([0.2, 0.5, 9.0], [0.4, 9.0, 9.0]), torch.tensor([[1, 1, 0], [1, 0, 0]]).bool()
+    made = zero_variance(tokens_of(torch.zeros_like(entropy), entropy, [0, 0], mask), alpha=1.0)
+    torch.testing.assert_close(made, tensor([-0.3, 0, 0], [0, 0, 0]), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(("strength", "bound"), [(0.4, 2.0), (0.0, 2.0), (3.0, 1.5), (0.4, 100.0)])
 def test_entropy_shaped_is_the_formula_and_keeps_the_sign(strength, bound):
     advantages, values, _ = token_inputs()
     entropy = values.abs().requires_grad_()
-    made = entropy_shaped(advantages, entropy, strength=strength, bound=bound)
+    made = entropy_shaped(tokens_of(advantages, entropy), strength=strength, bound=bound)
     assert not made.requires_grad
     for a, h, shaped in zip(*(part.detach().flatten().tolist() for part in (advantages, entropy, made)), strict=True):
         assert shaped == pytest.approx(a + min(strength * h, abs(a) / bound), abs=1e-12)
         assert math.copysign(1, shaped) == math.copysign(1, a)
-    assert entropy_shaped(tensor([0, 1, -1]), tensor([5, 0, 9])).tolist() == [[0.0, 1.0, -0.5]]
+    assert entropy_shaped(tokens_of(tensor([0, 1, -1]), tensor([5, 0, 9]))).tolist() == [[0.0, 1.0, -0.5]]

@@ -1,6 +1,8 @@
 """Reward shaping and filters of groups against published points and plain loops over answers."""
 
+from dataclasses import replace
 from functools import partial
+from math import exp, prod
 
 import numpy as np
 import pytest
@@ -9,13 +11,20 @@ import torch
 from ngrpo.algorithm import advantages, losses
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.groups import (
+    boundary,
     correct_only,
     finished,
+    focal,
+    format_rewards,
     mixed,
     not_all_correct,
     not_all_wrong,
+    over_success_rate,
     overlong_punishment,
     partly_rewarded,
+    random_rewards,
+    shuffled_rewards,
+    uniform_correct,
     unlikeliness,
     wrong_only,
 )
@@ -30,6 +39,8 @@ def groups(rewards, lengths=None, truncated=None, log_probs=None, correct=None, 
         lengths=torch.as_tensor(torch.ones_like(rewards) if lengths is None else lengths).long(),
         truncated=torch.as_tensor(torch.zeros_like(rewards) if truncated is None else truncated).bool(),
         log_probs=torch.as_tensor(-torch.ones_like(rewards) if log_probs is None else log_probs).double(),
+        parsed=torch.ones_like(rewards).bool(),
+        keys=torch.arange(rewards.numel()).view(rewards.shape) * 7919,
         limit=limit,
     )
 
@@ -168,7 +179,7 @@ def test_a_filter_sees_rewards_after_shaping_and_verdicts_before():
     given = groups(right, lengths=lengths, limit=40)
     kept = filtered(mixed).keeps(given)
     assert kept.tolist() == [False, True, False, False, True]
-    shaped = filtered(mixed).shaped(given)
+    shaped = filtered(mixed).shaped(given).rewards
     assert (
         not advantages.group_normalized(shaped)[0].any() and advantages.group_normalized(shaped)[kept].any(dim=1).all()
     )
@@ -180,7 +191,7 @@ def test_a_filter_sees_rewards_after_shaping_and_verdicts_before():
 def test_no_group_that_a_mixed_filter_keeps_is_without_variance():
     given = random_groups(count=400, size=4)
     algorithm = filtered(mixed)
-    shaped, kept = algorithm.shaped(given), algorithm.keeps(given)
+    shaped, kept = algorithm.shaped(given).rewards, algorithm.keeps(given)
     verdict = given.correct.any(dim=1) & ~given.correct.all(dim=1)
     level = torch.tensor([max(row) - min(row) < 1e-12 for row in shaped.tolist()])
     assert torch.equal(kept, verdict & ~level) and kept.any()
@@ -190,7 +201,7 @@ def test_where_earnings_decide_a_right_answer_with_a_heavy_punishment_is_wrong()
     """NGRPO's released filter: what counts is whether the shaped reward is above 0."""
     right, lengths = [[1, 0], [1, 0], [1, 1], [0, 0]], [[40, 5], [35, 5], [40, 5], [5, 40]]
     given = groups(right, lengths=lengths, limit=40)
-    assert filtered(partly_rewarded).shaped(given).tolist() == [[0, 0], [0.5, 0], [0, 1], [0, -1]]
+    assert filtered(partly_rewarded).shaped(given).rewards.tolist() == [[0, 0], [0.5, 0], [0, 1], [0, -1]]
     assert filtered(partly_rewarded).keeps(given).tolist() == [False, True, True, False]
 
 
@@ -202,3 +213,156 @@ def test_row_filters_look_at_one_answer_each():
     alone = groups([[1.0], [0.0]], truncated=[[True], [False]])
     assert finished(alone).tolist() == [[False], [True]]
     assert correct_only(alone).tolist() == [[True], [False]] and wrong_only(alone).tolist() == [[False], [True]]
+
+
+# --- weights ------------------------------------------------------------------------------------------------------------
+
+
+def right(count: int, size: int = 8) -> Groups:
+    return groups([[1.0] * count + [0.0] * (size - count)])
+
+
+def grpo(given: Groups) -> torch.Tensor:
+    return advantages.group_normalized(given.rewards, eps=0)
+
+
+def over(given: Groups) -> list[float]:
+    return over_success_rate(advantages.group_centered(given.rewards), given)[0].tolist()
+
+
+def test_over_the_success_rate_a_right_answer_is_worth_the_failures_for_each():
+    assert over(groups([[1.0, 0, 0, 0]])) == pytest.approx([3, -1, -1, -1], abs=1e-12)
+    assert over(right(1)) == pytest.approx([7] + [-1] * 7, abs=1e-12)
+    assert over(right(3)) == pytest.approx([5 / 3] * 3 + [-1] * 5, abs=1e-12)
+    assert over(right(0)) == over(right(8)) == [0.0] * 8
+
+
+def test_the_estimate_over_the_success_rate_is_that_of_the_truncated_likelihood():
+    """With one parameter theta = logit p: E[sum_i A_i d log pi / G] = (1 - (1 - p)^(G - 1)) / p times dp / dtheta."""
+    size, p = 5, 0.3
+    total = 0.0
+    for pattern in np.ndindex(*[2] * size):
+        chance = prod(p if r else 1 - p for r in pattern)
+        score = np.array([1 - p if r else -p for r in pattern])  # d log pi / d theta
+        total += chance * np.mean(over(groups([[float(r) for r in pattern]])) * score)
+    assert total == pytest.approx((1 - (1 - p) ** (size - 1)) / p * p * (1 - p), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "correct"),
+    [([[1.0, -1]], [[True, False]]), ([[1.0, 0.1]], [[True, False]]), ([[2.0, 0]], [[True, False]])],
+)
+def test_rewards_that_are_no_success_rate_are_refused(rewards, correct):
+    given = groups(rewards, correct=correct)
+    with pytest.raises(ValueError, match="a wrong answer must earn 0; algorithm=grpo"):
+        over_success_rate(given.rewards, given)
+
+
+@pytest.mark.parametrize(
+    ("count", "gamma", "best", "rest"),
+    [
+        (1, 0.5, 2.315032, -0.330719),
+        (4, 0.5, 0.661438, -0.661438),
+        (7, 0.5, 0.125, -0.875),
+        (7, 1.0, 0.044194, -0.309359),
+    ],
+)
+def test_focal_weights_at_their_published_points(count, gamma, best, rest):
+    made = focal(grpo(right(count)), right(count), gamma=gamma)[0].tolist()
+    assert made == pytest.approx([best] * count + [rest] * (8 - count), abs=1e-6)
+
+
+def test_focal_weights_change_no_sign_and_none_at_gamma_0():
+    given = random_groups()
+    plain = grpo(given)
+    assert torch.equal(focal(plain, given, gamma=0.0), plain)
+    assert torch.equal(focal(plain, given, gamma=2.0).sign(), plain.sign() * ~given.correct.all(dim=1, keepdim=True))
+
+
+def test_right_answers_that_are_less_likely_learn_more():
+    mean, lengths = [-0.2, -0.4, -0.9, -0.5], [10, 20, 40, 5]
+    given = groups([[1.0, 1, 1, 0]], lengths=[lengths], log_probs=[[m * n for m, n in zip(mean, lengths, strict=True)]])
+    made = uniform_correct(grpo(given), given)[0]
+    assert made.tolist() == pytest.approx([0.470836, 0.486519, 0.542645, -1.5], abs=1e-6)
+    whole = uniform_correct(grpo(given), given, length_norm=False)[0] / grpo(given)[0]
+    assert whole.tolist() == pytest.approx([0.800001, 0.800243, 1.399757, 1], abs=1e-6)
+
+
+def test_shifted_advantages_keep_their_sum_and_follow_the_closed_form():
+    given = random_groups()
+    plain = grpo(given)
+    made = uniform_correct(plain, given, tau=0.3)
+    torch.testing.assert_close((made * given.correct).sum(1), (plain * given.correct).sum(1), rtol=1e-12, atol=1e-12)
+    assert torch.equal(made[~given.correct], plain[~given.correct])
+    assert torch.equal(uniform_correct(plain, given, tau=0.0), plain)
+    for row in range(len(plain)):
+        members = given.correct[row].nonzero().flatten().tolist()
+        if len(members) > 1:
+            values = [float(given.log_probs[row, i] / given.lengths[row, i]) for i in members]
+            total = sum(exp(-v) for v in values)
+            weights = [0.7 + 0.3 * len(members) * exp(-v) / total for v in values]
+            expected = [w * float(plain[row, i]) for w, i in zip(weights, members, strict=True)]
+            assert made[row, members].tolist() == pytest.approx(expected, abs=1e-9)
+
+
+def test_right_answers_that_earn_differently_are_refused():
+    given = groups([[1.0, 0.5, 0]])
+    with pytest.raises(ValueError, match="right answers of a group earn differently"):
+        uniform_correct(given.rewards, given)
+
+
+def test_the_boundary_is_the_expected_gain_of_pass_at_k():
+    """u(m) by numerical integration over the posterior Beta(m + 1, n - m + 1)."""
+    from scipy import integrate, stats
+
+    for k, size, most in ((16, 8, 3), (4, 6, 6)):
+        gain = [
+            integrate.quad(lambda p, m=m: k * (1 - p) ** (k - 1) * stats.beta(m + 1, size - m + 1).pdf(p), 0, 1)[0]  # noqa: B023
+            for m in range(size + 1)
+        ]
+        for m in range(1, size + 1):
+            made = boundary(torch.ones(1, size, dtype=torch.float64), right(m, size), k=k)[0]
+            kept = gain[m] >= 0.01 * (size + 1)
+            assert made.tolist() == pytest.approx([gain[m] / gain[1] * kept] * size, abs=1e-6)
+            assert kept == (m <= most) or k == 4
+
+
+@pytest.mark.parametrize("weigh", [focal, uniform_correct, boundary])
+def test_weights_look_at_one_group_at_a_time_and_follow_its_answers(weigh):
+    given, order = random_groups(), torch.tensor([3, 0, 5, 1, 4, 2])
+    plain = grpo(given)
+    turned = replace(
+        given, rewards=given.rewards[:, order], correct=given.correct[:, order],
+        log_probs=given.log_probs[:, order], lengths=given.lengths[:, order],
+    )  # fmt: skip
+    torch.testing.assert_close(weigh(plain[:, order], turned), weigh(plain, given)[:, order], rtol=1e-12, atol=1e-12)
+    part = replace(given, **{f: getattr(given, f)[7:9] for f in ("rewards", "correct", "log_probs", "lengths")})
+    torch.testing.assert_close(weigh(plain[7:9], part), weigh(plain, given)[7:9], rtol=1e-12, atol=1e-12)
+
+
+# --- controls -----------------------------------------------------------------------------------------------------------
+
+
+def test_random_rewards_have_their_rate_and_know_no_answer():
+    given = groups(torch.zeros(4000, 8))
+    for rate in (0.0, 0.3, 1.0):
+        made = random_rewards(given, rate=rate)
+        assert made.mean() == pytest.approx(rate, abs=0.01) and set(made.unique().tolist()) <= {0.0, 1.0}
+    same = replace(given, rewards=torch.ones_like(given.rewards), correct=torch.ones_like(given.correct))
+    assert torch.equal(random_rewards(same), random_rewards(given))
+
+
+def test_shuffled_rewards_are_those_of_the_group_anywhere():
+    given = groups([[1.0, 0, 0, 0]] * 4000)
+    made = shuffled_rewards(given)
+    assert torch.equal(made.sort(dim=1).values, given.rewards.sort(dim=1).values)
+    assert made.mean(dim=0).tolist() == pytest.approx([0.25] * 4, abs=0.03)
+
+
+def test_a_control_stands_in_for_rewards_and_verdicts_wherever_they_are_asked_for():
+    given = replace(groups([[1.0, 0], [1.0, 0]]), parsed=torch.tensor([[True, True], [False, True]]))
+    algorithm = replace(filtered(mixed), control=format_rewards, row_filter=correct_only)
+    shaped = algorithm.shaped(given)
+    assert shaped.rewards.tolist() == [[1, 1], [0, 1]] and shaped.correct.tolist() == [[True, True], [False, True]]
+    assert algorithm.keeps(given).tolist() == [False, True]
+    assert algorithm.counts(given).tolist() == [[False, False], [False, True]]

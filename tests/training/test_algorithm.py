@@ -212,7 +212,7 @@ def test_reward_shaping_runs_in_order_and_keeps_the_verdicts():
         "unlikeliness": functools.partial(groups.unlikeliness, strength=0.5),
     }))  # fmt: skip
     facts = groups_of(parts.outcomes[0].answers, parts.sampler)
-    shaped = parts.policy.algorithm.shaped(facts)
+    shaped = parts.policy.algorithm.shaped(facts).rewards
     punished = facts.rewards - ((facts.lengths - 16).clamp(min=0) / 16).clamp(max=1).double()
     assert torch.equal(shaped[:, 1:], punished[:, 1:])  # wrong answers
     assert (shaped[:, 0].abs() <= punished[:, 0].abs()).all() and NO_KL["coefficient"] == 0

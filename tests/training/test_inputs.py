@@ -207,9 +207,9 @@ def test_selections_shaping_bonus_and_likeliest_tokens_have_the_temperature_of_t
         seen.append(tokens)
         return selections.high_entropy(tokens, share=0.3)
 
-    def shape(advantages, entropy):
-        seen.append(entropy)
-        return advantages
+    def shape(tokens):
+        seen.append(tokens.entropy)
+        return tokens.advantages
 
     changes = {"select": select, "token_advantage": shape, "tempered": tempered, "top_k": 3}
     loss = watching(given, "entropy", "top_log_probs")

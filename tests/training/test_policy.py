@@ -1,19 +1,21 @@
 """The training step: gradients against an independent computation, whatever the split into micro-batches or processes."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
 from strategies import gaussian_noise, neighbor_ids, neighbor_mix
 from updates import TINY, Watched, difference_of_two_processes, fit, make, mixed, training
 
-from ngrpo.algorithm import advantages, losses
+from ngrpo.algorithm import advantages, groups, losses
 from ngrpo.algorithm.inputs import TokenLoss
 from ngrpo.algorithm.losses import KL_ESTIMATORS
 from ngrpo.exploration.stht import SoftTokens
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.loading import load
 from ngrpo.rollout.records import NotFinite
+from ngrpo.rollout.sampling import groups_of
 from ngrpo.rundir import checkpoints
 from ngrpo.tasks.base import Score
 from ngrpo.tasks.story_math import StoryMath
@@ -99,10 +101,23 @@ def test_kl_in_the_reward_moves_the_advantages():
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64)
     rewards = (rewards - 0.5 * 0.1 * answers.rollouts.loss_mask.sum(dim=1)).view(4, 4)
     expected = (rewards - rewards.mean(dim=1, keepdim=True)).flatten()
-    rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64).view(4, 4)
     penalty = 0.5 * KL_ESTIMATORS["k1"](old, reference)
-    made = parts.policy.algorithm.group_advantages(rewards, penalty, answers.rollouts.loss_mask)[:, 0].double()
+    made = parts.policy.algorithm.group_advantages(
+        groups_of(answers, parts.sampler), penalty, answers.rollouts.loss_mask
+    )[:, 0].double()
     torch.testing.assert_close(made, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_advantages_can_be_brought_to_the_size_of_grpos():
+    """Focal weights make them smaller; matched, the same answers get GRPO's mean size, and each keeps its share of it."""
+    weigh = partial(groups.focal, gamma=2.0)
+    plain, focal, matched = (
+        fit(parts).outcomes[0] for parts in (make(), make(reweight=weigh), make(reweight=weigh, match_norm="grpo"))
+    )
+    assert focal.metrics["advantage_size"] < 0.9 * plain.metrics["advantage_size"]
+    assert matched.metrics["advantage_size"] == pytest.approx(plain.metrics["advantage_size"], rel=1e-5)
+    ratio = plain.metrics["advantage_size"] / focal.metrics["advantage_size"]
+    assert matched.metrics["loss"] == pytest.approx(ratio * focal.metrics["loss"], rel=1e-4, abs=1e-9)
 
 
 def test_later_updates_see_ratios_and_clip():

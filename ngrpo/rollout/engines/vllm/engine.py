@@ -1,0 +1,190 @@
+"""vLLM as an engine: stock, in this process, with the strategies that the reference engine runs.
+
+It is fed the weights of the policy at every `sync`, and a session hosts the strategy while rows are decoded.
+"""
+
+import copy
+import itertools
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ngrpo.exploration.base import Exploration
+from ngrpo.models import files
+from ngrpo.models.causal import CausalModel
+from ngrpo.rollout.engines.vllm import installed, plugin, weights
+from ngrpo.rollout.engines.vllm.session import FINISHED, Session
+from ngrpo.rollout.records import Rollouts
+from ngrpo.rundir.checkpoints import rng_state, set_rng_state
+from ngrpo.targets import SettingsError
+
+GIB = 2**30
+BLOCK_SIZE = 32  # tokens of one block of the cache: the smallest that a CPU's attention takes
+# Names of vLLM's arguments that this version does not host, and the only value each of them may have.
+ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "speculative_config": None}
+# One process, so that strategies and weights are handed over as they are; nothing is looked up or reported elsewhere.
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_CONFIGURE_LOGGING": "1",
+}  # fmt: skip
+
+
+class VllmEngine:
+    """See engines.base.Engine. The model is loaded at the first `sync`.
+
+    dtype          of the weights and of what is computed: "float32" or "bfloat16"
+    kv_cache_gib   memory for keys and values, GiB; where it is short, rows are preempted and computed again
+    rows           decoded at a time, at most
+    options        other arguments of vllm.LLM, by their names there
+    """
+
+    llm: Any = None
+
+    def __init__(
+        self,
+        dtype: str = "float32",
+        kv_cache_gib: float = 1.0,
+        rows: int = 256,
+        options: Mapping[str, Any] | None = None,
+    ):
+        lines = [
+            line for line in (installed.refusal(), self._refuses_options(options or {}), _lacks(kv_cache_gib)) if line
+        ]
+        if lines:
+            raise SettingsError(lines)
+        self.dtype, self.kv_cache_gib, self.rows, self.options = dtype, kv_cache_gib, rows, dict(options or {})
+        self.rollouts, self.asleep = itertools.count(), False
+
+    @staticmethod
+    def _refuses_options(options: Mapping[str, Any]) -> str | None:
+        odd = [name for name, only in ALONE.items() if options.get(name, only) != only]
+        if not odd:
+            return None
+        rule = "one engine per process, without speculation, is what strategies are hosted by"
+        return f"engine.options.{odd[0]}={options[odd[0]]}: {rule}; leave it out"
+
+    def refuses(self, strategy: Exploration, model: str) -> str | None:
+        if kinds := files.sliding_layers(model):
+            return f"has layers of kind {', '.join(kinds)}, and only full attention can be replayed"
+        return installed.unsupported(model)
+
+    def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
+        with model.gathered():
+            prepared = [s.prepare(model.table.detach(), step, model.head.detach()) for s in strategies]
+            if self.llm is None:
+                self.llm = self._start(model)
+            if self.asleep:
+                self.llm.wake_up()
+            self.llm.collective_rpc(weights.hand_over, args=(model,))
+        self.asleep = False
+        self.llm.reset_prefix_cache()  # it holds keys and values of the weights before
+        return {name: value for figures in prepared for name, value in figures.items()}
+
+    def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
+        if self.llm is None or self.asleep:
+            raise RuntimeError("the engine has no weights yet: sync comes before generate")
+        group = len(keys) // len(prompts)
+        self._refuse_long(int(mask.sum(dim=1).max()), limit)
+        texts = [row[there].tolist() for row, there in zip(prompts, mask, strict=True)]
+        (table,) = self.llm.collective_rpc(weights.table)
+        starts = mask.sum(dim=1).repeat_interleave(group).cpu().numpy()
+        session = Session(strategy, table, keys, starts, limit)
+        salt = str(next(self.rollouts))  # prompts are shared within a rollout, and nothing across
+        asked = [{"prompt_token_ids": texts[row // group], "cache_salt": salt} for row in range(len(keys))]
+        settings = [
+            import_module("vllm").SamplingParams(
+                temperature=0, max_tokens=limit, ignore_eos=True, stop_token_ids=[FINISHED], detokenize=False,
+                extra_args={"row": row},
+            )
+            for row in range(len(keys))
+        ]  # fmt: skip
+        self.llm.collective_rpc(host, args=(session,))
+        try:
+            self.llm.generate(asked, settings, use_tqdm=False)
+        finally:
+            self.llm.collective_rpc(host, args=(None,))
+        fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(group)
+        where = table.device
+        return session.rollouts(prompts[fan].to(where), mask[fan].to(where), group)
+
+    def sleep(self) -> None:
+        """Weights, keys and values go; a CPU keeps them, as vLLM has no sleep there."""
+        if self.llm is not None and self.options.get("enable_sleep_mode"):
+            self.llm.sleep(level=2)
+            self.asleep = True
+
+    def close(self) -> None:
+        if self.llm is not None:
+            self.llm.llm_engine.engine_core.shutdown()
+        self.llm = None
+
+    def _start(self, model: CausalModel) -> Any:
+        """vLLM with a model of this shape, whose weights come later. Raises SettingsError where it does not fit."""
+        cuda = model.table.device.type == "cuda"
+        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", str(int(cuda)))
+        first = os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+        settings: dict[str, Any] = {
+            "load_format": "dummy", "skip_tokenizer_init": True, "dtype": self.dtype, "max_num_seqs": self.rows,
+            "max_model_len": -1, "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB), "block_size": BLOCK_SIZE,
+            "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
+            "async_scheduling": not first, "disable_log_stats": False,
+        }  # fmt: skip
+        name = type(model.model).__name__
+        if first:
+            settings["worker_cls"] = "ngrpo.rollout.engines.vllm.v1.Worker"
+        else:
+            settings["hf_overrides"] = {"architectures": [plugin.PREFIX + name]}
+        self.options = {"enable_sleep_mode": cuda, **self.options}
+        with tempfile.TemporaryDirectory() as place, undisturbed():
+            config = copy.deepcopy(model.model.config)
+            config.architectures = [name]  # which a model that was never saved does not say
+            config.save_pretrained(place)
+            try:
+                return import_module("vllm").LLM(model=place, **{**settings, **self.options})
+            except ValueError as error:
+                told = " ".join(str(error).split())[:300]
+                fix = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
+                raise SettingsError(f"engine=vllm: vLLM does not start ({told}); {fix}") from error
+
+    def _refuse_long(self, prompt: int, limit: int) -> None:
+        most = self.llm.llm_engine.model_config.max_model_len
+        if prompt + limit > most:
+            room = f"engine.kv_cache_gib={self.kv_cache_gib:g} holds rows of {most} tokens at most"
+            raise SettingsError(
+                f"max_new_tokens={limit}: with a prompt of {prompt} tokens it does not fit, {room}; "
+                f"engine.kv_cache_gib={self.kv_cache_gib * (prompt + limit) / most * 1.01:.3g}"
+            )
+
+
+def host(worker: Any, session: Session | None) -> None:
+    """Inside vLLM: rows are the session's from now on."""
+    runner = worker.worker.model_runner
+    (runner if hasattr(runner, "host") else runner.model_state).host(session)
+
+
+def _lacks(gib: float) -> str | None:
+    """That this machine has not as much memory as the cache is to have, in one line; None where it has."""
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+    if gib < there or torch.cuda.is_available():
+        return None
+    return f"engine.kv_cache_gib={gib:g}: this machine has {there:.1f} GiB; engine.kv_cache_gib=1"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Within it random generators may be seeded and torch.set_num_threads be replaced, as vLLM does when it starts:
+    afterwards both are as they were, so that a run that goes on draws what it would have drawn."""
+    state, setter, threads = rng_state(), torch.set_num_threads, torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads = setter
+        torch.set_num_threads(threads)
+        set_rng_state(state)

