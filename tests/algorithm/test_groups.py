@@ -317,7 +317,7 @@ def test_the_boundary_is_the_expected_gain_of_pass_at_k():
 
     for k, size, most in ((16, 8, 3), (4, 6, 6)):
         gain = [
-            integrate.quad(lambda p, m=m: k * (1 - p) ** (k - 1) * stats.beta(m + 1, size - m + 1).pdf(p), 0, 1)[0]  # noqa: B023
+            integrate.quad(lambda p, m=m: k * (1 - p) ** (k - 1) * stats.beta.pdf(p, m + 1, size - m + 1), 0, 1)[0]  # noqa: B023
             for m in range(size + 1)
         ]
         for m in range(1, size + 1):

@@ -59,7 +59,7 @@ def redrawn(model: CausalModel, strategy: Exploration, rollouts: Rollouts) -> Te
     """(B,) bool: rows in which the strategy, shown what the reference model makes of the recorded history, draws another
     token than was recorded at some step."""
     every = replace(rollouts, steps=replace(rollouts.steps, role=torch.full_like(rollouts.steps.role, TOKEN)))
-    row, time, before = states(model, strategy, every)
+    row, time, before = states(model, strategy, every, model.table)
     logits = model.logits(before)
     state, other = strategy.start(len(rollouts.keys), before.device), torch.zeros(len(rollouts.keys), dtype=torch.bool)
     for position in range(rollouts.mask.shape[1]):
