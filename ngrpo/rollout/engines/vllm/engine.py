@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.base import Exploration
-from ngrpo.models import files
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.vllm import installed, plugin, weights
 from ngrpo.rollout.engines.vllm.session import FINISHED, Session
@@ -70,8 +69,6 @@ class VllmEngine:
         return f"engine.options.{odd[0]}={options[odd[0]]}: {rule}; leave it out"
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        if kinds := files.sliding_layers(model):
-            return f"has layers of kind {', '.join(kinds)}, and only full attention can be replayed"
         return installed.unsupported(model)
 
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
