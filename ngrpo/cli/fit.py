@@ -135,7 +135,7 @@ def tasks(seen: "Composed") -> Iterator[str]:
             yield f"{path}: {' '.join(str(error).split())}".replace(" task.", f" {path}.")
             continue
         form = seen.values.get("model.prompt", "chat")
-        if talks and form != "chat" and seen.sound("model.prompt"):
+        if talks and form not in ("chat", "no_thinking") and seen.sound("model.prompt"):
             reason = f"because {path} has conversations, with system messages or earlier turns"
             yield f"{seen.shown('model.prompt')}: must be chat, {reason}; model.prompt=chat"
         if path == "task" and seen.sound("prompts_per_step") and size < seen.values["prompts_per_step"]:

@@ -40,8 +40,11 @@ class CausalModel(nn.Module):
         precision: str = "float32",
         lora: Mapping[str, Any] | None = None,
         recompute: bool = False,
+        compared: bool = False,
     ):
-        """lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
+        """compared: this model was found to be what transformers makes of it before, and is not compared again.
+
+        lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
 
         recompute: keep only the input of each layer for the backward pass (gradient checkpointing).
         """
@@ -51,7 +54,9 @@ class CausalModel(nn.Module):
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.divisor: float = getattr(config, "logits_scaling", 1.0)
-        self._check_path()
+        if not compared:
+            self._compare()
+        model.set_attn_implementation(NAME)
         self.adapters = Adapters(model, lora) if lora and lora["r"] else None
         if recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
@@ -137,8 +142,8 @@ class CausalModel(nn.Module):
             self.adapters.write(directory / "adapter")
 
     @torch.no_grad()
-    def _check_path(self) -> None:
-        """Puts our attention in and refuses models that it makes others than those that transformers runs.
+    def _compare(self) -> None:
+        """Refuses models that our attention makes others than those that transformers runs, on one prompt of two ends.
 
         Their logits may be more than head(backbone(table[ids])) (caps and scales of another kind), their attention may have
         parts that ours lacks (sinks) or not heed a layout: rows that share a beginning must be what stock attention makes

@@ -24,6 +24,7 @@ FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
 DATE = datetime(2024, 7, 26)
 DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # what a template may ask of it
 SAID = "Said."  # stands for a message where only what a template puts around it is wanted
+SWITCH = "enable_thinking"  # what templates call it
 SECONDS = 10  # that a template may take for one prompt
 LAST_TOKENS = 8  # of the first prompt, shown one by one
 
@@ -36,10 +37,11 @@ def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     return text, True
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
+def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: Any) -> Rendered:
     """A conversation, or a text as a user's message, in the checkpoint's chat template, up to where the assistant begins.
 
-    A template writes its own begin-of-text token, so the tokenizer must not add a second one. Raises ValueError where
+    A template writes its own begin-of-text token, so the tokenizer must not add a second one. settings: what else it is
+    told. Raises ValueError where
     the checkpoint has no template, and where its template does not take all that was said to the model.
     """
     if not tokenizer.chat_template:
@@ -49,7 +51,7 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
     said = (("user", text),) if isinstance(text, str) else text
     turns = [{"role": role, "content": content} for role, content in said]
     try:
-        rendered = render(tokenizer, turns, add_generation_prompt=True)
+        rendered = render(tokenizer, turns, add_generation_prompt=True, **settings)
     except TemplateError as error:  # some templates know no system message
         roles = ", ".join(role for role, _ in said)
         refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
@@ -63,6 +65,18 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
         drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
         raise SettingsError(f"{drops}; choose another model or data without it")
     return rendered, False
+
+
+def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
+    """`chat` of a model that thinks unless its template is told not to, as Qwen3: it is then asked for the answer alone.
+
+    Raises ValueError where the template cannot be told.
+    """
+    if SWITCH not in (tokenizer.chat_template or ""):
+        raise SettingsError(
+            f"model.prompt=no_thinking: the tokenizer's chat template has no {SWITCH}; model.prompt=chat"
+        )
+    return chat(tokenizer, text, **{SWITCH: False})
 
 
 def render(
@@ -156,7 +170,13 @@ def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     return f"{user}{text}{assistant}<think>\n", True
 
 
-FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {"plain": plain, "chat": chat, "r1": r1}
+FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {
+    "plain": plain,
+    "chat": chat,
+    "no_thinking": no_thinking,
+    "r1": r1,
+}
+CHATS = ("chat", "no_thinking")  # those of the checkpoint's template
 
 
 @dataclass(frozen=True)
@@ -178,9 +198,9 @@ class Prompting:
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
         """Ids of the prompts for the texts or conversations of problems: once what the tokenizer puts in front, also where
-        the text has it already, and nothing of what it puts at the end, as an answer follows. Only `chat` has a form for
+        the text has it already, and nothing of what it puts at the end, as an answer follows. Only chats have a form for
         conversations."""
-        if self.form != "chat" and any(not isinstance(text, str) for text in texts):
+        if self.form not in CHATS and any(not isinstance(text, str) for text in texts):
             kinds = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
             raise SettingsError(
                 f"model.prompt={self.form}: {kinds}; model.prompt=chat or task.columns.problem=<column>"
@@ -194,17 +214,17 @@ class Prompting:
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int | str, ...]:
         """What ends an answer besides the end-of-text tokens."""
-        ends = turn_end(tokenizer) if self.form == "chat" else ""
+        ends = turn_end(tokenizer) if self.form in CHATS else ""
         return (*self.stop, ends) if ends else self.stop
 
     def settled(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
         """What was settled in silence, for run.json: the date that a template was told, ids that were not appended."""
         found: dict[str, Any] = {}
-        if self.form == "chat" and tokenizer.chat_template:
+        if self.form in CHATS and tokenizer.chat_template:
             turns, other = [{"role": "user", "content": SAID}], DATE.replace(year=1999, month=1, day=2)
             if render(tokenizer, turns) != render(tokenizer, turns, other):
                 found["date"] = DATE.date().isoformat()
-        after = [] if self.form == "chat" else affixes(tokenizer)[1]
+        after = [] if self.form in CHATS else affixes(tokenizer)[1]
         return found | ({"not_appended": tokenizer.convert_ids_to_tokens(after)} if after else {})
 
 
@@ -235,10 +255,9 @@ class Prompts:
             encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in asked])
             for problem, ids in zip(asked, encoded, strict=True):
                 self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
-                if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
-                    token = self.tokenizer.convert_ids_to_tokens(most)
-                    told = f"{task.name}: a prompt has the token {token!r} (id {most}), which the model's table lacks"
-                    raise SettingsError(f"{told} ({self.rows} rows); take it out of the data or choose another model")
+                self._refuse_unknown(f"{task.name}: a prompt", ids)
+        for key, text in (("model.answer_start", self.prompting.answer_start), (task.name, task.answer_prefix)):
+            self._refuse_unknown(f"{key}={text}:", self.tokenizer.encode(text or "", add_special_tokens=False))
         kept = [problem for problem in problems if self._fits(problem)]
         if not kept:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
@@ -249,6 +268,13 @@ class Prompts:
         if not problem.is_message and not 0 < width <= self.room:
             raise SettingsError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
         return 0 < width <= self.room
+
+    def _refuse_unknown(self, what: str, ids: Sequence[int]) -> None:
+        """Added tokens may have no row of the table, as that of images in Gemma's text models."""
+        if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
+            token = self.tokenizer.convert_ids_to_tokens(most)
+            told = f"{what} has the token {token!r} (id {most}), and the model's table ends at {self.rows - 1}"
+            raise SettingsError(f"{told}; take it out or choose another model")
 
     @property
     def stops(self) -> tuple[int | str, ...]:

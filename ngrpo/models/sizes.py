@@ -96,6 +96,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
     activations  see `_activations`
+    scaled table V D of what is fed, and of its gradient, where the embedding has a scale
     head         a chunk of logits, whatever the length (causal.chunk_tokens)
     step         AdamW's temporaries, two of the largest parameter
     disk         checkpoints hold trained weights and moments, hf/ the weights
@@ -111,6 +112,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
     held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
+    table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     chunk = min(chunk_tokens(vocabulary, sizes.device), sizes.micro_rows * sizes.new_tokens)
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     return Plan(
@@ -126,34 +128,44 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
             "gradients": learners * size,
             "KV cache": held * config.num_hidden_layers * 2 * _key_width(config) * compute,
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
+            "scaled table": table,
         },
         update={
             "gradients": learners * size * several,
             "bfloat16 copies": parameters * 2 * (compute < size),
-            "activations": _activations(config, sizes, compute),
+            "activations": _activations(model, sizes, compute),
             "head": LOGIT_BYTES * vocabulary * chunk,
+            "scaled table": 2 * table,
         },
         step={"gradients": learners * size, "temporaries": 2 * max(counts) * size * (trained == parameters)},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
 
 
-def _activations(config: PreTrainedConfig, sizes: Sizes, compute: int) -> int:
+def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     """Bytes that autograd keeps of a micro-batch: of every layer, or of one layer and the inputs of all that recompute.
 
     A decoder layer with width D, heads of width H together, keys of width K, and an MLP of width I keeps two residual
-    streams and the inputs and outputs of two norms (6 D, float32), attention output in its order (H), and gate, its
-    activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and keys
-    keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each.
+    streams and the inputs and outputs of its N norms (2 D + 2 N D, float32), attention output in its order (H), and gate,
+    its activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and
+    keys keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each;
+    soft-capped scores are written out and kept before and after their softmax.
     """
+    config = model.config
     width, inner, keys = config.hidden_size, config.intermediate_size, _key_width(config)
     heads = config.num_attention_heads * _head_width(config)
-    own = 2 * (heads + keys) if config.model_type == "qwen3" else 0
+    names = [name for name, _ in model.named_parameters() if ".layers.0." in name and "norm" in name]
+    own = 2 * (heads + keys) * any("q_norm" in name for name in names)
+    norms = sum("q_norm" not in name and "k_norm" not in name for name in names)
     prompts = -(-sizes.micro_rows * sizes.prompts // sizes.rows)
     read = prompts * sizes.prompt_tokens + sizes.micro_rows * sizes.new_tokens
     places = sizes.micro_rows * (sizes.prompt_tokens + sizes.new_tokens)
     kept = read * width * BYTES[sizes.dtype]
-    layer = 6 * kept + (read * (heads + own + 4 * inner) + places * 2 * (heads + keys)) * compute
+    scores = 0
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        length = sizes.prompt_tokens + sizes.new_tokens
+        scores = 2 * 4 * sizes.micro_rows * config.num_attention_heads * length**2
+    layer = (2 + 2 * norms) * kept + scores + (read * (heads + own + 4 * inner) + places * 2 * (heads + keys)) * compute
     return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
 
 

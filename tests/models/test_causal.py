@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, CohereConfig, GptOssConfig, LlamaConfig, Qwen3Config
 
-from ngrpo.models import attention
+from ngrpo.models import attention, loading
 from ngrpo.models.causal import CausalModel
 from ngrpo.targets import SettingsError
 
@@ -50,3 +50,37 @@ def test_an_attention_that_does_not_heed_the_layout_is_refused(monkeypatch):
     monkeypatch.setattr(attention.PackedRows, "attend", blind)
     with pytest.raises(SettingsError, match="differ"):
         CausalModel(made(LlamaConfig(**SMALL)))
+
+
+def test_a_large_model_is_compared_once_for_its_weights_and_again_where_the_mark_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.setenv("NGRPO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(loading, "COMPARED_FROM", 0)
+    seen, compare = [], CausalModel._compare
+    monkeypatch.setattr(CausalModel, "_compare", lambda self: seen.append(self) or compare(self))
+    place, other = tmp_path / "model", tmp_path / "other"
+    made(LlamaConfig(**SMALL)).save_pretrained(place)
+    made(LlamaConfig(**SMALL, rms_norm_eps=1e-5)).save_pretrained(other)
+
+    def comparisons(path) -> int:
+        seen.clear()
+        model = loading.load(str(path))
+        assert model.model.config._attn_implementation == attention.NAME
+        return len(seen)
+
+    assert [comparisons(path) for path in (place, place, other, other)] == [1, 0, 1, 0]
+    for mark in (tmp_path / "cache" / "compared").iterdir():
+        mark.write_bytes(b"")
+    assert [comparisons(path) for path in (place, place)] == [1, 0]
+    monkeypatch.setattr(attention.PackedRows, "attend", lambda self, layer, *states: layer.whole_rows(*states))
+    monkeypatch.setattr(loading.transformers, "__version__", "0")
+    for _ in range(2):  # what was refused is not remembered as sound
+        with pytest.raises(SettingsError, match="differ"):
+            loading.load(str(place))
+
+
+def test_a_cache_that_cannot_be_written_to_is_none(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("NGRPO_CACHE", str(tmp_path / "file"))
+    monkeypatch.setattr(loading, "COMPARED_FROM", 0)
+    made(LlamaConfig(**SMALL)).save_pretrained(tmp_path / "model")
+    assert len(loading.load(str(tmp_path / "model")).table) == 97

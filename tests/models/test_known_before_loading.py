@@ -29,8 +29,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from ngrpo.cli.command import examine
 from ngrpo.models import architectures, files
 from ngrpo.models.causal import CausalModel
-from ngrpo.models.loading import load, read_config, vocabulary
-from ngrpo.models.prompting import PLAIN, Prompts
+from ngrpo.models.loading import load, read_config
+from ngrpo.models.prompting import PLAIN, Prompting, Prompts
 from ngrpo.models.sizes import Sizes, needs
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Problem
@@ -106,19 +106,18 @@ def test_an_end_of_text_that_is_no_token_is_told_from_the_files(tmp_path):
 
 def asking(text) -> Any:
     """A task of one prompt."""
-    return SimpleNamespace(name="asked", problems=[Problem("p", text, "")])
+    return SimpleNamespace(name="asked", problems=[Problem("p", text, "")], answer_prefix="")
 
 
-def test_an_added_token_without_a_row_is_no_part_of_the_vocabulary_and_of_no_prompt(tmp_path):
+def test_a_prompt_with_a_token_that_has_no_row_is_refused(tmp_path):
     write(tmp_path, config_of("llama 3").to_dict(), added=["<image>"])
-    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), CausalModel(stock(config_of("llama 3")))
-    assert len(tokenizer) == 62 and tokenizer.convert_tokens_to_ids("<image>") == len(model.head) == 61
-    words = vocabulary(tokenizer, model, None, "")
-    assert words.size == 61 and max(words.reserved) < 61 and words.ordinary(61).sum() == len(WORDS)
-    prompts = Prompts(tokenizer, PLAIN, 10, len(model.head))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    prompts = Prompts(tokenizer, PLAIN, 10, 61)
     prompts.read(asking("w1 w2"))
-    with pytest.raises(SettingsError, match=r"the token '<image>' \(id 61\), which the model's table lacks"):
+    with pytest.raises(SettingsError, match=r"the token '<image>' \(id 61\), and the model's table ends at 60"):
         prompts.read(asking("w1 <image>"))
+    with pytest.raises(SettingsError, match=r"^model.answer_start=<image>: has the token"):
+        Prompts(tokenizer, Prompting("plain", "<image>"), 10, 61).read(asking("w1 w2"))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from architectures import ARCHITECTURES, config_of, stock
 
 from ngrpo.models import loading
 from ngrpo.models.sizes import Sizes, architecture, needs
@@ -52,13 +53,11 @@ def test_adapters_leave_gradients_and_moments_of_the_rest_out():
     assert small.resident["weights"] < 0.52 * whole.resident["weights"]
 
 
-@pytest.mark.parametrize(
-    ("family", "recompute"), [("qwen2", False), ("qwen3", False), ("llama", False), ("llama", True)]
-)
-def test_activations_are_what_autograd_keeps(family, recompute, make_model):
+@pytest.mark.parametrize(("name", "recompute"), [*((name, False) for name in ARCHITECTURES), ("llama 3", True)])
+def test_parameters_are_counted_and_activations_are_what_autograd_keeps(name, recompute):
     from ngrpo.models.causal import CausalModel
 
-    model = CausalModel(make_model(family).model, recompute=recompute)
+    model = CausalModel(stock(config_of(name), torch.float32), recompute=recompute)
     config, rows, length = model.model.config, 4, 32
     held: dict[int, int] = {}
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -71,14 +70,25 @@ def test_activations_are_what_autograd_keeps(family, recompute, make_model):
 
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or note(t), lambda t: t):
-        fed = torch.nn.functional.embedding(torch.randint(60, (rows, length)), model.table)
+        fed = torch.nn.functional.embedding(torch.randint(60, (rows, length)), model.table.detach()).requires_grad_()
         model.hidden(fed, torch.arange(length).expand(rows, length))
     sizes = Sizes(rows, rows, 1, length - 1, rows, recompute=recompute)
-    stated = needs(config, sizes).update["activations"]
+    plan = needs(config, sizes)
+    stated = plan.update["activations"]
+    assert plan.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert plan.rollout["KV cache"] == rows * length * 4 * sum(layer_width(layer) for layer in model.model.model.layers)
     if recompute:  # what one layer holds while it is recomputed is stated too, and not yet held here
         assert 0.15 * stated < sum(held.values()) < stated
     else:
         assert sum(held.values()) == pytest.approx(stated, rel=0.15)
+
+
+def layer_width(layer) -> int:
+    """Keys and values of a token, from the shapes of the projections that make them."""
+    own = layer.self_attn
+    return (
+        own.qkv_proj.out_features - own.o_proj.in_features if hasattr(own, "qkv_proj") else 2 * own.k_proj.out_features
+    )
 
 
 def command(*overrides: str) -> str:

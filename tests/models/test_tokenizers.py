@@ -199,7 +199,9 @@ def test_a_template_is_told_the_same_date_every_day_and_run_json_has_it(template
 def test_what_is_asked_is_told_once_at_the_start(capsys):
     tokenizer = real("qwen")
     prompts = Prompts(tokenizer, Prompting("chat"), 100)
-    prompts.read(SimpleNamespace(problems=[Problem("p", "Two and two?", "4", is_message=True)], name="t"))  # pyright: ignore
+    problem = Problem("p", "Two and two?", "4", is_message=True)
+    task: Any = SimpleNamespace(problems=[problem], name="t", answer_prefix="")
+    prompts.read(task)
     words = words_of(tokenizer, "</think>", [*prompts.stops, "Question:"], 151643)
     asked = prompts.tell(words)
     assert asked["prompt"].endswith("<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n")
