@@ -238,8 +238,7 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
 
 def note(run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
     """Puts in run.json how the model is asked, what was settled about the data, and how many prompts are too long."""
-    counts = {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}
-    if counts:
+    if counts := {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}:
         shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
         print(f"note: prompts that are too long for the model are left out: {shown}")
     notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}

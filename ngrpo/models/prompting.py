@@ -195,6 +195,9 @@ class Prompting:
     def __post_init__(self) -> None:
         if self.form not in FORMS:
             raise SettingsError(f"model.prompt={self.form}: must be one of {', '.join(FORMS)}; model.prompt=plain")
+        if self.form == "no_thinking" and self.answer_start:
+            reason = "must be null, because under model.prompt=no_thinking there is no thinking part that it could end"
+            raise SettingsError(f"model.answer_start={self.answer_start}: {reason}; model.answer_start=null")
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
         """Ids of the prompts for the texts or conversations of problems: once what the tokenizer puts in front, also where

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load
-from ngrpo.rollout.records import Rollouts, Vocabulary
+from ngrpo.rollout.records import GAUSSIAN, Rollouts, Vocabulary
 from ngrpo.training import replay as replaying
 from ngrpo.training.replay import replay
 
@@ -93,6 +93,16 @@ def test_a_model_that_is_saved_and_loaded_goes_on_as_it_was(name, ready, make_ro
         assert torch.equal(found.steps.tokens, rollouts.steps.tokens)
         # Weights read from a file may lie elsewhere in memory, and matrix products round differently there.
         torch.testing.assert_close(found.log_probs, rollouts.log_probs, rtol=0, atol=1e-5)
+
+
+def test_every_strategy_is_replayed_over_scaled_rows_in_windows(strategy_name, make_strategy, make_rollouts):
+    model = CausalModel(stock(config_of("gemma3")))
+    strategy = make_strategy(strategy_name, model, VOCABULARY)
+    rollouts = make_rollouts(model, strategy, prompts=6, group=3, new_tokens=14)
+    gap = (replay(model, strategy, rollouts).log_probs.detach() - rollouts.log_probs).abs() * rollouts.loss_mask
+    width = model.head.shape[1]
+    tolerance = torch.where(rollouts.steps.role == GAUSSIAN, 1e-5 * width**0.5, 1e-5)
+    assert (gap <= tolerance).all(), f"{float(gap.max()):.2g}"
 
 
 def test_a_window_that_no_text_fills_costs_nothing(ready, make_rollouts):

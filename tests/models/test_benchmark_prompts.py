@@ -84,4 +84,9 @@ def test_its_answer_is_graded_in_the_format_that_it_was_asked_for(family, name, 
 @pytest.mark.parametrize("name", ["llama", "deepseek"])
 def test_a_template_that_cannot_turn_thinking_off_is_told(name):
     with pytest.raises(SettingsError, match=r"no_thinking: .* no enable_thinking; model.prompt=chat$"):
-        Prompting("no_thinking").encode(real(name), ["Two?"])
+        Prompting("no_thinking", None).encode(real(name), ["Two?"])
+
+
+def test_a_delimiter_that_no_answer_would_have_is_refused():
+    with pytest.raises(SettingsError, match=r"^model.answer_start=</think>: must be null.*model.answer_start=null$"):
+        Prompting("no_thinking", "</think>")

@@ -75,6 +75,8 @@ def test_parameters_are_counted_and_activations_are_what_autograd_keeps(name, re
     sizes = Sizes(rows, rows, 1, length - 1, rows, recompute=recompute)
     plan = needs(config, sizes)
     stated = plan.update["activations"]
+    scaled = config.vocab_size * config.hidden_size * 4 * ("gemma" in name)  # bytes, and as many of its gradient
+    assert (plan.rollout["scaled table"], plan.update["scaled table"]) == (scaled, 2 * scaled)
     assert plan.parameters == sum(parameter.numel() for parameter in model.parameters())
     assert plan.rollout["KV cache"] == rows * length * 4 * sum(layer_width(layer) for layer in model.model.model.layers)
     if recompute:  # what one layer holds while it is recomputed is stated too, and not yet held here
