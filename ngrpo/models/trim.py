@@ -1,9 +1,10 @@
 """`python -m ngrpo.models.trim model=<directory> texts=<file.jsonl> out=<directory> common=4000`: a smaller vocabulary.
 
 For experiments on small machines: most weights of a small model are a table whose rows a narrow task never uses. Kept are
-the tokens of the texts (every string in the rows of a JSON-lines file), the `common` tokens that the tokenizer merges first, special
-and byte tokens, and every token that a merge makes a kept one from; so texts of kept tokens are read as before, and others
-fall into pieces. The model's logits on kept tokens are what they were. `trimmed` in the new config.json says what was cut.
+the tokens of the texts (every string in the rows of a JSON-lines file), the `common` tokens that the tokenizer merges
+first, special and byte tokens, and every token that a merge makes a kept one from; so texts of kept tokens are read as
+before, and others fall into pieces. The model's logits on kept tokens are what they were. `trimmed` in the new config.json
+says what was cut.
 """
 
 import json
@@ -33,8 +34,10 @@ def trim(source: Path, texts: Sequence[str], common: int, out: Path) -> dict[str
     tokenizer = loading.load_tokenizer(str(source))
     words = json.loads((source / "tokenizer.json").read_bytes())
     if words["model"].get("type") != "BPE":
-        raise SettingsError(f"model={source}: its tokenizer is {words['model'].get('type')}, not BPE; choose another model")
-    model = AutoModelForCausalLM.from_pretrained(
+        raise SettingsError(
+            f"model={source}: its tokenizer is {words['model'].get('type')}, not BPE; choose another model"
+        )
+    model: Any = AutoModelForCausalLM.from_pretrained(
         str(source), dtype="auto", use_safetensors=True, config=loading.read_config(str(source))
     )
     kept = kept_tokens(words, tokenizer, texts, common, _named(model), len(model.get_input_embeddings().weight))
@@ -89,7 +92,9 @@ def cut_tokenizer(words: Mapping[str, Any], kept: Sequence[int]) -> dict[str, An
 @torch.no_grad()
 def cut_model(model: PreTrainedModel, kept: Sequence[int]) -> None:
     """Leaves only the kept rows in table and head, and numbers the tokens of both configurations anew."""
-    rows, table, head = torch.tensor(kept), model.get_input_embeddings(), model.get_output_embeddings()
+    rows = torch.tensor(kept)
+    table: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
     tied = table.weight is head.weight
     table.weight = nn.Parameter(table.weight[rows].clone())
     head.weight = table.weight if tied else nn.Parameter(head.weight[rows].clone())
@@ -112,7 +117,8 @@ def _named(model: PreTrainedModel) -> set[int]:
 
 def _merges(words: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Pairs, from the most frequent one on; older files write them as texts."""
-    return [tuple(pair.split(" ")) if isinstance(pair, str) else tuple(pair) for pair in words["model"]["merges"]]
+    pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in words["model"]["merges"])
+    return [(left, right) for left, right in pairs]
 
 
 def _renumbered(node: Any, number: Mapping[int, int]) -> Any:
@@ -154,12 +160,15 @@ def strings(node: Any) -> Iterator[str]:
 
 def main(arguments: Sequence[str]) -> None:
     """Reads `key=value` words, writes the directory and prints what was kept."""
-    asked = {"common": "4000", **dict(word.partition("=")[::2] for word in arguments)}
+    given = {name: value for name, _, value in (word.partition("=") for word in arguments)}
+    asked = {"common": "4000", **given}
     if wrong := set(asked) ^ {"model", "texts", "out", "common"}:
         raise SettingsError(f"{min(wrong)}: expected model=<directory> texts=<file.jsonl> out=<directory> common=4000")
     source, out = files.directory(asked["model"]), Path(asked["out"])
     if source is None or (refusal := files.refusal(asked["model"])):
-        raise SettingsError(f"model={asked['model']}: {'is no directory' if source is None else refusal}; model=<directory>")
+        raise SettingsError(
+            f"model={asked['model']}: {'is no directory' if source is None else refusal}; model=<directory>"
+        )
     if not asked["common"].isdecimal():
         raise SettingsError(f"common={asked['common']}: must be a number of tokens, 0 or more; common=4000")
     if out.exists():

@@ -17,8 +17,14 @@ SPLITS = {"train": range(6), "val": range(6, 7), "test": range(7, 10)}
 SMALLEST = 2  # the smallest number that a sentence mentions
 NUMBER = re.compile(r"-?\d+(?:[.,]\d+)*")  # the last number of a line, so that 7.5 is not read as 5
 
-NAMES = "Anna Ben Clara David Emma Frank Grace Henry Julia Kevin Laura Mark Nina Oscar Paul Rosa".split()
-OBJECTS = "apples balls books cards coins cups eggs hats keys pens plums shells stamps stones tickets toys".split()
+NAMES = (
+    *("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Grace", "Henry"),
+    *("Julia", "Kevin", "Laura", "Mark", "Nina", "Oscar", "Paul", "Rosa"),
+)
+OBJECTS = (
+    *("apples", "balls", "books", "cards", "coins", "cups", "eggs", "hats"),
+    *("keys", "pens", "plums", "shells", "stamps", "stones", "tickets", "toys"),
+)
 GAINS = ("buys {} more", "finds {} more", "gets {} more", "makes {} more", "wins {} more")
 LOSSES = ("drops {}", "gives away {}", "loses {}", "sells {}", "uses {}")
 

@@ -70,7 +70,7 @@ def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens
     columns = torch.arange(int(cache.lengths.max()), device=prompts.device)
     source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
-    layout = PackedRows.of_prompts(*ids.shape, cache.shared, ids.device)
+    layout = PackedRows.of_prompts(len(prompts), len(columns), cache.shared, ids.device)
     line, positions = ids.flatten()[layout.places], layout.places % len(columns)
     hidden = model.hidden(F.embedding(line[None], model.table), positions[None], layout, cache)[0]
     return model.logits(hidden[layout.tokens.gather(1, cache.lengths[:, None] - 1)[:, 0]]), cache
