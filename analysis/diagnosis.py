@@ -205,9 +205,12 @@ def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
 def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
     own = steps[steps["strategy"] == name] if "strategy" in steps else steps
     if own.empty:
-        return {"displacement": np.nan, "cosine": np.nan, "changed": np.nan}
-    changed = 100 * (own["nearest"] != own["anchor"]).mean()
-    return {"displacement": own["displacement"].mean(), "cosine": own["cosine"].mean(), "changed": changed}
+        return dict.fromkeys(("displacement", "cosine", "changed", "next_changed", "next_kl"), np.nan)
+    found = {"displacement": own["displacement"].mean(), "cosine": own["cosine"].mean()}
+    found |= {"changed": 100 * (own["nearest"] != own["anchor"]).mean()}
+    if "next_kl" not in own:  # older diagnoses did not look at it
+        return found | {"next_changed": np.nan, "next_kl": np.nan}
+    return found | {"next_changed": 100 * own["next_changed"].mean(), "next_kl": own["next_kl"].mean()}
 
 
 def _pairs(sampled: Sampled) -> pd.DataFrame:

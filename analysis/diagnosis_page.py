@@ -95,14 +95,16 @@ def _variety(diagnosis: Diagnosis) -> Table:
 
 
 def _inputs(diagnosis: Diagnosis) -> Table:
-    heads = ["strategy", "explored steps", "displacement", "cosine to anchor", "nearest token changed"]
+    heads = ["strategy", "explored steps", "displacement", "cosine to anchor", "nearest token changed", "next token changed",
+             "KL of the next token"]  # fmt: skip
     rows = [
         [Cell(r["strategy"]), _percent(r["explored"]), _number(r["displacement"], 3), _number(r["cosine"], 3),
-         _percent(r["changed"])]
+         _percent(r["changed"]), _percent(r["next_changed"]), _number(r["next_kl"], 3)]
         for r in _rows(diagnosis.arms) if r["explored"]
     ]  # fmt: skip
     note = ("explored steps: share of all steps; the rest over the kept ones of steps.parquet: distance of the fed vector from "
-            "its anchor in units of the anchor's length, cosine, and how often another token is nearest")  # fmt: skip
+            "its anchor in units of the anchor's length, cosine, how often another token is nearest, and, beside feeding the "
+            "anchor itself there, how often another token is the likeliest next one and KL in nats")  # fmt: skip
     return Table("inputs", "What exploration feeds", heads, rows, note)
 
 

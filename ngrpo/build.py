@@ -131,7 +131,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
-        note(run, sampler, {"training": trained, **benchmarks})
+        note(config, run, sampler, {"training": trained, **benchmarks})
         if control := config.algorithm.control:
             run.update(control=control._target_.rpartition(".")[2])
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
@@ -167,7 +167,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     model = causal_model(config).to(_device())
     first = next(iter(benchmarks.values()))
     sampler = _sampler(engine, strategy.to(_device()), model, prompts, first, config.max_new_tokens)
-    note(run, sampler, benchmarks)
+    note(config, run, sampler, benchmarks)
     learned = Path(str(config.run), "hf", STRATEGY_FILE)
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
@@ -191,7 +191,7 @@ def diagnosis(
         name: _sampler(engine, strategy.to(_device()), model, prompts, asked, config.max_new_tokens)
         for name, strategy in zip(nodes, strategies, strict=True)
     }
-    note(run, next(iter(samplers.values())), {asked.name: asked})
+    note(config, run, next(iter(samplers.values())), {asked.name: asked})
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
@@ -240,13 +240,15 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
     )
 
 
-def note(run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
-    """Puts in run.json how the model is asked, what was settled about the data, and how many prompts are too long."""
+def note(config: DictConfig, run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
+    """Puts in run.json how the model is asked, what was settled about the data, how many prompts are too long, and what
+    the model's vocabulary was cut from."""
     if counts := {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}:
         shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
         print(f"note: prompts that are too long for the model are left out: {shown}")
     notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}
     facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.tell(sampler.strategy.vocabulary)}
+    facts["trimmed"] = files.trimmed(_path(config))
     run.update(**{name: fact for name, fact in facts.items() if fact})
 
 

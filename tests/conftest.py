@@ -4,6 +4,7 @@ import copy
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from places import CONF, FAMILIES
+from torch.nn import functional as F
 
 from ngrpo.build import instantiate, plain
 from ngrpo.cli.identity import register_resolvers
@@ -85,12 +87,16 @@ def make_model():
     return _make_model
 
 
-def _prompts(count: int, *, seed: int = 0, longest: int = 7) -> tuple[torch.Tensor, torch.Tensor]:
-    """Left-padded prompts (P, S) of 2 to `longest` tokens, at least one of each length if there are enough of them."""
+def _prompts(
+    count: int, *, seed: int = 0, longest: int = 7, prefix: Sequence[int] = ()
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Left-padded prompts (P, S): `prefix` and 2 to `longest` tokens, at least one of each length if there are enough."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.tensor([longest - i % (longest - 1) for i in range(count)])
     mask = torch.arange(longest)[None] >= longest - lengths[:, None]
-    return torch.randint(4, SIZE, (count, longest), generator=generator) * mask, mask
+    own = torch.randint(4, SIZE, (count, longest), generator=generator)
+    ids = [[0] * (longest - n) + [*prefix, *row[longest - n :].tolist()] for n, row in zip(lengths, own, strict=True)]
+    return torch.tensor(ids), F.pad(mask.flip(1), (len(prefix), 0), value=True).flip(1)
 
 
 @pytest.fixture(scope="session")
@@ -190,9 +196,10 @@ def ready():
 
 @pytest.fixture(scope="session")
 def make_rollouts():
-    """Rollouts of `prompts` x `group` rows; the seed names the rows' keys."""
+    """Rollouts of `prompts` x `group` rows, whose prompts begin with `prefix`; the seed names the rows' keys."""
 
-    def make(model, strategy, *, prompts: int = 4, group: int = 4, new_tokens: int = 16, seed: object = 0):
-        return generate(model, strategy, *_prompts(prompts), _keys(prompts * group, seed), new_tokens)
+    def make(model, strategy, *, prompts=4, group=4, new_tokens=16, seed: object = 0, prefix: Sequence[int] = ()):
+        asked = _prompts(prompts, prefix=prefix)
+        return generate(model, strategy, *asked, _keys(prompts * group, seed), new_tokens)
 
     return make

@@ -160,6 +160,8 @@ def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequen
     write_samples(rows, partial_file(draw.samples(name), index))
     where = mechanism.spread(answers.rollouts, STEP_ROWS)
     steps = mechanism.step_rows(answers, where, sampler.strategy, draw.model.table.detach())
+    after = mechanism.next_token_rows(answers.rollouts, where, sampler.strategy, draw.model)
+    steps = [{**step, **row} for step, row in zip(steps, after, strict=True)]
     files.write_parquet(steps, draw.part(name, index, "parquet"))
     tokens = int(answers.rollouts.lengths.sum())
     timing = {"strategy": name, "batch": index, "answers": len(rows), "tokens": tokens, "seconds": seconds}

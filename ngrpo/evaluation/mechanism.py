@@ -1,6 +1,5 @@
-"""What exploration feeds, seen in the embedding table: explored steps, the tokens nearest to them, neighbors of tokens.
-
-It takes rollouts and the table.
+"""What exploration feeds, seen in the embedding table: explored steps, the tokens nearest to them, neighbors of tokens;
+and what the model makes of it: the next token's distribution beside the one after the anchor.
 
 N steps, V tokens, D width.
 """
@@ -15,6 +14,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
+from ngrpo.rollout.engines.transformers import decode_step, prefill
 from ngrpo.rollout.records import Rollouts
 from ngrpo.rollout.sampling import Answers, displacement
 
@@ -62,6 +62,33 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
         "nearest": nearest,
     }
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+@torch.no_grad()
+def next_token_rows(
+    rollouts: Rollouts, where: Tensor, strategy: Exploration, model: CausalModel
+) -> list[dict[str, float | bool]]:
+    """For each place `where` (N, 2) that the model read: whether the likeliest next token is another than where the anchor
+    itself is fed there, all before it being as it was, and KL(after the anchor || after what was fed) in nats."""
+    if not len(where):
+        return []
+    row, time = where.unbind(dim=1)
+    found = torch.zeros(len(where), 2, dtype=torch.float64, device=where.device)
+    with model.autocast():
+        table, last = model.table, int(time.max())
+        _, cache = prefill(model, rollouts.prompts[row], rollouts.prompt_mask[row], last + 1)
+        cache.fan_out(2)
+        for at in range(last + 1):
+            steps, here = rollouts.steps[row, at], time == at
+            fed = strategy.embed(steps, table, rollouts.draws[row, at])
+            anchor = torch.where(here[:, None], table[steps.anchors], fed)
+            logits = decode_step(model, torch.stack((anchor, fed), dim=1).flatten(0, 1), cache).unflatten(0, (-1, 2))
+            before, after = logits[here].double().log_softmax(dim=-1).unbind(dim=1)
+            changed = before.argmax(dim=-1) != after.argmax(dim=-1)
+            found[here] = torch.stack(
+                (changed.double(), F.kl_div(after, before, reduction="none", log_target=True).sum(-1)), 1
+            )
+    return [{"next_changed": bool(changed), "next_kl": kl} for changed, kl in found.tolist()]
 
 
 def explored_steps(

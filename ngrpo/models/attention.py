@@ -19,6 +19,9 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 SPARSE = 0.95  # prompts without rows leave once fewer than this share of them have any
+# A beginning that all prompts share (worked examples, an instruction) is held once from so many tokens on. What chat
+# templates write before a first message is shorter, and a matrix of so few columns takes as long as none saves.
+SHARED_FROM = 32
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,18 @@ class Layout(Protocol):
         ...
 
 
+def common_prefix(prompts: Tensor, mask: Tensor) -> int:
+    """Tokens that all left-padded prompts (P, S) begin with, the last token of a prompt left out; 0 where they are few.
+
+    mask: (P, S) bool, true on the prompts' tokens.
+    """
+    lengths = mask.sum(dim=1)
+    columns = torch.arange(int(lengths.min()) - 1, device=prompts.device)
+    ids = prompts.gather(1, columns + (prompts.shape[1] - lengths)[:, None])
+    shared = int((ids == ids[0]).all(dim=0).cumprod(dim=0).sum())
+    return shared if shared >= SHARED_FROM and len(prompts) > 1 else 0
+
+
 @dataclass(frozen=True)
 class PackedRows:
     """N tokens in one line that make B rows of at most L tokens; a token may stand in several rows, which share it.
@@ -86,6 +101,14 @@ class PackedRows:
 
     tokens: Tensor
     places: Tensor
+
+    @classmethod
+    def of_prompts(cls, prompts: int, length: int, shared: int, device: torch.device) -> "PackedRows":
+        """Rows (P, L) whose first `shared` tokens are the same: those once, then what is each prompt's own."""
+        grid = torch.arange(prompts * length, device=device).view(prompts, length)
+        places = torch.cat((grid[0, :shared], grid[:, shared:].flatten()))
+        own = torch.arange(shared, len(places), device=device).view(prompts, -1)
+        return cls(torch.cat((grid[:1, :shared].expand(prompts, -1), own), dim=1), places)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         mixed = layer.whole_rows(self._rows(query), self._rows(key), self._rows(value)).transpose(1, 2)
@@ -100,13 +123,17 @@ class PackedRows:
 class KeyValueCache(Cache):
     """The model's cache, and the layout of a decode step: every row sees its prompt, held once, and its own answer.
 
-    prompts  keys and values of each layer, (P, H', S, d), padded on the right
+    prefix   keys and values of each layer, (1, H', C, d), of the C tokens that all prompts begin with
+    prompts  keys and values of each layer, (P, H', S - C, d), of what follows, padded on the right
     answers  keys and values of each layer, (B, H', capacity, d), of which `length` columns are filled
     slots    (B,) the place of each row in the grid (P, G) of prompts and their rows; None: row after row, all there
     """
 
-    def __init__(self, prompt_mask: Tensor, new_tokens: int):
+    def __init__(self, prompt_mask: Tensor, new_tokens: int, shared: int = 0):
+        """shared: C; the first keys and values that arrive are those of the prompts in a line, PackedRows.of_prompts."""
         super().__init__(layers=[])  # of a cache, a model that is given positions calls `update` only
+        self.shared = shared
+        self.prefix: list[tuple[Tensor, Tensor]] = []
         self.prompts: list[tuple[Tensor, Tensor]] = []
         self.answers: list[tuple[Tensor, Tensor]] = []
         self.capacity, self.length = new_tokens, 0
@@ -118,7 +145,7 @@ class KeyValueCache(Cache):
         self.group = group
         self.slots: Tensor | None = None
         self.positions = self.lengths.repeat_interleave(group)  # of the next token, per row
-        columns = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        columns = torch.arange(self.shared, int(self.lengths.max()), device=self.lengths.device)
         self.padding_mask = (columns >= self.lengths[:, None])[:, None, None]
 
     def update(
@@ -126,7 +153,9 @@ class KeyValueCache(Cache):
     ) -> tuple[Tensor, Tensor]:
         """Keeps a layer's keys and values, first of the prompts, then of one token a row; returns those of the answers."""
         if layer_idx == len(self.prompts):
-            self.prompts.append((key_states.contiguous(), value_states.contiguous()))
+            first, own = zip(*(self._parts(states) for states in (key_states, value_states)), strict=True)
+            self.prefix.append(first)
+            self.prompts.append(own)
             return key_states, value_states
         if layer_idx == len(self.answers):  # the first of their tokens
             room = (*key_states.shape[:2], self.capacity)
@@ -138,7 +167,8 @@ class KeyValueCache(Cache):
         return keys, values
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One softmax over the prompt's keys, multiplied for all rows of a prompt at once, and the row's own.
+        """One softmax over the prefix's keys, multiplied for all rows at once, the prompt's, for all rows of a prompt at
+        once, and the row's own.
 
         Query heads that share keys are rows of one matrix, so nothing is repeated for them either. All rows have as many
         answer tokens, so that a window cuts the same columns from each of them; how far it reaches into a prompt differs.
@@ -151,13 +181,22 @@ class KeyValueCache(Cache):
         query = query.view(rows, key.shape[1], heads // key.shape[1], width)
         shared = layer.capped(self._grid(query) @ prompt_keys.mT)
         shared = self._rows(shared.masked_fill_(self.padding_mask, -torch.inf), query.shape[2])
+        if self.shared:
+            shared = torch.cat((layer.capped(_of_all(query, self.prefix[layer.layer][0].mT)), shared), dim=-1)
         length = shared.shape[-1]
         if window is not None and length + self.length > window:
             passed = torch.arange(length, device=query.device) <= self.positions[:, None] - window
             shared = shared.masked_fill(passed[:, None, None], -torch.inf)
         weights = layer.weights(torch.cat((shared, layer.capped(query @ key.mT)), dim=-1)).to(value.dtype)
-        mixed = self._rows(self._grid(weights[..., :length]) @ prompt_values, query.shape[2])
+        mixed = self._rows(self._grid(weights[..., self.shared : length]) @ prompt_values, query.shape[2])
+        if self.shared:
+            mixed = mixed + _of_all(weights[..., : self.shared], self.prefix[layer.layer][1])
         return (mixed + weights[..., length:] @ value).reshape(rows, heads, 1, width)
+
+    def _parts(self, line: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, H', C, d) of the prefix and (P, H', S - C, d) of the prompts, from (1, H', N, d) of all of them."""
+        own = line[0, :, self.shared :].unflatten(1, (len(self.lengths), -1))
+        return line[:, :, : self.shared].contiguous(), own.transpose(0, 1).contiguous()
 
     def _grid(self, rows: Tensor) -> Tensor:
         """(P, H', G * h, x) of (B, H', h, x): all that is multiplied with the same prompt as one matrix."""
@@ -184,6 +223,12 @@ class KeyValueCache(Cache):
             self.lengths, self.padding_mask = self.lengths[live], self.padding_mask[live]
             self.slots = prompt * self.group + self.slots % self.group
             self.prompts = [(keys[live], values[live]) for keys, values in self.prompts]
+
+
+def _of_all(rows: Tensor, states: Tensor) -> Tensor:
+    """(B, H', h, y) of (B, H', h, x) times (1, H', x, y): all rows are multiplied with one matrix a head."""
+    line = rows.transpose(0, 1).flatten(1, 2)
+    return (line @ states[0]).unflatten(1, (len(rows), -1)).transpose(0, 1)
 
 
 def attention(

@@ -47,6 +47,13 @@ def fingerprint(path: str) -> str:
     return digest.hexdigest()
 
 
+def trimmed(path: str) -> dict[str, Any] | None:
+    """What config.json of a model directory says of a vocabulary that models.trim cut, here or before it was trained."""
+    place = directory(path)
+    found = _text_settings(place).get("trimmed") if place else None
+    return found if isinstance(found, dict) else None
+
+
 def refusal(path: Any, trusted: bool = False) -> str | None:
     """Why no model can be loaded from `path`, as a phrase; None where it looks well or is a hub id.
 

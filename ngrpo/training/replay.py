@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
-from ngrpo.models.attention import PackedRows
+from ngrpo.models.attention import PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel, chunk_tokens, read_logits
 from ngrpo.rollout.records import GAUSSIAN, Rollouts
 
@@ -95,7 +95,8 @@ def states(
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """All that a model must read to replay rollouts, each token once: the distinct prompts, then all fed answer tokens.
+    """All that a model must read to replay rollouts, each token once: what all prompts begin with, what follows in each
+    distinct one, then all fed answer tokens.
 
     prompt_ids  (M,) the prompts' tokens
     row, time   (A,) where the fed answer tokens stand in the rollouts; the last of a row is never fed
@@ -116,15 +117,20 @@ class PackedBatch:
         """Neighboring rows with the same prompt share it."""
         starts, prompt_of = rollouts.prompt_mask.sum(dim=1), prompts_of(rollouts)
         first = F.pad(prompt_of[1:] != prompt_of[:-1], (1, 0), value=True)  # rows whose prompt is read
+        shared = common_prefix(rollouts.prompts[first], rollouts.prompt_mask[first])
         owner, column = (rollouts.prompt_mask & first[:, None]).nonzero(as_tuple=True)
         place = column - (rollouts.prompt_mask.shape[1] - starts[owner])
+        read = (owner == 0) | (place >= shared)  # the first row's prompt stands for all where they are the same
+        owner, column, place = owner[read], column[read], place[read]
         row, time = rollouts.mask[:, 1:].nonzero(as_tuple=True)
         answers = rollouts.lengths - 1
-        prompt_at = (starts[first].cumsum(dim=0) - starts[first])[prompt_of]
+        own = starts[first] - shared
+        prompt_at = (own.cumsum(dim=0) - own)[prompt_of]
         answer_at = len(owner) + answers.cumsum(dim=0) - answers
         columns = torch.arange(int((starts + answers).max()), device=starts.device)
         in_prompt, beyond = columns < starts[:, None], columns - starts[:, None]
-        tokens = torch.where(in_prompt, prompt_at[:, None] + columns, answer_at[:, None] + beyond)
+        prompt_at = torch.where(columns < shared, 0, prompt_at[:, None])
+        tokens = torch.where(in_prompt, prompt_at + columns, answer_at[:, None] + beyond)
         tokens = tokens.where(beyond < answers[:, None], 0)
         positions = torch.cat((place, starts[row] + time))
         places = torch.cat((owner, row)) * len(columns) + positions

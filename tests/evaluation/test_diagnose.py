@@ -22,6 +22,7 @@ from ngrpo.cli.command import examine
 from ngrpo.evaluation import mechanism
 from ngrpo.evaluation.diagnosis import token_of
 from ngrpo.models.files import BUNDLED
+from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rundir.schema import read_run
 
 TINY = BUNDLED["ngrpo:tiny"]
@@ -80,6 +81,27 @@ def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, mak
     fed = mechanism.fed_vectors(rollouts, some, strategy, model.table.detach())
     anchor = F.embedding(rollouts.steps.tokens[some[:, 0], some[:, 1]], model.table)
     assert ((fed - anchor).norm(dim=-1) > 0.05 * anchor.norm(dim=-1)).all()
+
+
+@pytest.mark.parametrize("name", ["neighbor_mix", "norm_matched_noise"])
+def test_what_was_fed_changes_the_next_token_as_in_a_whole_forward_pass(
+    name, make_model, make_vocabulary, make_strategy
+):
+    model, vocabulary = make_model(dtype=torch.float64), make_vocabulary()
+    strategy = make_strategy(name, model, vocabulary)
+    prompts, mask = torch.tensor([[0, 0, 9, 8], [5, 6, 7, 4]]), torch.tensor([[False, False, True, True], [True] * 4])
+    rollouts = generate(model, strategy, prompts, mask, torch.arange(12), 10)
+    where = mechanism.spread(rollouts, 20)
+    found = pd.DataFrame(mechanism.next_token_rows(rollouts, where, strategy, model))
+    fed = strategy.embed(rollouts.steps, model.table, rollouts.draws)
+    fed = fed.detach()
+    for place, (row, at) in enumerate(where.tolist()):
+        text = torch.cat((model.table[rollouts.prompts[row][rollouts.prompt_mask[row]]], fed[row, : at + 1]))
+        plain = torch.cat((text[:-1], model.table[rollouts.steps.anchors[row, at]][None]))
+        after, before = (model.model(inputs_embeds=x[None]).logits[0, -1].detach().softmax(-1) for x in (text, plain))
+        assert found["next_changed"][place] == bool(after.argmax() != before.argmax())
+        assert found["next_kl"][place] == pytest.approx(float((before * (before / after).log()).sum()), abs=1e-9)
+    assert found["next_kl"].max() > 1e-4 and len(where) >= 10
 
 
 def test_a_token_is_named_by_its_text():

@@ -10,6 +10,7 @@ from strategies import neighbor_mix
 from torch.nn import functional as F
 
 from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.models import attention
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load
 from ngrpo.rollout.records import GAUSSIAN, Rollouts, Vocabulary
@@ -24,13 +25,18 @@ each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 each_strategy = pytest.mark.parametrize("kind", STRATEGIES)
 
 
+# What all prompts begin with is held once: as long as it must be for that, and longer than any window.
+PREFIXES = {"alone": (), "after examples": tuple(3 + place % 50 for place in range(attention.SHARED_FROM))}
+each_prefix = pytest.mark.parametrize("prefix", PREFIXES)
+
+
 @pytest.fixture
-def drawn(name, kind, ready, make_rollouts):
+def drawn(name, kind, prefix, ready, make_rollouts):
     """A stock model, the same one as ours, a strategy and rollouts of it by our engine."""
     theirs = stock(config_of(name))
     ours = CausalModel(copy.deepcopy(theirs))
     strategy = ready(STRATEGIES[kind](), ours, VOCABULARY)
-    rollouts = make_rollouts(ours, strategy, prompts=6, group=3, new_tokens=14)
+    rollouts = make_rollouts(ours, strategy, prompts=6, group=3, new_tokens=14, prefix=PREFIXES[prefix])
     assert len(rollouts.lengths.unique()) >= 3 and rollouts.steps.explored.any() == (kind == "mixtures")
     return theirs, ours, strategy, rollouts
 
@@ -53,6 +59,7 @@ def log_probs(model, rollouts: Rollouts) -> torch.Tensor:
 
 
 @each_architecture
+@each_prefix
 @each_strategy
 def test_the_engine_and_replay_say_what_the_stock_model_says(drawn):
     theirs, ours, strategy, rollouts = drawn
@@ -65,6 +72,7 @@ def test_the_engine_and_replay_say_what_the_stock_model_says(drawn):
 
 
 @each_architecture
+@each_prefix
 @each_strategy
 def test_gradients_of_all_parameters_are_those_of_the_stock_model(drawn, monkeypatch):
     theirs, ours, strategy, rollouts = drawn

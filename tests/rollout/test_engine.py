@@ -318,7 +318,7 @@ def test_the_prompt_is_read_once_for_its_whole_group(exact, batch, monkeypatch):
 
     monkeypatch.setattr(CausalModel, "hidden", counting)
     assert decode(exact, batch, slice(None)).tolist() == batch[4].tolist()
-    assert shapes[0] == (6, 7), "P prompts, not B rows"
+    assert shapes[0] == (1, 6 * 7), "P prompts, not B rows"
     assert len(shapes) == 24 and all(length == 1 for _, length in shapes[1:]), "the last token is never read"
 
 

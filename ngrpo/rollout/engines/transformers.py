@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration, State, TextMatch
 from ngrpo.exploration.scores import entropy
-from ngrpo.models.attention import KeyValueCache
+from ngrpo.models.attention import KeyValueCache, PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
@@ -66,12 +66,14 @@ def generate(
 
 def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens: int) -> tuple[Tensor, KeyValueCache]:
     """Logits (P, V) after the left-padded prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
-    cache = KeyValueCache(prompt_mask, new_tokens)
-    columns = torch.arange(int(cache.lengths.max()), device=prompts.device).expand(len(prompts), -1)
+    cache = KeyValueCache(prompt_mask, new_tokens, common_prefix(prompts, prompt_mask))
+    columns = torch.arange(int(cache.lengths.max()), device=prompts.device)
     source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
-    hidden = model.hidden(F.embedding(ids, model.table), columns, None, cache)
-    return model.logits(hidden[torch.arange(len(prompts), device=prompts.device), cache.lengths - 1]), cache
+    layout = PackedRows.of_prompts(len(prompts), len(columns), cache.shared, ids.device)
+    line, positions = ids.flatten()[layout.places], layout.places % len(columns)
+    hidden = model.hidden(F.embedding(line[None], model.table), positions[None], layout, cache)[0]
+    return model.logits(hidden[layout.tokens.gather(1, cache.lengths[:, None] - 1)[:, 0]]), cache
 
 
 def decode(
