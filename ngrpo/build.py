@@ -132,8 +132,6 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
         note(config, run, sampler, {"training": trained, **benchmarks})
-        if control := config.algorithm.control:
-            run.update(control=control._target_.rpartition(".")[2])
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
     logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
@@ -241,14 +239,15 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
 
 
 def note(config: DictConfig, run: RunDirectory, sampler: "Sampler", read: Mapping[str, Task]) -> None:
-    """Puts in run.json how the model is asked, what was settled about the data, how many prompts are too long, and what
-    the model's vocabulary was cut from."""
+    """Puts in run.json how the model is asked, what was settled about the data, how many prompts are too long, what the
+    model's vocabulary was cut from, and the control whose rewards are trained on."""
     if counts := {name: one.left_out for name, one in read.items() if isinstance(one, Subset)}:
         shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
         print(f"note: prompts that are too long for the model are left out: {shown}")
     notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}
     facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.tell(sampler.strategy.vocabulary)}
     facts["trimmed"] = files.trimmed(_path(config))
+    facts["control"] = str(OmegaConf.select(config, "algorithm.control._target_") or "").rpartition(".")[2]
     run.update(**{name: fact for name, fact in facts.items() if fact})
 
 
