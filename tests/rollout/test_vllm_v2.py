@@ -19,6 +19,11 @@ if installed.found() is None or os.environ.get("TRITON_INTERPRET") != "1":
 LIMIT, GROUP = 16, 4
 
 
+def runner(worker) -> str:
+    """Inside vLLM: where the class of its model runner is from."""
+    return type(worker.worker.model_runner).__module__
+
+
 @pytest.fixture(scope="module")
 def served():
     import interpreted
@@ -34,9 +39,8 @@ def served():
 
 
 def test_every_strategy_draws_and_is_fed_what_the_reference_says(served, strategy_name, make_strategy, make_keys):
-    engine, model, words, asked = served
-    found, ours = parity(engine, make_strategy(strategy_name, model, words), model, *asked, make_keys(2 * GROUP), LIMIT)
-    assert type(engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner).__module__ == (
-        "vllm.v1.worker.cpu.model_runner"
-    )
+    engine, model, words, (prompts, mask) = served
+    strategy = make_strategy(strategy_name, model, words)
+    found, ours = parity(engine, strategy, model, prompts, mask, make_keys(2 * GROUP), LIMIT)
+    assert engine.llm.collective_rpc(runner) == ["vllm.v1.worker.cpu.model_runner"]
     assert found.parted == 0 and ours.group_size == GROUP
