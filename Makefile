@@ -62,6 +62,7 @@ test-all: $(STAMP)  ## Run every test
 
 test-vllm: $(VLLM)/.installed  ## Run the tests of engine=vllm, in its own environment
 	@OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/rollout/test_vllm*.py tests/training/test_vllm_runs.py
+	@TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 OMP_NUM_THREADS=1 $(VLLM)/bin/python -m pytest -q tests/rollout/test_vllm_v2.py
 
 campaign: $(STAMP)  ## Kill, stop and starve a run hundreds of times (hours); CAMPAIGN='kills=20' passes counts
 	@$(BIN)/python -m tests.campaign.storm $(CAMPAIGN)

@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import generation, growth, memory, models, roofline, step, strategies
+from benchmarks import engines, generation, growth, memory, models, roofline, step, strategies
 from benchmarks.measuring import load
 from benchmarks.options import Options
 from benchmarks.reporting import folder_of, heading, write, write_summary
@@ -36,14 +36,17 @@ PARTS: dict[str, ModuleType] = {
     "memory": memory,
     "growth": growth,
     "roofline": roofline,
+    "engines": engines,
 }
-BY_DEFAULT = [part for part in PARTS if part != "roofline"]  # which is for a GPU
+BY_DEFAULT = [part for part in PARTS if part not in ("roofline", "engines")]  # for a GPU, and for .venv-vllm
 
 
 def parse() -> argparse.Namespace:
     """Options; --quick only shows that everything runs, so it writes nothing unless told where."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=PARTS, default=BY_DEFAULT, help="default: all but roofline")
+    parser.add_argument(
+        "--part", nargs="+", choices=PARTS, default=BY_DEFAULT, help="default: all but roofline and engines"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="CPU threads (default: all cores)")
     parser.add_argument("--repeats", type=int, help="pairs of timings per comparison (default: 9, with --quick 2)")
     parser.add_argument("--limit", type=int, help="max_new_tokens (default: 96, with --quick 32)")
@@ -82,9 +85,12 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
 
 
 def _peers() -> dict[str, str]:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    return {"trl": version("trl")}
+    try:
+        return {"trl": version("trl")}
+    except PackageNotFoundError:  # as where vLLM is
+        return {}
 
 
 def summarize(folder: Path) -> Path:

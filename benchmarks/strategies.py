@@ -38,7 +38,7 @@ def _of(model: str, bench: Bench, workload: Workload, repeats: int) -> list[dict
     calls = {name: bench.ours(name, workload) for name in STRATEGIES}
     timings = between(calls, bench.ours(BASELINE, workload), repeats)
     shape = {"model": model, "workload": workload.name, "tokens": workload.rows * workload.limit}
-    return [{**shape, "what": name, **_split(pairs)} for name, pairs in timings.items()]
+    return [{**shape, "what": name, **split(pairs)} for name, pairs in timings.items()]
 
 
 def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
@@ -63,10 +63,11 @@ def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
     tokens = plain()
     assert tokens == evaluation(), "evaluation and plain generation made different answers"
     pairs = between({"evaluation": evaluation}, plain, repeats)["evaluation"]
-    return {"model": "tiny", "workload": workload.name, "tokens": tokens, "what": "evaluation", **_split(pairs)}
+    return {"model": "tiny", "workload": workload.name, "tokens": tokens, "what": "evaluation", **split(pairs)}
 
 
-def _split(pairs: list[tuple[Timing, Timing]]) -> dict[str, list[float]]:
+def split(pairs: list[tuple[Timing, Timing]]) -> dict[str, list[float]]:
+    """Seconds, of the clock and of the processor, of calls and of the baseline that they stood between."""
     names = ("seconds", "cpu_seconds")
     own = {name: [getattr(timing, name) for timing, _ in pairs] for name in names}
     return own | {f"baseline_{name}": [getattr(timing, name) for _, timing in pairs] for name in names}
@@ -77,6 +78,20 @@ def overheads(row: dict[str, Any], clock: str) -> list[float]:
     return [100 * (own / base - 1) for own, base in zip(row[clock], row[f"baseline_{clock}"], strict=True)]
 
 
+def overhead_rows(measured: list[dict[str, Any]], clock: str) -> list[list[str]]:
+    """Cells of a table: what was measured, its tokens per second, and what it takes over its baseline."""
+    return [
+        [
+            row["model"],
+            row["workload"],
+            row["what"],
+            f"{row['tokens'] / sorted(row[clock])[len(row[clock]) // 2]:,.0f}",
+            *figures(overheads(row, clock), "+.1f", " %"),
+        ]
+        for row in measured
+    ]
+
+
 def tables(measured: list[dict[str, Any]]) -> list[Table]:
     """By the clock, and by the processor time of all threads."""
     titles = {
@@ -84,20 +99,4 @@ def tables(measured: list[dict[str, Any]]) -> list[Table]:
         "cpu_seconds": "The same in processor time, which other people's work disturbs less",
     }
     columns = ("model", "workload", "what", "tokens/s", *SPREAD)
-    return [
-        Table(
-            title,
-            columns,
-            [
-                [
-                    row["model"],
-                    row["workload"],
-                    row["what"],
-                    f"{row['tokens'] / sorted(row[clock])[len(row[clock]) // 2]:,.0f}",
-                    *figures(overheads(row, clock), "+.1f", " %"),
-                ]
-                for row in measured
-            ],
-        )
-        for clock, title in titles.items()
-    ]
+    return [Table(title, columns, overhead_rows(measured, clock)) for clock, title in titles.items()]

@@ -53,6 +53,15 @@ def test_adapters_leave_gradients_and_moments_of_the_rest_out():
     assert small.resident["weights"] < 0.52 * whole.resident["weights"]
 
 
+def test_an_engine_of_its_own_has_weights_and_a_cache_all_the_time_and_ours_is_not_counted():
+    config = architecture("ngrpo:tiny")
+    ours, theirs = (needs(config, Sizes(**{**vars(SIZES), "engine_cache": cache})) for cache in (0, 2**30))
+    assert theirs.resident["engine"] == ours.parameters * 4 + 2**30 and not ours.resident["engine"]
+    assert ours.rollout["KV cache"] > 0 and not theirs.rollout["KV cache"]
+    halved = needs(config, Sizes(**{**vars(SIZES), "engine_cache": 2**30, "engine_dtype": "bfloat16"}))
+    assert theirs.resident["engine"] - halved.resident["engine"] == ours.parameters * 2
+
+
 @pytest.mark.parametrize(("name", "recompute"), [*((name, False) for name in ARCHITECTURES), ("llama 3", True)])
 def test_parameters_are_counted_and_activations_are_what_autograd_keeps(name, recompute):
     from ngrpo.models.causal import CausalModel

@@ -75,6 +75,11 @@ def test_architectures_that_are_not_hosted_are_refused_by_name(there, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(content))
         refusal = hosted.refuses(TokenSampling(), str(tmp_path))
         assert refusal and name in refusal and "Qwen3ForCausalLM" in refusal
+    for head, fine in ((16, False), (64, True)):
+        content = {"architectures": ["LlamaForCausalLM"], "hidden_size": 4 * head, "num_attention_heads": 4}
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        refusal = hosted.refuses(TokenSampling(), str(tmp_path))
+        assert refusal is None if fine else refusal and "heads of 16" in refusal
     (tmp_path / "config.json").write_text(json.dumps(MistralConfig(sliding_window=4).to_dict()))
     assert "only full attention" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
     assert hosted.refuses(TokenSampling(), "ngrpo:tiny") is None

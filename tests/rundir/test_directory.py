@@ -339,13 +339,27 @@ IGNORED = [
     ("logger",), ("fresh",), ("hydra", "run", "dir"), ("sweep", "n_trials"), ("schema", "seed"), ("paths", "data"),
     ("checkpoints", "keep"),
     ("trainer", "devices"), ("trainer", "accelerator"), ("trainer", "strategy"), ("trainer", "threads"),
-    ("model", "path"), ("engine", "gpu_memory_utilization"),
+    ("model", "path"), ("engine", "kv_cache_gib"), ("engine_correction",),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", IGNORED)
 def test_where_and_how_a_run_is_watched_is_no_part_of_it(path):
     assert config_hash(changed(CONFIG, path, "other")) == HASH
+
+
+def test_the_precision_of_an_engine_and_a_correction_are_a_part_of_it_and_no_correction_is_none():
+    plain = {"correction": "none", "correction_level": "token", "correction_cap": 2.0}
+    algorithm = CONFIG.get("algorithm", {})
+
+    def of(**changes):
+        return config_hash({**CONFIG, "algorithm": {**algorithm, **plain, **changes}})
+
+    assert of() == of(correction_cap=3.0) == config_hash({**CONFIG, "algorithm": algorithm}), "as before there were any"
+    assert len({HASH, of(correction="tis"), of(correction="tis", correction_cap=3.0), of(correction="mis")}) == 4
+    assert config_hash(changed(CONFIG, ("engine", "dtype"), "bfloat16")) != HASH
+    assert config_hash(changed(CONFIG, ("engine", "options"), {"quantization": "fp8"})) != HASH
+    assert config_hash(changed(CONFIG, ("engine", "options"), {})) == HASH
 
 
 def test_everything_else_is_part_of_it(monkeypatch):

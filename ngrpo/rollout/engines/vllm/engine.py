@@ -58,7 +58,7 @@ class VllmEngine:
         if lines:
             raise SettingsError(lines)
         self.dtype, self.kv_cache_gib, self.rows, self.options = dtype, kv_cache_gib, rows, dict(options or {})
-        self.rollouts, self.asleep = itertools.count(), False
+        self.salts, self.asleep = itertools.count(), False
 
     @staticmethod
     def _refuses_options(options: Mapping[str, Any]) -> str | None:
@@ -92,7 +92,7 @@ class VllmEngine:
         (table,) = self.llm.collective_rpc(weights.table)
         starts = mask.sum(dim=1).repeat_interleave(group).cpu().numpy()
         session = Session(strategy, table, keys, starts, limit)
-        salt = str(next(self.rollouts))  # prompts are shared within a rollout, and nothing across
+        salt = str(next(self.salts))  # prompts are shared within a rollout, and nothing across
         asked = [{"prompt_token_ids": texts[row // group], "cache_salt": salt} for row in range(len(keys))]
         settings = [
             import_module("vllm").SamplingParams(

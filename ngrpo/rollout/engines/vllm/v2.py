@@ -56,6 +56,8 @@ class SessionSampler(Sampler):
     def __init__(self, stock: Any, state: SessionState):
         self.__dict__.update(stock.__dict__)  # its own constructor would make buffers that are there already
         self.state = state
+        # Counts of tokens by their numbers, for penalties that no row has: what a row is told is beyond their end.
+        self.penalties_state.output_bin_counts = None
 
     def sample(self, logits: torch.Tensor, *others: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         if self.state.session is None:
