@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ngrpo.algorithm.losses import LOG_RATIO_LIMIT
 
-LARGE_GAP = 0.01  # nats a token, a hundred times what an engine may differ by in float32
+LARGE_GAP = 0.01  # nats a token: an engine in bfloat16 under a policy in float32 is 0.002 to 0.003 off (bundled model)
 
 
 def truncated(ratio: Tensor, cap: float) -> Tensor:

@@ -63,6 +63,13 @@ def test_run_json_names_the_engine_and_its_version(trained):
     assert record["config"]["algorithm"]["correction"] == "tis"
 
 
+def test_an_engine_in_bfloat16_is_corrected_for(tmp_path):
+    run("train.py", tmp_path / "short", *TRAIN, *ENGINE, "engine.dtype=bfloat16")
+    metrics = pandas.read_csv(tmp_path / "short" / "metrics.csv")
+    assert metrics["engine_gap"].between(1e-4, 0.03).all()
+    assert metrics["effective_sample_size"].between(0.95, 1 - 1e-6).all()
+
+
 def test_a_kill_leaves_no_trace(trained, tmp_path):
     whole, seconds = trained
     directory = tmp_path / "killed"
