@@ -77,6 +77,7 @@ def own_files(name: str, directory: Path) -> list[str]:
     file.write_text("".join(json.dumps({"problem": f"What is {at}?", "answer": at}) + "\n" for at in range(64)))
     given = {
         "model/hf.yaml": f"model.path={REPOSITORY}/ngrpo/models/tiny_qwen2",
+        "experiment/gemma_270m.yaml": f"model.path={REPOSITORY}/ngrpo/models/tiny_qwen2",
         "task/hf.yaml": "task.dataset=owner/name",
         "task/jsonl.yaml": f"task.path={file}",
         "task/verl_parquet.yaml": f"task.path={file}",

@@ -81,7 +81,10 @@ def test_architectures_that_are_not_hosted_are_refused_by_name(there, tmp_path):
         refusal = hosted.refuses(TokenSampling(), str(tmp_path))
         assert refusal is None if fine else refusal and "heads of 16" in refusal
     (tmp_path / "config.json").write_text(json.dumps(MistralConfig(sliding_window=4).to_dict()))
-    assert "only full attention" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
+    assert "is a MistralForCausalLM" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
+    sliding = {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention", "sliding_attention"]}
+    (tmp_path / "config.json").write_text(json.dumps(sliding))
+    assert "with full attention only" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
     assert hosted.refuses(TokenSampling(), "ngrpo:tiny") is None
     assert hosted.refuses(TokenSampling(), "Qwen/Qwen3-1.7B-Base") is None
 

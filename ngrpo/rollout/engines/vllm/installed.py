@@ -39,7 +39,8 @@ def unsupported(model: str) -> str | None:
     """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
     place = files.directory(model)
     settings = json.loads((place / "config.json").read_bytes()) if place else {}
-    named = settings.get("architectures")
+    kind = settings.get("model_type")  # which a config.json that names no architectures says too
+    named = settings.get("architectures") or ([f"{kind.title()}ForCausalLM"] if kind else [])
     if named and not set(named) & set(ARCHITECTURES):
         return f"is a {named[0]}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
     if settings.get("use_sliding_window") or "sliding_attention" in (settings.get("layer_types") or ()):
