@@ -14,6 +14,7 @@ from ngrpo.rollout.engines import transformers as engine
 from ngrpo.rollout.engines.transformers import decode_step, entropy, generate, prefill
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import Rollouts, Vocabulary
+from ngrpo.training.replay import PackedBatch
 
 SETTINGS = [(family, tied) for family in ("qwen2", "qwen3", "llama") for tied in (False, True)]
 
@@ -320,6 +321,25 @@ def test_the_prompt_is_read_once_for_its_whole_group(exact, batch, monkeypatch):
     assert decode(exact, batch, slice(None)).tolist() == batch[4].tolist()
     assert shapes[0] == (1, 6 * 7), "P prompts, not B rows"
     assert len(shapes) == 24 and all(length == 1 for _, length in shapes[1:]), "the last token is never read"
+
+
+@pytest.mark.parametrize(("length", "read"), [(31, 6 * (31 + 7)), (32, 32 + 6 * 7)])
+def test_what_all_prompts_begin_with_is_read_once_where_it_is_long(
+    exact, vocabulary, ready, make_rollouts, monkeypatch, length, read
+):
+    """Shorter beginnings, such as what a chat template writes before a message, leave every number as it was."""
+    widths, hidden = [], CausalModel.hidden
+
+    def counting(self, embeddings, *others):
+        widths.append(embeddings.shape[1])
+        return hidden(self, embeddings, *others)
+
+    monkeypatch.setattr(CausalModel, "hidden", counting)
+    strategy = ready(TokenSampling(), exact, vocabulary)
+    rollouts = make_rollouts(exact, strategy, prompts=6, group=2, prefix=[7] * length)
+    assert widths[0] == read
+    saved = (6 - 1) * length if length == 32 else 0
+    assert len(PackedBatch.of(rollouts).prompt_ids) == rollouts.prompt_mask[::2].sum() - saved
 
 
 @pytest.mark.parametrize("limit", [1, 2])
