@@ -19,8 +19,8 @@ from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
 SPARSE = 0.95  # prompts without rows leave once fewer than this share of them have any
-# A beginning that all prompts share (worked examples, an instruction) is held once from so many tokens on. What chat
-# templates write before a first message is shorter, and a matrix of so few columns takes as long as none saves.
+# A beginning that all prompts share (worked examples, an instruction) is held once from so many tokens on: what chat
+# templates write before a first message is shorter, and sharing that would change the rounding of runs for no gain.
 SHARED_FROM = 32
 
 
