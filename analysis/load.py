@@ -22,7 +22,7 @@ READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
 UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
-          "n", "problems", "eval_every", "checkpoint_every")  # fmt: skip
+          "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trainable")
 # Beside the seed: when something is done, where and on what; which model it is says data:model.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")

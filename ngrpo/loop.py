@@ -81,6 +81,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             if stopped or drawn is None:  # nothing has changed since the step before
                 if step - 1 > done:
                     save(step - 1, rng)
+                    ranks.barrier()  # the first one writes, and a rank that ends before it counts as lost
                 raise Interrupted(stopped, step - 1)
             with watch.limited():
                 waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)

@@ -3,6 +3,7 @@
 import copy
 import math
 import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
@@ -26,6 +27,7 @@ from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.records import Vocabulary
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which nohup sets to be ignored, by what the tests start too
 
 LONG = ("test_sweeper.py", "test_resume.py")  # begun first: at the end, one process would be left alone with them
 ROWS, SIZE, WIDTH = 64, 60, 32  # embedding rows, ids that the tokenizer has, width

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Self
 
@@ -52,6 +52,8 @@ class Watch:
         if error is None:
             self.ranks.barrier()  # a rank that goes first would count as lost
         self._over.set()
+        if error is not None and self.ranks.rank and not lost:
+            self._outlive_first()
         if lost:
             raise RankLost(f"rank {', '.join(map(str, lost))} has ended; the same command continues") from error
 
@@ -113,6 +115,14 @@ class Watch:
     def _end(self, rank: int, what: str) -> None:
         if not self._over.wait(2 * BEAT):  # at the end of a run all ranks end, one of them first
             self.interrupts.end(f"rank {rank} {what}; the same command continues", 1)
+
+    def _outlive_first(self) -> None:
+        """Waits, not for long, until rank 0 has ended: Fabric kills it where another ends before it with an error."""
+        until = time.monotonic() + SILENCE / 2
+        with suppress(RuntimeError):
+            while time.monotonic() < until:
+                self._counts()
+                time.sleep(BEAT / 5)
 
     def _lost_now(self) -> list[int]:
         """Ranks that have stopped counting, where a collective has failed."""

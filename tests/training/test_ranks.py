@@ -29,8 +29,7 @@ class Pair:
 
     def __init__(self, directory, *words: str):
         self.directory, self.log = directory, directory.with_suffix(".log")
-        python = ["env", "--default-signal=HUP", sys.executable]  # which nohup may have set to be ignored
-        command = [*python, "train.py", *WORDS, *words, f"hydra.run.dir={directory}"]
+        command = [sys.executable, "train.py", *WORDS, *words, f"hydra.run.dir={directory}"]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.first = subprocess.Popen(
