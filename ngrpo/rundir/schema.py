@@ -32,6 +32,7 @@ SAMPLE_TYPES = {
 NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints",
                 "engine_correction"}  # fmt: skip
 OF_ENGINE = ("_target_", "dtype", "options")  # the others are about memory
+UNSET = {"control", "reweight", "match_norm"}  # of an algorithm: came later, and say nothing of a run that has none
 OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
@@ -248,8 +249,10 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
         kept["engine"] = {"_target_": None} | {key: engine[key] for key in OF_ENGINE if engine.get(key)}
-    if isinstance(algorithm := kept.get("algorithm"), Mapping) and algorithm.get("correction") == "none":
-        kept["algorithm"] = _without(algorithm, OF_CORRECTION)
+    if isinstance(algorithm := kept.get("algorithm"), Mapping):
+        silent = {key for key in UNSET if algorithm.get(key) is None}
+        silent |= OF_CORRECTION if algorithm.get("correction") == "none" else set()
+        kept["algorithm"] = _without(algorithm, silent)
     return canonical(kept)
 
 

@@ -362,6 +362,16 @@ def test_the_precision_of_an_engine_and_a_correction_are_a_part_of_it_and_no_cor
     assert config_hash(changed(CONFIG, ("engine", "options"), {})) == HASH
 
 
+@pytest.mark.parametrize("name", ["control", "reweight", "match_norm"])
+def test_what_an_algorithm_may_have_is_a_part_of_it_only_where_it_has_it(name):
+    """So that runs which were begun before there was such a thing go on."""
+    algorithm = CONFIG.get("algorithm", {})
+    assert config_hash({**CONFIG, "algorithm": {**algorithm, name: None}}) == config_hash(
+        {**CONFIG, "algorithm": algorithm}
+    )
+    assert config_hash({**CONFIG, "algorithm": {**algorithm, name: "grpo"}}) != HASH
+
+
 def test_everything_else_is_part_of_it(monkeypatch):
     identity = [path for path in leaves(CONFIG) if path not in IGNORED]
     hashes = {config_hash(changed(CONFIG, path, "other")) for path in [*identity, ("trainer", "new"), ("new",)]}
