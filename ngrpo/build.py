@@ -7,7 +7,6 @@ the run then trains on.
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ngrpo import targets
 from ngrpo.models import architectures, files
 from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import STRATEGY_FILE, read_run
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
@@ -119,7 +119,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
 
     config = request.config
     INTERRUPTS.listen()  # a launcher's own process has had no entry point that does
-    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads(config.trainer.threads))
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)

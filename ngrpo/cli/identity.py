@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
 from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import config_hash, run_directory
 
 
@@ -65,7 +66,7 @@ class Request:
         """The run directory, locked."""
         config = build.plain(self.config)
         trainer, batching = config.get("trainer", {}), {**config, **config.get("evaluation", {})}
-        facts = {"threads": trainer.get("threads") or os.cpu_count(), "devices": trainer.get("devices", 1)}
+        facts = {"threads": threads(trainer.get("threads")), "devices": trainer.get("devices", 1)}
         facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
         digest, shared = config_hash(config, self.versions), build.overlap(self.config)
         return RunDirectory.open(

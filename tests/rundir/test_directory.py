@@ -758,3 +758,11 @@ def test_the_sample_columns_are_those_of_the_contract():
         "extracted, solution_path, outcome, reward, exploration, algorithm, step, seed, logprob_sum, entropy_mean, "
         "explored_steps"
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "threads"), [(3, "1", 3), (None, "5", 5), (None, "many", None), (None, "", None)]
+)
+def test_threads_are_as_many_as_were_asked_for_else_as_the_environment_says(monkeypatch, asked, told, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert provenance.threads(asked) == (threads or provenance.cores())
