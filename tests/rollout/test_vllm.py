@@ -88,9 +88,9 @@ def test_every_architecture_that_is_hosted_computes_what_the_reference_computes(
     words = Vocabulary(59, (0, 1), (5, 7, 11, 17, 23, 31))
     engine = VllmEngine(kv_cache_gib=0.03125, rows=6, options={"max_num_batched_tokens": 16})
     try:
-        for strategy in (TokenSampling(), neighbor_mix(0.5, 3)):
-            ready(strategy, model, words)
-            found, _ = held(engine, strategy, model, *make_prompts(8, longest=16), make_keys(32), 16)
+        for strategy, weights in ((TokenSampling(), model), (neighbor_mix(0.5, 3), changed(model))):
+            ready(strategy, weights, words)
+            found, _ = held(engine, strategy, weights, *make_prompts(8, longest=16), make_keys(32), 16)
             assert found.tokens > 4 * found.rows and found.parted == 0
     finally:
         engine.close()
