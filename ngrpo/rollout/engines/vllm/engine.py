@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.base import Exploration
+from ngrpo.models import architectures
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.vllm import installed, plugin, weights
 from ngrpo.rollout.engines.vllm.session import FINISHED, Session
@@ -133,7 +134,11 @@ class VllmEngine:
             "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
             "async_scheduling": not first, "disable_log_stats": False,
         }  # fmt: skip
-        name = type(model.model).__name__
+        name, longest = type(model.model).__name__, architectures.positions(model.model.config.to_dict())
+        if (
+            longest and longest < model.model.config.max_position_embeddings
+        ):  # vLLM asks how long texts may get, not are
+            settings["max_model_len"] = longest
         if first:
             settings["worker_cls"] = "ngrpo.rollout.engines.vllm.v1.Worker"
         else:
