@@ -86,11 +86,12 @@ def test_every_strategy_draws_and_is_fed_what_the_reference_says(served, strateg
 def test_every_architecture_that_is_hosted_computes_what_the_reference_computes(name, ready, make_prompts, make_keys):
     model = CausalModel(stock(with_heads_of(name, HEAD), torch.float32))
     words = Vocabulary(59, (0, 1), (5, 7, 11, 17, 23, 31))
+    prompts, mask = make_prompts(8, longest=16)
     engine = VllmEngine(kv_cache_gib=0.03125, rows=6, options={"max_num_batched_tokens": 16})
     try:
         for strategy, weights in ((TokenSampling(), model), (neighbor_mix(0.5, 3), changed(model))):
             ready(strategy, weights, words)
-            found, _ = held(engine, strategy, weights, *make_prompts(8, longest=16), make_keys(32), 16)
+            found, _ = held(engine, strategy, weights, prompts, mask, make_keys(32), 16)
             assert found.tokens > 4 * found.rows and found.parted == 0
     finally:
         engine.close()

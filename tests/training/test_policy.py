@@ -51,12 +51,12 @@ def test_micro_batches_do_not_change_the_gradient(name, aggregation):
 
 
 def test_a_token_mean_of_micro_batches_is_that_of_the_whole_for_one_of_them_only():
-    given = {"aggregation": "token_mean_of_micro_batches"}
-    split = fit(make(**given, micro_batch_rows=6))
+    anew = partial(make, aggregation="token_mean_of_micro_batches")
+    split = fit(anew(micro_batch_rows=6))
     rollouts = split.outcomes[0].answers.rollouts
     lengths = [int(rollouts.lengths[index].sum()) for index in micro_batches(rollouts, 6)]
     assert len(lengths) == 3 and len(set(lengths)) > 1
-    whole, plain = fit(make(**given)).gradients[0], fit(make(aggregation="token_mean")).gradients[0]
+    whole, plain = fit(anew()).gradients[0], fit(make(aggregation="token_mean")).gradients[0]
     assert torch.equal(whole, plain)
     assert (split.gradients[0] - whole).norm() > 0.01 * whole.norm()
 
