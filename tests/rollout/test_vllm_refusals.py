@@ -94,12 +94,6 @@ def test_a_command_line_without_vllm_ends_with_one_line(tmp_path):
     assert len(lines) == 1 and "engine=vllm: needs the package vllm" in lines[0]
 
 
-def test_several_devices_are_refused_on_the_command_line(tmp_path):
-    overrides = ("engine=vllm", "trainer=smoke", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
-    text = warm.finish("train.py", tmp_path / "log", *overrides, status=2)
-    assert "trainer.devices=2" in text and "engine=vllm runs in the process that trains" in text
-
-
 @pytest.mark.skipif(installed.found() is None, reason="vLLM is not installed")
 @pytest.mark.parametrize(
     ("gib", "words"), [(1e-6, "vLLM does not start"), (0.0002, "max_new_tokens=96"), (1e5, "this machine has")]

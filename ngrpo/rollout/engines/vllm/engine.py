@@ -134,6 +134,8 @@ class VllmEngine:
             "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
             "async_scheduling": not first, "disable_log_stats": False,
         }  # fmt: skip
+        if ranks := _ranks():
+            settings["distributed_executor_backend"] = "external_launcher"
         name, longest = type(model.model).__name__, architectures.positions(model.model.config.to_dict())
         if (
             longest and longest < model.model.config.max_position_embeddings
@@ -144,7 +146,7 @@ class VllmEngine:
         else:
             settings["hf_overrides"] = {"architectures": [plugin.PREFIX + name]}
         self.options = {"enable_sleep_mode": cuda, **self.options}
-        with tempfile.TemporaryDirectory() as place, undisturbed():
+        with tempfile.TemporaryDirectory() as place, undisturbed(ranks):
             config = copy.deepcopy(model.model.config)
             config.architectures = [name]  # which a model that was never saved does not say
             config.save_pretrained(place)
@@ -179,14 +181,30 @@ def _lacks(gib: float) -> str | None:
     return f"engine.kv_cache_gib={gib:g}: this machine has {there:.1f} GiB; engine.kv_cache_gib=1"
 
 
+def _ranks() -> dict[str, str]:
+    """Which of several training processes this one is, by the variables that vLLM reads of a launcher; none for one alone.
+
+    With them vLLM takes the group that is there for a launcher's, and makes of every rank an engine for itself.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return {}
+    rank = distributed.get_rank()
+    return {"RANK": str(rank), "LOCAL_RANK": os.environ.get("LOCAL_RANK", str(rank))}
+
+
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Within it random generators may be seeded and torch.set_num_threads be replaced, as vLLM does when it starts:
-    afterwards both are as they were, so that a run that goes on draws what it would have drawn."""
-    state, setter, threads = rng_state(), torch.set_num_threads, torch.get_num_threads()
+def undisturbed(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within it the environment has these variables, random generators may be seeded and torch.set_num_threads be replaced,
+    as vLLM does when it starts: afterwards all are as they were, so that a run that goes on draws what it would have drawn."""
+    state, setter, threads, before = rng_state(), torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
+    os.environ.update(variables)
     try:
         yield
     finally:
+        for name in variables:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in variables if name in before})
         torch.set_num_threads = setter
         torch.set_num_threads(threads)
         set_rng_state(state)
