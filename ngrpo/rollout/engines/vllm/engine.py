@@ -41,7 +41,7 @@ class VllmEngine:
     dtype          of the weights and of what is computed: "float32" or "bfloat16"
     kv_cache_gib   memory for keys and values, GiB; where it is short, rows are preempted and computed again
     rows           decoded at a time, at most
-    options        other arguments of vllm.LLM, by their names there
+    options        other arguments of vllm.LLM, by their names there; those that are None stay as they are
     """
 
     llm: Any = None
@@ -54,15 +54,22 @@ class VllmEngine:
         options: Mapping[str, Any] | None = None,
     ):
         lines = [
-            line for line in (installed.refusal(), self._refuses_options(options or {}), _lacks(kv_cache_gib)) if line
+            line
+            for line in (installed.refusal(), self._refuses_options(options or {}, rows), _lacks(kv_cache_gib))
+            if line
         ]
         if lines:
             raise SettingsError(lines)
-        self.dtype, self.kv_cache_gib, self.rows, self.options = dtype, kv_cache_gib, rows, dict(options or {})
+        self.dtype, self.kv_cache_gib, self.rows = dtype, kv_cache_gib, rows
+        self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.salts, self.asleep = itertools.count(), False
 
     @staticmethod
-    def _refuses_options(options: Mapping[str, Any]) -> str | None:
+    def _refuses_options(options: Mapping[str, Any], rows: int) -> str | None:
+        tokens = options.get("max_num_batched_tokens")
+        if tokens is not None and tokens < rows:
+            rule = f"a pass takes a token of each of engine.rows={rows} rows"
+            return f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
         odd = [name for name, only in ALONE.items() if options.get(name, only) != only]
         if not odd:
             return None
@@ -153,8 +160,9 @@ class VllmEngine:
             try:
                 return import_module("vllm").LLM(model=place, **{**settings, **self.options})
             except ValueError as error:
-                told = " ".join(str(error).split())[:300]
-                fix = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
+                told = " ".join(str(error).split()).partition(" [type=")[0][:300]
+                more = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
+                fix = more if "memory" in told or "cache" in told else "engine=transformers"
                 raise SettingsError(f"engine=vllm: vLLM does not start ({told}); {fix}") from error
 
     def _refuse_long(self, prompt: int, limit: int) -> None:
