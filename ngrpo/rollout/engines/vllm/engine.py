@@ -139,7 +139,7 @@ class VllmEngine:
             "load_format": "dummy", "skip_tokenizer_init": True, "dtype": self.dtype, "max_num_seqs": self.rows,
             "max_model_len": -1, "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB), "block_size": BLOCK_SIZE,
             "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
-            "async_scheduling": not first, "disable_log_stats": False,
+            "async_scheduling": not first, "disable_log_stats": True,
         }  # fmt: skip
         if ranks := _ranks():
             settings["distributed_executor_backend"] = "external_launcher"
