@@ -253,7 +253,9 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
-        kept["engine"] = {"_target_": None} | {key: engine[key] for key in OF_ENGINE if engine.get(key)}
+        options = {key: value for key, value in (engine.get("options") or {}).items() if value is not None}
+        chosen = {**engine, "options": options}
+        kept["engine"] = {"_target_": None} | {key: chosen[key] for key in OF_ENGINE if chosen.get(key)}
     if isinstance(algorithm := kept.get("algorithm"), Mapping):
         silent = {key for key in UNSET if algorithm.get(key) is None}
         silent |= {key for key, nothing in LATER.items() if algorithm.get(key) == nothing}

@@ -28,7 +28,11 @@ if installed.found() is None:
 HOSTED = installed.ARCHITECTURES
 FAMILIES = ("bundled", "qwen3", "llama")
 # Fewer slots than rows, prompts in several chunks, and so few blocks that rows must make room for one another.
-CRAMPED = {"rows": 10, "options": {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 8}}
+# These are counted by vLLM's own statistics.
+CRAMPED = {
+    "rows": 10,
+    "options": {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 8, "disable_log_stats": False},
+}
 LIMIT = 48
 HEAD = 32  # the smallest head that vLLM's attention takes on a CPU
 

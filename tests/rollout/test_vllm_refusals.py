@@ -55,7 +55,14 @@ def test_what_strategies_are_not_hosted_with_is_refused(there, options):
     with pytest.raises(SettingsError) as error:
         VllmEngine(options=options)
     assert f"engine.options.{next(iter(options))}=" in told(error) and "leave it out" in told(error)
-    VllmEngine(options={"tensor_parallel_size": 1, "max_num_batched_tokens": 64})
+    VllmEngine(rows=64, options={"tensor_parallel_size": 1, "max_num_batched_tokens": 64})
+
+
+def test_fewer_tokens_of_a_pass_than_rows_are_refused(there):
+    with pytest.raises(SettingsError) as error:
+        VllmEngine(rows=16, options={"max_num_batched_tokens": 8})
+    assert "engine.options.max_num_batched_tokens=8" in told(error) and "engine.rows=8" in told(error)
+    VllmEngine(rows=16, options={"max_num_batched_tokens": 16})
 
 
 def test_a_cache_larger_than_the_machine_is_refused(there, monkeypatch):
@@ -94,10 +101,20 @@ def test_a_command_line_without_vllm_ends_with_one_line(tmp_path):
     assert len(lines) == 1 and "engine=vllm: needs the package vllm" in lines[0]
 
 
-def test_several_devices_are_refused_on_the_command_line(tmp_path):
-    overrides = ("engine=vllm", "trainer=smoke", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.options.max_num_seqs=16", "engine.options has max_num_batched_tokens, enforce_eager"),
+        ("engine.options.max_num_batched_token=16", "nearest name is engine.options.max_num_batched_tokens"),
+        ("engine.options.max_num_batched_tokens=0", "must be a whole number at least 1 or null"),
+        ("engine.rows=100000", "must be a whole number from 1 to 4096"),
+    ],
+)
+def test_arguments_of_vllm_are_those_that_are_named(tmp_path, override, words):
+    overrides = ("engine=vllm", "trainer=smoke", override, f"hydra.run.dir={tmp_path / 'run'}")
     text = warm.finish("train.py", tmp_path / "log", *overrides, status=2)
-    assert "trainer.devices=2" in text and "engine=vllm runs in the process that trains" in text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {override}: ") and words in lines[0]
 
 
 @pytest.mark.skipif(installed.found() is None, reason="vLLM is not installed")
