@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ngrpo.evaluation.diagnosis import Draw
     from ngrpo.exploration.base import Exploration
     from ngrpo.models.causal import CausalModel
+    from ngrpo.models.devices import Work
     from ngrpo.models.prompting import Prompts
     from ngrpo.models.sizes import Plan
     from ngrpo.rollout.engines.base import Engine
@@ -216,10 +217,24 @@ def needs(config: DictConfig) -> "Plan":
             recompute=config.trainer.gradient_checkpointing,
             k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
             update_rows=share // config.algorithm.mini_batches * config.group_size,
-            device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
+            device="cuda" if config.plan.device or config.trainer.accelerator == "gpu" else "cpu",
             engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
             engine_dtype=config.engine.get("dtype", "float32"),
         ),
+    )
+
+
+def work(config: DictConfig) -> "Work":
+    """What a run repeats, for how long it will take."""
+    from ngrpo.models.devices import Work
+
+    algorithm: Algorithm = instantiate(config.algorithm)
+    return Work(
+        steps=config.steps,
+        answer_tokens=config.plan.answer_tokens or config.max_new_tokens,
+        slots=config.engine.get("rows"),
+        learning_passes=algorithm.inner_epochs * (1 + bool(algorithm.critic)),
+        scoring_passes=int(algorithm.needs_old_log_probs) + int(algorithm.kl["coefficient"] > 0),
     )
 
 
