@@ -87,7 +87,7 @@ class Algorithm:
         try:
             _ = self.corrected
         except ValueError as error:
-            raise Incomplete(f"{error}; algorithm.correction=tis alone is the usual one") from None
+            raise Incomplete(str(error)) from None
 
     @property
     def asks(self) -> frozenset[str]:

@@ -46,13 +46,21 @@ class Correction:
 
     def __post_init__(self) -> None:
         if self.measure != "ratio" and self.kind != "rejection":
-            raise ValueError(f"algorithm.correction_measure={self.measure}: is for algorithm.correction=rejection")
+            raise ValueError(
+                f"algorithm.correction_measure={self.measure}: is for rejection alone; algorithm.correction=rejection"
+            )
         if self.level == "max" and self.measure == "ratio":
-            raise ValueError("algorithm.correction_level=max: is for algorithm.correction_measure=k2 and k3")
+            raise ValueError(
+                "algorithm.correction_level=max: is for the measures k2 and k3; algorithm.correction_level=token"
+            )
         if self.floor > self.cap:
-            raise ValueError(f"algorithm.correction_floor={self.floor:g}: must be at most algorithm.correction_cap")
+            raise ValueError(
+                f"algorithm.correction_floor={self.floor:g}: must be at most the cap; algorithm.correction_floor=0"
+            )
         if self.normalize and self.kind in ("none", "bypass", "rejection"):
-            raise ValueError(f"algorithm.correction_normalize=true: algorithm.correction={self.kind} has no weights")
+            raise ValueError(
+                f"algorithm.correction_normalize=true: {self.kind} has no weights; algorithm.correction_normalize=false"
+            )
 
     @property
     def of_batch(self) -> bool:
