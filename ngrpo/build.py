@@ -330,8 +330,8 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
 def _reference(config: DictConfig, policy: "Policy") -> Any:
     from ngrpo.training.reference import Reference
 
-    asked = policy.algorithm.kl["coefficient"] > 0
-    return Reference(policy.model if policy.model.adapters else causal_model(config)) if asked else None
+    own = policy.model if policy.model.adapters else None
+    return Reference(own or causal_model(config)) if policy.algorithm.needs_reference else None
 
 
 def _device() -> str:

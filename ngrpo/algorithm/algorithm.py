@@ -31,6 +31,7 @@ class Algorithm:
     kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
     control          Groups -> rewards (P, G) that stand in for the task's, verdicts too; None: the task's
     reward_shaping   name -> Groups -> rewards (P, G), one after the other
+    bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
     carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
@@ -56,6 +57,7 @@ class Algorithm:
     mini_batches: int = 1
     control: Callable[[Groups], Tensor] | None = None
     reward_shaping: Mapping[str, Callable[[Groups], Tensor]] | None = None
+    bonus: Callable[[Groups, Tensor, int], Tensor] | None = None
     group_filter: Callable[[Groups], Tensor] | None = None
     max_resamples: int = 0
     carry_surplus: bool = True
@@ -96,9 +98,19 @@ class Algorithm:
         return declared | {"entropy"} if self.entropy_bonus else declared
 
     @property
+    def regularized(self) -> bool:
+        """Whether there is a KL to the reference."""
+        return self.kl["coefficient"] > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy as it was before training is asked for log-probabilities or features."""
+        return self.regularized or self.bonus is not None
+
+    @property
     def penalizes_reward(self) -> bool:
         """Whether the KL to the reference is subtracted from the reward."""
-        return self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
+        return self.regularized and self.kl["placement"] == "reward"
 
     @property
     def needs_old_log_probs(self) -> bool:
@@ -151,7 +163,8 @@ class Algorithm:
     def group_advantages(self, groups: Groups, penalty: Tensor | float, mask: Tensor) -> Tensor:
         """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
         taken = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
-        advantages = self.advantage(groups.rewards - taken.double().sum(dim=1).view(groups.rewards.shape))
+        rewards = groups.rewards if groups.bonus is None else groups.rewards + groups.bonus
+        advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
         if self.reweight is not None:
             advantages = self.reweight(advantages, groups)
         return advantages.float().view(-1, 1).expand(mask.shape)
