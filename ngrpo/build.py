@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ngrpo.models.prompting import Prompts
     from ngrpo.models.sizes import Plan
     from ngrpo.rollout.engines.base import Engine
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
@@ -111,8 +112,10 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     import torch
     from transformers import set_seed
 
+    from ngrpo.algorithm.combinations import refusals
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
     from ngrpo.rundir.recorder import Progress, Recorder
@@ -124,11 +127,15 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
+    if found := refusals(algorithm, map(str, config.extra_rewards)):
+        raise SettingsError(found)
     prompts = _prompts(config)
+    perturbed = Perturbed(algorithm.retry, prompts) if algorithm.retry else None
     trained = prompts.read(rewarded)
+    trained = perturbed.read(trained) if perturbed else trained
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     model = causal_model(config, config.model.lora)
-    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
+    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens, perturbed)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
@@ -293,7 +300,13 @@ def _prompts(config: DictConfig) -> "Prompts":
 
 
 def _sampler(
-    engine: "Engine", strategy: "Exploration", model: "CausalModel", prompts: "Prompts", asked: Task, limit: int
+    engine: "Engine",
+    strategy: "Exploration",
+    model: "CausalModel",
+    prompts: "Prompts",
+    asked: Task,
+    limit: int,
+    perturbed: "Perturbed | None" = None,
 ) -> "Sampler":
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
@@ -301,7 +314,7 @@ def _sampler(
     words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
-    return Sampler(engine, strategy, prompts, limit)
+    return Sampler(engine, strategy, prompts, limit, perturbed)
 
 
 def _rewarded(config: DictConfig) -> Task:

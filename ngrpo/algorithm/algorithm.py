@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ngrpo.algorithm.advantages import group_normalized
+from ngrpo.algorithm.combinations import refusals
 from ngrpo.algorithm.correction import Correction
 from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
+from ngrpo.algorithm.retry import Retry
 
 
 class Incomplete(ValueError):
@@ -33,6 +35,7 @@ class Algorithm:
     reward_shaping   name -> Groups -> rewards (P, G), one after the other
     bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
+    retry            how all-wrong groups are asked again, before a filter; None: they are not
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
     carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
     row_filter       Groups -> (P, G) bool, true where an answer enters the loss
@@ -59,6 +62,7 @@ class Algorithm:
     reward_shaping: Mapping[str, Callable[[Groups], Tensor]] | None = None
     bonus: Callable[[Groups, Tensor, int], Tensor] | None = None
     group_filter: Callable[[Groups], Tensor] | None = None
+    retry: Retry | None = None
     max_resamples: int = 0
     carry_surplus: bool = True
     row_filter: Callable[[Groups], Tensor] | None = None
@@ -80,10 +84,8 @@ class Algorithm:
     critic: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        shaping = getattr(self.token_advantage, "func", self.token_advantage)
-        if self.group_filter is not None and getattr(shaping, "learns_of_all_groups", False):
-            rule = "algorithm.token_advantage learns of the groups that it would leave out"
-            raise Incomplete(f"algorithm.group_filter: {rule}; algorithm.group_filter=null")
+        if found := refusals(self):
+            raise Incomplete(found[0])
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
             raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
         try:
