@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.launched import launched
 from ngrpo.models import files
 from ngrpo.rundir.schema import leaves
 
@@ -76,8 +77,10 @@ def parallel(seen: "Composed") -> Iterator[str]:
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     if not seen.sound("trainer.devices", "prompts_per_step"):
         return
-    devices, prompts = seen.values["trainer.devices"], seen.values["prompts_per_step"]
-    if prompts % devices:
+    devices, prompts, told = seen.values["trainer.devices"], seen.values["prompts_per_step"], launched()
+    if told and devices != told.world:
+        yield f"{seen.shown('trainer.devices')}: must be the {told.world} that were launched; leave it out"
+    elif prompts % devices:
         rule = f"must divide {seen.shown('prompts_per_step')}, because whole groups stay on one device"
         yield f"{seen.shown('trainer.devices')}: {rule}; prompts_per_step={devices * math.ceil(prompts / devices)}"
     elif seen.sound("algorithm.mini_batches") and seen.values["algorithm.mini_batches"] > (most := prompts // devices):
