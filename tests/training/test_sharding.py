@@ -1,0 +1,95 @@
+"""Parts of weights, gradients and moments on several ranks do what whole ones do on one, and go from any number to any."""
+
+import shutil
+from functools import partial
+
+import pytest
+import torch
+from ranks_together import outcome
+from strategies import neighbor_mix
+from updates import TINY, Made, Still, Watched, fit, make, mixed, shared_ppo
+
+from ngrpo.algorithm import groups
+from ngrpo.models.loading import load
+from ngrpo.training.reference import Reference
+
+LORA = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
+KL = {"coefficient": 0.1, "estimator": "k3", "placement": "loss"}
+
+
+def token_mean(kind: type[Watched]) -> Made:
+    return make(kind=kind, micro_batch_rows=5)
+
+
+def with_reference(kind: type[Watched]) -> Made:
+    """Of weights that are not the policy's, so that there is a divergence."""
+    other = load(TINY, "float64")
+    with torch.no_grad():
+        for weight in other.parameters():
+            weight.mul_(1.01)
+    return make(kind=kind, micro_batch_rows=5, kl=KL, reference=Reference(other))
+
+
+def with_adapters(kind: type[Watched]) -> Made:
+    torch.manual_seed(0)  # of the adapters, whose first factor is drawn
+    return make(neighbor_mix(rate=0.3, k=3), kind, model=load(TINY, "float64", lora=LORA), micro_batch_rows=5)
+
+
+def recomputed(kind: type[Watched]) -> Made:
+    return make(kind=kind, model=load(TINY, "float64", recompute=True), micro_batch_rows=5)
+
+
+def four_steps(kind: type[Watched], steps: int = 4) -> Made:
+    """Groups are chosen, so that ranks draw other numbers of times and make other numbers of passes."""
+    chosen = {"group_filter": groups.mixed, "max_resamples": 2, "micro_batch_rows": 3}
+    return make(neighbor_mix(rate=0.3, k=3), kind, steps=steps, checkpoint_every=1, **chosen)
+
+
+two_steps = partial(four_steps, steps=2)
+FAMILIES = (mixed, shared_ppo, token_mean, with_reference, with_adapters, recomputed)
+QUICK = ((mixed, "fsdp"), (shared_ppo, "fsdp"))
+
+
+@pytest.mark.parametrize(
+    ("family", "strategy"),
+    [
+        pytest.param(family, strategy, marks=[] if (family, strategy) in QUICK else pytest.mark.slow)
+        for strategy in ("fsdp", "ddp")
+        for family in FAMILIES
+    ],
+)
+def test_gradients_of_two_ranks_are_those_of_one_process(family, strategy, tmp_path):
+    one = fit(family(Still)).gradients[0]
+    two = outcome(family, tmp_path / "two", 2, strategy)[0]
+    assert float((two - one).norm() / one.norm()) < 1e-5
+
+
+PLACES = {"whole": (1, "auto"), "one": (1, "fsdp"), "two": (2, "fsdp")}
+
+
+def assert_alike(run, other, tolerance: float) -> None:
+    """The figures of the steps that both did, and the weights that came of them."""
+    for here, there in zip(run["metrics"][::-1], other["metrics"][::-1], strict=False):
+        assert here["reward"] == there["reward"]
+        for name in ("loss", "grad_norm"):
+            assert here[name] == pytest.approx(there[name], rel=tolerance, abs=tolerance * 1e-3)
+    assert run["weights"].keys() == other["weights"].keys()
+    for name, value in run["weights"].items():
+        assert torch.allclose(value, other["weights"][name], rtol=0, atol=tolerance * 1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", PLACES)
+def test_a_run_goes_on_from_any_number_of_ranks_with_any(before, tmp_path):
+    whole = outcome(four_steps, tmp_path / "whole", *PLACES["whole"], Watched)
+    outcome(two_steps, tmp_path / "begun", *PLACES[before], Watched)
+    for after, place in PLACES.items():
+        shutil.copytree(tmp_path / "begun", tmp_path / after)
+        assert_alike(outcome(four_steps, tmp_path / after, *place, Watched), whole, 1e-4)
+
+
+def test_a_run_of_two_ranks_goes_on_bit_for_bit(tmp_path):
+    straight = outcome(four_steps, tmp_path / "straight", *PLACES["two"], Watched)
+    outcome(two_steps, tmp_path / "cut", *PLACES["two"], Watched)
+    rest = outcome(four_steps, tmp_path / "cut", *PLACES["two"], Watched)
+    assert_alike(rest, straight, 0.0)
