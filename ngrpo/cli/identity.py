@@ -21,7 +21,9 @@ def register_resolvers() -> None:
     """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
     processes that a launcher has started or else n, and `${gpu:<a>,<b>}`, a where this machine has a GPU and else b."""
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
-    OmegaConf.register_new_resolver("launched", lambda usual: told.world if (told := launched()) else usual, replace=True)
+    OmegaConf.register_new_resolver(
+        "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
+    )
     OmegaConf.register_new_resolver("gpu", lambda a, b: b if gpu_refusal(1) else a, replace=True)
 
 

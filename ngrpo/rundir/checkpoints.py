@@ -36,9 +36,7 @@ class CheckpointError(RuntimeError):
     """There are checkpoints, and none of them can be used, or a state that could not be loaded again."""
 
 
-def save(
-    directory: str | Path, step: int, state: Mapping[str, Any], keep: int = 2, write: Write | None = None
-) -> Path:
+def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int = 2, write: Write | None = None) -> Path:
     """Writes `state` as `step-<8 digits>.pt` and lists it, with its sha256, in manifest.json.
 
     At every moment of it the newest listed and undamaged file is a whole checkpoint: the file is in place before the

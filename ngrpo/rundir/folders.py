@@ -1,4 +1,4 @@
-"""A checkpoint that is a folder: tensors in parts, as ranks have written them, all the rest in one file, and their checksums."""
+"""A checkpoint that is a folder: tensors in parts, as ranks have written them, the rest in one file, and their checksums."""
 
 import hashlib
 import json

@@ -15,8 +15,10 @@ import torch
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from torch import Tensor, distributed, nn
-from torch.distributed import checkpoint
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -153,7 +155,7 @@ def _write(tensors: dict[str, Tensor], ranks: Ranks, folder: Path) -> dict[str, 
     """All ranks write their parts, on the disk when it returns; sha256 and bytes of every file. Raises OSError."""
     ranks.barrier()  # the first one has made the folder
     try:
-        checkpoint.save(tensors, storage_writer=checkpoint.FileSystemWriter(folder))
+        save(tensors, storage_writer=FileSystemWriter(folder))
     except CheckpointException as failed:
         error = next(iter(failed.failures.values()))[0]
         raise error if isinstance(error, OSError) else RuntimeError(f"{folder}: {error}") from None
@@ -173,9 +175,9 @@ def restore(state: Mapping[str, Any], policy: Policy, optimizer: torch.optim.Opt
         for at, one in state["optimizer"]["state"].items()
     }
     if wanted:
-        reader = checkpoint.FileSystemReader(state["folder"])
+        reader = FileSystemReader(state["folder"])
         written = reader.read_metadata().state_dict_metadata
-        checkpoint.load(
+        load(
             {name: value for name, value in wanted.items() if name in written},  # of tied weights one
             storage_reader=reader,
             no_dist=not distributed.is_initialized(),

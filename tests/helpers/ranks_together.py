@@ -80,6 +80,6 @@ def outcome(build: Build, folder: Path, world: int, strategy: str, kind: type[Wa
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=240)
     assert all(process.exitcode == 0 for process in processes)
     return torch.load(target, weights_only=True)
