@@ -20,7 +20,10 @@ from ngrpo.models.loading import read_config
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
-SAVING = "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
+SAVING = (
+    "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, "
+    "trainer.precision=bfloat16"
+)
 LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
 
 

@@ -3,6 +3,7 @@
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -68,18 +69,28 @@ def rank(number: int, port: int, *arguments: Any) -> None:
     train(*arguments)
 
 
-def outcome(build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None = None) -> Any:
-    """What the first of `world` ranks leaves: gradients, or with a kind of policy the figures of its steps and its weights.
-    Checkpoints go to `folder`, and are gone on from."""
+def codes(
+    build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None, within: float = 240
+) -> list[int | None]:
+    """How the ranks ended, None for one that has not; those are killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    target = folder.with_suffix(".pt")
-    shared = (build, folder, target, kind, {"devices": world, "strategy": strategy})
+    shared = (build, folder, folder.with_suffix(".pt"), kind, {"devices": world, "strategy": strategy})
     processes = [warm.server.Process(target=rank, args=(number, port, *shared)) for number in range(world)]
     for process in processes:
         process.start()
+    until = time.monotonic() + within
     for process in processes:
-        process.join(timeout=240)
-    assert all(process.exitcode == 0 for process in processes)
-    return torch.load(target, weights_only=True)
+        process.join(max(0.0, until - time.monotonic()))
+    found = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    return found
+
+
+def outcome(build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None = None) -> Any:
+    """What the first of `world` ranks leaves: gradients, or with a kind of policy the figures of its steps and its weights.
+    Checkpoints go to `folder`, and are gone on from."""
+    assert codes(build, folder, world, strategy, kind) == [0] * world
+    return torch.load(folder.with_suffix(".pt"), weights_only=True)

@@ -1,16 +1,20 @@
 """Parts of weights, gradients and moments on several ranks do what whole ones do on one, and go from any number to any."""
 
+import os
+import resource
 import shutil
+import signal
 from functools import partial
 
 import pytest
 import torch
-from ranks_together import outcome
+from ranks_together import codes, outcome
 from strategies import neighbor_mix
 from updates import TINY, Made, Still, Watched, fit, make, mixed, shared_ppo
 
 from ngrpo.algorithm import groups
 from ngrpo.models.loading import load
+from ngrpo.rundir import checkpoints
 from ngrpo.training.reference import Reference
 
 LORA = {"r": 4, "alpha": 8, "target_modules": ["q_proj", "v_proj"]}
@@ -88,8 +92,59 @@ def test_a_run_goes_on_from_any_number_of_ranks_with_any(before, tmp_path):
         assert_alike(outcome(three_steps, tmp_path / after, *place, Watched), whole, 1e-4)
 
 
-def test_a_run_of_two_ranks_goes_on_bit_for_bit(tmp_path):
-    straight = outcome(three_steps, tmp_path / "straight", *PLACES["two"], Watched)
+class Dying(Watched):
+    """The second rank is killed, or meets a full disk, once it has reached a phase of the second step."""
+
+    phase = ""
+
+    def reached(self, phase: str, steps: int = 2) -> None:
+        if (phase, os.environ["LOCAL_RANK"], len(getattr(self, "rollouts", []))) == (self.phase, "1", steps):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def forward(self, batch, counts):
+        self.reached("forward")
+        loss, figures = super().forward(batch, counts)
+        loss.register_hook(lambda gradient: self.reached("backward"))
+        return loss, figures
+
+    def state(self):
+        self.reached("save")
+        if self.phase == "full" and len(getattr(self, "rollouts", [])) == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, resource.RLIM_INFINITY))  # of a part there are 10 MiB
+        return super().state()
+
+
+def dying(kind: type[Watched], phase: str) -> Made:
+    parts = three_steps(Dying)
+    policy, drawing = parts.policy, parts.sampler.engine.generate
+    policy.phase = phase  # pyright: ignore
+
+    def generate(*arguments):
+        policy.reached("generate", 1)  # pyright: ignore
+        return drawing(*arguments)
+
+    parts.sampler.engine.generate = generate  # pyright: ignore
+    return parts
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """Three steps of two ranks that nothing happens to."""
+    return outcome(three_steps, tmp_path_factory.mktemp("straight"), *PLACES["two"], Watched)
+
+
+def test_a_run_of_two_ranks_goes_on_bit_for_bit(straight, tmp_path):
     outcome(two_steps, tmp_path / "cut", *PLACES["two"], Watched)
-    rest = outcome(three_steps, tmp_path / "cut", *PLACES["two"], Watched)
-    assert_alike(rest, straight, 0.0)
+    assert_alike(outcome(three_steps, tmp_path / "cut", *PLACES["two"], Watched), straight, 0.0)
+
+
+@pytest.mark.parametrize(
+    "phase",
+    ["save", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "forward", "backward", "full"))],
+)
+def test_a_rank_that_dies_ends_the_other_and_the_run_goes_on_bit_for_bit(phase, straight, tmp_path):
+    first, second = codes(partial(dying, phase=phase), tmp_path / "run", *PLACES["two"], Watched)
+    assert first == 1 and second == (1 if phase == "full" else -signal.SIGKILL)
+    found = checkpoints.newest(tmp_path / "run" / "checkpoints")
+    assert found and found[0] == 1
+    assert_alike(outcome(three_steps, tmp_path / "run", *PLACES["two"], Watched), straight, 0.0)
