@@ -7,10 +7,13 @@ torchrun --nproc-per-node 2 -m benchmarks.sharding 50m trainer.strategy=ddp
 import ctypes
 import gc
 import json
+import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from tempfile import TemporaryDirectory
+from dataclasses import dataclass
+from pathlib import Path
+from shutil import rmtree
+from tempfile import gettempdir
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -20,7 +23,6 @@ from torch.distributed.tensor import DTensor
 from benchmarks import models
 from benchmarks.measuring import resident
 from ngrpo import build, cli, launched, loop
-from ngrpo.rundir.recorder import Progress
 from ngrpo.training.policy import Policy
 
 WORDS = [
@@ -33,16 +35,18 @@ WORDS = [
 def held(tensors: list[Tensor]) -> float:
     """MiB that this process keeps of them."""
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum(tensor.untyped_storage().nbytes() for tensor in {id(t): t for t in own}.values()) / 2**20
+    storages = [tensor.untyped_storage() for tensor in own]  # gradients of a layer share one
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
 @dataclass
 class Measured:
-    """A policy's optimizer, and its `step` in place of a progress bar's, which every rank calls after each RL step."""
+    """What stands in for two methods of a policy: it looks at its weights before and after every update."""
 
     policy: Policy
     planned: float
     made: torch.optim.Optimizer | None = None
+    looks: int = 0
 
     def optimizer(self) -> tuple:
         """As the policy makes it, and kept."""
@@ -50,14 +54,20 @@ class Measured:
         self.made = made[0]
         return made
 
-    def step(self, step: int, reward: float, rate: float) -> None:
-        """Prints one line of JSON, MiB."""
-        assert self.made is not None
+    def glimpse(self) -> Tensor:
+        """As the policy's; after an update, when nothing is freed yet, it also prints one line of JSON, MiB."""
+        self.looks += 1
+        if self.looks % 2 == 0 and self.made is not None:
+            self.tell(self.made)
+        return type(self.policy).glimpse(self.policy)
+
+    def tell(self, optimizer: torch.optim.Optimizer) -> None:
+        """Of weights that learn, gradients and moments, what is in this process's memory now, and most."""
         gc.collect()
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # else freed memory counts as kept
-        learners = [p for group in self.made.param_groups for p in group["params"]]
-        moments = [value for entry in self.made.state.values() for value in entry.values()]
+        learners = [p for group in optimizer.param_groups for p in group["params"]]
+        moments = [value for entry in optimizer.state.values() for value in entry.values()]
         counted = {"weights": learners, "gradients": [p.grad for p in learners], "moments": moments}
         sizes = {name: held([t for t in tensors if t is not None]) for name, tensors in counted.items()}
         now, peak = resident()
@@ -82,10 +92,9 @@ def train(config: DictConfig) -> None:
 
     def run(opened) -> None:
         parts = build.training(request, opened)
-        measured, progress = Measured(parts.policy, planned + before), Progress(2, quiet=True)
-        parts.policy.optimizer = measured.optimizer
-        progress.step = measured.step
-        loop.run(replace(parts, progress=progress), **{name: config.trainer[name] for name in names})
+        measured = Measured(parts.policy, planned + before)
+        parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
+        loop.run(parts, **{name: config.trainer[name] for name in names})
 
     if request.follows:
         return run(None)
@@ -98,10 +107,15 @@ def main() -> None:
     name, *words = sys.argv[1:]
     given = {word.partition("=")[0] for word in words}
     usual = [word for word in WORDS if word.partition("=")[0] not in given]
-    with TemporaryDirectory() as folder, models.directory(name) as place:
-        sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={folder}/{launched.follows()}"]
-        cli.prepare("config")
-        cli.run(train)
+    run = Path(gettempdir(), f"ngrpo-sharding-{os.getppid()}")  # of all, whose parent is the launcher
+    try:
+        with models.directory(name) as place:
+            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={run}"]
+            cli.prepare("config")
+            cli.run(train)
+    finally:
+        if not launched.follows():
+            rmtree(run, ignore_errors=True)
 
 
 if __name__ == "__main__":
