@@ -72,7 +72,7 @@ class Measured:
         sizes = {name: held([t for t in tensors if t is not None]) for name, tensors in counted.items()}
         now, peak = resident()
         found = {
-            "step": step,
+            "update": self.looks // 2,
             **sizes,
             "state": sum(sizes.values()),
             "resident": now,
