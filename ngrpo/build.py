@@ -220,9 +220,7 @@ def needs(config: DictConfig) -> "Plan":
             engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
             engine_dtype=config.engine.get("dtype", "float32"),
             ranks=config.trainer.devices if config.trainer.strategy == "fsdp" else 1,
-            records_vectors=any(
-                getattr(m, "records_vectors", False) for m in instantiate(config.exploration).modules()
-            ),
+            records_vectors=instantiate(config.exploration).records_vectors,
         ),
     )
 

@@ -75,6 +75,10 @@ def parallel(seen: "Composed") -> Iterator[str]:
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
     if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
+    cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
+    if seen.values.get("trainer.cpu_offload") is True and not cut:
+        rule = "only what trainer=fsdp keeps in parts on GPUs can stay in the CPU's memory"
+        yield f"{seen.shown('trainer.cpu_offload')}: {rule}; trainer.cpu_offload=false"
     if not seen.sound("trainer.devices", "prompts_per_step"):
         return
     devices, prompts, told = seen.values["trainer.devices"], seen.values["prompts_per_step"], launched()
