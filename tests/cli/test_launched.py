@@ -2,6 +2,7 @@
 
 import pytest
 
+from ngrpo.cli.command import examine
 from ngrpo.launched import Launched, follows, launched
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "7", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4", "RANK": "4", "LOCAL_RANK": "0"}
@@ -30,3 +31,19 @@ def test_fabric_reads_srun_as_it_is_read_here(monkeypatch):
     assert ours and SLURMEnvironment.detect()
     assert (theirs.world_size(), theirs.global_rank()) == (ours.world, ours.rank)
     theirs.validate_settings(num_devices=ours.world // ours.nodes, num_nodes=ours.nodes)
+
+
+def test_what_was_launched_is_how_many_devices_there_are_and_no_other_number_is_taken(monkeypatch):
+    for name, value in {**TORCHRUN, "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    assert examine("config", ["trainer=fsdp", "prompts_per_step=8"]).problems == []
+    assert examine("config", ["trainer=fsdp", "prompts_per_step=6"]).problems == [
+        "trainer.devices=4: must divide prompts_per_step=6, because whole groups stay on one device; prompts_per_step=8"
+    ]
+    refused = examine("config", ["trainer=fsdp", "trainer.devices=2"]).problems
+    assert refused == ["trainer.devices=2: must be the 4 that were launched; leave it out"]
+
+
+def test_an_offload_that_would_do_nothing_is_refused():
+    (line,) = examine("config", ["trainer.cpu_offload=true"]).problems
+    assert line.startswith("trainer.cpu_offload=true: only") and line.endswith("; trainer.cpu_offload=false")
