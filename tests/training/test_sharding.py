@@ -85,7 +85,7 @@ def assert_alike(run, other, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("before", PLACES)
 def test_a_run_goes_on_from_any_number_of_ranks_with_any(before, tmp_path):
-    whole = outcome(three_steps, tmp_path / "whole", *PLACES["whole"], Watched)
+    whole = outcome(three_steps, tmp_path / "straight", *PLACES["whole"], Watched)
     outcome(two_steps, tmp_path / "begun", *PLACES[before], Watched)
     for after, place in PLACES.items():
         shutil.copytree(tmp_path / "begun", tmp_path / after)
