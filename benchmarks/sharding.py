@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks import models
 from benchmarks.measuring import resident
-from ngrpo import build, cli, launched, loop
+from ngrpo import build, cli, launched, loop, plans
 from ngrpo.training.policy import Policy
 
 WORDS = [
@@ -86,7 +86,7 @@ def train(config: DictConfig) -> None:
     """What train.py does, measured."""
     request = cli.training_request(config)
     asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": 64}})
-    planned = build.needs(asked).peak / 2**20  # beside what was there before, the libraries
+    planned = plans.needs(asked).peak / 2**20  # beside what was there before, the libraries
     names = ("accelerator", "devices", "strategy", "cpu_offload")
     before = resident()[0]
 

@@ -7,7 +7,6 @@ the run then trains on.
 import functools
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from ngrpo import targets
 from ngrpo.models import architectures, files
 from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import STRATEGY_FILE, read_run
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Subset, Task
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ngrpo.exploration.base import Exploration
     from ngrpo.models.causal import CausalModel
     from ngrpo.models.prompting import Prompts
-    from ngrpo.models.sizes import Plan
     from ngrpo.rollout.engines.base import Engine
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
@@ -119,7 +118,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
 
     config = request.config
     INTERRUPTS.listen()  # a launcher's own process has had no entry point that does
-    torch.set_num_threads(config.trainer.threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads(config.trainer.threads))
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
@@ -193,36 +192,6 @@ def diagnosis(
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
-
-
-def needs(config: DictConfig) -> "Plan":
-    """What one process of a run will need, told from shapes alone."""
-    from ngrpo.models import sizes
-
-    share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
-    return sizes.needs(
-        sizes.architecture(config.model.path),
-        sizes.Sizes(
-            rows=share * config.group_size,
-            prompts=share,
-            prompt_tokens=config.plan.prompt_tokens,
-            new_tokens=config.max_new_tokens,
-            micro_rows=config.trainer.micro_batch_rows,
-            dtype=config.model.dtype,
-            precision=config.trainer.precision,
-            lora=config.model.lora,
-            copies=int(config.algorithm.kl.coefficient > 0 and not lora),
-            critics=int(bool(config.algorithm.critic)),
-            recompute=config.trainer.gradient_checkpointing,
-            k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
-            update_rows=share // config.algorithm.mini_batches * config.group_size,
-            device="cuda" if config.trainer.accelerator == "gpu" else "cpu",
-            engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
-            engine_dtype=config.engine.get("dtype", "float32"),
-            ranks=config.trainer.devices if config.trainer.strategy == "fsdp" else 1,
-            records_vectors=instantiate(config.exploration).records_vectors,
-        ),
-    )
 
 
 def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalModel":

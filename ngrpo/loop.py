@@ -96,7 +96,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
-                    figures["advantage_size"] = batch.advantage_size()
+                    figures |= batch.figures()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
             with policy.model.gathered():
@@ -141,7 +141,7 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
     """Every inner epoch and mini-batch; returns the figures of the loss, averaged over these updates."""
     policy, updates = parts.policy, []
     for mini_batch in policy.mini_batches(batch):
-        counts, sums = mini_batch.counts(parts.sampler.max_new_tokens, ranks), {}
+        counts, sums = mini_batch.counts(parts.sampler.max_new_tokens, policy.config.micro_batch_rows, ranks), {}
         stepper.zero_grad()
         for micro_batch, summing in sharding.passes(fabric, learner, policy, mini_batch, ranks):
             with summing:

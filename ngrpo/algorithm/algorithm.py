@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ngrpo.algorithm.advantages import group_normalized
-from ngrpo.algorithm.correction import importance_weights
+from ngrpo.algorithm.correction import Correction
 from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 
@@ -41,8 +41,7 @@ class Algorithm:
     select           Tokens -> (B, T) bool, for losses that treat some tokens differently
     select_per       "step": chosen once, among the step's tokens; "update": before each update, among its mini-batch's
     tempered         entropy and likeliest tokens are of softmax(logits / temperature), as ratios are; False: softmax(logits)
-    correction       for an engine that differs from the policy: none, tis or mis, see algorithm.correction; its weights are
-                     per token or per answer (correction_level) and at most correction_cap
+    correction       for an engine that differs from the policy; it and what begins with it: see algorithm.correction
     entropy_bonus    weight of the policy's entropy, added to the objective
     top_k            number of likeliest tokens whose log-probabilities the loss is given
     pass_k           the k of pass@k, for advantages that name it in the configuration
@@ -70,6 +69,9 @@ class Algorithm:
     correction: str = "none"
     correction_level: str = "token"
     correction_cap: float = 2.0
+    correction_floor: float = 0.0
+    correction_measure: str = "ratio"
+    correction_normalize: bool = False
     entropy_bonus: float = 0.0
     top_k: int = 0
     pass_k: int | None = None
@@ -82,6 +84,10 @@ class Algorithm:
             raise Incomplete(f"algorithm.group_filter: {rule}; algorithm.group_filter=null")
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
             raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
+        try:
+            _ = self.corrected
+        except ValueError as error:
+            raise Incomplete(str(error)) from None
 
     @property
     def asks(self) -> frozenset[str]:
@@ -96,8 +102,10 @@ class Algorithm:
 
     @property
     def needs_old_log_probs(self) -> bool:
-        """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection."""
-        return self.penalizes_reward or self.select is not None or self.inner_epochs * self.mini_batches > 1
+        """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection,
+        a correction that looks at the batch."""
+        several = self.inner_epochs * self.mini_batches > 1
+        return several or self.penalizes_reward or self.select is not None or self.corrected.of_batch
 
     @property
     def needs_rollout_entropy(self) -> bool:
@@ -170,11 +178,21 @@ class Algorithm:
             loss = loss - self.entropy_bonus * inputs.entropy
         return TokenLoss(loss, policy.clipped), divergence.detach()
 
+    @property
+    def corrected(self) -> Correction:
+        """What is done about an engine that differs from the policy."""
+        bounds = (self.correction_cap, self.correction_floor)
+        return Correction(
+            self.correction, self.correction_level, *bounds, self.correction_measure, self.correction_normalize
+        )
+
     def corrections(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
-        """(B, T) weights for log-probabilities of the engine that are not those of the policy; None: nothing is corrected."""
-        if self.correction == "none":
+        """(B, T) weights for log-probabilities of the engine that are not those of the policy; None: there are none, or they
+        were settled with the batch."""
+        correction = self.corrected
+        if correction.of_batch or correction.kind in ("none", "bypass"):
             return None
-        return importance_weights(self.correction, self.correction_level, self.correction_cap, old, rollout, mask)
+        return correction.weigh(old, rollout, mask)[0]
 
     def weights(self, mask: Tensor, counts: Counts) -> Tensor:
         """(B, T): what each token's loss counts for within the whole mini-batch."""

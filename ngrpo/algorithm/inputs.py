@@ -109,9 +109,10 @@ class TokenLoss(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Sizes of a whole mini-batch over all micro-batches and ranks: tokens that count, sequences that have any, and the
-    longest answer that is allowed."""
+    """Sizes of a whole mini-batch over all micro-batches and ranks: tokens that count, sequences that have any, the longest
+    answer that is allowed, and micro-batches."""
 
     tokens: Tensor
     sequences: Tensor
     length: int
+    micro_batches: Tensor | int = 1

@@ -140,8 +140,15 @@ KL_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, 
 
 
 def token_mean(mask: Tensor, counts: Counts) -> Tensor:
-    """Every token weighs the same: 1 / number of tokens. Source: DAPO, arXiv 2503.14476, equation 12."""
+    """Every token weighs the same: 1 / number of tokens of the whole batch. Source: DAPO, arXiv 2503.14476, equation 12; verl's
+    token-mean today."""
     return mask / counts.tokens.clamp(min=1)
+
+
+def token_mean_of_micro_batches(mask: Tensor, counts: Counts) -> Tensor:
+    """The mean over a micro-batch's tokens, and of these means over micro-batches: tokens of a micro-batch with short answers
+    weigh more, and trainer.micro_batch_rows changes the result. Source: verl of early 2025, and forks of it, as N-GRPO's."""
+    return mask / (mask.sum().clamp(min=1) * counts.micro_batches)
 
 
 def sequence_mean_token_mean(mask: Tensor, counts: Counts) -> Tensor:
@@ -165,5 +172,11 @@ def sequence_mean_token_sum_norm(mask: Tensor, counts: Counts) -> Tensor:
 
 AGGREGATIONS: Mapping[str, Callable[[Tensor, Counts], Tensor]] = {
     function.__name__: function
-    for function in (token_mean, sequence_mean_token_mean, sequence_mean_token_sum, sequence_mean_token_sum_norm)
+    for function in (
+        token_mean,
+        token_mean_of_micro_batches,
+        sequence_mean_token_mean,
+        sequence_mean_token_sum,
+        sequence_mean_token_sum_norm,
+    )
 }

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.cli.rules import printable
 from ngrpo.launched import launched
 from ngrpo.models import files
 from ngrpo.rundir.schema import leaves
@@ -25,6 +26,8 @@ from ngrpo.rundir.schema import leaves
 if TYPE_CHECKING:
     from ngrpo.cli.checks import Composed
 
+ESCAPED = re.compile(r"\\([nrt])(?![a-z])")  # a line break as it is written elsewhere; \neq is a formula
+ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 TRAINING_PROMPTS = 200  # of a training set are measured against the context; of a benchmark all are
 PACKAGES = {
     "TensorBoardLogger": ("tensorboard", "tensorboardX"),
@@ -50,6 +53,18 @@ def model(seen: "Composed") -> Iterator[str]:
         if refusal := files.refusal(path, remote):
             seen.broken.add("model.path")
             yield f"{seen.shown('model.path')}: {refusal}; model=tiny is the bundled one"
+
+
+def stops(seen: "Composed") -> Iterator[str]:
+    """A stop is the text itself: a backslash and an n end no answer, where a line break was meant."""
+    if seen.sound("model.stop"):
+        texts = seen.tree["model"]["stop"]
+        escaped = [text for text in texts if isinstance(text, str) and ESCAPED.search(text)]
+        if escaped:
+            meant = [ESCAPED.sub(lambda found: ESCAPES[found[1]], text) if text in escaped else text for text in texts]
+            typed = json.dumps(meant, ensure_ascii=False).replace("'", "\\'")
+            what = f"{printable(escaped[0])} is a backslash and a letter here"
+            yield f"{seen.shown('model.stop')}: {what}; model.stop=$'{typed}' in a shell has the character itself"
 
 
 def packages(seen: "Composed") -> Iterator[str]:
@@ -121,7 +136,7 @@ def precision(seen: "Composed") -> Iterator[str]:
         yield f"{seen.shown('model.dtype')}: {rule}; model.dtype=float32 trainer.precision=bfloat16"
 
 
-CHECKS = (model, precision, packages, loggers, parallel, sizes, vocabulary)
+CHECKS = (model, stops, precision, packages, loggers, parallel, sizes, vocabulary)
 
 
 def tasks(seen: "Composed") -> Iterator[str]:

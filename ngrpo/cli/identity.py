@@ -1,6 +1,5 @@
 """Which run a composed configuration is: the name of its directory, and what this process has been asked for."""
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from ngrpo import build
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
+from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_directory
 
 
@@ -80,7 +80,7 @@ class Request:
         """The run directory, locked."""
         config = build.plain(self.config)
         trainer, batching = config.get("trainer", {}), {**config, **config.get("evaluation", {})}
-        facts = {"threads": trainer.get("threads") or os.cpu_count(), "devices": trainer.get("devices", 1)}
+        facts = {"threads": threads(trainer.get("threads")), "devices": trainer.get("devices", 1)}
         facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
         digest, shared = config_hash(config, self.versions), build.overlap(self.config)
         return RunDirectory.open(

@@ -33,7 +33,9 @@ class Adapters:
             lora_alpha=settings["alpha"],
             target_modules=targets if isinstance(targets, str) else list(targets),
         )
-        self.peft: PeftModel = get_peft_model(model, config)  # pyright: ignore[reportAttributeAccessIssue]
+        with warnings.catch_warnings():  # peft asks the model by a name that transformers has changed
+            warnings.simplefilter("ignore", FutureWarning)
+            self.peft: PeftModel = get_peft_model(model, config)  # pyright: ignore[reportAttributeAccessIssue]
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if any(isinstance(end, LoraLayer) for end in ends):
             raise SettingsError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")

@@ -10,6 +10,7 @@ take the way of rows without a window.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -38,15 +39,18 @@ class LayerAttention:
     softcap: float | None = None
 
     def whole_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, H, L, d) for queries (B, H, L, d), keys and values (B, H', L, d) of rows padded on the right."""
-        length, shared = query.shape[2], query.shape[1] != key.shape[1]
+        """(B, H, M, d) for the queries (B, H, M, d) of the last M tokens, keys and values (B, H', L, d) of all L of them; rows
+        are padded on the right."""
+        last, length = query.shape[2], key.shape[2]
         if self.softcap is not None:
             return self._capped_rows(query, key, value)
         # Keys and values are never copied for the query heads that share them.
-        how: dict[str, Any] = {"scale": self.scale, "enable_gqa": shared}
-        if self.window is None or length <= self.window:
+        how: dict[str, Any] = {"scale": self.scale, "enable_gqa": query.shape[1] != key.shape[1]}
+        if last == length and (self.window is None or length <= self.window):
             return F.scaled_dot_product_attention(query, key, value, is_causal=True, **how)
-        return F.scaled_dot_product_attention(query, key, value, attn_mask=self._seen(length, query.device), **how)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=self._seen(last, length, query.device), **how
+        )
 
     def capped(self, scores: Tensor) -> Tensor:
         """Scores before they are scaled, of the same shape."""
@@ -58,16 +62,17 @@ class LayerAttention:
         """Softmax of scores that are not scaled yet, float32 whatever the model runs in: those of long answers are small."""
         return (scores.float() if scores.dtype.itemsize < 4 else scores).mul_(self.scale).softmax(dim=-1)
 
-    def _seen(self, length: int, device: torch.device) -> Tensor:
-        """(L, L) bool: which keys a query sees."""
-        seen = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        return seen if self.window is None else seen.triu(1 - self.window)
+    def _seen(self, last: int, length: int, device: torch.device) -> Tensor:
+        """(M, L) bool: which of L keys each of the last M queries sees."""
+        seen = torch.ones(last, length, dtype=torch.bool, device=device).tril(length - last)
+        return seen if self.window is None else seen.triu(length - last + 1 - self.window)
 
     def _capped_rows(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        # No kernel of torch bounds scores, so these (L, L) are written out.
+        # No kernel of torch bounds scores, so these (M, L) are written out.
         groups = query.unflatten(1, (key.shape[1], -1))
         scores = self.capped(groups @ key[:, :, None].mT)
-        weights = self.weights(scores.masked_fill(~self._seen(query.shape[2], query.device), -torch.inf))
+        seen = self._seen(query.shape[2], key.shape[2], query.device)
+        weights = self.weights(scores.masked_fill(~seen, -torch.inf))
         return (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
 
 
@@ -97,10 +102,12 @@ class PackedRows:
 
     tokens  (B, L) int64: which token stands at each place of a row; padding on the right names any
     places  (N,) int64: one place of each token, counted through the flattened rows
+    shared  C: all rows begin with the first C tokens of the line; what these see is computed once and not in every row
     """
 
     tokens: Tensor
     places: Tensor
+    shared: int = 0
 
     @classmethod
     def of_prompts(cls, prompts: int, length: int, shared: int, device: torch.device) -> "PackedRows":
@@ -108,16 +115,27 @@ class PackedRows:
         grid = torch.arange(prompts * length, device=device).view(prompts, length)
         places = torch.cat((grid[0, :shared], grid[:, shared:].flatten()))
         own = torch.arange(shared, len(places), device=device).view(prompts, -1)
-        return cls(torch.cat((grid[:1, :shared].expand(prompts, -1), own), dim=1), places)
+        return cls(torch.cat((grid[:1, :shared].expand(prompts, -1), own), dim=1), places, shared)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mixed = layer.whole_rows(self._rows(query), self._rows(key), self._rows(value)).transpose(1, 2)
-        return mixed.flatten(0, 1).index_select(0, self.places).transpose(0, 1)[None]
+        own = layer.whole_rows(self._rows(query, self.shared), self._rows(key), self._rows(value)).transpose(1, 2)
+        mixed = own.flatten(0, 1).index_select(0, self._own).transpose(0, 1)[None]
+        if not self.shared:
+            return mixed
+        first = layer.whole_rows(*(states[:, :, : self.shared] for states in (query, key, value)))
+        return torch.cat((first, mixed), dim=2)
 
-    def _rows(self, packed: Tensor) -> Tensor:
-        """(B, H, L, d) of (1, H, N, d)."""
-        line = packed[0].transpose(0, 1).index_select(0, self.tokens.flatten())
-        return line.view(*self.tokens.shape, *line.shape[1:]).transpose(1, 2)
+    @cached_property
+    def _own(self) -> Tensor:
+        """(N - C,) places of what follows the shared tokens, counted through rows that begin after those."""
+        places = self.places[self.shared :]
+        return places - (places // self.tokens.shape[1] + 1) * self.shared if self.shared else places
+
+    def _rows(self, packed: Tensor, start: int = 0) -> Tensor:
+        """(B, H, L - start, d) of (1, H, N, d): the rows from a column on."""
+        tokens = self.tokens[:, start:]
+        line = packed[0].transpose(0, 1).index_select(0, tokens.flatten())
+        return line.view(*tokens.shape, *line.shape[1:]).transpose(1, 2)
 
 
 class KeyValueCache(Cache):

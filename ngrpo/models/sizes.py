@@ -20,6 +20,7 @@ from ngrpo.models.loading import read_config
 
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
+GIB = 2**30
 SAVING = (
     "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, "
     "trainer.precision=bfloat16"
@@ -146,7 +147,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         rollout={
             "gathered": models * parameters * size * cut,
             "gradients": part(learners * size),
-            "KV cache": held * config.num_hidden_layers * 2 * _key_width(config) * compute * (not sizes.engine_cache),
+            "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
             "fed vectors": 2 * fed,
             "scaled table": table,
@@ -182,8 +183,8 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     soft-capped scores are written out and kept before and after their softmax.
     """
     config = model.config
-    width, inner, keys = config.hidden_size, config.intermediate_size, _key_width(config)
-    heads = config.num_attention_heads * _head_width(config)
+    width, inner, keys = config.hidden_size, config.intermediate_size, key_width(config)
+    heads = config.num_attention_heads * head_width(config)
     names = [name for name, _ in model.named_parameters() if ".layers.0." in name and "norm" in name]
     own = 2 * (heads + keys) * any("q_norm" in name for name in names)
     norms = sum("q_norm" not in name and "k_norm" not in name for name in names)
@@ -199,12 +200,14 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
 
 
-def _head_width(config: PreTrainedConfig) -> int:
+def head_width(config: PreTrainedConfig) -> int:
+    """Entries of one attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _key_width(config: PreTrainedConfig) -> int:
-    return config.num_key_value_heads * _head_width(config)
+def key_width(config: PreTrainedConfig) -> int:
+    """Entries of the keys, or values, of a token in one layer."""
+    return config.num_key_value_heads * head_width(config)
 
 
 def _ends(model: PreTrainedModel) -> int:

@@ -38,11 +38,21 @@ def git_commit() -> str | None:
         return None
 
 
+def cores() -> int:
+    """Of the machine, those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def threads(asked: int | None) -> int:
+    """CPU threads of a run: as many as its configuration asks for, else what the environment says, else all cores."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    return asked or (int(told) if told.isdecimal() else 0) or cores()
+
+
 def hardware(gpus: Sequence[str]) -> dict[str, Any]:
     cpu = platform.processor()
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
         cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cpu": cpu, "cores": cores, "memory_bytes": memory, "gpus": list(gpus), "host": platform.system()}
+    return {"cpu": cpu, "cores": cores(), "memory_bytes": memory, "gpus": list(gpus), "host": platform.system()}

@@ -34,6 +34,11 @@ NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", 
 OF_ENGINE = ("_target_", "dtype", "options")  # the others are about memory
 UNSET = {"control", "reweight", "match_norm"}  # of an algorithm: came later, and say nothing of a run that has none
 OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
+LATER = {
+    "correction_floor": 0,
+    "correction_measure": "ratio",
+    "correction_normalize": False,
+}  # as UNSET, with these values
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -248,9 +253,12 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
-        kept["engine"] = {"_target_": None} | {key: engine[key] for key in OF_ENGINE if engine.get(key)}
+        options = {key: value for key, value in (engine.get("options") or {}).items() if value is not None}
+        chosen = {**engine, "options": options}
+        kept["engine"] = {"_target_": None} | {key: chosen[key] for key in OF_ENGINE if chosen.get(key)}
     if isinstance(algorithm := kept.get("algorithm"), Mapping):
         silent = {key for key in UNSET if algorithm.get(key) is None}
+        silent |= {key for key, nothing in LATER.items() if algorithm.get(key) == nothing}
         silent |= OF_CORRECTION if algorithm.get("correction") == "none" else set()
         kept["algorithm"] = _without(algorithm, silent)
     return canonical(kept)

@@ -32,7 +32,8 @@ class Batch:
     """What the updates of one RL step work on: rollouts, the mask of tokens that count, and more (B, T) or None.
 
     `old` and `values` are from before the first update, `returns` and `values` are the critic's. `carried` is true on
-    rows that the policy of the step before answered.
+    rows that the policy of the step before answered. `correction` are weights, and `rejected` is true on tokens that have left
+    the mask, where the algorithm's correction looks at the whole batch.
     """
 
     rollouts: Rollouts
@@ -44,6 +45,8 @@ class Batch:
     values: Tensor | None = None
     returns: Tensor | None = None
     carried: Tensor | None = None
+    correction: Tensor | None = None
+    rejected: Tensor | None = None
 
     def before(self, log_probs: Tensor) -> Tensor:
         """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of carried rows their own."""
@@ -63,14 +66,31 @@ class Batch:
         for number, index in enumerate(indices, start=1):
             yield self.rows(index), number == len(indices)
 
-    def advantage_size(self) -> float:
-        """Mean |advantage| of the tokens that count; 0 where none does."""
-        return (self.advantages.double().abs() * self.mask).sum().item() / max(int(self.mask.sum()), 1)
+    def figures(self) -> dict[str, float]:
+        """Mean |advantage| of the tokens that count, 0 where none does; the share of tokens that a correction has rejected, and
+        the mean length of the answers that keep a token."""
+        counted = int(self.mask.sum())
+        size = (self.advantages.double().abs() * self.mask).sum().item() / max(counted, 1)
+        if self.rejected is None:
+            return {"advantage_size": size}
+        gone, kept = int(self.rejected.sum()), self.mask.any(dim=1)
+        lengths = self.rollouts.lengths[kept].double()
+        told = {
+            "rejected": gone / max(gone + counted, 1),
+            "kept_length": lengths.mean().item() if len(lengths) else 0.0,
+        }
+        return {"advantage_size": size, **told}
 
-    def counts(self, limit: int, ranks: Ranks) -> Counts:
-        """Tokens and sequences of the whole mini-batch, over all ranks; `limit`: tokens of the longest answer allowed."""
-        sizes = ranks.sum(torch.stack((self.mask.sum(), self.mask.any(dim=1).sum())).double())
-        return Counts(sizes[0].float(), sizes[1].float(), limit)
+    def counts(self, limit: int, rows: int, ranks: Ranks) -> Counts:
+        """Tokens, sequences and micro-batches of `rows` of the whole mini-batch, over all ranks; `limit`: tokens of the longest
+        answer allowed."""
+        here = (
+            self.mask.sum(),
+            self.mask.any(dim=1).sum(),
+            self.mask.new_tensor(-(-len(self.mask) // rows), dtype=torch.int64),
+        )
+        sizes = ranks.sum(torch.stack(here).double()).float()
+        return Counts(sizes[0], sizes[1], limit, sizes[2])
 
 
 class Policy(lightning.LightningModule):
@@ -101,7 +121,9 @@ class Policy(lightning.LightningModule):
         new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **wanted)
         old = batch.before(new.log_probs)
         given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
-        correction = algorithm.corrections(old, batch.rollouts.log_probs, mask)
+        correction = batch.correction
+        if correction is None:
+            correction = algorithm.corrections(old, batch.rollouts.log_probs, mask)
         inputs = LossInputs(old=old, correction=correction, **given)
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
@@ -155,7 +177,21 @@ class Policy(lightning.LightningModule):
         advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
         carried = None if carried is None else carried[:, None].expand_as(mask)
         batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
+        batch = self._corrected(batch, ranks)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
+
+    def _corrected(self, batch: Batch, ranks: Ranks) -> Batch:
+        """The batch after what a correction for the engine settles before the first update."""
+        correction, engine = self.algorithm.corrected, batch.rollouts.log_probs
+        if correction.kind == "bypass":
+            return replace(batch, old=engine)
+        if not correction.of_batch or batch.old is None:
+            return batch
+        weights, kept = correction.weigh(batch.before(batch.old), engine, batch.mask)
+        weights = None if correction.kind == "rejection" else correction.normalized(weights, batch.mask, ranks.sum)
+        rejects = correction.kind.startswith("rejection")
+        rejected = batch.mask & ~kept if rejects else None
+        return replace(batch, mask=batch.mask & kept, correction=weights, rejected=rejected)
 
     def _selected(self, batch: Batch, now: Replayed, select: Callable[[Tokens], Tensor]) -> Batch:
         """The batch with the tokens that are selected, given what the weights of the moment say of them."""

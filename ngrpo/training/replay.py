@@ -135,7 +135,7 @@ class PackedBatch:
         positions = torch.cat((place, starts[row] + time))
         places = torch.cat((owner, row)) * len(columns) + positions
         ids = rollouts.prompts[owner, column]
-        return cls(ids, row, time, positions, starts, PackedRows(tokens, places))
+        return cls(ids, row, time, positions, starts, PackedRows(tokens, places, shared))
 
 
 def prompts_of(rollouts: Rollouts) -> Tensor:

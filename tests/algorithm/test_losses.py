@@ -157,6 +157,10 @@ def test_the_gradient_of_k2_as_a_loss_is_that_of_the_kl():
     torch.testing.assert_close(as_loss, exact, rtol=1e-10, atol=1e-12)
 
 
+# Of the others every weight is settled by the whole mini-batch.
+OF_WHOLES = {name: function for name, function in AGGREGATIONS.items() if name != "token_mean_of_micro_batches"}
+
+
 def counts_of(mask: torch.Tensor, length: int) -> Counts:
     return Counts(mask.sum().float(), mask.any(dim=1).sum().float(), length)
 
@@ -178,6 +182,17 @@ def test_hand_values_for_answers_of_one_and_three_tokens(name, alike, different)
     assert (torch.tensor([[2.0, 9, 9], [1, 1, 1]]) * weights).sum().item() == pytest.approx(different, rel=1e-6)
 
 
+def test_the_two_token_means_differ_where_answers_differ_in_length():
+    """Answers of 2 and of 8 tokens in micro-batches of one: each of them is half of one mean, and a fifth of the other."""
+    mask = torch.arange(8)[None] < torch.tensor([[2], [8]])
+    counts = Counts(torch.tensor(10.0), torch.tensor(2.0), 8, 2)
+    short, long = (AGGREGATIONS["token_mean_of_micro_batches"](row[None], counts) for row in mask)
+    assert short.sum() == long.sum() == 0.5 and short[0, 0] == 0.25 and long[0, 0] == 0.0625
+    assert (AGGREGATIONS["token_mean"](mask, counts)[mask] == torch.tensor(0.1)).all()
+    one = Counts(torch.tensor(10.0), torch.tensor(2.0), 8, 1)
+    assert torch.equal(*(AGGREGATIONS[name](mask, one) for name in ("token_mean", "token_mean_of_micro_batches")))
+
+
 def test_aggregations_coincide_up_to_a_constant_for_answers_of_one_length():
     mask = torch.arange(7)[None].expand(5, 7) < 4
     constants = {
@@ -186,13 +201,13 @@ def test_aggregations_coincide_up_to_a_constant_for_answers_of_one_length():
         "sequence_mean_token_sum": 4,
         "sequence_mean_token_sum_norm": 0.4,
     }
-    assert set(constants) == set(AGGREGATIONS)
+    assert set(constants) == set(OF_WHOLES)
     for name, constant in constants.items():
         weights = AGGREGATIONS[name](mask, counts_of(mask, 10))
         torch.testing.assert_close(weights, constant * mask / mask.sum(), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("name", AGGREGATIONS)
+@pytest.mark.parametrize("name", OF_WHOLES)
 def test_any_split_into_micro_batches_sums_to_the_whole(name):
     new, old, advantages, mask = (torch.tensor(value) for value in random_inputs(rows=13))
     mask[4] = False  # a sequence of which nothing counts
@@ -636,7 +651,7 @@ def test_what_does_not_count_has_no_influence(name):
         for leaf in leaves:
             leaf.requires_grad_()
         made = called(name, given)
-        total = torch.stack([aggregated(aggregation, made.loss, mask) for aggregation in AGGREGATIONS]).sum()
+        total = torch.stack([aggregated(aggregation, made.loss, mask) for aggregation in OF_WHOLES]).sum()
         gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         gradients = [torch.zeros(()) if part is None else part for part in gradients]
         assert not made.clipped[~mask].any() and not gradients[0][~mask].any()
@@ -652,7 +667,7 @@ def test_any_split_of_any_loss_sums_to_the_whole_and_to_its_gradient(name):
     mask = given["mask"]
     counts = Counts(mask.sum().double(), mask.any(dim=1).sum().double(), 12)
     leaf = given["log_probs"].requires_grad_()
-    for aggregation in AGGREGATIONS.values():
+    for aggregation in OF_WHOLES.values():
         whole = (called(name, given).loss * aggregation(mask, counts)).sum()
         (exact,) = torch.autograd.grad(whole, leaf)
         for size in (1, 4, 12):

@@ -113,6 +113,7 @@ WRONG = {
     "problems=0": ["problems=0|or null"],
     "trainer.precision=bf16": ["trainer.precision=bf16|float32, bfloat16"],
     "model.dtype=float8": ["model.dtype=float8|model.dtype=float32"],
+    r'model.stop=["\n",5]': [r"""is a backslash and a letter|model.stop=$'["\n", 5]'"""],
     "model.path=3": ["model.path=3|text"],
     "task.size=many": ["task.size=many|whole number"],
     "task.split=tset": ["task|'tset'|train"],

@@ -23,7 +23,7 @@ def test_a_shell_in_a_job_of_slurm_and_what_fabric_starts_are_no_launch():
 
 
 def test_fabric_reads_srun_as_it_is_read_here(monkeypatch):
-    from lightning.fabric.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     for name, value in {**SRUN, "SLURM_NTASKS_PER_NODE": "4"}.items():
         monkeypatch.setenv(name, value)

@@ -382,3 +382,12 @@ def test_a_logger_writes_nowhere_but_in_the_run_directory(tmp_path, line):
     (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=outside"]).problems
     assert problem.startswith("logger.") and "must not lead out of the run directory" in problem
     assert examine("config", ["--config-dir", str(tmp_path), "logger=inside"]).problems == []
+
+
+@pytest.mark.parametrize("folder", ["method", "controls"])
+def test_every_method_and_every_set_of_controls_composes(folder):
+    files_of = sorted((REPOSITORY / "conf/experiment" / folder).glob("*.yaml"))
+    assert files_of
+    for file in files_of:
+        sweep = ["-m"] if folder == "controls" else []
+        assert examine("config", [*sweep, f"experiment={folder}/{file.stem}"]).problems == [], file

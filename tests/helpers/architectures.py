@@ -53,6 +53,18 @@ def config_of(name: str, **changes: object) -> PreTrainedConfig:
     return AutoConfig.for_model(model_type, **{**copy.deepcopy(SMALL), **copy.deepcopy(settings), **changes})
 
 
+def with_heads_of(name: str, width: int) -> PreTrainedConfig:
+    """The same with two attention heads of this width, as kernels that are made for a few widths want it."""
+    _, settings = ARCHITECTURES[name]
+    changes: dict[str, object] = {"hidden_size": 2 * width, "num_attention_heads": 2, "num_key_value_heads": 1}
+    if "head_dim" in settings:
+        changes["head_dim"] = width
+    if settings.get("rope_parameters") is LONGROPE:  # a factor for every second entry of what is rotated
+        factors = {name: LONGROPE[name] * (width // 8) for name in ("short_factor", "long_factor")}
+        changes["rope_parameters"] = {**LONGROPE, **factors}
+    return config_of(name, **changes)
+
+
 def stock(config: PreTrainedConfig, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
     """As transformers runs it, in eager attention; every weight is random, norms too, so that each makes a difference."""
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+from architectures import ARCHITECTURES, stock, with_heads_of
 from engines import held
 from strategies import neighbor_mix
 from updates import TINY
@@ -24,9 +25,14 @@ from ngrpo.tasks.story_math import StoryMath
 if installed.found() is None:
     pytest.skip("vLLM is not installed: make test-vllm", allow_module_level=True)
 
+HOSTED = installed.ARCHITECTURES
 FAMILIES = ("bundled", "qwen3", "llama")
 # Fewer slots than rows, prompts in several chunks, and so few blocks that rows must make room for one another.
-CRAMPED = {"rows": 10, "options": {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 8}}
+# These are counted by vLLM's own statistics.
+CRAMPED = {
+    "rows": 10,
+    "options": {"max_num_batched_tokens": 24, "num_gpu_blocks_override": 8, "disable_log_stats": False},
+}
 LIMIT = 48
 HEAD = 32  # the smallest head that vLLM's attention takes on a CPU
 
@@ -76,6 +82,23 @@ def test_every_strategy_draws_and_is_fed_what_the_reference_says(served, strateg
     found, ours = held(served.engine, strategy, served.model, served.prompts, served.mask, make_keys(32), LIMIT)
     assert ours.group_size == 4 and served.preemptions() > before
     assert found.tokens > 8 * found.rows
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, (kind, _) in ARCHITECTURES.items() if kind in HOSTED and n != "qwen2 window"]
+)
+def test_every_architecture_that_is_hosted_computes_what_the_reference_computes(name, ready, make_prompts, make_keys):
+    model = CausalModel(stock(with_heads_of(name, HEAD), torch.float32))
+    words = Vocabulary(59, (0, 1), (5, 7, 11, 17, 23, 31))
+    prompts, mask = make_prompts(8, longest=16)
+    engine = VllmEngine(kv_cache_gib=0.03125, rows=6, options={"max_num_batched_tokens": 16})
+    try:
+        for strategy, weights in ((TokenSampling(), model), (neighbor_mix(0.5, 3), changed(model))):
+            ready(strategy, weights, words)
+            found, _ = held(engine, strategy, weights, prompts, mask, make_keys(32), 16)
+            assert found.tokens > 4 * found.rows and found.parted == 0
+    finally:
+        engine.close()
 
 
 def same(ours, theirs) -> bool:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import warm
-from transformers import GemmaConfig, MistralConfig
+from transformers import GemmaConfig, Olmo2Config
 
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines.vllm import engine, installed
@@ -55,7 +55,14 @@ def test_what_strategies_are_not_hosted_with_is_refused(there, options):
     with pytest.raises(SettingsError) as error:
         VllmEngine(options=options)
     assert f"engine.options.{next(iter(options))}=" in told(error) and "leave it out" in told(error)
-    VllmEngine(options={"tensor_parallel_size": 1, "max_num_batched_tokens": 64})
+    VllmEngine(rows=64, options={"tensor_parallel_size": 1, "max_num_batched_tokens": 64})
+
+
+def test_fewer_tokens_of_a_pass_than_rows_are_refused(there):
+    with pytest.raises(SettingsError) as error:
+        VllmEngine(rows=16, options={"max_num_batched_tokens": 8})
+    assert "engine.options.max_num_batched_tokens=8" in told(error) and "engine.rows=8" in told(error)
+    VllmEngine(rows=16, options={"max_num_batched_tokens": 16})
 
 
 def test_a_cache_larger_than_the_machine_is_refused(there, monkeypatch):
@@ -67,24 +74,21 @@ def test_a_cache_larger_than_the_machine_is_refused(there, monkeypatch):
 
 def test_architectures_that_are_not_hosted_are_refused_by_name(there, tmp_path):
     hosted = VllmEngine()
-    for config, name in (
-        (GemmaConfig(), "GemmaForCausalLM"),
-        (MistralConfig(sliding_window=None), "MistralForCausalLM"),
-    ):
-        content = {**config.to_dict(), "architectures": [name]}
-        (tmp_path / "config.json").write_text(json.dumps(content))
+    for config in (GemmaConfig(), Olmo2Config()):
+        (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
         refusal = hosted.refuses(TokenSampling(), str(tmp_path))
-        assert refusal and name in refusal and "Qwen3ForCausalLM" in refusal
+        assert refusal and config.model_type in refusal and "qwen3" in refusal
     for head, fine in ((16, False), (64, True)):
-        content = {"architectures": ["LlamaForCausalLM"], "hidden_size": 4 * head, "num_attention_heads": 4}
+        content = {"model_type": "llama", "hidden_size": 4 * head, "num_attention_heads": 4}
         (tmp_path / "config.json").write_text(json.dumps(content))
         refusal = hosted.refuses(TokenSampling(), str(tmp_path))
         assert refusal is None if fine else refusal and "heads of 16" in refusal
-    (tmp_path / "config.json").write_text(json.dumps(MistralConfig(sliding_window=4).to_dict()))
-    assert "is a MistralForCausalLM" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
-    sliding = {"architectures": ["Qwen2ForCausalLM"], "layer_types": ["full_attention", "sliding_attention"]}
-    (tmp_path / "config.json").write_text(json.dumps(sliding))
-    assert "with full attention only" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text"}})
+    )
+    assert hosted.refuses(TokenSampling(), str(tmp_path)) is None
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2", "use_sliding_window": True}))
+    assert "use_sliding_window" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
     assert hosted.refuses(TokenSampling(), "ngrpo:tiny") is None
     assert hosted.refuses(TokenSampling(), "Qwen/Qwen3-1.7B-Base") is None
 
@@ -97,10 +101,20 @@ def test_a_command_line_without_vllm_ends_with_one_line(tmp_path):
     assert len(lines) == 1 and "engine=vllm: needs the package vllm" in lines[0]
 
 
-def test_several_devices_are_refused_on_the_command_line(tmp_path):
-    overrides = ("engine=vllm", "trainer=smoke", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'run'}")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("engine.options.max_num_seqs=16", "engine.options has max_num_batched_tokens, enforce_eager"),
+        ("engine.options.max_num_batched_token=16", "nearest name is engine.options.max_num_batched_tokens"),
+        ("engine.options.max_num_batched_tokens=0", "must be a whole number at least 1 or null"),
+        ("engine.rows=100000", "must be a whole number from 1 to 4096"),
+    ],
+)
+def test_arguments_of_vllm_are_those_that_are_named(tmp_path, override, words):
+    overrides = ("engine=vllm", "trainer=smoke", override, f"hydra.run.dir={tmp_path / 'run'}")
     text = warm.finish("train.py", tmp_path / "log", *overrides, status=2)
-    assert "trainer.devices=2" in text and "engine=vllm runs in the process that trains" in text
+    lines = [line for line in text.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and lines[0].startswith(f"error: {override}: ") and words in lines[0]
 
 
 @pytest.mark.skipif(installed.found() is None, reason="vLLM is not installed")

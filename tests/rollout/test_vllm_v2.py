@@ -3,13 +3,18 @@
 import os
 
 import pytest
+import torch
+from architectures import stock, with_heads_of
 from engines import held
+from strategies import neighbor_mix
 from updates import TINY
 
+from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.rollout.engines.vllm import installed
 from ngrpo.rollout.engines.vllm.engine import VllmEngine
+from ngrpo.rollout.records import Vocabulary
 from ngrpo.rollout.sampling import padded
 from ngrpo.tasks.story_math import StoryMath
 
@@ -44,3 +49,15 @@ def test_every_strategy_draws_and_is_fed_what_the_reference_says(served, strateg
     found, ours = held(engine, strategy, model, prompts, mask, make_keys(2 * GROUP), LIMIT)
     assert engine.llm.collective_rpc(runner) == ["vllm.v1.worker.cpu.model_runner"]
     assert found.parted == 0 and ours.group_size == GROUP
+
+
+def test_a_model_whose_rows_are_scaled_is_fed_what_the_reference_feeds(served, ready, make_prompts, make_keys):
+    model = CausalModel(stock(with_heads_of("gemma3", 32), torch.float32))
+    strategy = ready(neighbor_mix(0.5, 3), model, Vocabulary(59, (0, 1), (5, 7, 11, 17, 23, 31)))
+    prompts, mask = make_prompts(2, longest=16)
+    engine = VllmEngine(kv_cache_gib=0.03125, rows=8, options={"max_num_batched_tokens": 64})
+    try:
+        found, ours = held(engine, strategy, model, prompts, mask, make_keys(8), 8)
+    finally:
+        engine.close()
+    assert found.parted == 0 and ours.steps.explored.any()

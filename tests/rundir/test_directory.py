@@ -282,11 +282,12 @@ def test_parquet_gives_every_text_back(cells):
 def test_json_is_strict_and_gives_every_number_and_text_back(number, whole, text):
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory, "a.json")
-        content = {"number": number, "whole": whole, text: [text, True, None, (1, 2)], "numpy": np.float32(0.5)}
+        given = {text: [text, True, None, (1, 2)]}  # a text may be any name, also one of those beside it
+        content = {"number": number, "whole": whole, "given": given, "numpy": np.float32(0.5)}
         files.write_json(content | {"array": np.arange(3), "path": Path("a")}, path)
         found = json.loads(path.read_text("utf-8"), parse_constant=lambda constant: pytest.fail(constant))
     assert found["number"] == (number if math.isfinite(number) else None) and found["whole"] == whole
-    assert found[repaired(text)] == [repaired(text), True, None, [1, 2]]
+    assert found["given"] == {repaired(text): [repaired(text), True, None, [1, 2]]}
     assert (found["numpy"], found["array"], found["path"]) == (0.5, [0, 1, 2], "a")
 
 
@@ -359,7 +360,8 @@ def test_the_precision_of_an_engine_and_a_correction_are_a_part_of_it_and_no_cor
     assert len({HASH, of(correction="tis"), of(correction="tis", correction_cap=3.0), of(correction="mis")}) == 4
     assert config_hash(changed(CONFIG, ("engine", "dtype"), "bfloat16")) != HASH
     assert config_hash(changed(CONFIG, ("engine", "options"), {"quantization": "fp8"})) != HASH
-    assert config_hash(changed(CONFIG, ("engine", "options"), {})) == HASH
+    for nothing in ({}, {"quantization": None}):
+        assert config_hash(changed(CONFIG, ("engine", "options"), nothing)) == HASH
 
 
 @pytest.mark.parametrize("name", ["control", "reweight", "match_norm"])
@@ -758,3 +760,11 @@ def test_the_sample_columns_are_those_of_the_contract():
         "extracted, solution_path, outcome, reward, exploration, algorithm, step, seed, logprob_sum, entropy_mean, "
         "explored_steps"
     )
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "threads"), [(3, "1", 3), (None, "5", 5), (None, "many", None), (None, "", None)]
+)
+def test_threads_are_as_many_as_were_asked_for_else_as_the_environment_says(monkeypatch, asked, told, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    assert provenance.threads(asked) == (threads or provenance.cores())

@@ -21,6 +21,7 @@ from ngrpo.tasks.base import Score
 from ngrpo.tasks.story_math import StoryMath
 from ngrpo.training.collect import problems_of
 from ngrpo.training.reference import Reference
+from ngrpo.training.replay import micro_batches
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,8 @@ STRATEGIES = {
 }
 
 
-PAIRS = [(name, "token_mean") for name in STRATEGIES] + [("neighbor_mix", other) for other in losses.AGGREGATIONS]
+OF_WHOLES = [name for name in losses.AGGREGATIONS if name != "token_mean_of_micro_batches"]
+PAIRS = [(name, "token_mean") for name in STRATEGIES] + [("neighbor_mix", other) for other in OF_WHOLES]
 
 
 @pytest.mark.parametrize(("name", "aggregation"), dict.fromkeys(PAIRS))
@@ -46,6 +48,17 @@ def test_micro_batches_do_not_change_the_gradient(name, aggregation):
     )
     # Not closer: a prompt is read once for those of its rows that are together, and the stock norms round to float32.
     assert 0 < (split - whole).norm() < 1e-7 * whole.norm()
+
+
+def test_a_token_mean_of_micro_batches_is_that_of_the_whole_for_one_of_them_only():
+    anew = partial(make, aggregation="token_mean_of_micro_batches")
+    split = fit(anew(micro_batch_rows=6))
+    rollouts = split.outcomes[0].answers.rollouts
+    lengths = [int(rollouts.lengths[index].sum()) for index in micro_batches(rollouts, 6)]
+    assert len(lengths) == 3 and len(set(lengths)) > 1
+    whole, plain = fit(anew()).gradients[0], fit(make(aggregation="token_mean")).gradients[0]
+    assert torch.equal(whole, plain)
+    assert (split.gradients[0] - whole).norm() > 0.01 * whole.norm()
 
 
 def test_the_gradient_is_that_of_the_formula():

@@ -1,11 +1,15 @@
 """Runs with engine=vllm from the command line: training, killed and continued, evaluation, diagnosis."""
 
 import json
+import os
+import subprocess
+import sys
 import time
 
 import pandas
 import pytest
 import warm
+from places import REPOSITORY
 from test_resume import traces
 
 from ngrpo.rollout.engines.vllm import installed
@@ -83,6 +87,18 @@ def test_a_kill_leaves_no_trace(trained, tmp_path):
     assert json.loads((directory / "run.json").read_text("utf-8"))["status"] == "running"
     run("train.py", directory, *TRAIN, *ENGINE)
     assert traces(directory) == traces(whole)
+
+
+def test_two_processes_with_an_engine_each_have_the_answers_of_one(trained, tmp_path):
+    """Those of the second step too, whose weights both ranks made together and each engine was given."""
+    words = (*TRAIN, *ENGINE, "trainer.strategy=ddp", "trainer.devices=2", f"hydra.run.dir={tmp_path / 'two'}")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "train.py", *words], cwd=REPOSITORY, env=environment, check=True, timeout=600)
+    for step in (1, 2):
+        pairs = [samples(place, f"train/{step}.parquet") for place in (trained[0], tmp_path / "two")]
+        rows = [frame.sort_values(["problem_id", "sample_index"])["token_ids"] for frame in pairs]
+        same = [list(a) == list(b) for a, b in zip(*rows, strict=True)]
+        assert len(same) == 16 and same.count(False) <= len(same) / DIFFERING
 
 
 def test_evaluation_and_diagnosis_go_through_the_engine_mixing_included(trained, tmp_path):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ngrpo.exploration.base import Exploration
+from ngrpo.models import architectures
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.vllm import installed, plugin, weights
 from ngrpo.rollout.engines.vllm.session import FINISHED, Session
@@ -40,7 +41,7 @@ class VllmEngine:
     dtype          of the weights and of what is computed: "float32" or "bfloat16"
     kv_cache_gib   memory for keys and values, GiB; where it is short, rows are preempted and computed again
     rows           decoded at a time, at most
-    options        other arguments of vllm.LLM, by their names there
+    options        other arguments of vllm.LLM, by their names there; those that are None stay as they are
     """
 
     llm: Any = None
@@ -53,15 +54,22 @@ class VllmEngine:
         options: Mapping[str, Any] | None = None,
     ):
         lines = [
-            line for line in (installed.refusal(), self._refuses_options(options or {}), _lacks(kv_cache_gib)) if line
+            line
+            for line in (installed.refusal(), self._refuses_options(options or {}, rows), _lacks(kv_cache_gib))
+            if line
         ]
         if lines:
             raise SettingsError(lines)
-        self.dtype, self.kv_cache_gib, self.rows, self.options = dtype, kv_cache_gib, rows, dict(options or {})
+        self.dtype, self.kv_cache_gib, self.rows = dtype, kv_cache_gib, rows
+        self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.salts, self.asleep = itertools.count(), False
 
     @staticmethod
-    def _refuses_options(options: Mapping[str, Any]) -> str | None:
+    def _refuses_options(options: Mapping[str, Any], rows: int) -> str | None:
+        tokens = options.get("max_num_batched_tokens")
+        if tokens is not None and tokens < rows:
+            rule = f"a pass takes a token of each of engine.rows={rows} rows"
+            return f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
         odd = [name for name, only in ALONE.items() if options.get(name, only) != only]
         if not odd:
             return None
@@ -131,23 +139,30 @@ class VllmEngine:
             "load_format": "dummy", "skip_tokenizer_init": True, "dtype": self.dtype, "max_num_seqs": self.rows,
             "max_model_len": -1, "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB), "block_size": BLOCK_SIZE,
             "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
-            "async_scheduling": not first, "disable_log_stats": False,
+            "async_scheduling": not first, "disable_log_stats": True,
         }  # fmt: skip
-        name = type(model.model).__name__
+        if ranks := _ranks():
+            settings["distributed_executor_backend"] = "external_launcher"
+        name, longest = type(model.model).__name__, architectures.positions(model.model.config.to_dict())
+        if (
+            longest and longest < model.model.config.max_position_embeddings
+        ):  # vLLM asks how long texts may get, not are
+            settings["max_model_len"] = longest
         if first:
             settings["worker_cls"] = "ngrpo.rollout.engines.vllm.v1.Worker"
         else:
             settings["hf_overrides"] = {"architectures": [plugin.PREFIX + name]}
         self.options = {"enable_sleep_mode": cuda, **self.options}
-        with tempfile.TemporaryDirectory() as place, undisturbed():
+        with tempfile.TemporaryDirectory() as place, undisturbed(ranks):
             config = copy.deepcopy(model.model.config)
             config.architectures = [name]  # which a model that was never saved does not say
             config.save_pretrained(place)
             try:
                 return import_module("vllm").LLM(model=place, **{**settings, **self.options})
             except ValueError as error:
-                told = " ".join(str(error).split())[:300]
-                fix = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
+                told = " ".join(str(error).split()).partition(" [type=")[0][:300]
+                more = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
+                fix = more if "memory" in told or "cache" in told else "engine=transformers"
                 raise SettingsError(f"engine=vllm: vLLM does not start ({told}); {fix}") from error
 
     def _refuse_long(self, prompt: int, limit: int) -> None:
@@ -174,14 +189,30 @@ def _lacks(gib: float) -> str | None:
     return f"engine.kv_cache_gib={gib:g}: this machine has {there:.1f} GiB; engine.kv_cache_gib=1"
 
 
+def _ranks() -> dict[str, str]:
+    """Which of several training processes this one is, by the variables that vLLM reads of a launcher; none for one alone.
+
+    With them vLLM takes the group that is there for a launcher's, and makes of every rank an engine for itself.
+    """
+    distributed = torch.distributed
+    if not (distributed.is_initialized() and distributed.get_world_size() > 1):
+        return {}
+    rank = distributed.get_rank()
+    return {"RANK": str(rank), "LOCAL_RANK": os.environ.get("LOCAL_RANK", str(rank))}
+
+
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Within it random generators may be seeded and torch.set_num_threads be replaced, as vLLM does when it starts:
-    afterwards both are as they were, so that a run that goes on draws what it would have drawn."""
-    state, setter, threads = rng_state(), torch.set_num_threads, torch.get_num_threads()
+def undisturbed(variables: Mapping[str, str]) -> Iterator[None]:
+    """Within it the environment has these variables, random generators may be seeded and torch.set_num_threads be replaced,
+    as vLLM does when it starts: afterwards all are as they were, so that a run that goes on draws what it would have drawn."""
+    state, setter, threads, before = rng_state(), torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
+    os.environ.update(variables)
     try:
         yield
     finally:
+        for name in variables:
+            os.environ.pop(name)
+        os.environ.update({name: before[name] for name in variables if name in before})
         torch.set_num_threads = setter
         torch.set_num_threads(threads)
         set_rng_state(state)

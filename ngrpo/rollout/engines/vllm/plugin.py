@@ -9,5 +9,5 @@ def register() -> None:
     """Makes the architectures known whose second runner hosts sessions."""
     from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 
-    for name in ARCHITECTURES:
+    for name in ARCHITECTURES.values():
         ModelRegistry.register_model(PREFIX + name, f"ngrpo.rollout.engines.vllm.v2:{PREFIX}{name}")

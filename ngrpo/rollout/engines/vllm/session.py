@@ -64,13 +64,14 @@ class Session:
         """
         first, device = computed - self.starts[rows], self.table.device
         self.asked = tuple(torch.from_numpy(value).to(device, non_blocking=True) for value in (rows, first + lengths))
-        positions = first.repeat(lengths) + np.concatenate([np.arange(length) for length in lengths])
+        positions = np.arange(lengths.sum()) + (first - lengths.cumsum() + lengths).repeat(lengths)
         answer = np.flatnonzero(positions >= 0)
         if not len(answer):
             return F.embedding(ids, self.table)
         fields = (answer, rows.repeat(lengths)[answer], positions[answer])
         places, row, at = (torch.from_numpy(value).to(device, non_blocking=True) for value in fields)
-        made = self.strategy.embed(self.steps(row, at), self.table, self.draws[row, at]).to(self.table.dtype)
+        noise = Draws(self.keys[row], at)  # without the uniforms, which nothing that is fed depends on
+        made = self.strategy.embed(self.steps(row, at), self.table, noise).to(self.table.dtype)
         if len(answer) == len(ids):
             return made
         return F.embedding(ids.index_fill(0, places, 0), self.table).index_copy(0, places, made)

@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from vllm.model_executor.models.llama import LlamaForCausalLM  # pyright: ignore[reportMissingImports]
-from vllm.model_executor.models.qwen2 import Qwen2ForCausalLM  # pyright: ignore[reportMissingImports]
-from vllm.model_executor.models.qwen3 import Qwen3ForCausalLM  # pyright: ignore[reportMissingImports]
+from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState  # pyright: ignore[reportMissingImports]
 from vllm.v1.worker.gpu.sample.sampler import Sampler  # pyright: ignore[reportMissingImports]
 
+from ngrpo.rollout.engines.vllm.plugin import PREFIX
 from ngrpo.rollout.engines.vllm.session import Session
 
 
@@ -73,13 +72,10 @@ class Hosting:
         return SessionState
 
 
-class NgrpoQwen2ForCausalLM(Hosting, Qwen2ForCausalLM):
-    """Qwen2."""
-
-
-class NgrpoQwen3ForCausalLM(Hosting, Qwen3ForCausalLM):
-    """Qwen3."""
-
-
-class NgrpoLlamaForCausalLM(Hosting, LlamaForCausalLM):
-    """Llama."""
+def __getattr__(name: str) -> type:
+    """vLLM's own class of an architecture, with such a state, by the name that the plug-in registers it under."""
+    if not name.startswith(PREFIX):
+        raise AttributeError(name)
+    own = ModelRegistry.models[name.removeprefix(PREFIX)].load_model_cls()
+    globals()[name] = type(name, (Hosting, own), {"__module__": __name__})
+    return globals()[name]

@@ -12,15 +12,21 @@ from ngrpo.models.causal import CausalModel
 def hand_over(worker: Any, model: CausalModel) -> None:
     """Inside vLLM: from now on it computes with these weights."""
     inner = worker.worker
-    tied = model.head is model.table
+    tied = model.head is model.model.get_input_embeddings().weight
     inner.reload_weights(weights_iterator=model.weights())
     theirs = inner.model_runner.get_model()
-    if tied:  # a reload makes anew what the table's own layer holds, and the head has packed its copy of the one before
+    if tied and hasattr(theirs, "lm_head") and theirs.lm_head is not theirs.model.embed_tokens:
+        # A reload makes anew what the table's own layer holds, and the head has packed its copy of the one before.
         theirs.lm_head.weight = theirs.model.embed_tokens.weight
         theirs.lm_head.quant_method.process_weights_after_loading(theirs.lm_head)
 
 
+@torch.no_grad()
 def table(worker: Any) -> Tensor:
-    """Inside vLLM: the input-embedding table (V, D), without the rows that pad it."""
+    """Inside vLLM: what is fed for each token (V, D), without the rows that pad the input embedding."""
     runner = worker.worker.model_runner
-    return runner.get_model().model.embed_tokens.weight.detach()[: runner.model_config.get_vocab_size()]
+    theirs, count = runner.get_model(), runner.model_config.get_vocab_size()
+    rows = theirs.model.embed_tokens.weight.detach()[:count]
+    ids = torch.arange(count, device=rows.device)
+    scaled = not torch.equal(theirs.embed_input_ids(ids[:64]), rows[:64])
+    return theirs.embed_input_ids(ids) if scaled else rows

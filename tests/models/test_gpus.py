@@ -1,0 +1,88 @@
+"""Plans for devices that are not here: hours by hand, what makes a run fit, and the words that say so."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from places import REPOSITORY
+from transformers import Qwen2Config
+
+from ngrpo.models import sizes
+from ngrpo.models.devices import DEVICES, MATMUL, READING, Device, Work, fitting, time
+from ngrpo.models.sizes import Sizes, architecture, needs
+
+SMALL = Qwen2Config(
+    vocab_size=100, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, tie_word_embeddings=False,
+)  # fmt: skip
+ROWS, PROMPTS, PROMPT, ANSWER, LONGEST = 12, 3, 10, 20, 50
+
+
+def test_an_rl_step_takes_what_the_stated_model_says():
+    """Counted again, layer by layer, in operations of one multiplication and one addition each."""
+    given = Sizes(rows=ROWS, prompts=PROMPTS, prompt_tokens=PROMPT, new_tokens=LONGEST, micro_rows=4, recompute=True)
+    device = Device(memory=1, arithmetic=1e-3, bandwidth=1e-6)
+    found = time(SMALL, needs(SMALL, given), Work(7, ANSWER, 5, 1, 2), device)
+    projections = (
+        8 * 8 + 2 * (8 * 4) + 8 * 8 + 8 + 2 * 4
+    )  # queries, keys, values, output, and the biases of the first three
+    layer = projections + 3 * 8 * 16 + 2 * 8  # and an MLP, and two norms
+    weights = 2 * layer + 8 + 100 * 8  # and the last norm and the head
+    pairs = PROMPTS * PROMPT * PROMPT / 2 + ROWS * ANSWER * (PROMPT + ANSWER / 2)
+    attention = (
+        2 * 2 * 2 * 8 * pairs
+    )  # a multiplication and an addition, of keys and of values, in two layers of width 8
+    forward = 2 * weights * (PROMPTS * PROMPT + ROWS * ANSWER) + attention
+    assert found.rollout_operations == pytest.approx(forward, rel=1e-9)
+    assert found.update_operations == pytest.approx((1 + 2 + 1 + 2) * forward, rel=1e-9)
+    assert found.update_seconds == pytest.approx(6 * forward / (MATMUL * 1e9), rel=1e-9)
+    steps = 3 * LONGEST  # 12 rows in three waves of at most 5
+    running = ROWS * ANSWER / steps
+    read = (weights + 100 * 8) * 4 + running * (PROMPT + ANSWER / 2) * 2 * 2 * 4 * 4
+    prefill = 2 * weights * PROMPTS * PROMPT / (MATMUL * 1e9)
+    assert found.rollout_seconds == pytest.approx(steps * read / (READING * 1e6) + prefill, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", DEVICES)
+def test_a_faster_device_is_not_slower_and_a_larger_one_fits_what_a_smaller_one_fits(name):
+    config, work = architecture("Qwen/Qwen3-1.7B-Base"), Work(100, 2000, 256, 1, 1)
+    plan = needs(config, Sizes(64, 16, 1024, 4096, 4, precision="bfloat16", recompute=True, device="cuda"))
+    own = DEVICES[name]
+    seconds = time(config, plan, work, own).seconds
+    for other in (replace(own, arithmetic=2 * own.arithmetic), replace(own, bandwidth=2 * own.bandwidth)):
+        assert 0.5 * seconds <= time(config, plan, work, other).seconds < seconds
+    assert own.free < replace(own, memory=own.memory + 1).free
+
+
+def test_what_makes_a_run_fit_does_and_nothing_of_it_is_idle():
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+    given = Sizes(256, 64, 1024, 8192, 8, precision="bfloat16", device="cuda")
+    overrides, plan = fitting(config, given, DEVICES["a100-80gb"])
+    assert plan.peak <= DEVICES["a100-80gb"].free < needs(config, given).peak
+    assert overrides[0] == "trainer.gradient_checkpointing=true" and len(overrides) == len(set(overrides))
+    assert fitting(config, given, Device(4096, 1, 1)) == ([], needs(config, given))
+
+
+def plan_of(*overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "plan.py", *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_a_plan_for_a_device_says_whether_it_fits_how_long_it_takes_and_what_helps():
+    seven = ("model=deepseek_r1_distill_qwen_7b", "trainer=gpu", "max_new_tokens=8192")
+    small = plan_of("trainer=gpu", "trainer.devices=8", "plan.device=b200", "plan.runs=3")
+    assert small.returncode == 0 and "8 x b200" in small.stdout and "enough" in small.stdout and not small.stderr
+    assert "GPU-hours" in small.stdout and "3 runs" in small.stdout
+    large = plan_of(*seven, "plan.device=rtx4090")
+    (line,) = large.stderr.splitlines()
+    assert large.returncode == 1 and "trainer.gradient_checkpointing=true" in line and "one rtx4090 has" in line
+    wrong = plan_of("plan.device=a10")
+    assert wrong.returncode == 2 and "plan.device=a10: must be one of rtx4090" in wrong.stderr
+
+
+def test_nothing_is_asked_of_this_machine(monkeypatch):
+    monkeypatch.setattr(sizes, "available", lambda: pytest.fail("this machine was asked"))
+    config = architecture("Qwen/Qwen2.5-Math-7B")
+    assert fitting(config, Sizes(8, 2, 100, 100, 1, device="cuda"), DEVICES["b200"])[1].peak > 0
