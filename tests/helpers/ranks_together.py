@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,9 @@ def rank(number: int, port: int, *arguments: Any) -> None:
 
 
 def codes(
-    build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None, within: float = 240
+    build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None, within: float = 240, after: float = 30
 ) -> list[int | None]:
-    """How the ranks ended, None for one that has not; those are killed."""
+    """How the ranks ended, None for one that has not in so many seconds, or so many after one that failed; it is killed."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -81,8 +82,10 @@ def codes(
     for process in processes:
         process.start()
     until = time.monotonic() + within
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
+    while there := [process.sentinel for process in processes if process.is_alive()]:
+        if not wait(there, max(0.0, until - time.monotonic())):
+            break
+        until = min(until, time.monotonic() + after) if any(process.exitcode for process in processes) else until
     found = [process.exitcode for process in processes]
     for process in processes:
         process.kill()

@@ -54,6 +54,10 @@ def every_group(kind: type[Watched], steps: int = 3, **changes: Any) -> Made:
     return make(neighbor_mix(rate=0.3, k=3), kind, steps=steps, checkpoint_every=1, micro_batch_rows=3, **changes)
 
 
+def in_single_precision(kind: type[Watched]) -> Made:
+    return every_group(kind, model=load(TINY, "float32"))
+
+
 two_steps = partial(three_steps, steps=2)
 FAMILIES = (mixed, shared_ppo, token_mean, with_reference, with_adapters, recomputed)
 QUICK = ((mixed, "fsdp"), (shared_ppo, "fsdp"))
@@ -96,6 +100,12 @@ def test_a_run_goes_on_from_any_number_of_ranks_with_any(before, tmp_path):
     for after, place in PLACES.items():
         shutil.copytree(tmp_path / "begun", tmp_path / after)
         assert_alike(outcome(every_group, tmp_path / after, *place, Watched), whole, 1e-4)
+
+
+@pytest.mark.slow
+def test_three_steps_in_single_precision_are_those_of_one_process(tmp_path):
+    whole, cut = (outcome(in_single_precision, tmp_path / name, *PLACES[name], Watched) for name in ("whole", "two"))
+    assert_alike(cut, whole, 1e-4)
 
 
 class Dying(Watched):
@@ -148,7 +158,7 @@ def test_a_run_of_two_ranks_goes_on_bit_for_bit(straight, tmp_path):
     "phase",
     ["save", *(pytest.param(name, marks=pytest.mark.slow) for name in ("generate", "forward", "backward", "full"))],
 )
-def test_a_rank_that_dies_ends_the_other_and_the_run_goes_on_bit_for_bit(phase, straight, tmp_path):
+def test_a_rank_that_dies_ends_the_other_in_30_seconds_and_the_run_goes_on_bit_for_bit(phase, straight, tmp_path):
     first, second = codes(partial(dying, phase=phase), tmp_path / "run", *PLACES["two"], Watched)
     assert first == 1 and second == (1 if phase == "full" else -signal.SIGKILL)
     found = checkpoints.newest(tmp_path / "run" / "checkpoints")
