@@ -75,7 +75,7 @@ bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick
 	@$(BIN)/python -m benchmarks.run $(BENCH)
 
 docs: $(STAMP)  ## Build the documentation as a site in outputs/site; a link that leads nowhere is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)  ## Lint, formatting, types and the direction of imports, over the whole tree
 	@$(BIN)/ruff check .
