@@ -14,12 +14,13 @@ README = REPOSITORY / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 ENTRY = re.compile(r"python ((train|evaluate|diagnose|report|plan|audit)\.py.*)")
 PAGES = [README, *sorted((REPOSITORY / "docs").glob("*.md"))]
-# What is not here, and what stands in for it.
+# What is not here, or would take long, and what stands in for it.
 ELSEWHERE = {
     "/path/to/checkpoint": "tiny",
     "<directory or hub id>": "tiny",
     "<file>": "train.jsonl",
     "trainer=gpu": "trainer=cpu",
+    "seed=0,1,2": "seed=0",
     "max_new_tokens=2048": "max_new_tokens=256",  # the bundled model has 512 positions
 }
 NOT_HERE = ("<run>", "--config-dir")  # a finished run; the files of plugins.md, which has a test of its own
