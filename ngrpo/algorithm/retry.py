@@ -25,7 +25,7 @@ class Retry:
 
     prompts     so many, each with words of its own
     answers     to each of them
-    words       [fewest, most] of them in front of a prompt, as many as a uniform number says
+    words       [fewest, most] of them in front of a prompt, as many as a uniform number says; fewer where these do not fit
     vocabulary  latin: of "lorem ipsum"; tokens: texts of the tokenizer's own tokens
     boundary    a line between the words and the problem; alone where words are [0, 0]
 
@@ -39,15 +39,20 @@ class Retry:
     vocabulary: str = "latin"
     boundary: str | None = "Reason step by step and give the final answer in \\boxed{}."
 
-    def filler(self, vocabulary: Sequence[str], key: int) -> str:
-        """The text in front of a prompt: words of the vocabulary, each as likely as any other, and the boundary."""
+    @property
+    def each(self) -> int:
+        """Answers to a problem that is asked again."""
+        return self.prompts * self.answers
+
+    def drawn(self, vocabulary: Sequence[str], key: int) -> list[str]:
+        """The words that a key draws, each of the vocabulary as likely as any other."""
         fewest, most = self.words
         first, *others = Draws(torch.tensor(key), torch.arange(most + 1)).token.tolist()
         count = fewest + int(first * (most - fewest + 1))
-        return self.bounded(vocabulary[int(other * len(vocabulary))] for other in others[:count])
+        return [vocabulary[int(other * len(vocabulary))] for other in others[:count]]
 
-    def bounded(self, words: Iterable[str]) -> str:
-        """Words in a line, then the boundary in one of its own."""
+    def text(self, words: Iterable[str]) -> str:
+        """What stands in front of a prompt: the words, then the boundary in a line of its own."""
         return "\n".join(line for line in (" ".join(words), self.boundary) if line)
 
 

@@ -30,22 +30,26 @@ class Perturbed:
         return sorted(text for text in texts if text.isprintable() and any(map(str.isalpha, text)))
 
     def ask(self, problem: Problem, key: int) -> tuple[str, np.ndarray]:
-        """The problem's prompt after the words that a key draws: a transcript, and its ids."""
-        filler = self.retry.filler(self.vocabulary, key)
-        return f"{filler}\n{problem.prompt}", self.prompts.after(filler, problem)
+        """The problem's prompt after the words that a key draws, or as many of them as fit: a transcript, and its ids."""
+        words = self.retry.drawn(self.vocabulary, key)
+        ids = self.prompts.after(self.retry.text(words), problem)
+        while len(ids) > self.prompts.room and len(words) > self.retry.words[0]:
+            words = words[: max(self.retry.words[0], len(words) * 7 // 8)]
+            ids = self.prompts.after(self.retry.text(words), problem)
+        return f"{self.retry.text(words)}\n{problem.prompt}", ids
 
     def read(self, task: Task) -> Task:
-        """The task without the messages that leave no room for the longest words in front; see Prompts.read.
+        """The task without the messages that leave no room for the fewest words in front, were they the longest ones; see
+        Prompts.read.
 
         Raises SettingsError where the model's form of a prompt takes nothing in front, and where nothing fits.
         """
-        encode, first = self.prompts.tokenizer.encode, next(iter(task.problems))
-        words = self.retry.words[1]
+        encode, first, fewest = self.prompts.tokenizer.encode, next(iter(task.problems)), self.retry.words[0]
         longest = max(self.vocabulary, key=lambda word: len(encode(f" {word}", add_special_tokens=False)))
-        asked = self.prompts.after(self.retry.bounded([longest] * words), first)
+        asked = self.prompts.after(self.retry.text([longest] * fewest), first)
         spare = len(asked) - len(self.prompts.ids[first.prompt, first.is_message])
         try:
             return self.prompts.read(task, spare)
         except SettingsError as error:
             told = f"algorithm.retry.words={list(self.retry.words)}: {spare} tokens may stand in front of a prompt"
-            raise SettingsError(f"{told}, and {error}; algorithm.retry.words=[0,{words // 4}]") from None
+            raise SettingsError(f"{told}, and {error}; algorithm.retry.words=[0,{fewest // 2}]") from None

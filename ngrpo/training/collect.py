@@ -125,7 +125,7 @@ def _asked_again(
     As many answers as the draw has are in memory at a time, or one group's.
     """
     assert sampler.perturbed is not None
-    size, each, tokens = drawn.rollouts.group_size, retry.prompts * retry.answers, 0
+    size, each, tokens = drawn.rollouts.group_size, retry.each, 0
     correct = groups_of(drawn, sampler).correct
     wrong = (~correct.any(dim=1)).nonzero().squeeze(1)
     rescued, whole = 0, drawn
