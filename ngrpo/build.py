@@ -129,8 +129,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         raise SettingsError(found)
     prompts = _prompts(config)
     perturbed = Perturbed(algorithm.retry, prompts) if algorithm.retry else None
-    trained = prompts.read(rewarded)
-    trained = perturbed.read(trained) if perturbed else trained
+    trained = (perturbed or prompts).read(rewarded)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     model = causal_model(config, config.model.lora)
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens, perturbed)

@@ -30,7 +30,8 @@ class Retry:
     boundary    a line between the words and the problem; alone where words are [0, 0]
 
     Source: LoPE, arXiv 2605.05566, as released (shrango/LoPE), whose README counts tokens where its code counts words. The
-    paper's appendix was not read, and the boundary's wording is ours.
+    paper's appendix was not read, and the boundary's wording is ours. Two shapings that are off there are left out:
+    rho / (rho + 0.1) for answers from elsewhere, and statistics over all answers of a group, old and new.
     """
 
     prompts: int = 6

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from ngrpo.algorithm.retry import LATIN, Retry
-from ngrpo.models.prompting import Prompts
+from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Problem, Task
 
@@ -46,8 +46,9 @@ class Perturbed:
         """
         encode, first, fewest = self.prompts.tokenizer.encode, next(iter(task.problems)), self.retry.words[0]
         longest = max(self.vocabulary, key=lambda word: len(encode(f" {word}", add_special_tokens=False)))
-        asked = self.prompts.after(self.retry.text([longest] * fewest), first)
-        spare = len(asked) - len(self.prompts.ids[first.prompt, first.is_message])
+        form = self.prompts.prompting if first.is_message else PLAIN
+        own = form.encode(self.prompts.tokenizer, [first.messages or first.prompt])[0]
+        spare = len(self.prompts.after(self.retry.text([longest] * fewest), first)) - len(own)
         try:
             return self.prompts.read(task, spare)
         except SettingsError as error:
