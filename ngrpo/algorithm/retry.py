@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ngrpo.rollout.keys import Draws
+from ngrpo.targets import SettingsError
 
 CHOICE = 3  # what keys differ by from those that strategies (0), selections (1) and controls (2) draw with
 LATIN = (
@@ -39,6 +40,12 @@ class Retry:
     words: Sequence[int] = (100, 300)
     vocabulary: str = "latin"
     boundary: str | None = "Reason step by step and give the final answer in \\boxed{}."
+
+    def __post_init__(self) -> None:
+        if self.words[0] > self.words[1]:
+            found = ",".join(map(str, self.words))
+            rule = "the fewest words must be at most the most"
+            raise SettingsError(f"algorithm.retry.words=[{found}]: {rule}; algorithm.retry.words=[0,{self.words[1]}]")
 
     @property
     def each(self) -> int:

@@ -8,6 +8,7 @@ import torch
 from ngrpo.algorithm.advantages import group_normalized
 from ngrpo.algorithm.retry import LATIN, Retry, rescuers
 from ngrpo.rollout.keys import row_key
+from ngrpo.targets import SettingsError
 
 WORDS = LATIN.split()
 
@@ -69,3 +70,8 @@ def test_words_and_boundary_can_each_stand_alone():
     assert (retry := Retry(words=(0, 0), boundary="Then:")).text(retry.drawn(WORDS, 1)) == "Then:"
     text = (retry := Retry(words=(2, 2), boundary=None)).text(retry.drawn(WORDS, 1))
     assert "\n" not in text and len(text.split()) == 2
+
+
+def test_more_words_at_least_than_at_most_are_refused():
+    with pytest.raises(SettingsError, match=r"words=\[5,2\]: .*; algorithm\.retry\.words=\[0,2\]$"):
+        Retry(words=(5, 2))
