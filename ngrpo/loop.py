@@ -129,7 +129,9 @@ def prepare(parts: Parts, drawn: Collected, step: int, ranks: Ranks, clock: Cloc
     with policy.model.gathered():
         if parts.reference is not None and policy.algorithm.bonus is not None:
             with clock("features"), parts.reference.model.gathered():
-                features = parts.reference.features(policy.strategy, rollouts, rows).view(*groups.rewards.shape, -1)
+                wanted = groups.correct.any(dim=1, keepdim=True).expand_as(groups.correct)  # others get no bonus
+                features = parts.reference.features(policy.strategy, rollouts, rows, wanted.flatten())
+                features = features.view(*groups.rewards.shape, -1)
             key = row_key("features", policy.config.seed, step)
             groups = replace(groups, bonus=policy.algorithm.bonus(groups, features, key))
         if parts.reference is not None and policy.algorithm.regularized:

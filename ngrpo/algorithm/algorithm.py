@@ -33,7 +33,8 @@ class Algorithm:
     kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
     control          Groups -> rewards (P, G) that stand in for the task's, verdicts too; None: the task's
     reward_shaping   name -> Groups -> rewards (P, G), one after the other
-    bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters
+    bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters;
+                     features of groups without a right answer are 0
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
     retry            how all-wrong groups are asked again, before a filter; None: they are not
     max_resamples    how often a step may draw new prompts to replace groups that were not kept

@@ -30,20 +30,22 @@ class Reference(lightning.LightningModule):
             return replay_in_micro_batches(self.model, strategy, rollouts, rows).log_probs
 
     @torch.no_grad()
-    def features(self, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
+    def features(self, strategy: Exploration, rollouts: Rollouts, rows: int, wanted: Tensor) -> Tensor:
         """(B, D) float32: the mean of the final hidden states at the tokens of each answer, the last of them included.
 
-        `rows` is the size of a micro-batch. Where text was inserted, the state before it is left out.
+        `rows` is the size of a micro-batch. Rows that are not `wanted` (B,) are not read and 0. Where text was inserted, the
+        state before it is left out.
         """
-        read, found = _read_to_the_end(rollouts), []
-        order = micro_batches(read, rows)
-        for index in order:
+        chosen = wanted.nonzero().squeeze(1)
+        whole = torch.zeros(len(wanted), self.model.head.shape[1], device=wanted.device)
+        read = _read_to_the_end(rollouts.rows(chosen)) if len(chosen) else None
+        for index in micro_batches(read, rows) if read else ():
             with self.model.base(), self.model.autocast():
                 row, time, hidden = states(self.model, strategy, read.rows(index), self.model.table)
             at, hidden = row[time > 0], hidden[time > 0].float()  # before the first step stands the prompt's last state
             total = hidden.new_zeros(len(index), hidden.shape[1]).index_add(0, at, hidden)
-            found.append(total / at.bincount(minlength=len(index))[:, None].clamp(min=1))
-        return torch.cat(found)[torch.cat(order).argsort()]
+            whole[chosen[index]] = total / at.bincount(minlength=len(index))[:, None].clamp(min=1)
+        return whole
 
 
 def _read_to_the_end(rollouts: Rollouts) -> Rollouts:

@@ -16,13 +16,14 @@ from ngrpo.rollout.sampling import groups_of
 from ngrpo.training.reference import Reference
 from ngrpo.training.replay import replay
 
+EVERY = torch.ones(16, dtype=torch.bool)
 BONUS = functools.partial(elliptical, beta=0.5, dimensions=8, ridge=3.0)
 
 
 def test_features_are_the_mean_of_the_last_hidden_states_over_the_answer():
     parts = fit(made(Still, dtype="float64"))
     reference, rollouts = Reference(load(TINY, "float64")), parts.outcomes[0].answers.rollouts
-    found = reference.features(TokenSampling(1.0), rollouts, 5)
+    found = reference.features(TokenSampling(1.0), rollouts, 5, EVERY)
     for row in range(16):
         prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
         answer = rollouts.steps.tokens[row][rollouts.mask[row]]
@@ -34,12 +35,15 @@ def test_features_are_the_mean_of_the_last_hidden_states_over_the_answer():
 def test_features_know_neither_micro_batches_nor_padding_nor_the_order_of_rows(strategy):
     parts = fit(made(Still, dtype="float64", strategy=strategy))
     reference, rollouts = Reference(load(TINY, "float64")), parts.outcomes[0].answers.rollouts
-    whole = reference.features(strategy, rollouts, 16)
+    whole = reference.features(strategy, rollouts, 16, EVERY)
     order = torch.tensor([9, 2, 14, 0, 7])
     for rows in (1, 3):
-        torch.testing.assert_close(reference.features(strategy, rollouts, rows), whole, rtol=1e-6, atol=1e-6)
-        part = reference.features(strategy, rollouts.rows(order), rows)
+        torch.testing.assert_close(reference.features(strategy, rollouts, rows, EVERY), whole, rtol=1e-6, atol=1e-6)
+        part = reference.features(strategy, rollouts.rows(order), rows, EVERY[:5])
         torch.testing.assert_close(part, whole[order], rtol=1e-6, atol=1e-6)
+    some = torch.arange(16) % 3 == 0
+    torch.testing.assert_close(reference.features(strategy, rollouts, 4, some), whole * some[:, None])
+    assert not reference.features(strategy, rollouts, 4, ~EVERY).any()
 
 
 def test_the_gradient_with_a_bonus_is_that_of_rewards_with_it():
@@ -51,7 +55,7 @@ def test_the_gradient_with_a_bonus_is_that_of_rewards_with_it():
     changes = {"dtype": "float64", "micro_batch_rows": 5, "reference": Reference(load(TINY, "float64"))}
     parts = fit(made(Still, wanted, bonus=BONUS, **changes))
     policy, answers = parts.policy, parts.outcomes[0].answers
-    features = changes["reference"].features(policy.strategy, answers.rollouts, 16).double().view(4, 4, -1)
+    features = changes["reference"].features(policy.strategy, answers.rollouts, 16, EVERY).double().view(4, 4, -1)
     groups = groups_of(answers, parts.sampler)
     earned = groups.rewards + BONUS(groups, features, row_key("features", 3, 1))
     advantages = group_normalized(earned).view(-1, 1)
