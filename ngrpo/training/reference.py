@@ -38,8 +38,10 @@ class Reference(lightning.LightningModule):
         """
         chosen = wanted.nonzero().squeeze(1)
         whole = torch.zeros(len(wanted), self.model.head.shape[1], device=wanted.device)
-        read = _read_to_the_end(rollouts.rows(chosen)) if len(chosen) else None
-        for index in micro_batches(read, rows) if read else ():
+        if not len(chosen):
+            return whole
+        read = _read_to_the_end(rollouts.rows(chosen))
+        for index in micro_batches(read, rows):
             with self.model.base(), self.model.autocast():
                 row, time, hidden = states(self.model, strategy, read.rows(index), self.model.table)
             at, hidden = row[time > 0], hidden[time > 0].float()  # before the first step stands the prompt's last state
