@@ -276,7 +276,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     built = [instantiate(node) for node in strategies]
     for strategy in built:
         if refusal := engine.refuses(strategy, _path(config)):
-            raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
+            raise SettingsError([refusal])
     return engine, *built
 
 

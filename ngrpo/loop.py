@@ -87,6 +87,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    policy.strategy.adapt(figures)
                     figures |= batch.figures()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
@@ -143,7 +144,8 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
             stepper.step()
             figures["moved_weights"] = (policy.glimpse() != before).double().mean().item()
         updates.append(figures if parts.reference is not None else figures | {"kl": torch.nan})
-    if line := large_gap(updates[0]["engine_gap"], policy.algorithm.correction):  # before a step was taken
+    line = large_gap(updates[0]["engine_gap"], policy.algorithm.correction)  # before a step was taken
+    if line and policy.strategy.acts_on != "weights":  # whose gap is meant
         parts.progress.warn(line)
     return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
 

@@ -1,5 +1,6 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -131,6 +132,9 @@ class Policy(lightning.LightningModule):
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if correction is not None:
             seen |= {"correction": correction, "correction_squared": correction.square()}
+        if self.strategy.acts_on == "weights":
+            surplus = batch.rollouts.log_probs - old
+            seen |= {"noise_kl": surplus, "capped": surplus < -math.log(algorithm.correction_cap)}
         if batch.selected is not None:
             seen["selected"] = batch.selected
         share = token_mean(mask, counts)
