@@ -26,12 +26,14 @@ class Exploration(nn.Module, ABC):
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
+    records_vectors: each step's record has a vector (`offset`), which plans count.
     acts_on: what else it acts on than what is fed, which an engine that computes with a model of its own refuses. `attention`:
     `masks` of each row, the same in a replay. `weights`: `perturbed` ones in the rollout alone, so that log-probabilities of
     the rollout are not those of a replay, and the loss corrects for it.
     """
 
     deviates: ClassVar[str] = ""
+    records_vectors: ClassVar[bool] = False
     acts_on: ClassVar[Literal["", "attention", "weights"]] = ""
 
     vocabulary: Vocabulary
