@@ -155,10 +155,11 @@ class Policy(lightning.LightningModule):
         return found if known is None else found._replace(entropy=known)
 
     def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
-        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
+        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of other weights."""
         temperature = self.strategy.temperature_of(rollouts.steps) if self.algorithm.tempered else 1.0
         plain = not isinstance(temperature, Tensor) and temperature == 1
-        return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
+        here = self.strategy.acts_on != "weights" and self.algorithm.select_per == "step"
+        return rollouts.entropy if plain and here else None
 
     def batch(
         self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,

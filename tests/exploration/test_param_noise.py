@@ -12,6 +12,7 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.loading import load
 from ngrpo.rundir import checkpoints
 from ngrpo.targets import SettingsError
+from ngrpo.training.replay import replay
 
 WEIGHED = {"correction": "tis", "correction_cap": 10.0}
 
@@ -116,6 +117,19 @@ def test_the_gradient_is_that_of_the_formula():
     figures, every = parts.outcomes[0].metrics, torch.cat(off)
     assert figures["noise_kl"] == pytest.approx(float(every.mean()), abs=1e-5) and float(every.abs().mean()) > 0.01
     assert 0 < figures["capped"] == pytest.approx(float((every < -torch.tensor(cap).log()).double().mean()), abs=1e-6)
+
+
+def test_an_algorithm_looks_at_entropies_of_the_weights_that_it_trains():
+    def shaped(tokens):
+        return tokens.advantages
+
+    parts = fit(make(ParameterNoise(0, 0.05), Watched, token_advantage=shaped, steps=1, learning_rate=0.0))
+    rollouts, policy = parts.policy.rollouts[0], parts.policy
+    expected = replay(policy.model, TokenSampling(1.0), rollouts, entropy=True).entropy
+    found = policy.replayed(rollouts).entropy
+    assert expected is not None and found is not None and rollouts.entropy is not None
+    torch.testing.assert_close(found.double(), expected.detach().double(), rtol=0, atol=1e-5)
+    assert (found - rollouts.entropy).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("found", "sigma"), [(0.005, 0.003960), (0.001, 0.004040), (0.003, 0.004), (0.0032, 0.004)])

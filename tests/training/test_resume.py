@@ -209,5 +209,23 @@ def test_groups_that_wait_for_the_next_step_survive_kills(tmp_path):
     assert traces(directory) == traces(whole)
 
 
+ACTING = {"param_noise": ["exploration.target_kl=1e-5"], "rollout_dropout": []}  # on the model
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_noise_and_masks_are_the_same_after_a_kill(name, tmp_path):
+    words = [word for word in SMALL if "mix" not in word and "refresh" not in word]
+    words += [f"exploration={name}", *ACTING[name]]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish_as(words, whole)
+    process = warm.start("train.py", killed.with_suffix(".log"), *words, f"hydra.run.dir={killed}")
+    while process.is_alive() and not list(killed.glob("checkpoints/step-*.pt")):
+        time.sleep(0.005)
+    process.kill()
+    process.join()
+    finish_as(words, killed)
+    assert traces(killed) == traces(whole)
+
+
 def finish_as(words: list[str], directory: Path) -> str:
     return warm.finish("train.py", directory.with_suffix(".log"), *words, f"hydra.run.dir={directory}")
