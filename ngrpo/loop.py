@@ -82,7 +82,8 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with watch.limited():
-                with clock("rollout"), policy.model.gathered():
+                # A signal leaves the rollout anywhere, but not in the middle of putting weights back.
+                with clock("rollout"), policy.model.gathered(), policy.strategy.perturbed(policy.model):
                     draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
                     drawn = parts.interrupts.unless_stopped(draw)
                     parts.sampler.engine.sleep()

@@ -65,7 +65,8 @@ class Exploration(nn.Module, ABC):
         """Called after every RL step with the figures of its updates, over all ranks."""
 
     def perturbed(self, model: nn.Module) -> AbstractContextManager[None]:
-        """Within it the model has the weights that answers are drawn from; after it, those from before, bit by bit."""
+        """Within it the model has the weights that answers are drawn from; after it, those from before, bit by bit. Entered
+        again within itself, it changes nothing."""
         return nullcontext()
 
     def masks(self, keys: Tensor, layers: int, width: int) -> Tensor | None:

@@ -45,7 +45,7 @@ class ParameterNoise(TokenSampling):
         top_p: float = 1.0,
     ):
         super().__init__(temperature, top_p)
-        self.seed, self.targets, self.target_kl = seed, targets, target_kl
+        self.seed, self.targets, self.target_kl, self.inside = seed, targets, target_kl, False
         self.register_buffer("sigma", torch.tensor(sigma, dtype=torch.float64))  # so that checkpoints have it
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> dict[str, float]:
@@ -63,11 +63,15 @@ class ParameterNoise(TokenSampling):
 
     @contextmanager
     def perturbed(self, model: nn.Module) -> Iterator[None]:
+        if self.inside:
+            yield
+            return
         chosen = {name: p for name, p in model.named_parameters() if TARGETS[self.targets] in name}
         if not chosen:
             what = f"exploration.targets={self.targets}: the model has no modules named {self.targets}"
             raise SettingsError(f"{what}; exploration.targets=all")
         kept = {name: p.detach().clone() for name, p in chosen.items()}  # to take noise away again would round
+        self.inside = True
         try:
             with torch.no_grad():
                 for name, parameter in chosen.items():
@@ -77,6 +81,7 @@ class ParameterNoise(TokenSampling):
             with torch.no_grad():
                 for name, parameter in chosen.items():
                     parameter.copy_(kept[name])
+            self.inside = False
 
     def _noise(self, name: str, like: Tensor) -> Tensor:
         """Standard normals, float32, of the shape of a parameter."""

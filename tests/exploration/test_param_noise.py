@@ -79,6 +79,17 @@ def test_weights_come_back_bit_by_bit_whatever_happens(make_model):
     assert same(bits(model), before)
 
 
+def test_noise_is_added_once_and_stays_until_the_outer_end(make_model):
+    model, strategy = make_model(), noisy(0.3)
+    before = bits(model)
+    with strategy.perturbed(model):
+        within = bits(model)
+        with strategy.perturbed(model):
+            assert same(bits(model), within)
+        assert same(bits(model), within) and not same(within, before)
+    assert same(bits(model), before)
+
+
 def test_without_noise_it_is_token_sampling_to_the_bit():
     ours, plain = (
         fit(make(strategy, Still, "float32", **settings))
