@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from updates import TINY, Still, Watched, fit, make, verdicts
 
+from ngrpo.algorithm.correction import Correction
 from ngrpo.exploration.param_noise import ParameterNoise
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.loading import load
@@ -141,6 +142,12 @@ def test_an_algorithm_looks_at_entropies_of_the_weights_that_it_trains():
     assert expected is not None and found is not None and rollouts.entropy is not None
     torch.testing.assert_close(found.double(), expected.detach().double(), rtol=0, atol=1e-5)
     assert (found - rollouts.entropy).abs().max() > 1e-3
+
+
+def test_tokens_are_weighed_as_the_released_code_does():
+    clean, by_noise = torch.tensor([[0.5, 3.0, -1.0]]), torch.zeros(1, 3)
+    weights, kept = Correction("tis", cap=10.0).weigh(clean, by_noise, torch.ones(1, 3, dtype=torch.bool))
+    assert weights[0].tolist() == pytest.approx([1.648721, 10.0, 0.367879], abs=1e-6) and kept.all()
 
 
 @pytest.mark.parametrize(("found", "sigma"), [(0.005, 0.003960), (0.001, 0.004040), (0.003, 0.004), (0.0032, 0.004)])
