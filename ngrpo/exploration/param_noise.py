@@ -19,9 +19,9 @@ class ParameterNoise(TokenSampling):
     """Token sampling from the weights w + sigma N(0, I), drawn anew for every RL step and shared by all of its answers.
 
     What is trained, evaluated and replayed has no noise; algorithm.correction weighs each token by min(pi(o) / pi~(o), cap),
-    pi~ the perturbed policy. Source: PSN (arXiv 2602.02555) and its released code, baibizhe/psn_rlvr at 6a27058, whose
-    filter of names does nothing, so that noise is on every parameter (targets=all); the paper says MLP layers (mlp).
-    The paper's scheduler by semantic similarity is left out.
+    pi~ the perturbed policy. Source: the released code of PSN (arXiv 2602.02555), baibizhe/psn_rlvr at 6a27058, whose filter
+    of names does nothing, so that noise is on every parameter (targets=all). The paper, whose text was not read, is said
+    to perturb MLP layers (mlp), and to have a scheduler by semantic similarity, which is left out.
 
     sigma      standard deviation, whatever the size of a weight; drawn in float32 and added before rounding
     target_kl  nats: after a step whose mean of log pi~(o) - log pi(o) is above 1.1 of it sigma is divided by 1.01, below
