@@ -31,16 +31,18 @@ class Device:
         return int(self.memory * GIB * USABLE)
 
 
-DEVICES = {  # NVIDIA's data sheets; tensor cores without sparsity, SXM variants where there are several
+# NVIDIA's data sheets: tensor cores without sparsity and with float32 sums, SXM variants where there are several. Memory is
+# what the driver reports: error correction takes 3 of the L40S's 48, and a B200 has 180 of its 192 GB switched on.
+DEVICES = {
     "rtx4090": Device(24, 165, 1.008),
-    "l40s": Device(48, 362, 0.864),
+    "l40s": Device(45, 362, 0.864),
     "a100-40gb": Device(40, 312, 1.555),
     "a100-80gb": Device(80, 312, 2.039),
-    "h20": Device(96, 148, 4.0),
-    "h20-3e": Device(141, 148, 4.8),
-    "h100": Device(80, 989, 3.35),
-    "h200": Device(141, 989, 4.8),
-    "b200": Device(180, 2250, 7.7),
+    "h20": Device(95.5, 148, 4.0),
+    "h20-3e": Device(140.4, 148, 4.8),
+    "h100": Device(79.6, 989, 3.35),
+    "h200": Device(140.4, 989, 4.8),
+    "b200": Device(178.3, 2250, 7.7),
 }
 
 
