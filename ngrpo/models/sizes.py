@@ -3,8 +3,7 @@
 One process is counted; under DDP each has a whole copy.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,15 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ngrpo.models import files
+from ngrpo.models import architectures, files
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.causal import chunk_tokens
 from ngrpo.models.loading import read_config
 
-KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
 SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
-LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
+LOGIT = 4  # bytes
 
 
 class DoesNotFit(RuntimeError):
@@ -82,7 +80,7 @@ def architecture(path: str) -> PreTrainedConfig:
 
     Raises ValueError where it cannot be had, and for an architecture that is not supported.
     """
-    known = json.loads(KNOWN.read_text("utf-8"))
+    known = architectures.known()
     if path in known and files.directory(path) is None:
         return AutoConfig.for_model(**known[path])
     return read_config(path)
@@ -102,8 +100,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
     activations  see `_activations`
     scaled table V D of what is fed, and of its gradient, where the embedding has a scale
-    head         a chunk of logits, whatever the length (causal.chunk_tokens)
-    step         AdamW's temporaries, two of the largest parameter
+    head         logits of a chunk, whatever the length; see `_head`
+    step         AdamW's temporaries: on a CPU two of the largest parameter, on GPUs one of every parameter
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
     with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
@@ -118,7 +116,6 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
     held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
-    chunk = min(chunk_tokens(vocabulary, sizes.device), sizes.micro_rows * sizes.new_tokens)
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     return Plan(
         parameters=parameters,
@@ -140,12 +137,27 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
             "gradients": learners * size * several,
             "bfloat16 copies": parameters * 2 * (compute < size),
             "activations": _activations(model, sizes, compute),
-            "head": LOGIT_BYTES * vocabulary * chunk,
+            "head": _head(vocabulary, sizes, compute),
             "scaled table": 2 * table,
         },
-        step={"gradients": learners * size, "temporaries": 2 * max(counts) * size * (trained == parameters)},
+        step={"gradients": learners * size, "temporaries": _temporaries(counts, trained, sizes) * size},
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
+
+
+def _head(vocabulary: int, sizes: Sizes, compute: int) -> int:
+    """Bytes of the logits that are in memory at a time (causal.chunk_tokens): their log-softmax, its gradient and theirs,
+    where there are several chunks the products themselves, and float32 beside bfloat16 products."""
+    tokens, chunk = sizes.micro_rows * sizes.new_tokens, chunk_tokens(vocabulary, sizes.device)
+    copies = 3 + (tokens > chunk) + (compute < LOGIT)
+    return copies * LOGIT * vocabulary * min(chunk, tokens)
+
+
+def _temporaries(counts: Sequence[int], trained: int, sizes: Sizes) -> int:
+    """Numbers that AdamW holds beside moments and gradients: weight by weight on a CPU, of all at once on a GPU."""
+    if sizes.device == "cuda":
+        return trained
+    return 2 * max(counts) * (trained == sum(counts))
 
 
 def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:

@@ -310,7 +310,7 @@ GOOD = [
     "benchmark=story_math_easy",
     "++steps=3 trainer.threads=2 hydra.run.dir=some/where",
     "optimizer={schedule: cosine}",
-    "experiment=paper/stht exploration.soft_temperature=1e-4",
+    "experiment=method/stht exploration.soft_temperature=1e-4",
     "trainer=ddp trainer.accelerator=cpu prompts_per_step=6",
     "hydra.run.dir=a hydra.run.dir=b hydra.output_subdir=null hydra.job.name=x",  # as Lightning starts its processes
     "-m seed=1,2 exploration=token_sampling,neighbor_mix mix_rate=0.1,0.2",
