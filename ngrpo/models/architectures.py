@@ -50,7 +50,9 @@ def known() -> dict[str, dict[str, Any]]:
 def has_shape(settings: Mapping[str, Any], name: str) -> bool:
     """Whether a config.json says the sizes of the known checkpoint `name`; what it leaves out is taken to be so."""
     sizes = known().get(name, {})
-    return "hidden_size" in settings.keys() & sizes and all(settings.get(key, sizes[key]) == sizes[key] for key in sizes)
+    return "hidden_size" in settings.keys() & sizes and all(
+        settings.get(key, sizes[key]) == sizes[key] for key in sizes
+    )
 
 
 def refusal(settings: Mapping[str, Any], trusted: bool = False) -> str | None:

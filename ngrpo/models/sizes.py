@@ -1,10 +1,11 @@
 """What a run will need, from sizes alone: no weights are read and nothing is allocated.
 
-One process is counted; under DDP each has a whole copy.
+One process is counted; under DDP each has a whole copy, under FSDP a part.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,10 @@ from ngrpo.models.loading import read_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
-SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
+SAVING = (
+    "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, "
+    "trainer.precision=bfloat16"
+)
 LOGIT = 4  # bytes
 
 
@@ -34,7 +38,8 @@ class Sizes:
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
     `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
-    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one."""
+    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
+    `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token."""
 
     rows: int
     prompts: int
@@ -53,6 +58,9 @@ class Sizes:
     device: str = "cpu"
     engine_cache: int = 0
     engine_dtype: str = "float32"
+    ranks: int = 1
+    replicas: bool = False
+    records_vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,11 +105,16 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
     cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
-    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
+    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of the ends where layers are cut
     activations  see `_activations`
     scaled table V D of what is fed, and of its gradient, where the embedding has a scale
     head         logits of a chunk, whatever the length; see `_head`
     step         AdamW's temporaries: on a CPU two of the largest parameter, on GPUs one of every parameter
+    fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is put together
+    gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. In the rollout
+                 policy and critic are whole; in the update their ends (table and head), with gradients, and of the layers,
+                 which are put together in the dtype of the matmuls, two, with the gradient of one and the sum of those
+    buckets      p where replicas sum their gradients (DDP)
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
     with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
@@ -117,32 +130,48 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
+    fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
+    part, models, ends = partial(_part, sizes.ranks), 1 + sizes.critics, _ends(model)
+    layers = parameters - ends
+    layer = layers // config.num_hidden_layers * (3 * compute + size)
     return Plan(
         parameters=parameters,
         trained=trained,
         sizes=sizes,
         resident={
-            "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
-            "optimizer": 2 * learners * size,
+            "weights": part((whole + (sizes.copies + sizes.critics) * parameters) * size),
+            "optimizer": part(2 * learners * size),
             "neighbors": vocabulary * sizes.k * 8,
+            "buckets": learners * size * sizes.replicas,
             "engine": (parameters * BYTES[sizes.engine_dtype] + sizes.engine_cache) * bool(sizes.engine_cache),
         },
         rollout={
-            "gradients": learners * size,
+            "gathered": models * (layers * min(compute, size) + ends * size) * cut,
+            "gradients": part(learners * size),
             "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
+            "fed vectors": 2 * fed,
             "scaled table": table,
         },
         update={
-            "gradients": learners * size * several,
-            "bfloat16 copies": parameters * 2 * (compute < size),
+            "gathered": (2 * models * ends * size + layer) * cut,
+            "gradients": part(learners * size * several),
+            "fed vectors": fed,
+            "bfloat16 copies": (ends if cut else parameters) * 2 * (compute < size),
             "activations": _activations(model, sizes, compute),
             "head": _head(vocabulary, sizes, compute),
             "scaled table": 2 * table,
         },
-        step={"gradients": learners * size, "temporaries": _temporaries(counts, trained, sizes) * size},
+        step={
+            "gradients": part(learners * size),
+            "temporaries": part(_temporaries(counts, trained, sizes) * size),
+        },
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
+
+
+def _part(ranks: int, size: int) -> int:
+    return -(-size // ranks)
 
 
 def _head(vocabulary: int, sizes: Sizes, compute: int) -> int:
