@@ -1,5 +1,6 @@
-"""Memory of each process of a run of several: what it keeps between RL steps, and its peak, beside the plan's.
+"""Memory of each process of a run: what it keeps between RL steps, and its peak, beside the plan's.
 
+python -m benchmarks.sharding 50m max_new_tokens=256
 torchrun --nproc-per-node 2 -m benchmarks.sharding 50m trainer=fsdp max_new_tokens=2048
 torchrun --nproc-per-node 2 -m benchmarks.sharding 50m trainer.strategy=ddp
 """
@@ -10,7 +11,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import gettempdir
@@ -32,11 +33,21 @@ WORDS = [
 ]  # fmt: skip
 
 
+NAMES = ("accelerator", "devices", "strategy", "cpu_offload")
+
+
 def held(tensors: list[Tensor]) -> float:
     """MiB that this process keeps of them."""
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = [tensor.untyped_storage() for tensor in own]  # gradients of a layer share one
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
+
+
+def trim() -> None:
+    """Gives freed memory back, which else counts as kept."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
@@ -45,6 +56,7 @@ class Measured:
 
     policy: Policy
     planned: float
+    before: float
     made: torch.optim.Optimizer | None = None
     looks: int = 0
 
@@ -63,9 +75,7 @@ class Measured:
 
     def tell(self, optimizer: torch.optim.Optimizer) -> None:
         """Of weights that learn, gradients and moments, what is in this process's memory now, and most."""
-        gc.collect()
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # else freed memory counts as kept
+        trim()
         learners = [p for group in optimizer.param_groups for p in group["params"]]
         moments = [value for entry in optimizer.state.values() for value in entry.values()]
         counted = {"weights": learners, "gradients": [p.grad for p in learners], "moments": moments}
@@ -76,25 +86,31 @@ class Measured:
             **sizes,
             "state": sum(sizes.values()),
             "resident": now,
-            "peak": peak,
+            "peak": peak - self.before,
             "planned": self.planned,
         }
         print(json.dumps({name: round(value) for name, value in found.items()}), flush=True)
 
 
 def train(config: DictConfig) -> None:
-    """What train.py does, measured."""
-    request = cli.training_request(config)
-    asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": 64}})
-    planned = plans.needs(asked).peak / 2**20  # beside what was there before, the libraries
-    names = ("accelerator", "devices", "strategy", "cpu_offload")
+    """What train.py does, measured. What the libraries take when they are first used is there before."""
+    request, how = cli.training_request(config), {name: config.trainer[name] for name in NAMES}
+    with models.directory("nano") as place:
+        warm = OmegaConf.merge(config, {"model": {"path": place}, "steps": 1, "max_new_tokens": 4})
+        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=Path(place)), **how)
+    trim()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident()[0]
 
     def run(opened) -> None:
         parts = build.training(request, opened)
-        measured = Measured(parts.policy, planned + before)
+        words = parts.sampler.prompts.tokenizer
+        longest = max(len(words.encode(problem.prompt)) for problem in parts.task.problems)
+        asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
+        measured = Measured(parts.policy, plans.needs(asked).peak / 2**20, before)
         parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
-        loop.run(parts, **{name: config.trainer[name] for name in names})
+        loop.run(parts, **how)
 
     if request.follows:
         return run(None)

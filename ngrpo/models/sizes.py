@@ -97,7 +97,7 @@ def architecture(path: str) -> PreTrainedConfig:
 def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table.
 
-    weights      P of the policy, and P again for every reference and critic
+    weights      P of the policy, and P again for a reference and for a critic
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
@@ -139,7 +139,9 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
         trained=trained,
         sizes=sizes,
         resident={
-            "weights": part((whole + (sizes.copies + sizes.critics) * parameters) * size),
+            "weights": part(whole * size),
+            "reference": part(sizes.copies * parameters * size),
+            "critic": part(sizes.critics * parameters * size),
             "optimizer": part(2 * learners * size),
             "neighbors": vocabulary * sizes.k * 8,
             "buckets": learners * size * sizes.replicas,

@@ -64,6 +64,38 @@ def test_what_makes_a_run_fit_does_and_nothing_of_it_is_idle():
     assert fitting(config, given, Device(4096, 1, 1)) == ([], needs(config, given))
 
 
+@pytest.mark.parametrize(("path", "device", "devices", "parts"), [
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "a100-80gb", 8, 8),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "rtx4090", 1, 32),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "rtx4090", 1, 8),
+])  # fmt: skip
+def test_replicas_that_do_not_fit_do_in_parts_over_as_few_devices_as_it_takes(path, device, devices, parts):
+    """Whole groups stay on a device, and a number of devices that is milder would not do."""
+    config, own = architecture(path), DEVICES[device]
+    share, common = 64 // devices, {"precision": "bfloat16", "copies": 1, "recompute": True, "device": "cuda"}
+    given = Sizes(4 * share, share, 4096, 8192, 2, replicas=devices > 1, update_rows=4 * share, **common)
+    overrides, plan = fitting(config, given, own, devices)
+    assert f"trainer=fsdp trainer.devices={parts}" in overrides
+    assert plan.peak <= own.free and plan.sizes.prompts * parts == 64 and plan.sizes.rows == 4 * plan.sizes.prompts
+    if parts > devices:
+        fewer = replace(plan.sizes, ranks=parts // 2, prompts=2 * plan.sizes.prompts, rows=2 * plan.sizes.rows)
+        assert needs(config, fewer).peak > own.free
+
+
+def test_adapters_come_with_weights_that_may_be_in_bfloat16():
+    """Weights that learn swallow small updates in it, and are refused."""
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")
+    overrides, plan = fitting(config, Sizes(8, 1, 512, 512, 1, recompute=True, device="cuda"), DEVICES["rtx4090"])
+    assert plan.peak <= DEVICES["rtx4090"].free and "model.lora.r=16 model.dtype=bfloat16" in overrides
+
+
+def test_an_optimizer_on_a_gpu_has_one_more_copy_of_what_it_trains():
+    """torch's AdamW takes the root of all second moments at once there."""
+    config = architecture("Qwen/Qwen3-1.7B-Base")
+    plan = needs(config, Sizes(8, 2, 20, 30, 4, device="cuda"))
+    assert plan.step["temporaries"] == 4 * plan.trained > needs(config, Sizes(8, 2, 20, 30, 4)).step["temporaries"]
+
+
 def plan_of(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "plan.py", *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120

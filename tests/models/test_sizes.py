@@ -51,7 +51,8 @@ def test_adapters_leave_gradients_and_moments_of_the_rest_out():
     small = needs(config, Sizes(**{**vars(SIZES), "lora": lora}))
     assert small.trained < whole.trained / 50 and small.disk["checkpoints"] < whole.disk["checkpoints"] / 50
     assert small.rollout["gradients"] < whole.rollout["gradients"] / 50
-    assert small.resident["weights"] < 0.52 * whole.resident["weights"]
+    kept = [plan.resident["weights"] + plan.resident["reference"] for plan in (small, whole)]
+    assert kept[0] < 0.52 * kept[1]
 
 
 def test_an_engine_of_its_own_has_weights_and_a_cache_all_the_time_and_ours_is_not_counted():
@@ -122,6 +123,20 @@ def test_a_rank_keeps_its_part_and_has_all_weights_in_the_rollout():
     assert sum(part.resident.values()) * 4 == sum(whole.resident.values())
     assert part.rollout["gathered"] == part.parameters * 4 and not whole.rollout["gathered"]
     assert part.peak < whole.peak and part.disk == whole.disk
+
+
+def test_layers_are_put_together_in_the_dtype_of_the_matmuls_and_their_ends_as_they_are():
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")
+    plan = needs(config, Sizes(**{**vars(SIZES), "ranks": 8, "precision": "bfloat16", "copies": 1}))
+    ends = 2 * 152064 * 3584  # table and head
+    assert plan.rollout["gathered"] == 2 * (plan.parameters - ends) + 4 * ends
+    assert plan.update["bfloat16 copies"] == 2 * ends
+
+
+def test_replicas_have_buckets_as_large_as_their_gradients():
+    config = architecture("Qwen/Qwen3-1.7B-Base")
+    alone, beside = (needs(config, Sizes(**{**vars(SIZES), "replicas": known})) for known in (False, True))
+    assert beside.peak - alone.peak == 4 * alone.trained
 
 
 def test_recorded_vectors_are_counted():
