@@ -43,6 +43,11 @@ def held(tensors: list[Tensor]) -> float:
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
+def common(name: str) -> Path:
+    """A place that all processes share: their parent is the launcher."""
+    return Path(gettempdir(), f"ngrpo-sharding-{name}-{os.getppid()}")
+
+
 def trim() -> None:
     """Gives freed memory back, which else counts as kept."""
     gc.collect()
@@ -89,15 +94,17 @@ class Measured:
             "peak": peak - self.before,
             "planned": self.planned,
         }
-        print(json.dumps({name: round(value) for name, value in found.items()}), flush=True)
+        line = json.dumps({name: round(value) for name, value in found.items()})
+        print(f"{line}\n", end="", flush=True)  # at once, or another process's stands between
 
 
 def train(config: DictConfig) -> None:
     """What train.py does, measured. What the libraries take when they are first used is there before."""
     request, how = cli.training_request(config), {name: config.trainer[name] for name in NAMES}
     with models.directory("nano") as place:
-        warm = OmegaConf.merge(config, {"model": {"path": place}, "steps": 1, "max_new_tokens": 4})
-        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=Path(place)), **how)
+        model = {**build.plain(config.model), "path": place}
+        warm = OmegaConf.create({**build.plain(config), "model": model, "steps": 1, "max_new_tokens": 4})
+        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=common("warm")), **how)
     trim()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
@@ -123,15 +130,15 @@ def main() -> None:
     name, *words = sys.argv[1:]
     given = {word.partition("=")[0] for word in words}
     usual = [word for word in WORDS if word.partition("=")[0] not in given]
-    run = Path(gettempdir(), f"ngrpo-sharding-{os.getppid()}")  # of all, whose parent is the launcher
     try:
         with models.directory(name) as place:
-            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={run}"]
+            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={common('run')}"]
             cli.prepare("config")
             cli.run(train)
     finally:
         if not launched.follows():
-            rmtree(run, ignore_errors=True)
+            for name in ("run", "warm"):
+                rmtree(common(name), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ forward and, twice that, backward. Devices reach the stated shares of their peak
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -101,23 +102,31 @@ def time(config: PreTrainedConfig, plan: Plan, work: Work, device: Device) -> Ti
 
 def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int = 1) -> tuple[list[str], Plan]:
     """Overrides that together make a run on so many devices fit, the mildest that do, and the plan with all of them; where
-    nothing makes it fit, the strongest."""
-    if needs(config, sizes).peak <= device.free:
-        return [], needs(config, sizes)
-    changes = _changes(sizes, devices)
-    strongest = {what: change[-1] for what, change in changes.items() if change}
-    own = {
-        what: change for what, change in strongest.items() if what != "engine"
-    }  # another's weights take room as well
-    chosen = own if _with(config, sizes, own).peak <= device.free else strongest
-    if _with(config, sizes, chosen).peak > device.free:
-        return [override for override, _ in chosen.values()], _with(config, sizes, chosen)
-    for what in reversed(list(chosen)):
+    nothing makes it fit, the strongest.
+
+    Fewer devices are milder than the reference engine, and both than training adapters only.
+    """
+    plan, changes = needs(config, sizes), _changes(sizes, devices)
+    if plan.peak <= device.free:
+        return [], plan
+    chosen: dict[str, Change] = {}
+    cheap = {what: changes[what][-1] for what in ("recompute", "rows", "precision") if changes[what]}
+    for dear in product(_or_none(changes, "lora"), _or_none(changes, "parts"), _or_none(changes, "engine")):
+        chosen = cheap | {what: change for one in dear for what, change in one.items()}
+        plan = _with(config, sizes, chosen)
+        if plan.peak <= device.free:
+            break
+    else:
+        return [override for override, _ in chosen.values()], plan
+    for what in reversed(cheap):
         others = {key: change for key, change in chosen.items() if key != what}
         milder = [others, *({**others, what: change} for change in changes[what])]
         chosen = next(some for some in milder if _with(config, sizes, some).peak <= device.free)
-    told = [chosen[what][0] for what in changes if what in chosen]
-    return told, _with(config, sizes, chosen)
+    return [chosen[what][0] for what in changes if what in chosen], _with(config, sizes, chosen)
+
+
+def _or_none(changes: Mapping[str, list[Change]], what: str) -> list[dict[str, Change]]:
+    return [{}, *({what: change} for change in changes[what])]
 
 
 def _with(config: PreTrainedConfig, sizes: Sizes, chosen: Mapping[str, Change]) -> Plan:
@@ -127,8 +136,7 @@ def _with(config: PreTrainedConfig, sizes: Sizes, chosen: Mapping[str, Change]) 
 
 
 def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:
-    """What may be changed -> the overrides that change it, mildest first. First what costs least: time, then precision, then
-    devices, then what is trained."""
+    """What may be changed -> the overrides that change it, mildest first."""
     rows, prompts = sizes.micro_rows, sizes.prompts * devices
     lora = {"lora": {"r": 16, "alpha": 32, "target_modules": "all-linear"}, "copies": 0}
     halves = [rows >> shift for shift in range(1, rows.bit_length())]
