@@ -2,6 +2,8 @@
 
 import csv
 import json
+import re
+import shlex
 from fnmatch import fnmatch
 
 import configurations
@@ -79,6 +81,15 @@ def test_weights_in_a_directory_and_data_in_files_are_what_is_asked_for(monkeypa
     (tmp_path / "amc23.jsonl").unlink()
     (line,) = examine("config", given).problems
     assert "data sets are not here: math-ai/amc23 (" in line
+
+
+def test_the_commands_of_the_papers_tables_are_accepted():
+    """A plan takes the words of train.py."""
+    page = (REPOSITORY / "docs" / "reproduce.md").read_text("utf-8")
+    lines = dict.fromkeys(words for words in re.findall(r"`((?:-m )?experiment=[^`]+)`", page) if "..." not in words)
+    assert len(lines) > 12
+    for line in lines:
+        assert examine("plan", [*shlex.split(line), "plan.device=h20-3e"]).problems == [], line
 
 
 def test_the_rewards_of_soft_tokens_are_100_10_and_0():
