@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ngrpo.models.sizes import BYTES, GIB, Plan, Sizes, head_width, key_width, needs
+from ngrpo.models.sizes import BYTES, GIB, Plan, Shapes, Sizes, head_width, key_width, needs, shapes_of
 
 TERA = 10**12
 USABLE = 0.94  # of the memory: the rest goes to the driver's context and to gaps between blocks
@@ -106,14 +106,15 @@ def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int
 
     Fewer devices are milder than the reference engine, and both than training adapters only.
     """
-    plan, changes = needs(config, sizes), _changes(sizes, devices)
+    variants, changes = Variants(config, sizes), _changes(sizes, devices)
+    plan = variants.plan({})
     if plan.peak <= device.free:
         return [], plan
     chosen: dict[str, Change] = {}
     cheap = {what: changes[what][-1] for what in ("recompute", "rows", "precision") if changes[what]}
     for dear in product(_or_none(changes, "lora"), _or_none(changes, "parts"), _or_none(changes, "engine")):
         chosen = cheap | {what: change for one in dear for what, change in one.items()}
-        plan = _with(config, sizes, chosen)
+        plan = variants.plan(chosen)
         if plan.peak <= device.free:
             break
     else:
@@ -121,18 +122,30 @@ def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int
     for what in reversed(cheap):
         others = {key: change for key, change in chosen.items() if key != what}
         milder = [others, *({**others, what: change} for change in changes[what])]
-        chosen = next(some for some in milder if _with(config, sizes, some).peak <= device.free)
-    return [chosen[what][0] for what in changes if what in chosen], _with(config, sizes, chosen)
+        chosen = next(some for some in milder if variants.plan(some).peak <= device.free)
+    return [chosen[what][0] for what in changes if what in chosen], variants.plan(chosen)
 
 
 def _or_none(changes: Mapping[str, list[Change]], what: str) -> list[dict[str, Change]]:
     return [{}, *({what: change} for change in changes[what])]
 
 
-def _with(config: PreTrainedConfig, sizes: Sizes, chosen: Mapping[str, Change]) -> Plan:
-    for _, changed in chosen.values():
-        sizes = replace(sizes, **changed)
-    return needs(config, sizes)
+class Variants:
+    """Plans of one model with one change or another, whose parameters are counted once."""
+
+    def __init__(self, config: PreTrainedConfig, sizes: Sizes):
+        self.config, self.sizes = config, sizes
+        self.shapes: dict[bool, Shapes] = {}
+
+    def plan(self, chosen: Mapping[str, Change]) -> Plan:
+        """With these changes."""
+        sizes = self.sizes
+        for _, changed in chosen.values():
+            sizes = replace(sizes, **changed)
+        adapted = bool(sizes.lora and sizes.lora["r"])
+        if adapted not in self.shapes:
+            self.shapes[adapted] = shapes_of(self.config, sizes.lora)
+        return needs(self.config, sizes, self.shapes[adapted])
 
 
 def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:

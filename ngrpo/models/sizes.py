@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
@@ -83,6 +83,23 @@ class Plan:
         return sum(self.resident.values()) + max(sum(phase.values()) for phase in phases)
 
 
+class Shapes(NamedTuple):
+    """A model without memory, and how many numbers each parameter has that is no adapter's."""
+
+    model: PreTrainedModel
+    counts: Sequence[int]
+
+
+def shapes_of(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> Shapes:
+    """Parameters are counted and not estimated; it takes a moment."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    counts = [p.numel() for p in model.parameters()]
+    if lora and lora["r"]:
+        Adapters(model, lora)
+    return Shapes(model, counts)
+
+
 def architecture(path: str) -> PreTrainedConfig:
     """The config of a model: of its directory, of a known checkpoint, else from the hub.
 
@@ -94,8 +111,9 @@ def architecture(path: str) -> PreTrainedConfig:
     return read_config(path)
 
 
-def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
-    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table.
+def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) -> Plan:
+    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table; shapes: of
+    it, where they are known.
 
     weights      P of the policy, and P again for a reference and for a critic
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
@@ -117,12 +135,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     buckets      p where replicas sum their gradients (DDP)
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
-    with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
-        model = AutoModelForCausalLM.from_config(config)
-    counts = [p.numel() for p in model.parameters()]
+    model, counts = shapes or shapes_of(config, sizes.lora)
     parameters, vocabulary, size = sum(counts), config.vocab_size, BYTES[sizes.dtype]
-    if sizes.lora and sizes.lora["r"]:
-        Adapters(model, sizes.lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
     learners = trained + sizes.critics * (parameters - _ends(model))

@@ -67,7 +67,7 @@ def test_what_makes_a_run_fit_does_and_nothing_of_it_is_idle():
 @pytest.mark.parametrize(("path", "device", "devices", "parts"), [
     ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "a100-80gb", 8, 8),
     ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "rtx4090", 1, 32),
-    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "rtx4090", 1, 8),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "rtx4090", 1, 4),
 ])  # fmt: skip
 def test_replicas_that_do_not_fit_do_in_parts_over_as_few_devices_as_it_takes(path, device, devices, parts):
     """Whole groups stay on a device, and a number of devices that is milder would not do."""
@@ -112,6 +112,15 @@ def test_a_plan_for_a_device_says_whether_it_fits_how_long_it_takes_and_what_hel
     assert large.returncode == 1 and "trainer.gradient_checkpointing=true" in line and "one rtx4090 has" in line
     wrong = plan_of("plan.device=a10")
     assert wrong.returncode == 2 and "plan.device=a10: must be one of rtx4090" in wrong.stderr
+
+
+def test_the_paper_s_7b_run_fits_eight_a100_in_parts_and_no_rtx4090():
+    eight = plan_of("experiment=paper/n_grpo_7b", "trainer=fsdp", "trainer.devices=8", "plan.device=a100-80gb")
+    assert eight.returncode == 0 and "8 x a100-80gb" in eight.stdout and "629 RL steps" in eight.stdout
+    assert "bfloat16 copies" in eight.stdout  # the planned device's matmuls, not this machine's
+    one = plan_of("experiment=paper/n_grpo_7b", "trainer=gpu", "trainer.devices=1", "plan.device=rtx4090")
+    (line,) = one.stderr.splitlines()
+    assert one.returncode == 1 and "trainer=fsdp trainer.devices=" in line and "what makes it fit" in line
 
 
 def test_nothing_is_asked_of_this_machine(monkeypatch):
