@@ -1,7 +1,7 @@
 """What a run would need of memory and disk, and whether this machine has it; no weights and no data are read.
 
 python plan.py exploration=neighbor_mix k=5
-python plan.py experiment=paper/n_grpo model=deepseek_r1_distill_qwen_1_5b max_new_tokens=8192
+python plan.py experiment=paper/n_grpo_7b plan.device=h20-3e
 python plan.py model=deepseek_r1_distill_qwen_7b trainer=gpu trainer.devices=8 plan.device=a100-80gb max_new_tokens=8192
 
 Exit status: 0 it fits, 1 it does not, 2 the words are wrong.
@@ -35,7 +35,7 @@ def main(config: DictConfig) -> None:
         devices.describe(name, count, work, devices.time(architecture, needed, work, device), config.plan.runs, tokens)
     )
     if needed.peak > device.free:
-        overrides, smaller = devices.fitting(architecture, needed.sizes, device)
+        overrides, smaller = devices.fitting(architecture, needed.sizes, device, count)
         fits = smaller.peak <= device.free
         told = f"a process needs {needed.peak / sizes.GIB:.2f} GiB, one {name} has {device.free / sizes.GIB:.2f} GiB"
         fix = "what makes it fit" if fits else "not even this makes it fit"

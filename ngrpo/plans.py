@@ -36,6 +36,7 @@ def needs(config: DictConfig) -> sizes.Plan:
             engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
             engine_dtype=config.engine.get("dtype", "float32"),
             ranks=config.trainer.devices if config.trainer.strategy == "fsdp" else 1,
+            replicas=config.trainer.strategy == "ddp",
             records_vectors=strategy.records_vectors,
             acts_on=strategy.acts_on,
         ),

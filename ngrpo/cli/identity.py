@@ -19,12 +19,18 @@ from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_
 
 def register_resolvers() -> None:
     """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
-    processes that a launcher has started or else n, and `${gpu:<a>,<b>}`, a where this machine has a GPU and else b."""
+    processes that a launcher has started or else n, and `${gpu:<a>,<b>}`, a where this machine, or the device of a plan, has
+    a GPU and else b."""
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
     OmegaConf.register_new_resolver(
         "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
     )
-    OmegaConf.register_new_resolver("gpu", lambda a, b: b if gpu_refusal(1) else a, replace=True)
+    OmegaConf.register_new_resolver("gpu", _of_gpu, replace=True)
+
+
+def _of_gpu(yes: Any, no: Any, *, _root_: DictConfig) -> Any:
+    planned = OmegaConf.select(_root_, "plan.device")
+    return no if planned is None and gpu_refusal(1) else yes
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:

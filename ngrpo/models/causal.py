@@ -245,6 +245,7 @@ class _InChunks(torch.autograd.Function):
                 for total, gradient in zip(of_learners, more, strict=True):
                     if gradient is not None:
                         total += gradient
+                del of_logits, more  # or they would stand beside the next chunk's
         return None, None, None, of_hidden, of_head, *of_learners
 
 
