@@ -27,7 +27,6 @@ from ngrpo.rundir.files import no_room, read_csv
 from ngrpo.rundir.schema import read_results
 
 TABLES = ("metrics", "timings")
-WAIT = 5.0  # seconds between two looks at a run that another worker holds
 FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
 NODE = SweeperConf("hydra_plugins.ngrpo_sweeper.search.SearchSweeper")
@@ -107,7 +106,7 @@ class SearchSweeper(GridSweeper):
             for trial, overrides in zip(batch, chosen, strict=True)
             for place, seed in enumerate(seeds)
         ]
-        results = self._launched(jobs, batch[0].number)
+        results = self.launch(jobs, batch[0].number)
         for place, trial in enumerate(batch):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
             if any(_is_pruned(result) for result in results[part]):
@@ -122,15 +121,6 @@ class SearchSweeper(GridSweeper):
                 pairs = zip(self.settings["objectives"], values, strict=True)
                 words = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
             self.shown.report(trial, words)
-
-    def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
-        """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
-        results = self.launch(jobs, number)
-        while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
-            time.sleep(WAIT)
-            for place, result in zip(held, self.launch([jobs[at] for at in held], number), strict=True):
-                results[place] = result
-        return results
 
     def _as_trial(self, trial: Trial, place: int) -> list[str]:
         """The override that lets the run of the seed at `place` report to its trial, where a pruner may stop it."""

@@ -3,11 +3,13 @@
 It knows Hydra and the status in a run directory's run.json.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from multiprocessing import active_children
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -27,6 +29,7 @@ from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
+WAIT = 5.0  # seconds between two looks at a run that another process holds
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
 
@@ -132,11 +135,29 @@ class GridSweeper(Sweeper):
         return list(found.values())
 
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """What became of jobs, numbered from `first`. Raises Interrupted instead where a signal has come."""
+        """What became of jobs, numbered from `first`; a run that another process is at work on is waited for.
+
+        Raises Interrupted instead where a signal has come.
+        """
+        results = self._launched(jobs, first)
+        while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
+            time.sleep(WAIT)
+            for at, result in zip(held, self._launched([jobs[at] for at in held], first), strict=True):
+                results[at] = result
+        return results
+
+    def _launched(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         INTERRUPTS.check()
-        # In this process the job itself looks for signals; other processes get them too, and save, and are waited for.
-        with nullcontext() if self.alone else INTERRUPTS.polled():
-            return [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
+        # In this process the job itself looks for signals; others are told of them, and save, and are waited for.
+        with nullcontext() if self.alone else INTERRUPTS.polled(_stop_workers):
+            try:
+                results = [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
+            except Exception:
+                INTERRUPTS.check()  # after a signal the launcher has lost its processes
+                raise
+        if not self.alone:
+            INTERRUPTS.check()  # this process heard which signal it was
+        return results
 
     @property
     def alone(self) -> bool:
@@ -186,6 +207,11 @@ class GridSweeper(Sweeper):
         """The run directory of one job."""
         composed = self.compose(overrides)
         return Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
+
+
+def _stop_workers() -> None:
+    for process in active_children():
+        process.terminate()  # to one that has heard a signal it says nothing new
 
 
 def _cells(overrides: list[Override]) -> list[list[str]]:

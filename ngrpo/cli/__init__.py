@@ -21,6 +21,7 @@ from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, training_request
 from ngrpo.rundir.files import no_room
+from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.targets import SettingsError
 
 __all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
@@ -56,6 +57,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     @functools.wraps(job)
     def guarded(config: DictConfig) -> Any:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
+        INTERRUPTS.check()  # a process of a launcher gets its next job even so
         try:
             if several:  # a single job has been checked by `prepare`
                 checks.check(config)

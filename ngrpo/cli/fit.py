@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.cli.rules import printable
 from ngrpo.models import files
 from ngrpo.rundir.schema import leaves
@@ -87,7 +88,7 @@ def loggers(seen: "Composed") -> Iterator[str]:
 def parallel(seen: "Composed") -> Iterator[str]:
     """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
-    if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+    if gpu and not _plans(seen) and not elsewhere(seen.config) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     if not seen.sound("trainer.devices", "prompts_per_step"):
         return

@@ -10,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
+from ngrpo.cli import launchers
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import config_hash, run_directory
@@ -18,6 +19,7 @@ from ngrpo.rundir.schema import config_hash, run_directory
 def register_resolvers() -> None:
     """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf."""
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
+    launchers.register_resolvers()
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:

@@ -1,0 +1,102 @@
+"""What Hydra's launchers need to place the runs of a sweep: their packages, and a GPU for each process."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from ctypes import CDLL
+from functools import cache
+from importlib.util import find_spec
+from multiprocessing import current_process
+from pathlib import Path
+from signal import SIGKILL
+from tempfile import gettempdir
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import DictConfig, OmegaConf
+
+from ngrpo.rundir.interrupts import INTERRUPTS
+from ngrpo.rundir.lock import RunLocked, acquire
+
+PACKAGES = {"joblib": ("joblib", "joblib"), "submitit": ("submitit", "slurm"), "ray": ("ray", "ray")}  # library, extra
+PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
+ELSEWHERE = ("RayLauncher", "SlurmLauncher")  # whose runs see the GPUs of other machines
+
+
+class NoGpu(RuntimeError):
+    """There are more processes than GPUs."""
+
+
+def register_resolvers() -> None:
+    """Makes known to OmegaConf what the files of `conf/hydra/launcher` ask for."""
+    OmegaConf.register_new_resolver("visible_gpus", lambda: len(visible_gpus()) or -1, replace=True)
+    OmegaConf.register_new_resolver("gpu_of_worker", _gpu_of_worker, replace=True)
+    OmegaConf.register_new_resolver("gpus_of_run", _gpus_of_run, replace=True)
+
+
+def files_prevail(folder: Path) -> None:
+    """The launchers in `folder` stand for themselves: Hydra would merge them with what their plugins store by that name.
+
+    To be called once Hydra has its plugins.
+    """
+    stored = ConfigStore.instance().repo.get("hydra", {}).get("launcher", {})
+    for file in folder.glob("*.yaml"):
+        stored.pop(file.name, None)
+
+
+def problems(config: DictConfig, several: bool) -> Iterator[str]:
+    """Why the launcher that was chosen cannot place runs. several: whether it is asked to."""
+    choice, target = config.hydra.runtime.choices["hydra/launcher"], str(config.hydra.launcher._target_)
+    typed, name = f"hydra/launcher={choice}", target.rpartition(".")[2]
+    plugin = next((part for part in target.split(".") if part.endswith("_launcher")), "")
+    library, extra = PACKAGES.get(plugin.removeprefix("hydra_").removesuffix("_launcher"), (None, None))
+    if library and not (find_spec(f"hydra_plugins.{plugin}") and find_spec(library)):
+        yield f"{typed}: needs {plugin.replace('_', '-')}, which is not installed; pip install 'ngrpo[{extra}]'"
+    elif name == "SlurmLauncher" and several and not shutil.which("sbatch"):
+        yield f"{typed}: there is no sbatch on this machine, which is no login node of SLURM; hydra/launcher=joblib"
+    elif library and not several:
+        yield f"{typed}: places the runs of a sweep, and one run stays here; -m {typed}"
+
+
+def elsewhere(config: DictConfig) -> bool:
+    """Whether the runs see other GPUs than this machine has."""
+    target = str(OmegaConf.select(config, "hydra.launcher._target_"))
+    return target.rpartition(".")[2] in ELSEWHERE
+
+
+def visible_gpus() -> list[str]:
+    """The NVIDIA GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [gpu for gpu in named.split(",") if gpu not in ("", "-1")]
+    return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
+
+
+@cache
+def _gpu_of_worker() -> str:
+    """What a process of joblib asks for before its first run."""
+    if current_process().name.startswith("LokyProcess"):  # not where the configuration is only shown
+        INTERRUPTS.defer()  # joblib kills all of its processes where one ends, be it between two runs
+        with suppress(AttributeError, OSError):  # Linux alone has it
+            CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)  # a run without its sweep would hold its GPU and its directory
+    return own_gpu()
+
+
+def own_gpu() -> str:
+    """A GPU that no other process has of this function, for as long as this one lives. Raises NoGpu.
+
+    By locks and not by the number of the process, which grows where joblib replaces one. Where no GPU is known,
+    CUDA_VISIBLE_DEVICES stays what it is.
+    """
+    gpus = visible_gpus()
+    for gpu in gpus:
+        with suppress(RunLocked):
+            acquire(Path(gettempdir(), f"ngrpo-{os.getuid()}", f"gpu-{gpu}"))
+            return gpu
+    if gpus:
+        raise NoGpu(f"all {len(gpus)} GPUs have a run; hydra.launcher.n_jobs={len(gpus)}, and one sweep at a time")
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+
+
+def _gpus_of_run(*, _root_: DictConfig) -> int:
+    return int(_root_.trainer.devices) if _root_.trainer.accelerator == "gpu" else 0
