@@ -1,6 +1,6 @@
 """Which run a composed configuration is: the name of its directory, and what this process has been asked for."""
 
-import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,15 +11,27 @@ from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
 from ngrpo.cli import launchers
+from ngrpo.cli.fit import gpu_refusal
+from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.provenance import threads
-from ngrpo.rundir.schema import config_hash, run_directory
+from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_directory
 
 
 def register_resolvers() -> None:
-    """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf."""
+    """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
+    processes that a launcher has started or else n, and `${gpu:<a>,<b>}`, a where this machine has a GPU, or runs are sent to
+    others, and else b."""
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
+    OmegaConf.register_new_resolver(
+        "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
+    )
+    OmegaConf.register_new_resolver("gpu", _with_gpu, replace=True)
     launchers.register_resolvers()
+
+
+def _with_gpu(there: str, else_: str, *, _root_: DictConfig) -> str:
+    return there if launchers.elsewhere(_root_) or not gpu_refusal(1) else else_
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:
@@ -52,7 +64,14 @@ class Request:
     @property
     def follows(self) -> bool:
         """Whether another process of the same run keeps the directory."""
-        return bool(int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)))
+        return follows()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is there and finished, which a process that follows asks: nobody will wait for it then."""
+        with suppress(Unreadable, Changed, OSError):
+            return not self.config.fresh and read_run(self.directory, trust_changed=True).status == "finished"
+        return False
 
     @cached_property
     def versions(self) -> dict[str, str]:
