@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
 from hydra_plugins.ngrpo_sweeper import study as studies
@@ -67,6 +68,9 @@ class SearchSweeper(GridSweeper):
         try:
             with LiveTrials(study, settings["objectives"], settings["n_trials"]) as self.shown:
                 self._work(worker)
+        except StorageInternalError as error:
+            words = f"{studies.shown(self.place)}: {one_line(error)[:200]}"
+            raise SweepFailed(f"sweep.storage={words}; the same command continues") from error
         finally:
             worker.close()
         summarize(study, folder, settings["objectives"])
@@ -77,6 +81,7 @@ class SearchSweeper(GridSweeper):
         settings = OmegaConf.to_container(self.config.sweep, resolve=True)
         assert isinstance(settings, dict)
         self.settings = {str(key): value for key, value in settings.items()}
+        self.settings["storage"] = studies.database(self.settings["storage"])
         overrides = [o for o in self.parsed(arguments) if not o.key_or_group.startswith("sweep.")]
         self.fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         self.spaces = {o.key_or_group: studies.distribution(o) for o in overrides if o.is_sweep_override()}

@@ -89,7 +89,8 @@ def loggers(seen: "Composed") -> Iterator[str]:
 def parallel(seen: "Composed") -> Iterator[str]:
     """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
-    if gpu and not _plans(seen) and not elsewhere(seen.config) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+    here = gpu and not (_plans(seen) or elsewhere(seen.config))
+    if here and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
     if seen.values.get("trainer.cpu_offload") is True and not cut:

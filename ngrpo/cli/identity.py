@@ -30,8 +30,8 @@ def register_resolvers() -> None:
     launchers.register_resolvers()
 
 
-def _with_gpu(there: str, else_: str, *, _root_: DictConfig) -> str:
-    return there if launchers.elsewhere(_root_) or not gpu_refusal(1) else else_
+def _with_gpu(usual: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
+    return otherwise if gpu_refusal(1) and not launchers.elsewhere(_root_) else usual
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:

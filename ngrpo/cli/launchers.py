@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.rundir.lock import RunLocked, acquire
 
-PACKAGES = {"joblib": ("joblib", "joblib"), "submitit": ("submitit", "slurm"), "ray": ("ray", "ray")}  # library, extra
+PACKAGES = {"JoblibLauncher": ("joblib", "joblib"), "SlurmLauncher": ("submitit", "slurm"),
+            "LocalLauncher": ("submitit", "slurm"), "RayLauncher": ("ray", "ray")}  # its library, our extra  # fmt: skip
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 ELSEWHERE = ("RayLauncher", "SlurmLauncher")  # whose runs see the GPUs of other machines
 
@@ -46,22 +47,26 @@ def files_prevail(folder: Path) -> None:
 
 def problems(config: DictConfig, several: bool) -> Iterator[str]:
     """Why the launcher that was chosen cannot place runs. several: whether it is asked to."""
-    choice, target = config.hydra.runtime.choices["hydra/launcher"], str(config.hydra.launcher._target_)
-    typed, name = f"hydra/launcher={choice}", target.rpartition(".")[2]
-    plugin = next((part for part in target.split(".") if part.endswith("_launcher")), "")
-    library, extra = PACKAGES.get(plugin.removeprefix("hydra_").removesuffix("_launcher"), (None, None))
-    if library and not (find_spec(f"hydra_plugins.{plugin}") and find_spec(library)):
-        yield f"{typed}: needs {plugin.replace('_', '-')}, which is not installed; pip install 'ngrpo[{extra}]'"
-    elif name == "SlurmLauncher" and several and not shutil.which("sbatch"):
-        yield f"{typed}: there is no sbatch on this machine, which is no login node of SLURM; hydra/launcher=joblib"
+    typed, name = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", _name(config)
+    library, extra = PACKAGES.get(name, (None, None))
+    if library and not (find_spec(f"hydra_plugins.hydra_{library}_launcher") and find_spec(library)):
+        yield f"{typed}: needs hydra-{library}-launcher, which is not installed; pip install 'ngrpo[{extra}]'"
     elif library and not several:
         yield f"{typed}: places the runs of a sweep, and one run stays here; -m {typed}"
+    elif name == "SlurmLauncher" and not shutil.which("sbatch"):
+        yield f"{typed}: there is no sbatch on this machine, which is no login node of SLURM; hydra/launcher=joblib"
+    elif library in ("joblib", "ray") and (OmegaConf.select(config, "trainer.devices") or 1) > 1:
+        rule = f"a run of {typed} has one process; trainer.devices=1, or torchrun and one run at a time"
+        yield f"trainer.devices={config.trainer.devices}: {rule}"
 
 
 def elsewhere(config: DictConfig) -> bool:
     """Whether the runs see other GPUs than this machine has."""
-    target = str(OmegaConf.select(config, "hydra.launcher._target_"))
-    return target.rpartition(".")[2] in ELSEWHERE
+    return _name(config) in ELSEWHERE
+
+
+def _name(config: DictConfig) -> str:
+    return str(OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
 
 
 def visible_gpus() -> list[str]:

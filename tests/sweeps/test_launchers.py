@@ -8,10 +8,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from places import REPOSITORY
+from searches import SPACE, search, start_search, states
 
 from ngrpo.cli import launchers
 from ngrpo.cli.command import examine
@@ -23,34 +25,46 @@ import os, time
 from ngrpo.rundir import interrupts
 interrupts.begin()
 from ngrpo import cli
+FOLDER, NAP = os.getcwd(), float(os.environ["NAP"])  # travel with `main` to processes elsewhere
 def main(config):
     interrupts.INTERRUPTS.listen()
     with cli.training_request(config).open() as run, interrupts.INTERRUPTS.polled():
         if run.status == "finished": return
         note(config, "begun.txt")
         for _ in range(10):
-            time.sleep(float(os.environ["NAP"]) / 10)
+            time.sleep(NAP / 10)
             interrupts.INTERRUPTS.check()
         run.finish()
         note(config, "ended.txt")
 def note(config, name):
-    with open(os.path.join(os.environ["NOTES"], name), "a") as file:
+    with open(os.path.join(FOLDER, name), "a") as file:
         print(config.seed, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
 cli.prepare("config")
 cli.run(main)
 """
 SEEDS = range(8)
 GRID = ("-m", f"seed=range({len(SEEDS)})")
+STARTED: list[subprocess.Popen[str]] = []
 JOBLIB = (*GRID, "hydra/launcher=joblib")
 
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """The command in a session of its own, so that a signal to its group reaches nothing else."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NOTES": str(folder), "NAP": "0.5", **environment}
-    return subprocess.Popen(
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NAP": "0.5", **environment}
+    STARTED.append(subprocess.Popen(
         [sys.executable, "-c", RUN, *arguments],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    ))  # fmt: skip
+    return STARTED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """A test that fails leaves no process either."""
+    yield
+    while STARTED:
+        with suppress(ProcessLookupError):
+            os.killpg(STARTED.pop().pid, signal.SIGKILL)
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -65,7 +79,7 @@ def notes(folder: Path, name: str = "ended.txt") -> list[list[str]]:
 
 
 def wait(until: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not until():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -92,7 +106,9 @@ def check_continued(folder: Path, before: int, outcome: tuple[int, str, str]) ->
     """The same command has ended the grid: each run once, and none that had ended was begun again."""
     status, out, err = outcome
     rest = len(SEEDS) - before
-    assert status == 0 and out.splitlines()[-1] == f"{rest} finished, {before} finished before, 0 refused, 0 failed", err
+    assert status == 0 and out.splitlines()[-1] == f"{rest} finished, {before} finished before, 0 refused, 0 failed", (
+        err
+    )
     ended = Counter(int(seed) for seed, *_ in notes(folder))
     assert ended == Counter(SEEDS)
     assert {read_run(path.parent).status for path in folder.glob("outputs/*/*/run.json")} == {"finished"}
@@ -134,19 +150,33 @@ def test_a_process_takes_a_gpu_that_no_other_has(tmp_path, monkeypatch):
     assert launchers.own_gpu() == "0"
 
 
+@pytest.mark.slow
+def test_a_search_through_joblib_goes_on_and_reaches_its_total(tmp_path):
+    command = [*SPACE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.trials_at_once=2", "sweep.n_trials=6"]
+    worker, begun = start_search(tmp_path, *command, NAP="2"), tmp_path / "ran.txt"
+    wait(lambda: begun.exists() and len(begun.read_text().splitlines()) >= 3)
+    worker.kill()
+    worker.communicate(timeout=60)
+    status, out, err = search(tmp_path, *command)
+    assert status == 0 and "6 trials complete, 0 pruned, 0 failed" in out, err
+    assert Counter(states(tmp_path))["COMPLETE"] == 6 and not {"RUNNING", "WAITING"} & set(states(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["-m", "hydra/launcher=ray"], "needs hydra-ray-launcher, which is not installed; pip install 'ngrpo[ray]'"),
-        (["-m", "hydra/launcher=slurm_1gpu"], "there is no sbatch on this machine, which is no login node of SLURM; "
+        ("-m hydra/launcher=ray", "needs hydra-ray-launcher, which is not installed; pip install 'ngrpo[ray]'"),
+        ("-m hydra/launcher=slurm_1gpu", "there is no sbatch on this machine, which is no login node of SLURM; "
          "hydra/launcher=joblib"),
-        (["hydra/launcher=joblib"], "places the runs of a sweep, and one run stays here; -m hydra/launcher=joblib"),
+        ("hydra/launcher=joblib", "places the runs of a sweep, and one run stays here; -m hydra/launcher=joblib"),
+        ("-m hydra/launcher=joblib trainer.devices=2", "a run of hydra/launcher=joblib has one process; "
+         "trainer.devices=1, or torchrun and one run at a time"),
     ],
 )  # fmt: skip
 def test_a_launcher_that_cannot_be_is_told_in_one_line(words, line, monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None if "ray" in name else object())
     monkeypatch.setenv("PATH", "")
-    assert examine("config", words).problems == [f"{words[-1]}: {line}"]
+    assert examine("config", words.split()).problems == [f"{words.split()[-1]}: {line}"]
 
 
 def test_gpus_of_other_machines_are_not_looked_for_here(monkeypatch):
@@ -217,7 +247,8 @@ def ray(request) -> Iterator[list[str]]:
     """The words for a Ray of the launcher's own, or for one that runs on the loopback."""
     pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="Ray is not installed: pip install 'ngrpo[ray]'")
     if request.param == "own":
-        yield ["hydra.launcher.ray.init.address=local", "hydra.launcher.ray.init.num_cpus=2"]
+        yield ["hydra.launcher.ray.init.address=local", "hydra.launcher.ray.init.num_cpus=2",
+               "hydra.launcher.ray.init.include_dashboard=false"]  # fmt: skip
         return
     folder = tempfile.mkdtemp(prefix="ray")  # short: the paths of sockets are
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
