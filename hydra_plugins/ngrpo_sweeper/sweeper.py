@@ -23,13 +23,15 @@ from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo.cli.composition import flat, full_key, has, same_key
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
-WAIT = 5.0  # seconds between two looks at a run that another process holds
+WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two looks at a run that another process holds
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
 
@@ -139,22 +141,27 @@ class GridSweeper(Sweeper):
 
         Raises Interrupted instead where a signal has come.
         """
-        results = self._launched(jobs, first)
+        results, pause = self._launched(jobs, first), WAIT
         while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
-            time.sleep(WAIT)
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_WAIT)  # each look may be a job of SLURM
             for at, result in zip(held, self._launched([jobs[at] for at in held], first), strict=True):
                 results[at] = result
         return results
 
     def _launched(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         INTERRUPTS.check()
-        # In this process the job itself looks for signals; others are told of them, and save, and are waited for.
-        with nullcontext() if self.alone else INTERRUPTS.polled(_stop_workers):
+        # In this process the job itself looks for signals; others here are told of them, and save, and are waited for. Ray
+        # ends its own when this one does, and the jobs of SLURM are left to it.
+        with nullcontext() if self.alone or elsewhere(self.config) else INTERRUPTS.polled(_stop_workers):
             try:
                 results = [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
-            except Exception:
+            except Exception as error:
                 INTERRUPTS.check()  # after a signal the launcher has lost its processes
-                raise
+                if self.alone or isinstance(error, (HydraException, OmegaConfBaseException)):
+                    raise
+                name = type(self.launcher).__name__  # of its own making: errors of jobs are among the results
+                raise SweepFailed(f"{name}: {one_line(error)}; the same command continues") from error
         if not self.alone:
             INTERRUPTS.check()  # this process heard which signal it was
         return results

@@ -7,7 +7,9 @@ import sys
 from places import REPOSITORY
 
 SEARCHED = """
-import json, math, os, sys, time
+import json, math, os, socket, sys, time
+if os.environ.get("MACHINE"):
+    socket.gethostname = lambda: os.environ["MACHINE"]
 from pathlib import Path
 from ngrpo.rundir import interrupts
 interrupts.begin()
@@ -43,9 +45,6 @@ def main(config):
     (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
     if os.environ.get("LOCKS"): os.rmdir(path / "held")
     (path / "timings.csv").write_text("step,tokens_per_second\\n1,10\\n2,30\\n")
-if os.environ.get("MACHINE"):
-    from hydra_plugins.ngrpo_sweeper import study
-    study.HOST = os.environ["MACHINE"]
 cli.prepare("config")
 cli.run(main)
 """
@@ -62,7 +61,7 @@ def start_search(folder, *arguments, **environment):
 
 def search(folder, *arguments, **environment):
     process = start_search(folder, *arguments, **environment)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 

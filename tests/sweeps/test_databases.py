@@ -22,7 +22,7 @@ def trials_of(url: str) -> list[optuna.trial.FrozenTrial]:
 
 def check_database(folder, url):
     workers = [start_search(folder, *SPACE, "sweep.n_trials=5", f"sweep.storage={url}") for _ in range(3)]
-    assert [worker.communicate(timeout=120)[1] for worker in workers] == [""] * 3
+    assert [worker.communicate(timeout=600)[1] for worker in workers] == [""] * 3
     trials = trials_of(url)
     states = [trial.state.name for trial in trials]
     assert len({str(trial.params) for trial in trials if trial.params}) == 5, "workers draw different numbers"
@@ -60,6 +60,11 @@ def postgres():
     shutil.rmtree(folder)
 
 
+def test_a_server_serves_too(tmp_path, postgres):
+    check_database(tmp_path, postgres)
+
+
+@pytest.mark.slow
 def test_a_search_of_two_machines_ends_complete_without_the_one_that_was_killed(tmp_path, postgres):
     command = [*SPACE, "sweep.n_trials=12", f"sweep.storage={postgres}", "sweep.grace_seconds=5"]
     workers = {}
@@ -71,7 +76,7 @@ def test_a_search_of_two_machines_ends_complete_without_the_one_that_was_killed(
         time.sleep(0.05)
     workers["one"].kill()
     workers["one"].communicate(timeout=60)
-    out, err = workers["two"].communicate(timeout=180)
+    out, err = workers["two"].communicate(timeout=600)
     assert workers["two"].returncode == 0 and "12 trials complete, 0 pruned, 0 failed, 0 running elsewhere" in out, err
     trials = trials_of(postgres)
     (again,) = [trial for trial in trials if "retry_of" in trial.user_attrs]

@@ -68,7 +68,7 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)
     return process.returncode, out, err
 
 
