@@ -3,6 +3,7 @@
 It knows Hydra and the status in a run directory's run.json.
 """
 
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,7 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo.cli.composition import flat, full_key, has, same_key
@@ -78,6 +79,10 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        if elsewhere(config):  # in processes that begin in another directory
+            place = os.path.abspath(str(config.hydra.sweep.dir)).replace("'", r"\'")
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{place}'")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )

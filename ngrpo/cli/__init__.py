@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
-from ngrpo.cli import checks
+from ngrpo.cli import checks, launchers
 from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, training_request
@@ -59,6 +59,8 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         INTERRUPTS.check()  # a process of a launcher gets its next job even so
         try:
+            if launchers.elsewhere(HydraConfig.instance().cfg):
+                os.chdir(HydraConfig.get().runtime.cwd)  # a path means what it meant where it was typed
             if several:  # a single job has been checked by `prepare`
                 checks.check(config)
             return job(config)

@@ -60,13 +60,13 @@ def problems(config: DictConfig, several: bool) -> Iterator[str]:
         yield f"trainer.devices={config.trainer.devices}: {rule}"
 
 
-def elsewhere(config: DictConfig) -> bool:
+def elsewhere(config: DictConfig | None) -> bool:
     """Whether the runs see other GPUs than this machine has."""
     return _name(config) in ELSEWHERE
 
 
-def _name(config: DictConfig) -> str:
-    return str(OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
+def _name(config: DictConfig | None) -> str:
+    return str(config and OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
 
 
 def visible_gpus() -> list[str]:
@@ -99,7 +99,8 @@ def own_gpu() -> str:
             acquire(Path(gettempdir(), f"ngrpo-{os.getuid()}", f"gpu-{gpu}"))
             return gpu
     if gpus:
-        raise NoGpu(f"all {len(gpus)} GPUs have a run; hydra.launcher.n_jobs={len(gpus)}, and one sweep at a time")
+        fix = f"hydra.launcher.n_jobs={len(gpus)}, and one sweep at a time"
+        raise NoGpu(f"none of the GPUs {', '.join(gpus)} is free; {fix}")
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0")
 
 

@@ -144,7 +144,7 @@ def test_a_process_takes_a_gpu_that_no_other_has(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
     others = acquire(tmp_path / f"ngrpo-{os.getuid()}" / "gpu-0")
     assert launchers.own_gpu() == "3"
-    with pytest.raises(launchers.NoGpu, match="all 2 GPUs"):
+    with pytest.raises(launchers.NoGpu, match=r"none of the GPUs 0, 3 is free; hydra.launcher.n_jobs=2"):
         launchers.own_gpu()
     release(others)
     assert launchers.own_gpu() == "0"
