@@ -150,18 +150,6 @@ def test_a_process_takes_a_gpu_that_no_other_has(tmp_path, monkeypatch):
     assert launchers.own_gpu() == "0"
 
 
-@pytest.mark.slow
-def test_a_search_through_joblib_goes_on_and_reaches_its_total(tmp_path):
-    command = [*SPACE, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "sweep.trials_at_once=2", "sweep.n_trials=6"]
-    worker, begun = start_search(tmp_path, *command, NAP="2"), tmp_path / "ran.txt"
-    wait(lambda: begun.exists() and len(begun.read_text().splitlines()) >= 3)
-    worker.kill()
-    worker.communicate(timeout=60)
-    status, out, err = search(tmp_path, *command)
-    assert status == 0 and "6 trials complete, 0 pruned, 0 failed" in out, err
-    assert Counter(states(tmp_path))["COMPLETE"] == 6 and not {"RUNNING", "WAITING"} & set(states(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("words", "line"),
     [
@@ -240,15 +228,16 @@ def test_runs_of_slurm_are_told_before_their_time_is_over_and_the_same_command_g
 # --- Ray: started by the launcher, and one that runs already --------------------------------------------------------------
 
 RAY = (*GRID, "hydra/launcher=ray")
+NO_RAY = "Ray is not installed: constraints.txt says how"
+OWN_RAY = [f"hydra.launcher.ray.init.{word}" for word in ("address=local", "num_cpus=2", "include_dashboard=false")]
 
 
 @pytest.fixture(params=["own", "running"])
 def ray(request) -> Iterator[list[str]]:
     """The words for a Ray of the launcher's own, or for one that runs on the loopback."""
-    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason="Ray is not installed: pip install 'ngrpo[ray]'")
+    pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason=NO_RAY)
     if request.param == "own":
-        yield ["hydra.launcher.ray.init.address=local", "hydra.launcher.ray.init.num_cpus=2",
-               "hydra.launcher.ray.init.include_dashboard=false"]  # fmt: skip
+        yield OWN_RAY
         return
     folder = tempfile.mkdtemp(prefix="ray")  # short: the paths of sockets are
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=2",
@@ -264,3 +253,22 @@ def ray(request) -> Iterator[list[str]]:
 def test_a_grid_of_ray_dies_with_its_command_and_goes_on(tmp_path, ray):
     before = stop(tmp_path, start(tmp_path, *RAY, *ray, NAP="2"), signal.SIGKILL, group=False)
     check_continued(tmp_path, before, end(start(tmp_path, *RAY, *ray, NAP="0.1")))
+
+
+# --- searches through each of them ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["joblib", "slurm_1gpu", "ray"])
+def test_a_search_goes_on_and_reaches_its_total(tmp_path, slurm, launcher):
+    if launcher == "ray":
+        pytest.importorskip("hydra_plugins.hydra_ray_launcher", reason=NO_RAY)
+    places = {"joblib": ["hydra.launcher.n_jobs=2"], "ray": OWN_RAY}.get(launcher, [])
+    command = [*SPACE, f"hydra/launcher={launcher}", *places, "sweep.trials_at_once=2", "sweep.n_trials=6"]
+    worker, begun = start_search(tmp_path, *command, NAP="2", **slurm), tmp_path / "ran.txt"
+    wait(lambda: begun.exists() and len(begun.read_text().splitlines()) >= 3)
+    worker.kill()
+    worker.communicate(timeout=60)
+    status, out, err = search(tmp_path, *command, **slurm)
+    assert status == 0 and "6 trials complete, 0 pruned, 0 failed" in out, err
+    assert Counter(states(tmp_path))["COMPLETE"] == 6 and not {"RUNNING", "WAITING"} & set(states(tmp_path))
