@@ -71,7 +71,13 @@ def rank(number: int, port: int, *arguments: Any) -> None:
 
 
 def codes(
-    build: Build, folder: Path, world: int, strategy: str, kind: type[Watched] | None, within: float = 240, after: float = 30
+    build: Build,
+    folder: Path,
+    world: int,
+    strategy: str,
+    kind: type[Watched] | None,
+    within: float = 240,
+    after: float = 30,
 ) -> list[int | None]:
     """How the ranks ended, None for one that has not in so many seconds, or so many after one that failed; it is killed."""
     with socket.socket() as free:
