@@ -11,6 +11,7 @@ from multiprocessing import current_process
 from pathlib import Path
 from signal import SIGKILL
 from tempfile import gettempdir
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
@@ -60,12 +61,12 @@ def problems(config: DictConfig, several: bool) -> Iterator[str]:
         yield f"trainer.devices={config.trainer.devices}: {rule}"
 
 
-def elsewhere(config: DictConfig | None) -> bool:
-    """Whether the runs see other GPUs than this machine has."""
+def elsewhere(config: Any) -> bool:
+    """Whether the runs see other GPUs than this machine has; not so where the configuration has no node `hydra`."""
     return _name(config) in ELSEWHERE
 
 
-def _name(config: DictConfig | None) -> str:
+def _name(config: Any) -> str:
     return str(config and OmegaConf.select(config, "hydra.launcher._target_")).rpartition(".")[2]
 
 
