@@ -124,7 +124,7 @@ def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
         return make()
     except ImportError as error:
         raise StudyError(
-            f"{what}: its driver is not installed; pip install 'ngrpo[postgres]' is PostgreSQL's"
+            f"{what}: its driver is not installed; PostgreSQL's is pip install 'ngrpo[postgres]'"
         ) from error
     except Exception as error:
         if tries == 1:
@@ -222,9 +222,7 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop.wait(self.grace / 4):
             for trial_id in list(self.own):
-                with suppress(
-                    OSError, RuntimeError, OptunaError
-                ):  # the next write of the worker's own tells what is wrong
+                with suppress(OSError, RuntimeError, OptunaError):  # the worker's own next write tells what is wrong
                     self.study._storage.set_trial_user_attr(trial_id, "beat", time.time())
 
 

@@ -31,7 +31,7 @@ class NoGpu(RuntimeError):
 
 def register_resolvers() -> None:
     """Makes known to OmegaConf what the files of `conf/hydra/launcher` ask for."""
-    OmegaConf.register_new_resolver("visible_gpus", lambda: len(visible_gpus()) or -1, replace=True)
+    OmegaConf.register_new_resolver("runs_at_once", _runs_at_once, replace=True)
     OmegaConf.register_new_resolver("gpu_of_worker", _gpu_of_worker, replace=True)
     OmegaConf.register_new_resolver("gpus_of_run", _gpus_of_run, replace=True)
 
@@ -78,21 +78,34 @@ def visible_gpus() -> list[str]:
     return sorted((path.name.removeprefix("nvidia") for path in Path("/dev").glob("nvidia[0-9]*")), key=int)
 
 
+def _runs_at_once(*, _root_: DictConfig) -> int:
+    """As many as there are GPUs, or -1, joblib's word for the number of cores."""
+    return (_takes_gpu(_root_) and len(visible_gpus())) or -1
+
+
+def _gpu_of_worker(*, _root_: DictConfig) -> str:
+    """CUDA_VISIBLE_DEVICES of a process of joblib; it stays what it is for runs without a GPU, and where none is known."""
+    _begin_worker()
+    return (_takes_gpu(_root_) and own_gpu()) or os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+
+
+def _takes_gpu(config: DictConfig) -> bool:
+    return OmegaConf.select(config, "trainer.accelerator") != "cpu"  # what does not train takes one where it is
+
+
 @cache
-def _gpu_of_worker() -> str:
-    """What a process of joblib asks for before its first run."""
+def _begin_worker() -> None:
     if current_process().name.startswith("LokyProcess"):  # not where the configuration is only shown
         INTERRUPTS.defer()  # joblib kills all of its processes where one ends, be it between two runs
         with suppress(AttributeError, OSError):  # Linux alone has it
             CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL)  # a run without its sweep would hold its GPU and its directory
-    return own_gpu()
 
 
-def own_gpu() -> str:
-    """A GPU that no other process has of this function, for as long as this one lives. Raises NoGpu.
+@cache
+def own_gpu() -> str | None:
+    """A GPU that no other process has of this function, for as long as this one lives; None where none is known.
 
-    By locks and not by the number of the process, which grows where joblib replaces one. Where no GPU is known,
-    CUDA_VISIBLE_DEVICES stays what it is.
+    By locks and not by the number of the process, which grows where joblib replaces one. Raises NoGpu.
     """
     gpus = visible_gpus()
     for gpu in gpus:
@@ -102,8 +115,8 @@ def own_gpu() -> str:
     if gpus:
         fix = f"hydra.launcher.n_jobs={len(gpus)}, and one sweep at a time"
         raise NoGpu(f"none of the GPUs {', '.join(gpus)} is free; {fix}")
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0")
+    return None
 
 
 def _gpus_of_run(*, _root_: DictConfig) -> int:
-    return int(_root_.trainer.devices) if _root_.trainer.accelerator == "gpu" else 0
+    return int(OmegaConf.select(_root_, "trainer.devices") or 1) if _takes_gpu(_root_) else 0

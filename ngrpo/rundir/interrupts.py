@@ -59,11 +59,11 @@ class Interrupts:
     @contextmanager
     def polled(self, tell: Callable[[], object] | None = None) -> Iterator[None]:
         """While somebody looks at `number` and stops where it is not 0, or is told of a signal by `tell`."""
-        self._polls, self._tell = self._polls + 1, tell
+        self._polls, before, self._tell = self._polls + 1, self._tell, tell
         try:
             yield
         finally:
-            self._polls, self._tell = self._polls - 1, None
+            self._polls, self._tell = self._polls - 1, before
 
     def unless_stopped(self, work: Callable[[], Work]) -> Work | None:
         """What `work` returns, or None where a signal came, which leaves it at once: it must change nothing that is kept."""

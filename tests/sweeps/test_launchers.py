@@ -25,10 +25,11 @@ import os, time
 from ngrpo.rundir import interrupts
 interrupts.begin()
 from ngrpo import cli
-FOLDER, NAP = os.getcwd(), float(os.environ["NAP"])  # travel with `main` to processes elsewhere
+ENTRY, FOLDER, NAP = os.environ["ENTRY"], os.getcwd(), float(os.environ["NAP"])  # travel with `main` to processes elsewhere
 def main(config):
     interrupts.INTERRUPTS.listen()
-    with cli.training_request(config).open() as run, interrupts.INTERRUPTS.polled():
+    request = cli.Request(config, "evaluation") if ENTRY == "evaluate" else cli.training_request(config)
+    with request.open() as run, interrupts.INTERRUPTS.polled():
         if run.status == "finished": return
         note(config, "begun.txt")
         for _ in range(10):
@@ -39,8 +40,8 @@ def main(config):
 def note(config, name):
     with open(os.path.join(FOLDER, name), "a") as file:
         print(config.seed, os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
-cli.prepare("config")
-cli.run(main)
+cli.prepare(ENTRY)
+cli.run(main, ENTRY)
 """
 SEEDS = range(8)
 GRID = ("-m", f"seed=range({len(SEEDS)})")
@@ -50,7 +51,7 @@ JOBLIB = (*GRID, "hydra/launcher=joblib")
 
 def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
     """The command in a session of its own, so that a signal to its group reaches nothing else."""
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NAP": "0.5", **environment}
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "NAP": "0.5", "ENTRY": "config"} | environment
     STARTED.append(subprocess.Popen(
         [sys.executable, "-c", RUN, *arguments],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
@@ -115,9 +116,12 @@ def check_continued(folder: Path, before: int, outcome: tuple[int, str, str]) ->
 
 
 def test_a_grid_of_joblib_dies_with_its_command_and_goes_on_and_each_process_has_a_gpu(tmp_path):
-    machine = {"CUDA_VISIBLE_DEVICES": "5,7", "TMPDIR": str(tmp_path)}
-    before = stop(tmp_path, start(tmp_path, *JOBLIB, **machine), signal.SIGKILL, group=False)
-    check_continued(tmp_path, before, end(start(tmp_path, *JOBLIB, NAP="0.1", **machine)))
+    command, machine = (
+        (*JOBLIB, "model=tiny"),
+        {"CUDA_VISIBLE_DEVICES": "5,7", "TMPDIR": str(tmp_path), "ENTRY": "evaluate"},
+    )
+    before = stop(tmp_path, start(tmp_path, *command, **machine), signal.SIGKILL, group=False)
+    check_continued(tmp_path, before, end(start(tmp_path, *command, **machine | {"NAP": "0.1"})))
     for ended in (notes(tmp_path)[:before], notes(tmp_path)[before:]):
         processes = {(pid, gpu) for _, pid, gpu in ended}
         assert sorted(gpu for _, gpu in processes) == ["5", "7"], "as many processes as GPUs, each with another one"
@@ -142,6 +146,7 @@ def test_a_signal_saves_the_runs_of_joblib_and_begins_no_other(tmp_path, number,
 def test_a_process_takes_a_gpu_that_no_other_has(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,3")
+    monkeypatch.setattr(launchers, "own_gpu", launchers.own_gpu.__wrapped__)  # each call that of another process
     others = acquire(tmp_path / f"ngrpo-{os.getuid()}" / "gpu-0")
     assert launchers.own_gpu() == "3"
     with pytest.raises(launchers.NoGpu, match=r"none of the GPUs 0, 3 is free; hydra.launcher.n_jobs=2"):
