@@ -107,3 +107,16 @@ def test_a_name_that_another_search_has_is_refused(tmp_path):
         open_study(storage, "name", {"space": "a"}, ["maximize"])
     with pytest.raises(StudyError, match=r"study name: the storage has another search .* sweep.storage="):
         open_study(storage, "name", {"space": "b"}, ["maximize"])
+
+
+def test_a_search_whose_database_is_lost_ends_in_one_line(tmp_path):
+    place = tmp_path / "study.db"
+    worker = start_search(tmp_path, *SPACE, "sweep.n_trials=2", f"sweep.storage=sqlite:///{place}", NAP="3")
+    while not (tmp_path / "ran.txt").exists():
+        time.sleep(0.05)
+    place.write_bytes(b"no database")
+    _, err = worker.communicate(timeout=600)
+    assert worker.returncode == 1 and len(err.splitlines()) == 1, err
+    assert err.startswith(f"error: sweep.storage=sqlite:///{place}: ") and err.endswith(
+        "; the same command continues\n"
+    )
