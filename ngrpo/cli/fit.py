@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.cli.rules import printable
 from ngrpo.launched import launched
 from ngrpo.models import files
@@ -88,7 +89,8 @@ def loggers(seen: "Composed") -> Iterator[str]:
 def parallel(seen: "Composed") -> Iterator[str]:
     """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
-    if gpu and not seen.plans and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+    here = gpu and not (seen.plans or elsewhere(seen.config))
+    if here and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
     if seen.values.get("trainer.cpu_offload") is True and not cut:
