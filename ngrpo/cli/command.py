@@ -16,10 +16,12 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+import ngrpo
 from ngrpo import targets
 from ngrpo.cli import checks, compared, complaints
 from ngrpo.cli.composition import Job, Schema, is_choice, listed, read_one, values_of
@@ -27,7 +29,10 @@ from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.cli.rules import as_override, printable
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(ngrpo.__file__).resolve().parent
+CONF = next(
+    place for place in (PACKAGE / "conf", PACKAGE.parent / "conf") if place.is_dir()
+)  # installed, or a checkout
 VERSION_BASE = "1.3"
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
              RecursionError)  # fmt: skip
@@ -108,9 +113,19 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
     register_resolvers()
+    register_sweepers()
     search_path = [token for token in words if token.startswith("hydra.searchpath=")]
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+
+
+def register_sweepers() -> None:
+    """Makes our sweepers known to Hydra, which lists the folders of installed plug-ins: an editable install has none."""
+    from hydra_plugins.ngrpo_sweeper.search import SearchSweeper  # which import from here
+    from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper
+
+    for sweeper in (GridSweeper, SearchSweeper):
+        Plugins.instance().register(sweeper)
 
 
 def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
