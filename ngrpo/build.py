@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
+    from ngrpo.training.tracking import Trackers
 
 BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is sampled, and how rows are cut into passes
 
@@ -135,7 +136,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         note(config, run, sampler, {"training": trained, **benchmarks})
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
-    logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
+    trackers = _trackers(config, run) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
     return Parts(
         policy=policy,
@@ -146,7 +147,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        recorder=Recorder(run, (logger,) if logger else ()) if run else None,
+        recorder=Recorder(run, trackers) if run else None,
         reporter=PruningReporter(trial) if trial else None,
         keep=config.checkpoints.keep,
     )
@@ -332,6 +333,19 @@ def _reference(config: DictConfig, policy: "Policy") -> Any:
 
     asked = policy.algorithm.kl["coefficient"] > 0
     return Reference(policy.model if policy.model.adapters else causal_model(config)) if asked else None
+
+
+def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":
+    """What the run tells of itself elsewhere; run.json says where that is."""
+    from ngrpo.training.tracking import Trackers
+
+    told = {name: node for name, node in plain(config).items() if name not in ("schema", "hydra")}
+    makers = {
+        str(name): functools.partial(instantiate, node, save_dir=run.path) for name, node in config.logger.items()
+    }
+    trackers = Trackers(makers, told)
+    run.update(trackers=trackers.links)
+    return trackers
 
 
 def _device() -> str:

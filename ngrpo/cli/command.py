@@ -176,6 +176,9 @@ def _job(schema: Schema, overrides: list[Override]) -> Job:
     except COMPOSING as error:
         job.composes = False
         job.problems.append(complaints.of_composition(error, overrides))
+    if job.composes and (lines := complaints.of_packages(job)):
+        job.problems += lines
+        job.composes = False  # what else is wrong comes of it
     return job
 
 
@@ -274,11 +277,13 @@ def _in_full(token: str, full: dict[str, str]) -> str:
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
-    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, the file of `benchmark=jsonl`,
-    `samples=[<name>=<file>]`, and `task.columns.problem='{Body} {Question}'`, whose quotes the shell takes."""
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=none`, `experiment=null`, the file
+    of `benchmark=jsonl`, `samples=[<name>=<file>]`, and a template of columns, whose quotes the shell takes."""
     group, _, value = token.partition("=")
     if group == "benchmark.path":
         return [f"benchmark.jsonl.path={value}"]
+    if token in ("logger=none", "logger=null", "~logger"):
+        return ["logger=[]"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
     if group == "samples" and "=" in value and not set(value) & set("'\"\\"):

@@ -5,12 +5,13 @@ import io
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
@@ -40,6 +41,9 @@ from ngrpo.rundir.schema import (
 )
 from ngrpo.tasks.base import OUTCOMES
 
+if TYPE_CHECKING:
+    from ngrpo.training.tracking import Trackers
+
 GROWING = ("metrics.csv", "timings.csv", STEP_SAMPLES, "results.json")  # files that later steps add to
 LINES = 10  # progress lines of a run whose output is not a terminal
 SECONDS_BETWEEN_HEARTBEATS = 30.0
@@ -66,10 +70,10 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
 
 @dataclass
 class Recorder:
-    """Writes one run directory; the loggers get the same figures."""
+    """Writes one run directory; trackers are told the same."""
 
     run: RunDirectory
-    loggers: tuple[Any, ...] = ()
+    trackers: "Trackers | None" = None
     digests: dict[str, str] = field(default_factory=dict)  # of sample files that a checkpoint has listed
 
     def step(
@@ -82,13 +86,13 @@ class Recorder:
     ) -> None:
         """One RL step: its sample rows, figures, seconds by phase, and what exploration did at some decode steps."""
         self.append_row("metrics", {"step": step, **metrics})
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=step)
         tokens, whole = sum(row["n_tokens"] for row in rows), sum(seconds.values())
         rates = {"tokens": tokens, "tokens_per_second": tokens / whole, "seconds": whole}
         rates["rollout_tokens_per_second"] = tokens / seconds["rollout"]
         phases = {f"seconds_{name}": value for name, value in seconds.items()}
         self.append_row("timings", {"step": step, **rates, **phases})
+        if self.trackers:
+            self.trackers.step(step, metrics, {**rates, **phases})
         write_samples(rows, self.run.path / TRAIN_SAMPLES.format(step=step))
         if explored:
             write_parquet([*_rows(self.run.path / STEP_SAMPLES), *explored], self.run.path / STEP_SAMPLES)
@@ -118,6 +122,8 @@ class Recorder:
         if samples.exists():  # so that a flaw that parquet itself does not see is seen when the run goes on
             name = samples.relative_to(self.run.path).as_posix()
             self.run.save(checksums=self.run.record.get("checksums", {}) | {name: file_digest(samples)})
+        if self.trackers:
+            self.trackers.evaluation(benchmark, step, entry, samples)
 
     def kept(self, step: int) -> dict[str, Any]:
         """For the checkpoint of an RL step: which it is, what the files that grow hold, and checksums of the sample files."""
@@ -178,9 +184,9 @@ class Recorder:
         os.replace(partial, target)
 
     def close(self) -> None:
-        """Lets the loggers write what they hold."""
-        for logger in self.loggers:
-            logger.finalize(str(self.run.status))
+        """Lets the trackers write what they hold."""
+        if self.trackers:
+            self.trackers.close(succeeded=sys.exception() is None)
 
 
 def _lost(name: str, path: Path, content: bytes) -> str:
