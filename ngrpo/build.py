@@ -116,7 +116,8 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     from ngrpo.evaluation.pruning import PruningReporter
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
-    from ngrpo.rundir.recorder import Progress, Recorder
+    from ngrpo.rundir.progress import Progress
+    from ngrpo.rundir.recorder import Recorder
     from ngrpo.training.parts import Parts
 
     config = request.config

@@ -3,6 +3,7 @@
 It knows Hydra and the status in a run directory's run.json.
 """
 
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -25,6 +26,7 @@ from omegaconf import DictConfig
 from ngrpo.cli.composition import flat, full_key, has, same_key
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
+from ngrpo.rundir.progress import left
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
@@ -87,9 +89,11 @@ class GridSweeper(Sweeper):
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
         _write(records, arguments, jobs)
+        began = time.monotonic()
         for batch in self._batches(waiting):
+            rest = left(time.monotonic() - began, waiting.index(batch[0]), len(waiting))
             for job in batch:
-                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
+                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}{f'  {rest}' * bool(rest)}", flush=True)
             found = self.launch([job.overrides for job in batch], jobs.index(batch[0]))
             for job, result in zip(batch, found, strict=True):
                 error = error_of(result)
