@@ -161,6 +161,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     from ngrpo.evaluation.benchmarks import Evaluation
 
     config = request.config
+    _limit_threads(config)
     step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     prompts = _prompts(config)
@@ -183,6 +184,7 @@ def diagnosis(
     from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
 
     config = request.config
+    _limit_threads(config)
     prompts = _prompts(config)
     named = [token_of(prompts.tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
@@ -347,6 +349,14 @@ def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":
     trackers = Trackers(makers, told)
     run.update(trackers=trackers.links)
     return trackers
+
+
+def _limit_threads(config: DictConfig) -> None:
+    """Where nothing is trained: torch's own number of threads, unless one is asked for."""
+    import torch
+
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
 
 
 def _device() -> str:

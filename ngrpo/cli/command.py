@@ -56,11 +56,14 @@ class Examined:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shows: bool = False  # instead of running
+    completes: bool = False  # a shell asks for words; those that it has are not ours to judge
 
 
 def examine(config_name: str, argv: list[str]) -> Examined:
     """All that is wrong with a command line, found by composing it as Hydra will; nothing is written."""
     examined, words, options = _read_options(argv)
+    if examined.completes:
+        return Examined(argv)
     if lines := complaints.of_search_path(words):  # before anything composes what they stand for
         return Examined(argv, [*examined.problems, *lines])
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
@@ -87,6 +90,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         _examine_jobs(examined, jobs, several)
         if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
             tokens = [_in_full(token, jobs[0].full) for token in tokens]
+        tokens = _listed_for_some(schema, overrides, tokens) if several else tokens
         if not examined.problems:
             examined.argv = [*compared.added(schema, overrides, tokens), *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
@@ -259,7 +263,10 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
         fix = token.lstrip("-") if "=" in token else near or "--help lists the options"
         examined.problems.append(f"{token}: is no option here; {fix}")
     examined.problems += targets.RENAMED_VARIABLE
-    examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info or read.shell_completion)
+    examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info)
+    examined.completes = bool(read.shell_completion)
+    if examined.shows and read.multirun:
+        examined.problems.append(f"{' '.join(argv)}: shows the configuration of one job; leave -m out")
     words, options = list(read.overrides), [token for token in argv if token not in read.overrides]
     if read.config_dir is not None and not (read.config_dir and Path(read.config_dir).is_dir()):
         examined.problems.append(f"--config-dir={read.config_dir}: is no directory; --config-dir=<directory>")
@@ -268,6 +275,14 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
         place = next(at for at, token in enumerate(options) if token.startswith(("--config-dir", "-cd")))
         del options[place : place + 1 + ("=" not in options[place])]
     return examined, words, options
+
+
+def _listed_for_some(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
+    """In a grid, a value of a key that only some of the choices have as a list of one, which Hydra leaves to the jobs."""
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    lines = {str(override.input_line) for override in Job(schema, fixed).unknown()}
+    pairs = [(token, *token.partition("=")[::2]) for token in tokens]
+    return [f"{key}=choice({value})" if token in lines and key[0] not in "+~" else token for token, key, value in pairs]
 
 
 def _in_full(token: str, full: dict[str, str]) -> str:
