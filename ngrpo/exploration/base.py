@@ -25,9 +25,11 @@ class Exploration(nn.Module, ABC):
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
+    records_vectors: each step's record has a vector (`offset`), which plans count.
     """
 
     deviates: ClassVar[str] = ""
+    records_vectors: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     thinking: Thinking
