@@ -1,7 +1,7 @@
 """How far something is and how long the rest will take: bars in a terminal, a line a minute anywhere else."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import TypeVar
 
 from rich import get_console
@@ -105,7 +105,7 @@ class Progress:
         self.evaluating = None
 
 
-def counted(items: Iterable[Item], name: str) -> Iterator[Item]:
+def counted(items: Iterable[Item], name: str) -> Generator[Item, None, None]:
     """The items, one by one, with their progress shown; a bar goes when all are done."""
     items, progress = list(items), Progress()
     progress.bars.live.transient = True

@@ -56,7 +56,7 @@ class Trackers:
     def __init__(self, makers: Mapping[str, Callable[[], Any]], config: Mapping[str, Any]):
         """makers: name -> what makes a Tracker, or a logger of Lightning. config: the composed configuration."""
         self.open: dict[str, Tracker] = {}
-        self.links: dict[str, str] = {}
+        self.links: dict[str, str | None] = {}
         for name, make in makers.items():
             with self._forgiven(name):
                 made = make()
