@@ -18,7 +18,7 @@ COLUMNS = ("problem_id", "sample_index", "outcome", "reward", "gold", "prompt", 
 GROUPS = {
     "reward": ("all_correct", "all_wrong", "informative"),
     "rollout": ("unparsed", "timeout", "error", "distinct", "length", "truncated", "entropy", "explored", "displacement",
-                "anchor_weight", "engine_gap", "effective_sample_size", "tokens"),
+                "anchor_weight", "engine_gap", "effective_sample_size", "surplus", "kept_length", "tokens"),
     "optimizer": ("grad_norm", "moved_weights", "learning_rate"),
     "time": ("tokens_per_second",),
 }  # fmt: skip
