@@ -250,6 +250,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, left_out in (("task", PLACES), ("model", PLACES), ("trainer", NOT_IDENTITY_OF_TRAINER)):
         if name in kept:
             kept[name] = _without(kept[name], left_out)
+    if not kept.get("trainer"):  # where nothing is trained it has threads only
+        kept.pop("trainer", None)
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):
