@@ -40,7 +40,8 @@ class Sizes:
     `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
     keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
     `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token;
-    `acts_on`: what else it acts on than what is fed."""
+    `acts_on`: what else it acts on than what is fed; `retry_prompts` of up to `retry_tokens` are asked again at a time, 0
+    where none are."""
 
     rows: int
     prompts: int
@@ -63,6 +64,8 @@ class Sizes:
     replicas: bool = False
     records_vectors: bool = False
     acts_on: str = ""
+    retry_prompts: int = 0
+    retry_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     optimizer    2 p: AdamW's two moments
     neighbors    V k ids of 8 bytes
     engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
-    cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
+    cache        (prompts x prompt, or what is asked again, + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of the ends where layers are cut
     activations  see `_activations`
@@ -144,7 +147,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     whole = sum(p.numel() for p in model.parameters())
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
-    held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
+    asked = max(sizes.prompts * sizes.prompt_tokens, sizes.retry_prompts * sizes.retry_tokens)
+    held = asked + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1

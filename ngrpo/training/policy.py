@@ -32,9 +32,9 @@ SEEN = 1000  # entries of a weight, at least, that are compared before and after
 class Batch:
     """What the updates of one RL step work on: rollouts, the mask of tokens that count, and more (B, T) or None.
 
-    `old` and `values` are from before the first update, `returns` and `values` are the critic's. `carried` is true on
-    rows that the policy of the step before answered. `correction` are weights, and `rejected` is true on tokens that have left
-    the mask, where the algorithm's correction looks at the whole batch.
+    `old` and `values` are from before the first update, `returns` and `values` are the critic's. `off_policy` is true on
+    rows that the policy of the step before answered, or that answered another prompt. `correction` are weights, and `rejected`
+    is true on tokens that have left the mask, where the algorithm's correction looks at the whole batch.
     """
 
     rollouts: Rollouts
@@ -45,14 +45,14 @@ class Batch:
     selected: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
-    carried: Tensor | None = None
+    off_policy: Tensor | None = None
     correction: Tensor | None = None
     rejected: Tensor | None = None
 
     def before(self, log_probs: Tensor) -> Tensor:
-        """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of carried rows their own."""
+        """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of off-policy rows their own."""
         old = log_probs.detach() if self.old is None else self.old
-        return old if self.carried is None else torch.where(self.carried, self.rollouts.log_probs.to(old), old)
+        return old if self.off_policy is None else torch.where(self.off_policy, self.rollouts.log_probs.to(old), old)
 
     def rows(self, index: Tensor) -> "Batch":
         """Some rows, trimmed to their own longest prompt and answer."""
@@ -129,7 +129,7 @@ class Policy(lightning.LightningModule):
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
-        gap = gap if batch.carried is None else gap.masked_fill(batch.carried, 0)  # there it is not the engine's
+        gap = gap if batch.off_policy is None else gap.masked_fill(batch.off_policy, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if correction is not None:
             seen |= {"correction": correction, "correction_squared": correction.square()}
@@ -166,7 +166,7 @@ class Policy(lightning.LightningModule):
         ranks: Ranks,
     ) -> Batch:  # fmt: skip
         """Everything that is settled before the first update, of groups with shaped rewards: whose tokens count, advantages."""
-        algorithm, rollouts, carried = self.algorithm, drawn.answers.rollouts, drawn.carried
+        algorithm, rollouts, other = self.algorithm, drawn.answers.rollouts, drawn.off_policy
         mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
@@ -180,8 +180,8 @@ class Policy(lightning.LightningModule):
             facts = (advantages, entropy, mask, groups)
             advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
         advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
-        carried = None if carried is None else carried[:, None].expand_as(mask)
-        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
+        other = None if other is None else other[:, None].expand_as(mask)
+        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, other)
         batch = self._corrected(batch, ranks)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
 

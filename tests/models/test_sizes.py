@@ -160,3 +160,16 @@ def test_recorded_vectors_are_counted():
         for known in (False, True)
     )
     assert sum(recorded.update.values()) - sum(plain.update.values()) == 256 * 8192 * 1536 * 4
+
+
+def test_what_is_asked_again_is_counted_where_it_is_more_than_the_first_asking():
+    config, changes = architecture("Qwen/Qwen3-1.7B-Base"), {"retry_prompts": 2 * SIZES.prompts}
+    plain = needs(config, SIZES).rollout["KV cache"]
+    few, many = (
+        needs(config, Sizes(**{**vars(SIZES), **changes, "retry_tokens": tokens})).rollout["KV cache"]
+        for tokens in (SIZES.prompt_tokens // 2, SIZES.prompt_tokens + 600)
+    )
+    more = 2 * SIZES.prompts * (SIZES.prompt_tokens + 600) - SIZES.prompts * SIZES.prompt_tokens
+    assert few == plain and (many - plain) * SIZES.prompts * SIZES.prompt_tokens == more * (
+        plain - needs(config, Sizes(**{**vars(SIZES), "prompts": 0})).rollout["KV cache"]
+    )
