@@ -39,7 +39,7 @@ def test_the_ids_are_those_of_the_words_and_then_of_the_prompt():
         text, ids = asker.ask(problem, row_key(problem.id))
         own = asker.prompts.ids[problem.prompt, False].tolist()
         words = text.removesuffix(f"\n{problem.prompt}").split(" ")
-        assert ids.tolist() == [*asker.prompts.tokenizer.convert_tokens_to_ids(words), *own] and 3 <= len(words) <= 9
+        assert ids.tolist() == [*asker.prompts.tokenizer.convert_tokens_to_ids(words), *own] and 3 <= len(words) <= 9  # pyright: ignore
 
 
 def test_no_prompt_outgrows_its_room_nor_falls_below_the_fewest_words():
