@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
+    from ngrpo.training.tracking import Trackers
 
 BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is sampled, and how rows are cut into passes
 
@@ -116,7 +117,8 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
-    from ngrpo.rundir.recorder import Progress, Recorder
+    from ngrpo.rundir.progress import Progress
+    from ngrpo.rundir.recorder import Recorder
     from ngrpo.training.parts import Parts
 
     config = request.config
@@ -139,7 +141,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         note(config, run, sampler, {"training": trained, **benchmarks})
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
-    logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
+    trackers = _trackers(config, run) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
     return Parts(
         policy=policy,
@@ -150,7 +152,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        recorder=Recorder(run, (logger,) if logger else ()) if run else None,
+        recorder=Recorder(run, trackers) if run else None,
         reporter=PruningReporter(trial) if trial else None,
         keep=config.checkpoints.keep,
     )
@@ -163,6 +165,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     from ngrpo.evaluation.benchmarks import Evaluation
 
     config = request.config
+    _limit_threads(config)
     step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     prompts = _prompts(config)
@@ -185,6 +188,7 @@ def diagnosis(
     from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
 
     config = request.config
+    _limit_threads(config)
     prompts = _prompts(config)
     named = [token_of(prompts.tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
@@ -238,7 +242,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     built = [instantiate(node) for node in strategies]
     for strategy in built:
         if refusal := engine.refuses(strategy, _path(config)):
-            raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
+            raise SettingsError([refusal])
     return engine, *built
 
 
@@ -300,6 +304,25 @@ def _reference(config: DictConfig, policy: "Policy") -> Any:
 
     own = policy.model if policy.model.adapters else None
     return Reference(own or causal_model(config)) if policy.algorithm.needs_reference else None
+
+
+def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":
+    """What the run tells of itself elsewhere; run.json says where that is."""
+    from ngrpo.training.tracking import Trackers
+
+    told = {name: node for name, node in plain(config).items() if name not in ("schema", "hydra")}
+    make = functools.partial(instantiate, save_dir=run.path)
+    trackers = Trackers({name: functools.partial(make, node) for name, node in told["logger"].items()}, told)
+    run.update(trackers=trackers.links)
+    return trackers
+
+
+def _limit_threads(config: DictConfig) -> None:
+    """Where nothing is trained: torch's own number of threads, unless one is asked for."""
+    import torch
+
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
 
 
 def _device() -> str:

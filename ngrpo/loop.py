@@ -84,7 +84,8 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with watch.limited():
-                with clock("rollout"), policy.model.gathered():
+                # A signal leaves the rollout anywhere, but not in the middle of putting weights back.
+                with clock("rollout"), policy.model.gathered(), policy.strategy.perturbed(policy.model):
                     draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
                     drawn = parts.interrupts.unless_stopped(draw)
                     parts.sampler.engine.sleep()
@@ -98,6 +99,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                 waiting, batch = drawn.surplus, prepare(parts, drawn, step, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    policy.strategy.adapt(figures)
                     figures |= batch.figures()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
@@ -164,7 +166,8 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
             stepper.step()
             figures["moved_weights"] = (policy.glimpse() != before).double().mean().item()
         updates.append(figures if policy.algorithm.regularized else figures | {"kl": torch.nan})
-    if line := large_gap(updates[0]["engine_gap"], policy.algorithm.correction):  # before a step was taken
+    line = large_gap(updates[0]["engine_gap"], policy.algorithm.correction)  # before a step was taken
+    if line and policy.strategy.acts_on != "weights":  # whose gap is meant
         parts.progress.warn(line)
     return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
 

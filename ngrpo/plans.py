@@ -17,7 +17,7 @@ TOKENS_OF_WORD = 2  # of "lorem ipsum": 1.3 on average in Qwen's and 1.7 in Deep
 def needs(config: DictConfig) -> sizes.Plan:
     """What one process of a run will need, told from shapes alone."""
     share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
-    algorithm: Algorithm = build.instantiate(config.algorithm)
+    strategy, algorithm = build.instantiate(config.exploration), build.instantiate(config.algorithm)
     again = algorithm.retry
     return sizes.needs(
         sizes.architecture(config.model.path),
@@ -39,7 +39,9 @@ def needs(config: DictConfig) -> sizes.Plan:
             engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
             engine_dtype=config.engine.get("dtype", "float32"),
             ranks=config.trainer.devices if config.trainer.strategy == "fsdp" else 1,
-            records_vectors=build.instantiate(config.exploration).records_vectors,
+            replicas=config.trainer.strategy == "ddp",
+            records_vectors=strategy.records_vectors,
+            acts_on=strategy.acts_on,
             retry_prompts=max(1, share * config.group_size // again.each) * again.prompts if again else 0,
             retry_tokens=config.plan.prompt_tokens + again.words[1] * TOKENS_OF_WORD if again else 0,
         ),

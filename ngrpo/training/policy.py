@@ -1,5 +1,6 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -132,6 +133,9 @@ class Policy(lightning.LightningModule):
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if correction is not None:
             seen |= {"correction": correction, "correction_squared": correction.square()}
+        if self.strategy.acts_on == "weights":
+            surplus = batch.rollouts.log_probs - old
+            seen |= {"noise_kl": surplus, "capped": surplus < -math.log(algorithm.correction_cap)}
         if batch.selected is not None:
             seen["selected"] = batch.selected
         share = token_mean(mask, counts)
@@ -151,10 +155,11 @@ class Policy(lightning.LightningModule):
         return found if known is None else found._replace(entropy=known)
 
     def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
-        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
+        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of other weights."""
         temperature = self.strategy.temperature_of(rollouts.steps) if self.algorithm.tempered else 1.0
         plain = not isinstance(temperature, Tensor) and temperature == 1
-        return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
+        here = self.strategy.acts_on != "weights" and self.algorithm.select_per == "step"
+        return rollouts.entropy if plain and here else None
 
     def batch(
         self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
