@@ -39,7 +39,9 @@ class Sizes:
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
     `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
     keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
-    `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token."""
+    `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token;
+    `acts_on`: what else it acts on than what is fed; `retry_prompts` of up to `retry_tokens` are asked again at a time, 0
+    where none are."""
 
     rows: int
     prompts: int
@@ -61,6 +63,9 @@ class Sizes:
     ranks: int = 1
     replicas: bool = False
     records_vectors: bool = False
+    acts_on: str = ""
+    retry_prompts: int = 0
+    retry_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,13 +126,14 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     optimizer    2 p: AdamW's two moments
     neighbors    V k ids of 8 bytes
     engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
-    cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
+    cache        (prompts x prompt, or what is asked again, + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
     copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of the ends where layers are cut
     activations  see `_activations`
     scaled table V D of what is fed, and of its gradient, where the embedding has a scale
     head         logits of a chunk, whatever the length; see `_head`
     step         AdamW's temporaries: on a CPU two of the largest parameter, on GPUs one of every parameter
+    kept weights P while a strategy has noise on them
     fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is put together
     gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. In the rollout
                  policy and critic are whole; in the update their ends (table and head), with gradients, and of the layers,
@@ -141,7 +147,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     whole = sum(p.numel() for p in model.parameters())
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
-    held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
+    asked = max(sizes.prompts * sizes.prompt_tokens, sizes.retry_prompts * sizes.retry_tokens)
+    held = asked + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
@@ -167,6 +174,7 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
             "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
             "fed vectors": 2 * fed,
+            "kept weights": whole * size * (sizes.acts_on == "weights"),
             "scaled table": table,
         },
         update={
@@ -212,13 +220,13 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     streams and the inputs and outputs of its N norms (2 D + 2 N D, float32), attention output in its order (H), and gate,
     its activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and
     keys keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each;
-    soft-capped scores are written out and kept before and after their softmax.
+    soft-capped scores are written out and kept before and after their softmax. A mask on attention is kept of each token (H).
     """
     config = model.config
     width, inner, keys = config.hidden_size, config.intermediate_size, key_width(config)
     heads = config.num_attention_heads * head_width(config)
     names = [name for name, _ in model.named_parameters() if ".layers.0." in name and "norm" in name]
-    own = 2 * (heads + keys) * any("q_norm" in name for name in names)
+    own = 2 * (heads + keys) * any("q_norm" in name for name in names) + heads * (sizes.acts_on == "attention")
     norms = sum("q_norm" not in name and "k_norm" not in name for name in names)
     prompts = -(-sizes.micro_rows * sizes.prompts // sizes.rows)
     read = prompts * sizes.prompt_tokens + sizes.micro_rows * sizes.new_tokens

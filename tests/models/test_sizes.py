@@ -125,6 +125,18 @@ def test_a_rank_keeps_its_part_and_has_all_weights_in_the_rollout():
     assert part.peak < whole.peak and part.disk == whole.disk
 
 
+def test_what_a_strategy_keeps_of_weights_and_masks_is_counted():
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+    plain, noisy, masked = (
+        needs(config, Sizes(256, 32, 512, 2048, 4, acts_on=what)) for what in ("", "weights", "attention")
+    )
+    assert (
+        sum(noisy.rollout.values()) - sum(plain.rollout.values()) == 4 * plain.parameters
+        and noisy.update == plain.update
+    )
+    assert masked.update["activations"] - plain.update["activations"] == 28 * (512 + 4 * 2048) * 1536 * 4
+
+
 def test_layers_are_put_together_in_the_dtype_of_the_matmuls_and_their_ends_as_they_are():
     config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")
     plan = needs(config, Sizes(**{**vars(SIZES), "ranks": 8, "precision": "bfloat16", "copies": 1}))
@@ -148,3 +160,16 @@ def test_recorded_vectors_are_counted():
         for known in (False, True)
     )
     assert sum(recorded.update.values()) - sum(plain.update.values()) == 256 * 8192 * 1536 * 4
+
+
+def test_what_is_asked_again_is_counted_where_it_is_more_than_the_first_asking():
+    config, changes = architecture("Qwen/Qwen3-1.7B-Base"), {"retry_prompts": 2 * SIZES.prompts}
+    plain = needs(config, SIZES).rollout["KV cache"]
+    few, many = (
+        needs(config, Sizes(**{**vars(SIZES), **changes, "retry_tokens": tokens})).rollout["KV cache"]
+        for tokens in (SIZES.prompt_tokens // 2, SIZES.prompt_tokens + 600)
+    )
+    more = 2 * SIZES.prompts * (SIZES.prompt_tokens + 600) - SIZES.prompts * SIZES.prompt_tokens
+    assert few == plain and (many - plain) * SIZES.prompts * SIZES.prompt_tokens == more * (
+        plain - needs(config, Sizes(**{**vars(SIZES), "prompts": 0})).rollout["KV cache"]
+    )
