@@ -83,6 +83,14 @@ def test_weights_in_a_directory_and_data_in_files_are_what_is_asked_for(monkeypa
     assert "data sets are not here: math-ai/amc23 (" in line
 
 
+def test_an_experiment_says_how_it_trains_and_a_smoke_run_is_small_whatever_it_says():
+    with configurations.composing() as loader:
+        schema = configurations.schema(loader, "config", [])
+        own, smoke = (schema.reference(["experiment=paper/n_grpo_1_5b", *more]) for more in ((), ("trainer=smoke",)))
+    assert (own.trainer.strategy, own.trainer.micro_batch_rows, own.steps) == ("fsdp", 2, 629)
+    assert (smoke.steps, smoke.prompts_per_step, smoke.group_size, smoke.n) == (2, 4, 4, 4)
+
+
 def test_the_commands_of_the_papers_tables_are_accepted():
     """A plan takes the words of train.py."""
     page = (REPOSITORY / "docs" / "reproduce.md").read_text("utf-8")
