@@ -1,6 +1,7 @@
 """Launchers place the runs of a sweep: stopped half-way, the same command goes on, and each run ends once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,7 @@ def ray(request) -> Iterator[list[str]]:
     yield ["hydra.launcher.ray.init.address=auto", "hydra.launcher.ray.init._node_ip_address=127.0.0.1"]
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)  # some of its processes may still write
 
 
 @pytest.mark.slow
