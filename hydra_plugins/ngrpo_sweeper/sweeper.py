@@ -30,6 +30,7 @@ from ngrpo.cli.composition import flat, full_key, has, same_key
 from ngrpo.cli.launchers import elsewhere
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
+from ngrpo.rundir.progress import left
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two looks at a run that another process holds
@@ -97,9 +98,11 @@ class GridSweeper(Sweeper):
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
         _write(records, arguments, jobs)
+        began = time.monotonic()
         for batch in self._batches(waiting):
+            rest = left(time.monotonic() - began, waiting.index(batch[0]), len(waiting))
             for job in batch:
-                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
+                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}{f'  {rest}' * bool(rest)}", flush=True)
             found = self.launch([job.overrides for job in batch], jobs.index(batch[0]))
             for job, result in zip(batch, found, strict=True):
                 error = error_of(result)

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from ngrpo.rundir.schema import leaves
 
 OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads
-SEVERAL = "benchmark"  # the group of which a list is chosen
+SEVERAL = ("benchmark", "logger")  # groups of which a list is chosen
 PARTS = "part"  # of a group: files that others are put together from, no choices of their own
 TRIED = 24  # values of one sweep that are looked at before its jobs start
 
@@ -46,7 +46,7 @@ class Schema:
         """Group of this entry point -> the choice that stands when nothing is typed."""
         config = self.reference()
         single = {str(group): choice for group, choice in config.hydra.runtime.choices.items() if "/" not in str(group)}
-        return {**single, SEVERAL: next(iter(config[SEVERAL]), None)} if SEVERAL in config else single
+        return single | {group: next(iter(config[group]), None) for group in SEVERAL if group in config}
 
     def is_group(self, name: str) -> bool:
         """Whether `name`, with slashes for sub-groups, is a group at all."""

@@ -17,6 +17,7 @@ from ngrpo.cli import complaints, fit, launchers
 from ngrpo.cli.command import examine
 from ngrpo.cli.composition import PARTS, Job, Schema, flat, read_one
 from ngrpo.cli.rules import wrong_words
+from ngrpo.models import files
 from ngrpo.targets import SettingsError
 from ngrpo.tasks import rows
 
@@ -52,6 +53,7 @@ def used_by(path: Path) -> str:
 def any_machine(monkeypatch):
     monkeypatch.setattr(fit, "gpu_refusal", lambda devices: None)
     monkeypatch.setattr(fit, "PACKAGES", {})
+    monkeypatch.setattr(files, "cached", lambda *repository: True)
     monkeypatch.setattr(launchers, "problems", lambda config, several: [])
 
 
@@ -67,7 +69,7 @@ def tasks_of_stand_ins():
 def public_data_sets(monkeypatch, tasks_of_stand_ins):
     """Rows with the columns of all of them; nothing is downloaded."""
     columns = {f"Incorrect Answer {number}": f"no {number}" for number in (1, 2, 3)} | {"Correct Answer": "yes"}
-    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(64))
+    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(1024))
     monkeypatch.setattr(rows, "_download", lambda name, dataset, subset, split: rows.Rows(dataset, "0", made))
 
 

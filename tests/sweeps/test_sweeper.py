@@ -65,6 +65,11 @@ def test_a_knob_is_dropped_where_it_is_lacking_and_what_becomes_equal_runs_once(
     ]
 
 
+def test_a_single_value_of_a_knob_goes_to_the_strategies_that_have_it(tmp_path):
+    done, jobs = sweep(tmp_path, "exploration=token_sampling,neighbor_mix", "mix_rate=0.1", "seed=0")
+    assert done.returncode == 0 and jobs == [["token_sampling", "0", "None"], ["neighbor_mix", "0", "0.1"]], done.stderr
+
+
 def test_a_short_name_is_the_key_that_each_strategy_has(tmp_path):
     """stht has a scale of its own, Gaussian noise one of its recipe, and token sampling none."""
     done, jobs = sweep(tmp_path, "exploration=token_sampling,gaussian_noise,stht", "exploration.scale=0.1,0.2")
