@@ -1,6 +1,7 @@
 """Launchers place the runs of a sweep: stopped half-way, the same command goes on, and each run ends once."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -185,6 +186,7 @@ def test_gpus_of_other_machines_are_not_looked_for_here(monkeypatch):
 
 SBATCH = """#!/bin/sh
 cp "$1" submitted.sh
+[ -z "$REFUSES" ] || { echo "sbatch: error: invalid partition specified: gpu" >&2; exit 1; }
 for task in $(seq 0 $(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\)%.*/\\1/p' "$1")); do
     SLURM_ARRAY_JOB_ID=$$ SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$$$task SLURM_JOB_NUM_NODES=1 SLURM_NTASKS=1 \
     SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_NODEID=0 SLURM_JOB_NODELIST=node SLURM_JOB_NAME=ngrpo sh "$1" > /dev/null 2>&1 &
@@ -230,6 +232,15 @@ def test_runs_of_slurm_are_told_before_their_time_is_over_and_the_same_command_g
     assert Counter(seed for seed, *_ in notes(tmp_path)) == {"0": 1, "1": 1}
 
 
+def test_a_job_that_slurm_refuses_is_told_without_a_traceback(tmp_path, slurm):
+    words = ("-m", "seed=0,1", "trainer=fsdp", "hydra/launcher=slurm_8gpu", "hydra.launcher.partition=gpu")
+    status, _, err = end(start(tmp_path, *words, REFUSES="1", **slurm))
+    assert {"--signal=TERM@300", "--gpus-per-node=8", "--ntasks-per-node=8", "--nodes=1"} <= submitted(tmp_path)
+    line = err.splitlines()[-1]  # after what sbatch said
+    assert status == 1 and "Traceback" not in err and line.startswith("error: SlurmLauncher: "), err
+    assert "invalid partition specified: gpu" in line and line.endswith("; the same command continues")
+
+
 # --- Ray: started by the launcher, and one that runs already --------------------------------------------------------------
 
 RAY = (*GRID, "hydra/launcher=ray")
@@ -252,6 +263,7 @@ def ray(request) -> Iterator[list[str]]:
     yield ["hydra.launcher.ray.init.address=auto", "hydra.launcher.ray.init._node_ip_address=127.0.0.1"]
     os.killpg(process.pid, signal.SIGTERM)
     process.wait(timeout=60)
+    shutil.rmtree(folder, ignore_errors=True)  # some of its processes may still write
 
 
 @pytest.mark.slow
