@@ -1,7 +1,7 @@
 """What a run would need of memory and disk, and whether this machine has it; no weights and no data are read.
 
 python plan.py exploration=neighbor_mix k=5
-python plan.py experiment=paper/n_grpo model=deepseek_r1_distill_qwen_1_5b max_new_tokens=8192
+python plan.py experiment=paper/n_grpo_7b plan.device=h20-3e
 python plan.py model=deepseek_r1_distill_qwen_7b trainer=gpu trainer.devices=8 plan.device=a100-80gb max_new_tokens=8192
 
 Exit status: 0 it fits, 1 it does not, 2 the words are wrong.

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ngrpo.models.causal import CausalModel
     from ngrpo.models.prompting import Prompts
     from ngrpo.rollout.engines.base import Engine
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
@@ -110,8 +111,10 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     import torch
     from transformers import set_seed
 
+    from ngrpo.algorithm.combinations import refusals
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
     from ngrpo.rundir.progress import Progress
@@ -124,11 +127,14 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
+    if found := refusals(algorithm, map(str, config.extra_rewards)):
+        raise SettingsError(found)
     prompts = _prompts(config)
-    trained = prompts.read(rewarded)
+    perturbed = Perturbed(algorithm.retry, prompts) if algorithm.retry else None
+    trained = (perturbed or prompts).read(rewarded)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     model = causal_model(config, config.model.lora)
-    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
+    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens, perturbed)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
@@ -236,7 +242,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     built = [instantiate(node) for node in strategies]
     for strategy in built:
         if refusal := engine.refuses(strategy, _path(config)):
-            raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
+            raise SettingsError([refusal])
     return engine, *built
 
 
@@ -253,7 +259,13 @@ def _prompts(config: DictConfig) -> "Prompts":
 
 
 def _sampler(
-    engine: "Engine", strategy: "Exploration", model: "CausalModel", prompts: "Prompts", asked: Task, limit: int
+    engine: "Engine",
+    strategy: "Exploration",
+    model: "CausalModel",
+    prompts: "Prompts",
+    asked: Task,
+    limit: int,
+    perturbed: "Perturbed | None" = None,
 ) -> "Sampler":
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
@@ -261,7 +273,7 @@ def _sampler(
     words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
-    return Sampler(engine, strategy, prompts, limit)
+    return Sampler(engine, strategy, prompts, limit, perturbed)
 
 
 def _rewarded(config: DictConfig) -> Task:
@@ -290,8 +302,8 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
 def _reference(config: DictConfig, policy: "Policy") -> Any:
     from ngrpo.training.reference import Reference
 
-    asked = policy.algorithm.kl["coefficient"] > 0
-    return Reference(policy.model if policy.model.adapters else causal_model(config)) if asked else None
+    own = policy.model if policy.model.adapters else None
+    return Reference(own or causal_model(config)) if policy.algorithm.needs_reference else None
 
 
 def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":

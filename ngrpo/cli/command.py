@@ -23,7 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 import ngrpo
 from ngrpo import targets
-from ngrpo.cli import checks, compared, complaints
+from ngrpo.cli import checks, compared, complaints, launchers
 from ngrpo.cli.composition import Job, Schema, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
@@ -120,6 +120,7 @@ def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     register_sweepers()
     search_path = [token for token in words if token.startswith("hydra.searchpath=")]
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
+        launchers.files_prevail(CONF / "hydra" / "launcher")
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
 
 
@@ -212,7 +213,7 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     except (*COMPOSING, LookupError, AssertionError) as error:
         return [*found, complaints.of_composition(error, usable)], []
     seen = checks.Composed(config, job.reference, given)
-    found += [*checks.problems(seen), *_callables(config)]
+    found += [*checks.problems(seen), *_callables(config), *launchers.problems(config, several)]
     found = found or _directory(config, several)
     notes = [] if found else checks.notes(seen)
     return _as_typed(found, job), _as_typed(notes, job)

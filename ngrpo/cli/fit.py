@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.cli.rules import printable
 from ngrpo.launched import launched
 from ngrpo.models import files
@@ -90,7 +91,8 @@ def loggers(seen: "Composed") -> Iterator[str]:
 def parallel(seen: "Composed") -> Iterator[str]:
     """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
-    if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+    here = gpu and not (seen.plans or elsewhere(seen.config))
+    if here and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
     if seen.values.get("trainer.cpu_offload") is True and not cut:
@@ -147,7 +149,7 @@ def tasks(seen: "Composed") -> Iterator[str]:
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
     prompts: dict[str, tuple[str, ...]] = {}
-    if _plans(seen) or "audit.rows" in seen.values:
+    if seen.plans or "audit.rows" in seen.values:
         return
     for path, node in nodes.items():
         broken = any(key == path or key.startswith(f"{path}.") for key in seen.broken)
@@ -234,10 +236,6 @@ def directory_refusal(path: str) -> str | None:
     except OSError as error:
         return f"cannot be written to ({error.strerror or error})"
     return None
-
-
-def _plans(seen: "Composed") -> bool:
-    return any(key.startswith("plan.") for key in seen.values)
 
 
 def _model_directory(seen: "Composed") -> Path | None:

@@ -28,7 +28,7 @@ def main(config: DictConfig) -> None:
         devices.describe(name, count, work, devices.time(architecture, needed, work, device), config.plan.runs, tokens)
     )
     if needed.peak > device.free:
-        overrides, smaller = devices.fitting(architecture, needed.sizes, device)
+        overrides, smaller = devices.fitting(architecture, needed.sizes, device, count)
         fits = smaller.peak <= device.free
         told = f"a process needs {needed.peak / sizes.GIB:.2f} GiB, one {name} has {device.free / sizes.GIB:.2f} GiB"
         fix = "what makes it fit" if fits else "not even this makes it fit"

@@ -82,6 +82,7 @@ class Recorder:
         """One RL step: its sample rows, figures, seconds by phase, and what exploration did at some decode steps."""
         self.append_row("metrics", {"step": step, **metrics})
         tokens, whole = sum(row["n_tokens"] for row in rows), sum(seconds.values())
+        tokens += int(metrics.get("retry_tokens", 0))  # answers to what was asked again, most of which are no rows
         rates = {"tokens": tokens, "tokens_per_second": tokens / whole, "seconds": whole}
         rates["rollout_tokens_per_second"] = tokens / seconds["rollout"]
         phases = {f"seconds_{name}": value for name, value in seconds.items()}
