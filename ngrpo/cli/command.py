@@ -22,12 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
 from ngrpo.cli import checks, compared, complaints
-from ngrpo.cli.composition import Job, Schema, is_choice, listed, read_one, values_of
+from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.cli.matched import CONF
 from ngrpo.cli.rules import as_override, printable
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 VERSION_BASE = "1.3"
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
              RecursionError)  # fmt: skip
@@ -107,8 +107,8 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 @contextmanager
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
-    register_resolvers()
     search_path = [token for token in words if token.startswith("hydra.searchpath=")]
+    register_resolvers(search_path)
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
 
@@ -255,7 +255,7 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
 def _in_full(token: str, full: dict[str, str]) -> str:
     """An argument whose key was typed short, with the key that Hydra knows."""
     key = token.partition("=")[0].lstrip("+~")
-    return token.replace(key, full[key], 1) if key in full else token
+    return in_full(token, key, full[key]) if key in full else token
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:

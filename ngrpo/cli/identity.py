@@ -1,6 +1,7 @@
 """Which run a composed configuration is: the name of its directory, and what this process has been asked for."""
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,14 +11,18 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
+from ngrpo.cli import matched
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import config_hash, run_directory
 
 
-def register_resolvers() -> None:
-    """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf."""
+def register_resolvers(search_path: Iterable[str] = ()) -> None:
+    """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf, and
+    `${matched_strategy:}`, whose files may also lie where overrides of `hydra.searchpath` point to."""
+    matched.search(search_path)
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
+    OmegaConf.register_new_resolver("matched_strategy", matched.strategy, replace=True)
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:

@@ -25,9 +25,11 @@ class Exploration(nn.Module, ABC):
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
+    matched: name and strategy whose mean entropy `temperature` is set by before anything is drawn (training.matching).
     """
 
     deviates: ClassVar[str] = ""
+    matched: "tuple[str, Exploration] | None" = None
 
     vocabulary: Vocabulary
     thinking: Thinking

@@ -11,6 +11,7 @@ from ngrpo.rollout.sampling import Sampler
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupts
 from ngrpo.rundir.recorder import Progress, Recorder
 from ngrpo.tasks.base import Task
+from ngrpo.training.matching import Matching
 from ngrpo.training.policy import Policy
 from ngrpo.training.reference import Reference
 
@@ -18,7 +19,7 @@ from ngrpo.training.reference import Reference
 @dataclass(frozen=True)
 class Parts:
     """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row; so many
-    checkpoints are kept (`keep`)."""
+    checkpoints are kept (`keep`). There is a `matching` where the strategy's temperature is found before the run."""
 
     policy: Policy
     reference: Reference | None
@@ -31,4 +32,5 @@ class Parts:
     interrupts: Interrupts = INTERRUPTS
     recorder: Recorder | None = None
     reporter: PruningReporter | None = None
+    matching: Matching | None = None
     keep: int = 2
