@@ -23,7 +23,7 @@ UNTRAINED = "untrained"  # the arm of the model before its first RL step
 # Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
           "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
-OF_STRATEGY = ("exploration", "roles", "trainable")
+OF_STRATEGY = ("exploration", "roles", "trainable", "matched")
 # Beside the seed: when something is done, where and on what; which model it is says data:model.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
@@ -195,7 +195,12 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
-    run |= {"wall_seconds": record.content.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
+    run |= {
+        "control": record.content.get("control"),
+        "wall_seconds": record.content.get("wall_seconds"),
+        "step": max(files),
+        "files": files[max(files)],
+    }
     if labels["algorithm"] == "none" and max(files) == 0:
         return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
     needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
@@ -248,6 +253,7 @@ def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for run in runs:
         if run["arm"] is None:
             name = f"{run['exploration']} + {run['algorithm']}" if several else run["exploration"]
+            name += f" on {run['control'].replace('_', ' ')}" if run["control"] else ""
             rest = {key: value for key, value in run["config"].items() if key not in NOT_COMPARED}
             groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     for name, variants in groups.items():

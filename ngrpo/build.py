@@ -150,7 +150,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         progress=Progress(config.steps, quiet=run is None),
         recorder=Recorder(run, (logger,) if logger else ()) if run else None,
         reporter=PruningReporter(trial) if trial else None,
-        matching=_matching(config, sampler, model, config.trainer.micro_batch_rows),
+        matching=_matching(config, run, sampler, model, config.trainer.micro_batch_rows),
         keep=config.checkpoints.keep,
     )
 
@@ -173,7 +173,8 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     learned = Path(str(config.run), "hf", STRATEGY_FILE)
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
-    _settle(run, _matching(config, sampler, model), model)
+    if matching := _matching(config, run, sampler, model):
+        matching.settle(model)
     batching = {key: config[key] for key in BATCHING}
     return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_ungraded_share), model, step
 
@@ -196,7 +197,8 @@ def diagnosis(
     }
     note(config, run, next(iter(samplers.values())), {asked.name: asked})
     for sampler in samplers.values():
-        _settle(run, _matching(config, sampler, model), model)
+        if matching := _matching(config, run, sampler, model):
+            matching.settle(model)
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
@@ -310,7 +312,9 @@ def _sampler(
     return Sampler(engine, strategy, prompts, limit)
 
 
-def _matching(config: DictConfig, sampler: "Sampler", model: "CausalModel", micro_rows: int = 32) -> "Matching | None":
+def _matching(
+    config: DictConfig, run: RunDirectory | None, sampler: "Sampler", model: "CausalModel", micro_rows: int = 32
+) -> "Matching | None":
     """What sets the temperature of the sampler's strategy, where it is matched to another one."""
     from ngrpo.training.matching import Matching
 
@@ -320,7 +324,7 @@ def _matching(config: DictConfig, sampler: "Sampler", model: "CausalModel", micr
     asked = sampler.prompts.read(_held_out(config, sampler.strategy.problems))
     its = _sampler(sampler.engine, other, model, sampler.prompts, asked, sampler.max_new_tokens)
     rows = config.get("evaluation", config).rows_per_batch
-    return Matching(sampler, its, name, asked, config.seed, rows, micro_rows)
+    return Matching(sampler, its, name, asked, config.seed, rows, micro_rows, run)
 
 
 def _held_out(config: DictConfig, most: int) -> Task:
@@ -332,11 +336,6 @@ def _held_out(config: DictConfig, most: int) -> Task:
             return task({**node, "split": "val", "size": min(most, node["size"])})
     whole = task(node)
     return Subset(whole, whole.problems[:most])
-
-
-def _settle(run: RunDirectory, matching: "Matching | None", model: "CausalModel") -> None:
-    if matching:
-        run.update(matched=matching.settle(model, run.record.get("matched")))
 
 
 def _rewarded(config: DictConfig) -> Task:

@@ -59,11 +59,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
         checkpoints.set_rng_state(state["rng"])
     waiting = join.unpacked(state["waiting"], ranks, fabric.device) if state else None  # groups for the next step
     if parts.matching:
-        known = ranks.gather(recorder.run.record.get("matched") if recorder else None)[0]
-        found = ranks.gather(parts.matching.settle(policy.model, known))[0]  # ranks may differ in last digits
-        parts.matching.settle(policy.model, found)
-        if recorder and not known:
-            recorder.run.update(matched=found)
+        parts.matching.settle(policy.model, ranks)
     parts.progress.start(done)
 
     def save(step: int, rng: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
 from ngrpo.cli import checks, compared, complaints
-from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
+from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, same_key, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.cli.matched import CONF
@@ -77,7 +77,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         if not argv and "run" in schema.reference():
             examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
         as_sweep, unfit = compared.as_sweep(schema, overrides)
-        jobs = _jobs(schema, as_sweep)
+        jobs = _jobs(schema, [*as_sweep, *(_presets(schema, overrides) if several else ())])
         examined.problems += unfit
         _examine_jobs(examined, jobs, several)
         if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
@@ -133,6 +133,18 @@ def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list
         else:
             read.append(override)
     return read, problems
+
+
+def _presets(schema: Schema, overrides: list[Override]) -> list[Override]:
+    """The listed values that an experiment has for its sweep, of the keys that are not typed: knobs may be theirs alone."""
+    try:
+        params = (
+            OmegaConf.select(Job(schema, [listed(o)[0] for o in overrides]).reference, "hydra.sweeper.params") or {}
+        )
+    except COMPOSING:  # told of the jobs
+        return []
+    typed = [o.key_or_group for o in overrides]
+    return [read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in typed)]
 
 
 def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:

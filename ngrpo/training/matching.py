@@ -10,8 +10,10 @@ from scipy.optimize import brentq
 
 from ngrpo.evaluation.benchmarks import batch_plan
 from ngrpo.models.causal import CausalModel
+from ngrpo.ranks import ALONE, Ranks
 from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.sampling import Sampler, padded
+from ngrpo.rundir.directory import RunDirectory
 from ngrpo.tasks.base import Problem, Task
 from ngrpo.training.replay import replay_in_micro_batches
 
@@ -29,6 +31,7 @@ class Matching:
     """Sets the temperature of `sampler`'s strategy by that of `other`, which is called `name`.
 
     Both answer the same problems of `task` with the same random numbers; rows: of one batch, micro_rows: of one replay.
+    run: where what is found is kept and found again; None where nobody keeps it, as on all ranks but the first.
     """
 
     sampler: Sampler
@@ -38,15 +41,19 @@ class Matching:
     seed: int
     rows: int
     micro_rows: int
+    run: RunDirectory | None = None
 
-    def settle(self, model: CausalModel, known: Mapping[str, Any] | None) -> Mapping[str, Any]:
-        """Sets the temperature to what is known from the beginning of the run, or else to what is found with `model`.
+    def settle(self, model: CausalModel, ranks: Ranks = ALONE) -> Mapping[str, Any]:
+        """Sets the temperature to what the run began with, or else to what is found with `model`.
 
         Returns temperature, entropy and that of the strategy (nats per token), and what they were found on: `answers` to
         problems of `task`. Raises Unmatched.
         """
-        found = known or self._found(model)
+        known = ranks.gather(self.run.record.get("matched") if self.run else None)[0]
+        found = known or ranks.gather(self._found(model))[0]  # which may differ in last digits from rank to rank
         self.sampler.strategy.temperature = found["temperature"]
+        if self.run and not known:
+            self.run.update(matched=found)
         return found
 
     def _found(self, model: CausalModel) -> Mapping[str, Any]:

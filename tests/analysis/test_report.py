@@ -15,7 +15,7 @@ from study import make_run
 from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
-from analysis.fairness import controls, setting
+from analysis.fairness import as_uncertain, controls, setting
 from analysis.load import LoadError, load
 from analysis.verdict import verdict
 from ngrpo.evaluation.passk import boot_best_at_k, pass_at_k
@@ -108,12 +108,39 @@ def test_a_control_is_found_whatever_parts_the_settings_belong_to(dotted):
     assert setting(arms["near"], "rate") == 0.1 and setting(arms["near"], "nothing", 7) == 7
 
 
+@pytest.mark.parametrize("dotted", [False, True])
+def test_a_strategy_s_entropy_control_is_the_one_that_was_matched_to_those_very_settings(dotted):
+    def mixing(rate):
+        return {"_target_": "mix", "gate.rate": rate} if dotted else {"_target_": "mix", "gate": {"rate": rate}}
+
+    def control(rate):
+        its = (
+            {f"strategy.{key}": value for key, value in mixing(rate).items()} if dotted else {"strategy": mixing(rate)}
+        )
+        return {"_target_": "control", "match": "mix", **its}
+
+    arms = {"often": mixing(0.5), "rarely": mixing(0.1), "heat": control(0.1), "other": control(0.2)}
+    assert as_uncertain(arms) == {"rarely": "heat"}
+
+
+def test_a_strategy_has_to_beat_plain_sampling_that_is_as_uncertain(tmp_path):
+    node = {"_target_": "ngrpo.exploration.mixing.Mixing", "gate": {"rate": 0}}
+    arms(tmp_path, {"token_sampling": 0.3})
+    arms(tmp_path, {"gaussian_noise": 0.7}, exploration=node)
+    arms(tmp_path, {"entropy_temperature": 0.7}, exploration={"_target_": "heat", "match": "noise", "strategy": node})
+    comparison = compare(load([tmp_path]), "token_sampling")
+    assert comparison.fairness.controls == {"gaussian_noise": ["entropy_temperature"]}
+    tests = comparison.tests[comparison.tests["family"] == "control"]
+    assert set(zip(tests["arm"], tests["against"], strict=True)) == {("gaussian_noise", "entropy_temperature")}
+    assert verdict(comparison)[0] == "Better than token_sampling: entropy_temperature."
+
+
 def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):
     arms(tmp_path, {"token_sampling": 0.3, "neighbor_mix": 0.7})
     mixing = {"_target_": "ngrpo.exploration.neighbor_mix.NeighborMix", "temperature": 1, "rate": 0.1, "k": 1}
     arms(tmp_path, {"rate_matched_greedy": 0.7}, exploration=mixing)
     comparison = compare(load([tmp_path]), "token_sampling")
-    assert comparison.fairness.controls == {"neighbor_mix": "rate_matched_greedy"}
+    assert comparison.fairness.controls == {"neighbor_mix": ["rate_matched_greedy"]}
     assert verdict(comparison)[0] == "Better than token_sampling: rate_matched_greedy."
 
 

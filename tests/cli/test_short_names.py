@@ -3,7 +3,8 @@
 import pytest
 from places import REPOSITORY
 
-from ngrpo.cli.command import examine
+from ngrpo.build import plain
+from ngrpo.cli.command import each_strategy, examine
 from ngrpo.cli.composition import full_key
 
 KNOWN = ["a.b.name", "a.c.name", "a.b.other", "a.b.d.deep", "a.own", "a.b.own", "x.name", "name"]
@@ -84,3 +85,28 @@ def test_in_a_multirun_and_a_comparison_each_strategy_has_its_own_full_keys():
 def test_the_names_are_those_of_the_files():
     """Another part that takes the same name would leave a short one without a meaning."""
     assert set(NAMES) <= {path.stem for path in (REPOSITORY / "conf" / "exploration").glob("*.yaml")}
+
+
+def test_what_is_typed_for_a_matched_strategy_reaches_it_and_keeps_its_rules():
+    control = ["exploration=entropy_temperature", "exploration.match=random_neighbor_mix"]
+    examined = examine("config", [*control, "mix_rate=0.2", "exploration.seed=3", "temperature=0.7"])
+    added = ["+matched.mix_rate=0.2", "+matched.exploration.recipe.seed=3", "temperature=0.7"]
+    assert examined.problems == [] and examined.argv == [*control, *added]
+    (line,) = examine("config", [*control, "mix_rate=2"]).problems
+    assert line.startswith("mix_rate=2: must be a number from 0 to 1")
+    (line,) = examine("config", [*control, "exploration.scale=1"]).problems
+    assert "entropy_temperature has no exploration.scale" in line
+    for name in ("entropy_temperature", "neighbour_mix"):
+        (line,) = examine("config", [control[0], f"exploration.match={name}"]).problems
+        assert line.startswith(f"exploration.match={name}: is a strategy of its own") and "; exploration.match=" in line
+
+
+def test_a_control_is_refused_where_its_strategy_is():
+    (line,) = examine("config", ["exploration=entropy_temperature", "exploration.match=stht", "top_p=0.9"]).problems
+    assert line == "top_p=0.9: must be 1, because a Gaussian density has no nucleus; top_p=1"
+
+
+def test_the_node_of_a_matched_strategy_is_the_one_that_would_be_chosen():
+    config = each_strategy(["exploration=neighbor_mix", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]["neighbor_mix"]
+    control = each_strategy(["exploration=entropy_temperature", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]
+    assert plain(control["entropy_temperature"].exploration)["strategy"] == plain(config.exploration)
