@@ -14,21 +14,22 @@ if __name__ == "__main__":  # first of all: a signal may come during the imports
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli
+from ngrpo import cli
 
 
 def main(config: DictConfig) -> None:
     """Compose, count, print; raises DoesNotFit."""
+    from ngrpo import plans
     from ngrpo.models import devices, sizes
 
-    needed, name, count = build.needs(config), config.plan.device, config.trainer.devices
+    needed, name, count = plans.needs(config), config.plan.device, config.trainer.devices
     if name is None:
         print(sizes.describe(needed, sizes.available()))
         sizes.check(needed, sizes.available())
         return
     device, architecture = devices.DEVICES[name], sizes.architecture(config.model.path)
     print(sizes.describe(needed, [(f"{count} x {name}", device.free)]))
-    work = build.work(config)
+    work = plans.work(config)
     tokens = work.answer_tokens * needed.sizes.rows * count
     print(
         devices.describe(name, count, work, devices.time(architecture, needed, work, device), config.plan.runs, tokens)

@@ -23,9 +23,9 @@ def main(config: DictConfig) -> dict[str, Any] | None:
     from ngrpo.rundir.schema import read_results
 
     request = cli.training_request(config)
-    devices = {name: config.trainer[name] for name in ("accelerator", "devices", "strategy")}
+    devices = {name: config.trainer[name] for name in ("accelerator", "devices", "strategy", "cpu_offload")}
     if request.follows:
-        return loop.run(build.training(request, None), **devices)
+        return None if request.is_over else loop.run(build.training(request, None), **devices)
     with request.open() as run:
         if run.status == "finished":
             print(f"already finished at RL step {config.steps}; fresh=true starts anew")

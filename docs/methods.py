@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from hydra import compose, initialize_config_dir
 
-from ngrpo import build, targets
+from ngrpo import plans, targets
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.cli.matched import CONF
 from ngrpo.cli.rules import allowed, rule_of
@@ -154,7 +154,7 @@ def cost(group: str, name: str) -> str:
         return "none: it replaces numbers"
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("plan", [f"algorithm={name}"])
-    work, more = build.work(config), config.algorithm.max_resamples
+    work, more = plans.work(config), config.algorithm.max_resamples
     passes = f"{work.learning_passes} learning and {work.scoring_passes} scoring pass{'es' * (work.scoring_passes != 1)} a step"
     return passes + (f", up to {more} more draws of prompts" if more else "")
 

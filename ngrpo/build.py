@@ -31,9 +31,7 @@ if TYPE_CHECKING:
     from ngrpo.evaluation.diagnosis import Draw
     from ngrpo.exploration.base import Exploration
     from ngrpo.models.causal import CausalModel
-    from ngrpo.models.devices import Work
     from ngrpo.models.prompting import Prompts
-    from ngrpo.models.sizes import Plan
     from ngrpo.rollout.engines.base import Engine
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.matching import Matching
@@ -202,48 +200,6 @@ def diagnosis(
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
-
-
-def needs(config: DictConfig) -> "Plan":
-    """What one process of a run will need, told from shapes alone."""
-    from ngrpo.models import sizes
-
-    share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
-    return sizes.needs(
-        sizes.architecture(config.model.path),
-        sizes.Sizes(
-            rows=share * config.group_size,
-            prompts=share,
-            prompt_tokens=config.plan.prompt_tokens,
-            new_tokens=config.max_new_tokens,
-            micro_rows=config.trainer.micro_batch_rows,
-            dtype=config.model.dtype,
-            precision=config.trainer.precision,
-            lora=config.model.lora,
-            copies=int(config.algorithm.kl.coefficient > 0 and not lora),
-            critics=int(bool(config.algorithm.critic)),
-            recompute=config.trainer.gradient_checkpointing,
-            k=next((part["k"] for _, part in targets.nodes(plain(config.exploration)) if "k" in part), 0),
-            update_rows=share // config.algorithm.mini_batches * config.group_size,
-            device="cuda" if config.plan.device or config.trainer.accelerator == "gpu" else "cpu",
-            engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
-            engine_dtype=config.engine.get("dtype", "float32"),
-        ),
-    )
-
-
-def work(config: DictConfig) -> "Work":
-    """What a run repeats, for how long it will take."""
-    from ngrpo.models.devices import Work
-
-    algorithm: Algorithm = instantiate(config.algorithm)
-    return Work(
-        steps=config.steps,
-        answer_tokens=config.plan.answer_tokens or config.max_new_tokens,
-        slots=config.engine.get("rows"),
-        learning_passes=algorithm.inner_epochs * (1 + bool(algorithm.critic)),
-        scoring_passes=int(algorithm.needs_old_log_probs) + int(algorithm.kl["coefficient"] > 0),
-    )
 
 
 def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalModel":

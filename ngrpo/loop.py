@@ -10,21 +10,26 @@ from lightning.fabric import Fabric
 from ngrpo.algorithm.correction import large_gap, settled
 from ngrpo.evaluation.benchmarks import solved
 from ngrpo.evaluation.mechanism import explored_steps
+from ngrpo.launched import launched
 from ngrpo.ranks import Ranks
 from ngrpo.rollout import join, sampling
 from ngrpo.rundir import checkpoints
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.recorder import Clock
 from ngrpo.rundir.schema import eval_samples
+from ngrpo.training import sharding
 from ngrpo.training.collect import Collected, collect
 from ngrpo.training.parts import Parts
 from ngrpo.training.policy import Batch
 from ngrpo.training.watch import Watch
 
 
-def run(parts: Parts, *, accelerator: str, devices: int, strategy: str) -> None:
-    """Trains on so many devices, each with a process of its own."""
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy=strategy)
+def run(parts: Parts, *, accelerator: str, devices: int, strategy: str, cpu_offload: bool = False) -> None:
+    """Trains on so many devices, each with a process of its own; cpu_offload: of parts that stay in the CPU's memory."""
+    told = launched()
+    nodes = told.nodes if told else 1
+    how = sharding.strategy(devices, accelerator == "gpu", cpu_offload) if strategy == "fsdp" else strategy
+    fabric = Fabric(accelerator=accelerator, devices=devices // nodes, num_nodes=nodes, strategy=how)
     try:
         with INTERRUPTS.polled():
             fabric.launch(lambda fabric: watched(fabric, parts))
@@ -46,27 +51,32 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
     """From the newest checkpoint to the last RL step. Raises Interrupted where it was asked to stop, Pruned, NotFinite."""
     policy, recorder, config = parts.policy, parts.recorder, parts.policy.config
     saved = parts.directory / "checkpoints"
-    optimizer, schedule = policy.optimizer()
-    learner, stepper = fabric.setup(policy, optimizer)  # what sums gradients over ranks, and what takes their step
-    fabric.to_device(parts.reference)
+    learner = fabric.setup_module(policy)  # what sums gradients over ranks
+    optimizer, schedule = policy.optimizer()  # of what is a parameter now
+    stepper = fabric.setup_optimizers(optimizer)
+    if parts.reference is not None and parts.reference.model is not policy.model:
+        sharding.place(fabric, parts.reference)
     done, state = checkpoints.newest(saved) or (0, None)
     if recorder:
         recorder.restore(state.get("recorder") if state else {}, done)
     if state:
-        policy.restore(state)
-        optimizer.load_state_dict(state["optimizer"])
+        sharding.restore(state, policy, optimizer)
         schedule.load_state_dict(state["schedule"])
         checkpoints.set_rng_state(state["rng"])
     waiting = join.unpacked(state["waiting"], ranks, fabric.device) if state else None  # groups for the next step
     if parts.matching:
-        parts.matching.settle(policy.model, ranks)
+        with watch.limited(), policy.model.gathered():
+            parts.matching.settle(policy.model, ranks)
     parts.progress.start(done)
 
     def save(step: int, rng: Mapping[str, Any]) -> None:
         state = {"waiting": ranks.gather(waiting and join.packed(waiting)), "rng": rng, **policy.state()}
         state |= {"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}
+        state, write = sharding.split(state, policy, ranks)
         if recorder:
-            checkpoints.save(saved, step, state | {"recorder": recorder.kept(step)}, parts.keep)
+            checkpoints.save(saved, step, state | {"recorder": recorder.kept(step)}, parts.keep, write)
+        elif write:
+            write(checkpoints.unfinished(saved, step))
 
     for step in range(done, config.steps + 1):
         last, due = step == config.steps, step % config.checkpoint_every == 0
@@ -75,7 +85,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with watch.limited():
-                with clock("rollout"):
+                with clock("rollout"), policy.model.gathered():
                     draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
                     drawn = parts.interrupts.unless_stopped(draw)
                     parts.sampler.engine.sleep()
@@ -92,39 +102,42 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                     figures |= batch.figures()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
-            with clock("measure"), policy.model.gathered():
-                measured = sampling.rollout_measures(drawn.answers, policy.strategy, policy.model.table.detach())
-            figures = {**measured, **drawn.figures, **figures, **drift}
-            record(parts, step, drawn, figures, ranks, clock, last or due)
+            with policy.model.gathered():
+                with clock("measure"):
+                    measured = sampling.rollout_measures(drawn.answers, policy.strategy, policy.model.table.detach())
+                figures = {**measured, **drawn.figures, **figures, **drift}
+                record(parts, step, drawn, figures, ranks, clock, last or due)
 
         between = config.evaluate_before if step == 0 else config.eval_every > 0 and step % config.eval_every == 0
         stopped = max(ranks.gather(parts.interrupts.number))  # a signal that any rank has seen: all stop at one step
         if step > done and (last or due or between or stopped):
             save(step, checkpoints.rng_state())
         if (last or between) and not stopped:
-            with watch.limited():
+            with watch.limited(), policy.model.gathered():  # ranks draw other batches, and not always as many
                 evaluate(parts, step, ranks)
         if stopped := max(ranks.gather(parts.interrupts.number)):
             raise Interrupted(stopped, step)
-    if recorder:
-        recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
+    with policy.model.gathered():
+        if recorder:
+            recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
 
 
 def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch:
     """What is computed once, before the first update: log-probabilities, values, advantages, and which tokens count."""
     policy, rollouts, rows = parts.policy, drawn.answers.rollouts, parts.policy.config.micro_batch_rows
     reference = old = values = None
-    if parts.reference is not None:
-        with clock("reference"):
-            reference = parts.reference.log_probs(policy.strategy, rollouts, rows)
-    if policy.algorithm.needs_old_log_probs:
-        with clock("old_log_probs"):
-            old = policy.replayed(rollouts)
-    if policy.critic is not None:
-        with clock("values"):
-            values = policy.critic.values(policy.strategy, rollouts, rows)
-    groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
-    return policy.batch(drawn, groups, old, reference, values, ranks)
+    with policy.model.gathered():
+        if parts.reference is not None:
+            with clock("reference"), parts.reference.model.gathered():
+                reference = parts.reference.log_probs(policy.strategy, rollouts, rows)
+        if policy.algorithm.needs_old_log_probs:
+            with clock("old_log_probs"):
+                old = policy.replayed(rollouts)
+        if policy.critic is not None:
+            with clock("values"):
+                values = policy.critic.values(policy.strategy, rollouts, rows)
+        groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
+        return policy.batch(drawn, groups, old, reference, values, ranks)
 
 
 def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: Any, ranks: Ranks) -> dict[str, float]:
@@ -133,10 +146,10 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
     for mini_batch in policy.mini_batches(batch):
         counts, sums = mini_batch.counts(parts.sampler.max_new_tokens, policy.config.micro_batch_rows, ranks), {}
         stepper.zero_grad()
-        for micro_batch, closes in mini_batch.micro_batches(policy.config.micro_batch_rows):
-            with fabric.no_backward_sync(learner, enabled=not closes):
+        for micro_batch, summing in sharding.passes(fabric, learner, policy, mini_batch, ranks):
+            with summing:
                 loss, seen = learner(micro_batch, counts)  # a sum of weighted tokens, so micro-batches just add up
-                fabric.backward(loss * ranks.world)  # DDP averages over ranks, and the counts are global already
+                fabric.backward(loss * ranks.world)  # ranks' gradients are averaged, and the counts are global already
             sums = {name: sums.get(name, 0.0) + value for name, value in seen.items()}
         figures = settled(ranks.sums(sums, fabric.device)) | {"grad_norm": 0.0, "moved_weights": 0.0}
         if counts.tokens:  # else no rank has a token that counts: no step is taken, and the loss is 0

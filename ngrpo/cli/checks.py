@@ -21,6 +21,7 @@ from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, obeys
 from ngrpo.targets import SettingsError
 
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
+ASKS = re.compile(r"\$\{\w+:")
 REFUSED = "is refused here, because"  # a strategy that is fine by itself and has no meaning beside another choice
 BUILT = ("exploration", "algorithm", "engine", "task")  # nodes that become objects
 OF_STRATEGIES = ("roles", "trainable")  # keys that the file of a strategy sets, and nobody else
@@ -72,8 +73,9 @@ class Composed:
         return words
 
     def shown(self, key: str) -> str:
-        """`key=value`, as typed where it was typed."""
-        value = self.given[key] if key in self.given else as_override(self.raw.get(key))
+        """`key=value`, as typed where it was typed; what a file leaves to the machine or a launcher as it came out."""
+        usual = (self.values if ASKS.match(str(self.raw.get(key))) else self.raw).get(key)
+        value = self.given[key] if key in self.given else as_override(usual)
         return f"{key}={printable(value)}"
 
     def sound(self, *keys: str) -> bool:

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 
 from ngrpo import build, targets
 from ngrpo.cli.rules import printable
+from ngrpo.launched import launched
 from ngrpo.models import files
 from ngrpo.rundir.schema import leaves
 
@@ -89,10 +90,16 @@ def parallel(seen: "Composed") -> Iterator[str]:
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
     if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
+    cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
+    if seen.values.get("trainer.cpu_offload") is True and not cut:
+        rule = "only what trainer=fsdp keeps in parts on GPUs can stay in the CPU's memory"
+        yield f"{seen.shown('trainer.cpu_offload')}: {rule}; trainer.cpu_offload=false"
     if not seen.sound("trainer.devices", "prompts_per_step"):
         return
-    devices, prompts = seen.values["trainer.devices"], seen.values["prompts_per_step"]
-    if prompts % devices:
+    devices, prompts, told = seen.values["trainer.devices"], seen.values["prompts_per_step"], launched()
+    if told and devices != told.world:
+        yield f"{seen.shown('trainer.devices')}: must be the {told.world} that were launched; leave it out"
+    elif prompts % devices:
         rule = f"must divide {seen.shown('prompts_per_step')}, because whole groups stay on one device"
         yield f"{seen.shown('trainer.devices')}: {rule}; prompts_per_step={devices * math.ceil(prompts / devices)}"
     elif seen.sound("algorithm.mini_batches") and seen.values["algorithm.mini_batches"] > (most := prompts // devices):

@@ -1,7 +1,7 @@
 """Which run a composed configuration is: the name of its directory, and what this process has been asked for."""
 
-import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,17 +12,24 @@ from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
 from ngrpo.cli import matched
+from ngrpo.cli.fit import gpu_refusal
+from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.provenance import threads
-from ngrpo.rundir.schema import config_hash, run_directory
+from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_directory
 
 
 def register_resolvers(search_path: Iterable[str] = ()) -> None:
-    """Makes `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir` known to OmegaConf, and
+    """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
+    processes that a launcher has started or else n, `${gpu:<a>,<b>}`, a where this machine has a GPU and else b, and
     `${matched_strategy:}`, whose files may also lie where overrides of `hydra.searchpath` point to."""
     matched.search(search_path)
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
     OmegaConf.register_new_resolver("matched_strategy", matched.strategy, replace=True)
+    OmegaConf.register_new_resolver(
+        "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
+    )
+    OmegaConf.register_new_resolver("gpu", lambda a, b: b if gpu_refusal(1) else a, replace=True)
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:
@@ -55,7 +62,14 @@ class Request:
     @property
     def follows(self) -> bool:
         """Whether another process of the same run keeps the directory."""
-        return bool(int(os.environ.get("LOCAL_RANK", 0)) or int(os.environ.get("NODE_RANK", 0)))
+        return follows()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run is there and finished, which a process that follows asks: nobody will wait for it then."""
+        with suppress(Unreadable, Changed, OSError):
+            return not self.config.fresh and read_run(self.directory, trust_changed=True).status == "finished"
+        return False
 
     @cached_property
     def versions(self) -> dict[str, str]:

@@ -26,10 +26,12 @@ class Exploration(nn.Module, ABC):
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
     matched: name and strategy whose mean entropy `temperature` is set by before anything is drawn (training.matching).
+    records_vectors: each step's record has a vector (`offset`), which plans count.
     """
 
     deviates: ClassVar[str] = ""
     matched: "tuple[str, Exploration] | None" = None
+    records_vectors: ClassVar[bool] = False
 
     vocabulary: Vocabulary
     thinking: Thinking

@@ -25,6 +25,8 @@ class HybridReasoning(TokenSampling):
     they are, and so is all that follows. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
     """
 
+    records_vectors = True
+
     def __init__(
         self,
         seed: int,

@@ -26,6 +26,7 @@ class SoftTokens(Exploration):
     `temperature`. Inserted text carries no loss.
     """
 
+    records_vectors = True
     rms: Tensor
     stops: Tensor
     inserted: Tensor

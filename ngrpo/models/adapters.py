@@ -10,7 +10,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
@@ -45,21 +44,16 @@ class Adapters:
         """Within it the model computes as it was loaded."""
         return self.peft.disable_adapter()
 
-    @torch.no_grad()
-    def merged(self) -> dict[str, Tensor]:
-        """Weights of a model of the same architecture without adapters, by its own names; nothing here changes."""
-        model = self.peft.get_base_model()
-        weights = {name.replace(".base_layer.", "."): value for name, value in model.state_dict().items()}
-        weights = {name: value for name, value in weights.items() if ".lora_" not in name}
-        for name, layer in model.named_modules():
-            if isinstance(layer, LoraLayer):
-                delta: Any = layer.get_delta_weight("default")  # pyright: ignore[reportAttributeAccessIssue]
-                weights[f"{name}.weight"] = weights[f"{name}.weight"] + delta
-        return weights
+    def merged(self, name: str, value: Tensor) -> Tensor:
+        """The weight of that name with what its adapter adds to it; any other as it is. Nothing here changes."""
+        place, layered, _ = name.rpartition(".base_layer.weight")
+        return value + self.peft.get_base_model().get_submodule(place).get_delta_weight("default") if layered else value  # pyright: ignore
 
     def write(self, directory: Path) -> None:
         """adapter_model.safetensors and adapter_config.json, as peft loads them over the model trained from."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # peft looks for the base model's vocabulary on the hub
-            self.peft.save_pretrained(str(directory), save_embedding_layers=False)
+            # Named one by one: state_dict() would take apart what ranks have put together.
+            weights = dict(self.peft.named_parameters())
+            self.peft.save_pretrained(str(directory), save_embedding_layers=False, state_dict=weights)
         (directory / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in

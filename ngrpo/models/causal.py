@@ -5,12 +5,13 @@ gradient is one buffer that all chunks add to, where autograd alone would make o
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
@@ -50,26 +51,26 @@ class CausalModel(nn.Module):
         """
         super().__init__()
         self.model, self.precision = model, precision
-        self._recomputed: list[nn.Module] = []
+        # Within it weights are whole, wherever their parts are kept; on one device they always are. Whoever cuts the model
+        # says how.
+        self.gathered: Callable[[], AbstractContextManager[None]] = nullcontext
+        # Decoder layers: what is computed again in the backward pass, and cut over ranks, in one piece.
+        self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+        self._recomputes = recompute
         config = model.config.get_text_config()
         self.softcap: float | None = getattr(config, "final_logit_softcapping", None)
         self.divisor: float = getattr(config, "logits_scaling", 1.0)
         if not compared:
             self._compare()
+        self._names = set(model.state_dict())  # as a checkpoint has them: adapters lengthen some
         model.set_attn_implementation(NAME)
         self.adapters = Adapters(model, lora) if lora and lora["r"] else None
         if recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
-            self._recomputed = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
     def autocast(self) -> torch.autocast:
         """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
         return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
-
-    @contextmanager
-    def gathered(self) -> Iterator[None]:
-        """Within it `table` and `head` are whole, wherever their parts are kept; on one device they always are."""
-        yield
 
     @property
     def table(self) -> Tensor:
@@ -94,7 +95,7 @@ class CausalModel(nn.Module):
         A layout tells which of them see each other; None means plain causal attention, and padding on the right.
         """
         # Layers recompute in training mode only, which nothing else may see: there is no dropout in a replay.
-        for layer in self._recomputed:
+        for layer in self.layers if self._recomputes else ():
             layer.training = cache is None and torch.is_grad_enabled()
         return self.model.base_model(
             inputs_embeds=embeddings,
@@ -133,11 +134,26 @@ class CausalModel(nn.Module):
         """Within it the model computes as it was before training, where it has adapters to switch off."""
         return self.adapters.off() if self.adapters else nullcontext()
 
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Names as a checkpoint has them and whole tensors, one after the other, adapters merged; of tied ones the first.
+
+        Outside of `gathered` each is put together in its turn, so all ranks ask for all.
+        """
+        # Not of state_dict(), which would take apart what `gathered` has put together.
+        for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
+            plain = name.replace(".base_layer.", ".")
+            if plain in self._names:
+                value = value.detach() if self.adapters is None else self.adapters.merged(name, value.detach())
+                yield plain, value.full_tensor() if isinstance(value, DTensor) else value
+
     def save(self, directory: Path) -> None:
-        """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them."""
+        """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them.
+
+        Inside of `gathered`, where one rank may do it alone.
+        """
         # Names as they are here: those of a file that held a multimodal model are none of its text model's.
-        merged: dict[str, Any] = {} if self.adapters is None else {"state_dict": self.adapters.merged()}
-        self.model.save_pretrained(directory, save_original_format=False, **merged)
+        self.model.save_pretrained(directory, save_original_format=False, state_dict=dict(self.weights()))
         if self.adapters is not None:
             self.adapters.write(directory / "adapter")
 

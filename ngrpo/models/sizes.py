@@ -1,11 +1,12 @@
 """What a run will need, from sizes alone: no weights are read and nothing is allocated.
 
-One process is counted; under DDP each has a whole copy.
+One process is counted; under DDP each has a whole copy, under FSDP a part.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from ngrpo.models.loading import read_config
 KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
-SAVING = "trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, trainer.precision=bfloat16"
+SAVING = (
+    "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, "
+    "trainer.precision=bfloat16"
+)
 LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
 
 
@@ -36,7 +40,8 @@ class Sizes:
     tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
     `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
-    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one."""
+    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
+    `records_vectors`: the strategy keeps a fed vector of every token."""
 
     rows: int
     prompts: int
@@ -55,6 +60,8 @@ class Sizes:
     device: str = "cpu"
     engine_cache: int = 0
     engine_dtype: str = "float32"
+    ranks: int = 1
+    records_vectors: bool = False
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,9 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     scaled table V D of what is fed, and of its gradient, where the embedding has a scale
     head         a chunk of logits, whatever the length (causal.chunk_tokens)
     step         AdamW's temporaries, two of the largest parameter
+    fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is put together
+    gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. All weights are
+                 whole in the rollout; in the update a layer and the ends, with their gradients
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
     with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
@@ -120,32 +130,47 @@ def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     chunk = min(chunk_tokens(vocabulary, sizes.device), sizes.micro_rows * sizes.new_tokens)
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
+    models, fed = 1 + sizes.copies + sizes.critics, sizes.rows * sizes.new_tokens * config.hidden_size * 4
+    fed, cut = fed * sizes.records_vectors, sizes.ranks > 1
+    part = partial(_part, sizes.ranks)
+    whole_layer = (parameters - _ends(model)) // config.num_hidden_layers
     return Plan(
         parameters=parameters,
         trained=trained,
         sizes=sizes,
         resident={
-            "weights": (whole + (sizes.copies + sizes.critics) * parameters) * size,
-            "optimizer": 2 * learners * size,
+            "weights": part((whole + (sizes.copies + sizes.critics) * parameters) * size),
+            "optimizer": part(2 * learners * size),
             "neighbors": vocabulary * sizes.k * 8,
             "engine": (parameters * BYTES[sizes.engine_dtype] + sizes.engine_cache) * bool(sizes.engine_cache),
         },
         rollout={
-            "gradients": learners * size,
+            "gathered": models * parameters * size * cut,
+            "gradients": part(learners * size),
             "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
+            "fed vectors": 2 * fed,
             "scaled table": table,
         },
         update={
-            "gradients": learners * size * several,
+            "gathered": 2 * ((1 + sizes.critics) * _ends(model) + whole_layer) * size * cut,
+            "gradients": part(learners * size * several),
+            "fed vectors": fed,
             "bfloat16 copies": parameters * 2 * (compute < size),
             "activations": _activations(model, sizes, compute),
             "head": LOGIT_BYTES * vocabulary * chunk,
             "scaled table": 2 * table,
         },
-        step={"gradients": learners * size, "temporaries": 2 * max(counts) * size * (trained == parameters)},
+        step={
+            "gradients": part(learners * size),
+            "temporaries": part(2 * max(counts) * size * (trained == parameters)),
+        },
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
+
+
+def _part(ranks: int, size: int) -> int:
+    return -(-size // ranks)
 
 
 def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:

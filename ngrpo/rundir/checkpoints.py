@@ -7,7 +7,7 @@ import re
 import shutil
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,26 +15,28 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ngrpo.rundir.files import DiskFull, write_atomically, write_json
+from ngrpo.rundir import folders
+from ngrpo.rundir.files import DiskFull, sync_directory, write_atomically, write_json
 
 MANIFEST = "manifest.json"
 # A file of torch is a zip archive, which may end with a comment and the length of it: here the checksum of all before.
 SEAL = (7 + 64).to_bytes(2, "little") + b"sha256:"
 TAIL = len(SEAL) + 64
 CHUNK = 1 << 20  # bytes that are read at once
-CHECKPOINT = re.compile(r"step-(\d{8})(-replaced)?\.pt")
+CHECKPOINT = re.compile(r"step-(\d{8})(-replaced)?(\.pt)?")
 URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 ATOMS = {type(None), bool, int, float, str, bytes, torch.dtype, torch.device, torch.Size}
 TENSORS = {torch.Tensor, torch.nn.Parameter}
 
 Entries = dict[str, dict[str, Any]]
+Write = Callable[[Path], dict[str, Any]]
 
 
 class CheckpointError(RuntimeError):
     """There are checkpoints, and none of them can be used, or a state that could not be loaded again."""
 
 
-def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int = 2) -> Path:
+def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int = 2, write: Write | None = None) -> Path:
     """Writes `state` as `step-<8 digits>.pt` and lists it, with its sha256, in manifest.json.
 
     At every moment of it the newest listed and undamaged file is a whole checkpoint: the file is in place before the
@@ -47,8 +49,10 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
         state: dicts, lists and tuples of tensors, numbers, texts, bytes and None, as `torch.load` accepts them with
             weights_only=True.
         keep: how many checkpoints stay, this one included.
+        write: writes what is not in `state` to a folder and returns sha256 and bytes of its files, by their names. The
+            checkpoint is then that folder, `step-<8 digits>`, with `state` in it, and appears whole.
     Returns:
-        the file.
+        the file or folder.
     Raises:
         CheckpointError: `state` holds something else; the message has its key path.
         ValueError: a URL, a step or a `keep` out of range.
@@ -59,10 +63,10 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
         raise ValueError(f"a checkpoint needs 0 <= step < 10**8 and keep >= 1, got step={step}, keep={keep}")
     _refuse_unloadable(state, "state")
     entries = _tidy(directory)
-    path = directory / f"step-{step:08d}.pt"
+    path = directory / f"step-{step:08d}{'' if write else '.pt'}"
     if path.name in entries:
         _set_aside(path, entries)
-    entry = {"step": step, **_write(path, state)}
+    entry = {"step": step, **(_write_folder(path, state, write) if write else _write(path, state))}
     earlier = {name: other for name, other in entries.items() if other["step"] < step}
     kept = dict(sorted({**earlier, path.name: entry}.items())[-keep:])
     write_json(kept, directory / MANIFEST)
@@ -70,12 +74,17 @@ def save(directory: str | Path, step: int, state: Mapping[str, Any], keep: int =
     return path
 
 
+def unfinished(directory: str | Path, step: int) -> Path:
+    """The folder that `save` gives to `write`, for the other processes that write to it."""
+    return Path(directory) / f".step-{step:08d}.part"
+
+
 def refuse_full(run: Path, size: int, model: int, most: int) -> None:
     """Raises DiskFull where a run has no room for `most` checkpoints of `size` bytes and for hf/ of `model` bytes.
 
     One more than are kept is there while one is written. What is there already is taken into account.
     """
-    there = sum(file.stat().st_size for folder in ("checkpoints", "hf") for file in Path(run, folder).glob("*.*"))
+    there = sum(file.stat().st_size for folder in ("checkpoints", "hf") for file in Path(run, folder).rglob("*.*"))
     needed, free = most * size + model, shutil.disk_usage(run).free + there
     if needed > free:
         what = f"{most} checkpoints of {size / 2**20:,.0f} MiB and a model of {model / 2**20:,.0f} MiB"
@@ -85,7 +94,8 @@ def refuse_full(run: Path, size: int, model: int, most: int) -> None:
 
 
 def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
-    """(step, state) of the newest checkpoint whose checksum holds, tensors on the CPU; None where none was saved.
+    """(step, state) of the newest checkpoint whose checksum holds, tensors on the CPU; None where none was saved. Of one that
+    is a folder the state has its path as `folder`.
 
     A damaged or missing file is passed over for the one before it, with a RuntimeWarning that names it; a damaged or
     missing manifest is made anew from the files, with another.
@@ -187,8 +197,21 @@ def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return written
 
 
+def _write_folder(path: Path, state: Mapping[str, Any], write: Write) -> dict[str, Any]:
+    """Makes the checkpoint by one rename of a folder whose files are on the disk."""
+    part = unfinished(path.parent, int(path.name[5:13]))
+    part.mkdir()
+    files = write(part)
+    folders.seal(part, {folders.STATE: _write(part / folders.STATE, state), **files})
+    part.replace(path)
+    sync_directory(path.parent)
+    return folders.entry(path)
+
+
 def _entry(path: Path) -> dict[str, Any] | None:
-    """What the manifest says of a checkpoint, told by the file alone; None where its own checksum does not hold."""
+    """What the manifest says of a checkpoint, told by itself alone; None where its own checksums do not hold."""
+    if path.is_dir():
+        return folders.entry(path) if folders.is_whole(path) else None
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
         for _ in range(max(0, size - TAIL) // CHUNK):
@@ -204,14 +227,17 @@ def _entry(path: Path) -> dict[str, Any] | None:
 
 
 def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != entry["sha256"] and _entry(path) is None:  # else it is the manifest that is damaged
-        raise CheckpointError(f"its {path.stat().st_size} bytes do not match their checksum")
+    folder = path.is_dir()
+    found = _entry(path) if folder else {"sha256": folders.sha256(path)}
+    # Where a file of its own checksum has another one there, it is the manifest that is damaged.
+    if found is None or (found["sha256"] != entry["sha256"] and (folder or _entry(path) is None)):
+        what = "files" if folder else f"{path.stat().st_size} bytes"
+        raise CheckpointError(f"its {what} do not match their checksum")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path / folders.STATE if folder else path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way, and each of them means: not this one
         raise CheckpointError(f"refused by torch ({str(error).splitlines()[0][:120]})") from error
+    return {**state, "folder": str(path)} if folder else state
 
 
 def _tidy(directory: Path) -> Entries:
@@ -223,7 +249,7 @@ def _tidy(directory: Path) -> Entries:
     entries = {name: entry for name, entry in _read_manifest(directory).items() if (directory / name).exists()}
     _remove_unlisted(directory, entries)
     for part in directory.glob(".*.part"):
-        part.unlink()
+        _remove(part)
     return entries
 
 
@@ -238,11 +264,15 @@ def _set_aside(path: Path, entries: Entries) -> None:
 def _remove_unlisted(directory: Path, entries: Entries) -> None:
     for path in _files(directory):
         if path.name not in entries:
-            path.unlink()
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _files(directory: Path) -> list[Path]:
-    return [path for path in directory.glob("step-*.pt") if CHECKPOINT.fullmatch(path.name)]
+    return [path for path in directory.glob("step-*") if CHECKPOINT.fullmatch(path.name)]
 
 
 def _read_manifest(directory: Path) -> Entries:

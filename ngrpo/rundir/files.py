@@ -68,7 +68,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | byt
             needed = f"{len(write):,}" if isinstance(write, bytes) else f"more than {wrote:,}"
             raise _disk_full(path, error, needed) from error
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_json(content: object, path: str | Path) -> None:
@@ -210,7 +210,8 @@ def _disk_full(path: Path, error: OSError, needed: str) -> DiskFull:
     return DiskFull(f"{path} was not written: {why}; {KEPT}", error.errno or errno.ENOSPC)
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """What a directory lists is on the disk when it returns."""
     # Some network file systems refuse to sync a directory; the file itself is safe by then.
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

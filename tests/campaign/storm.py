@@ -1,7 +1,7 @@
 """A campaign against small runs: killed at random under every method, stopped by signals at named points, left without disk at
 others, every one of their files flipped, cut, emptied and taken away, and two processes that train together signalled.
 
-    python -m tests.campaign.storm kills=200 signals=64 full=23 damage=1000 ranks=90
+    python -m tests.campaign.storm kills=200 signals=64 full=23 damage=1000 ranks=90 sharded=90
 
 Whatever happens, a run must say in one line why it ended, leave its status in run.json, and come out of the same command
 again byte for byte as the run that nothing happened to; where a file was spoilt that cannot be made again, it must name that
@@ -37,7 +37,7 @@ WORDS = [
     "trainer=smoke", "trainer.threads=1", "benchmark=story_math", "steps=4", "max_new_tokens=20", "eval_every=2",
     "evaluation.rows_per_batch=8", "checkpoint_every=2",
 ]  # fmt: skip
-TWO = "trainer.strategy=ddp trainer.devices=2"
+TWO = {kind: f"trainer.strategy={how} trainer.devices=2" for kind, how in {"ranks": "ddp", "sharded": "fsdp"}.items()}
 METHOD = "exploration=neighbor_mix mix_rate=0.3 exploration.refresh_every=2"  # of all but the kills
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 TOLD = {
@@ -45,6 +45,7 @@ TOLD = {
     "signals": "a signal at a named point",
     "full": "no room from a named point on",
     "ranks": "a signal at a random moment to one of two ranks or to both",
+    "sharded": "the same, each with a part of the weights",
     "damage": "a file flipped in its middle, cut in half, emptied or gone",
 }
 TABLE = re.compile(r"(?<=<!-- campaign -->\n).*?(?=<!-- /campaign -->)", re.DOTALL)
@@ -120,7 +121,7 @@ def whole(method: str = METHOD) -> tuple[Path, float]:
     if status(place) != "finished" or not (place / "seconds").exists():
         shutil.rmtree(place, ignore_errors=True)
         began = time.monotonic()
-        ended(together(place), place) if method.endswith(TWO) else run(place, method=method)
+        ended(together(place, method), place) if method.endswith(tuple(TWO.values())) else run(place, method=method)
         (place / "seconds").write_text(str(time.monotonic() - began))
     return place, float((place / "seconds").read_text())
 
@@ -145,20 +146,20 @@ def methods() -> list[str]:
 def outcome(case: Case) -> str | None:
     """Runs a case to its end; what was wrong, None where nothing was."""
     kind, action, name, count = case
-    method = name if kind == "kills" else f"{METHOD} {TWO}" if kind == "ranks" else METHOD
+    method = name if kind == "kills" else f"{METHOD} {TWO[kind]}" if kind in TWO else METHOD
     reference, duration = whole(method)
     place = OUT / "case" / "-".join((kind, re.sub(r"\W+", "_", name), str(count), action))
     shutil.rmtree(place, ignore_errors=True)
     found, told, trusted = None, "", []
     if kind == "kills":
         run(place, None, duration * random.Random(count).uniform(0.05, 1.0), method)
-    elif kind == "ranks":
-        found = signalled(case, place, duration * random.Random(f"{action} {name} {count}").uniform(0.05, 1.0))
+    elif kind in TWO:
+        found = signalled(case, place, method, duration * random.Random(f"{action} {name} {count}").uniform(0.05, 1.0))
     elif kind == "damage":
         told, trusted = spoil(place, reference, case)
     else:
         found = wrong(case, place, *run(place, case))
-    code, text = ended(together(place), place) if kind == "ranks" else run(place, None, None, method, *trusted)
+    code, text = ended(together(place, method), place) if kind in TWO else run(place, None, None, method, *trusted)
     if "Traceback" in told + text:
         found = f"a traceback: {(told + text)[-600:]}"
     if not found and (code, status(place)) != (0, "finished"):
@@ -173,10 +174,10 @@ def outcome(case: Case) -> str | None:
     return found
 
 
-def together(place: Path) -> subprocess.Popen:
+def together(place: Path, method: str) -> subprocess.Popen:
     """A run of two processes, which Fabric starts, in a group of their own."""
     place.mkdir(parents=True, exist_ok=True)
-    words = [*WORDS, *METHOD.split(), *TWO.split(), f"hydra.run.dir={place / 'run'}"]
+    words = [*WORDS, *method.split(), f"hydra.run.dir={place / 'run'}"]
     with (place / "log").open("w") as log:
         return subprocess.Popen(
             [sys.executable, "train.py", *words], cwd=ROOT, stdout=log, stderr=log, start_new_session=True,
@@ -194,10 +195,10 @@ def ended(process: subprocess.Popen, place: Path) -> tuple[int | None, str]:
     return code, (place / "log").read_text(errors="replace")
 
 
-def signalled(case: Case, place: Path, seconds: float) -> str | None:
+def signalled(case: Case, place: Path, method: str, seconds: float) -> str | None:
     """What two processes should not have done after a signal to one or both; a rank that is not there yet gets none."""
     _, action, who, _ = case
-    process = together(place)
+    process = together(place, method)
     time.sleep(seconds)
     children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True)
     ranks = [process.pid, *map(int, children.stdout.split())]
@@ -266,10 +267,9 @@ def cases(noted: Counter[str], asked: dict[str, int]) -> Iterator[Case]:
     named = [f"{state}:{path.relative_to(place / 'run')}" for state, place, path in there if path.is_file()]
     damage: list[Case] = [("damage", action, name, 0) for name in named for action in (*SPOIL, "gone")]
     yield from spread(damage, asked["damage"])
-    who: list[Case] = [
-        ("ranks", action, name, at) for at in range(10) for name in ("all", "0", "1") for action in SIGNALS
-    ]
-    yield from spread(who, asked["ranks"])
+    who = [(action, name, at) for at in range(10) for name in ("all", "0", "1") for action in SIGNALS]
+    for kind in TWO:
+        yield from spread([(kind, *one) for one in who], asked[kind])
     every = methods()
     yield from (("kills", "SIGKILL", every[count % len(every)], count) for count in range(asked["kills"]))
 
@@ -284,7 +284,7 @@ def write_page(outcomes: list[dict[str, Any]]) -> None:
 
 
 def main(argv: list[str]) -> int:
-    asked = {"kills": 200, "signals": 64, "full": 23, "damage": 1000, "ranks": 90}
+    asked = {"kills": 200, "signals": 64, "full": 23, "damage": 1000, "ranks": 90, "sharded": 90}
     asked |= {kind: int(number) for kind, number in (word.split("=") for word in argv)}
     names, log = OUT / "points", OUT / "outcomes.jsonl"
     if not names.exists():

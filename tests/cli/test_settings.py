@@ -312,6 +312,7 @@ GOOD = [
     "optimizer={schedule: cosine}",
     "experiment=paper/stht exploration.soft_temperature=1e-4",
     "trainer=ddp trainer.accelerator=cpu prompts_per_step=6",
+    "trainer=fsdp trainer.accelerator=cpu trainer.devices=4",
     "hydra.run.dir=a hydra.run.dir=b hydra.output_subdir=null hydra.job.name=x",  # as Lightning starts its processes
     "-m seed=1,2 exploration=token_sampling,neighbor_mix mix_rate=0.1,0.2",
     "-m learning_rate=interval(1e-6,1e-4) group_size=choice(4,8)",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import warm
 from strategies import neighbor_mix
+from torch.distributed.tensor import DTensor
 
 from ngrpo import loop
 from ngrpo.algorithm import advantages, critic, losses
@@ -81,7 +82,8 @@ class Stepping(Watched):
 def gradient_of(optimizer) -> torch.Tensor:
     """The gradient of all that the optimizer moves, as one vector."""
     learners = [p for group in optimizer.param_groups for p in group["params"]]
-    return torch.cat([p.grad.flatten().clone() for p in learners])
+    whole = [p.grad.full_tensor() if isinstance(p.grad, DTensor) else p.grad for p in learners]
+    return torch.cat([gradient.flatten().clone() for gradient in whole])
 
 
 @dataclass(frozen=True)

@@ -116,3 +116,22 @@ def test_the_paper_s_run_is_planned_without_weights():
     )  # fmt: skip
     assert "1,777,088,000" in said and "KV cache" in said and "enough" in said
     assert f"{64 * 4 // 8 * 8192:,}" in said
+
+
+def test_a_rank_keeps_its_part_and_has_all_weights_in_the_rollout():
+    config = architecture("Qwen/Qwen3-1.7B-Base")
+    whole, part = (needs(config, Sizes(**{**vars(SIZES), "ranks": ranks})) for ranks in (1, 4))
+    assert sum(part.resident.values()) * 4 == sum(whole.resident.values())
+    assert part.rollout["gathered"] == part.parameters * 4 and not whole.rollout["gathered"]
+    assert part.peak < whole.peak and part.disk == whole.disk
+
+
+def test_recorded_vectors_are_counted():
+    plain, recorded = (
+        needs(
+            architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
+            Sizes(256, 32, 512, 8192, 1, records_vectors=known),
+        )
+        for known in (False, True)
+    )
+    assert sum(recorded.update.values()) - sum(plain.update.values()) == 256 * 8192 * 1536 * 4

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from ngrpo.rundir.schema import read_run
 from ngrpo.training import watch
 
 WORDS = [
-    "trainer.strategy=ddp", "trainer.devices=2", "trainer.threads=1", "steps=40", "prompts_per_step=4", "group_size=4",
+    "trainer.threads=1", "steps=40", "prompts_per_step=4", "group_size=4",
     "checkpoint_every=2", "n=2", "problems=8", "max_new_tokens=40", "benchmark=story_math",
 ]  # fmt: skip
 
@@ -27,9 +29,10 @@ WORDS = [
 class Pair:
     """A run of two processes, rank 0 and the one that it has started."""
 
-    def __init__(self, directory, *words: str):
+    def __init__(self, directory, strategy: str = "ddp"):
         self.directory, self.log = directory, directory.with_suffix(".log")
-        command = [sys.executable, "train.py", *WORDS, *words, f"hydra.run.dir={directory}"]
+        words = [*WORDS, f"trainer.strategy={strategy}", "trainer.devices=2", f"hydra.run.dir={directory}"]
+        command = [sys.executable, "train.py", *words]
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
         with self.log.open("w") as log:
             self.first = subprocess.Popen(
@@ -66,8 +69,8 @@ class Pair:
 def pair(tmp_path):
     started = []
 
-    def start(*words: str) -> Pair:
-        started.append(Pair(tmp_path / "run", *words))
+    def start(strategy: str = "ddp") -> Pair:
+        started.append(Pair(tmp_path / "run", strategy))
         return started[-1]
 
     yield start
@@ -76,8 +79,8 @@ def pair(tmp_path):
         one.first.wait()
 
 
-def check_stop(pair, number: signal.Signals, who: slice) -> None:
-    run = pair()
+def check_stop(pair, number: signal.Signals, who: slice, strategy: str = "ddp") -> None:
+    run = pair(strategy)
     for pid in run.ranks[who]:
         os.kill(pid, number)
     assert run.ends(30) and run.first.wait() == 128 + number, run.text
@@ -85,7 +88,7 @@ def check_stop(pair, number: signal.Signals, who: slice) -> None:
     record = read_run(run.directory)
     assert record.status == "interrupted" and number.name in record.content["reason"]
     step = int(record.content["reason"].split("after RL step ")[1].split(";")[0])
-    assert (run.directory / "checkpoints" / f"step-{step:08d}.pt").exists()
+    assert (run.directory / "checkpoints" / f"step-{step:08d}{'' if strategy == 'fsdp' else '.pt'}").exists()
 
 
 def test_a_signal_to_the_second_rank_saves_and_ends_both(pair):
@@ -95,8 +98,30 @@ def test_a_signal_to_the_second_rank_saves_and_ends_both(pair):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 @pytest.mark.parametrize("who", [slice(0, 1), slice(1, 2), slice(0, 2)], ids=["first", "second", "both"])
-def test_a_signal_to_any_rank_saves_and_ends_both(pair, number, who):
-    check_stop(pair, number, who)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_signal_to_any_rank_saves_and_ends_both(pair, number, who, strategy):
+    check_stop(pair, number, who, strategy)
+
+
+@pytest.mark.slow
+def test_two_agents_of_torchrun_train_together_and_say_afterwards_that_it_is_done(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = f"127.0.0.1:{free.getsockname()[1]}"
+    words = [*(word for word in WORDS if not word.startswith("steps")), "steps=2", f"hydra.run.dir={tmp_path / 'run'}"]
+    agent = [str(Path(sys.executable).with_name("torchrun")), "--nnodes=2", "--rdzv-backend=c10d", "--rdzv-id=7"]
+    command = [*agent, f"--rdzv-endpoint={place}", "train.py", "trainer=fsdp", *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    for told in ("RL step 2/2", "already finished at RL step 2"):
+        agents = [
+            subprocess.Popen(
+                command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True
+            )
+            for _ in range(2)
+        ]
+        printed = [agent.communicate(timeout=240)[0] for agent in agents]
+        assert [agent.returncode for agent in agents] == [0, 0] and sum(told in text for text in printed) == 1
+    assert read_run(tmp_path / "run").content["devices"] == 2
 
 
 @pytest.mark.parametrize("dead", [0, 1])

@@ -82,11 +82,11 @@ class VllmEngine:
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
         with model.gathered():
             prepared = [s.prepare(model.table.detach(), step, model.head.detach()) for s in strategies]
-            if self.llm is None:
-                self.llm = self._start(model)
-            if self.asleep:
-                self.llm.wake_up()
-            self.llm.collective_rpc(weights.hand_over, args=(model,))
+        if self.llm is None:
+            self.llm = self._start(model)
+        if self.asleep:
+            self.llm.wake_up()
+        self.llm.collective_rpc(weights.hand_over, args=(model,))
         self.asleep = False
         self.llm.reset_prefix_cache()  # it holds keys and values of the weights before
         return {name: value for figures in prepared for name, value in figures.items()}

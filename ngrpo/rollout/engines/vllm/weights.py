@@ -1,6 +1,5 @@
-"""The policy's weights inside vLLM's model, handed over in this process: no file, one tensor at a time."""
+"""The policy's weights inside vLLM's model, handed over in this process: no file, one whole tensor at a time."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,20 +8,12 @@ from torch import Tensor
 from ngrpo.models.causal import CausalModel
 
 
-def named(model: CausalModel) -> Mapping[str, Tensor]:
-    """Weights by the names that a checkpoint gives them, adapters merged."""
-    if model.adapters is not None:
-        return model.adapters.merged()
-    return model.model.state_dict()
-
-
 @torch.no_grad()
 def hand_over(worker: Any, model: CausalModel) -> None:
     """Inside vLLM: from now on it computes with these weights."""
-    inner, embedding = worker.worker, model.model.get_input_embeddings()
-    tied = model.head is embedding.weight
-    every = named(model)
-    inner.reload_weights(weights_iterator=((k, v) for k, v in every.items() if not (tied and k == "lm_head.weight")))
+    inner = worker.worker
+    tied = model.head is model.model.get_input_embeddings().weight
+    inner.reload_weights(weights_iterator=model.weights())
     theirs = inner.model_runner.get_model()
     if tied and hasattr(theirs, "lm_head") and theirs.lm_head is not theirs.model.embed_tokens:
         # A reload makes anew what the table's own layer holds, and the head has packed its copy of the one before.

@@ -1,0 +1,52 @@
+"""What a configuration asks of a machine, told from shapes alone: nothing but the strategy and the algorithm is built."""
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from ngrpo import build, targets
+from ngrpo.models import sizes
+from ngrpo.models.devices import Work
+
+if TYPE_CHECKING:
+    from ngrpo.algorithm.algorithm import Algorithm
+
+
+def needs(config: DictConfig) -> sizes.Plan:
+    """What one process of a run will need, told from shapes alone."""
+    share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
+    return sizes.needs(
+        sizes.architecture(config.model.path),
+        sizes.Sizes(
+            rows=share * config.group_size,
+            prompts=share,
+            prompt_tokens=config.plan.prompt_tokens,
+            new_tokens=config.max_new_tokens,
+            micro_rows=config.trainer.micro_batch_rows,
+            dtype=config.model.dtype,
+            precision=config.trainer.precision,
+            lora=config.model.lora,
+            copies=int(config.algorithm.kl.coefficient > 0 and not lora),
+            critics=int(bool(config.algorithm.critic)),
+            recompute=config.trainer.gradient_checkpointing,
+            k=next((part["k"] for _, part in targets.nodes(build.plain(config.exploration)) if "k" in part), 0),
+            update_rows=share // config.algorithm.mini_batches * config.group_size,
+            device="cuda" if config.plan.device or config.trainer.accelerator == "gpu" else "cpu",
+            engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
+            engine_dtype=config.engine.get("dtype", "float32"),
+            ranks=config.trainer.devices if config.trainer.strategy == "fsdp" else 1,
+            records_vectors=build.instantiate(config.exploration).records_vectors,
+        ),
+    )
+
+
+def work(config: DictConfig) -> Work:
+    """What a run repeats, for how long it will take."""
+    algorithm: Algorithm = build.instantiate(config.algorithm)
+    return Work(
+        steps=config.steps,
+        answer_tokens=config.plan.answer_tokens or config.max_new_tokens,
+        slots=config.engine.get("rows"),
+        learning_passes=algorithm.inner_epochs * (1 + bool(algorithm.critic)),
+        scoring_passes=int(algorithm.needs_old_log_probs) + int(algorithm.kl["coefficient"] > 0),
+    )
