@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.load import UNTRAINED, Study, differing
+from analysis.arms import UNTRAINED, differing
+from analysis.load import Study
 from ngrpo.rundir.schema import leaves
 
 SEEDS = 3  # training seeds of an arm below which nothing is ranked
@@ -61,11 +62,11 @@ def rewards_are_random(config: Mapping[str, Any]) -> bool:
 
 def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies`, settings by name, that is built alike and acts at the same rate, with
-    nothing but the anchor to mix."""
+    nothing but the anchor to mix: then every recipe gives the same."""
     found = {}
     for name, mixes in strategies.items():
         for other, its in strategies.items():
-            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "recipe._target_", "rate"))
+            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "rate"))
             if _needs_control(mixes) and alike and setting(its, "k") == 1:
                 found.setdefault(name, other)
     return found
