@@ -8,8 +8,9 @@ Without names: all that have a preset and no row yet. A run that was stopped goe
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -28,7 +29,7 @@ METHODS = (
     *("rollout_dropout", "param_noise", "entropy_temperature"),
 )
 PLAIN, BENCHMARK, STEPS = "grpo", "story_math", 30
-SETTINGS = (f"steps={STEPS}", "prompts_per_step=16", f"benchmark={BENCHMARK}", "evaluation.before=false",
+SETTINGS = (f"steps={STEPS}", "prompts_per_step=8", f"benchmark={BENCHMARK}", "evaluation.before=false",
             "trainer.threads=1")  # fmt: skip
 ENDS = 5  # steps whose mean reward is shown, at either end
 
@@ -39,29 +40,31 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(METHODS)}; {PLAIN} is what they are beside")
     parser.add_argument("--runs", type=Path, default=ROOT / "outputs" / "learning_curves")
     given = parser.parse_args(argv)
-    rows = {row["method"]: row for row in (read_csv(HERE / "results.csv") if (HERE / "results.csv").exists() else ())}
-    there = [name for name in (PLAIN, *METHODS) if name == PLAIN or (PRESETS / f"{name}.yaml").exists()]
-    base = called("evaluate.py", given.runs / "untrained", "model=tiny", f"benchmark={BENCHMARK}")
-    for name in given.names or [name for name in there if name not in rows]:
-        chosen = [] if name == PLAIN else [f"experiment=method/{name}"]
-        run = called("train.py", given.runs / name, *chosen, *SETTINGS)
-        rows[name] = row_of(name, run, base)
-        write_csv([rows[name] for name in (PLAIN, *METHODS) if name in rows], HERE / "results.csv")
-        curves = read_csv(HERE / "curves.csv") if (HERE / "curves.csv").exists() else []
-        curves = [row for row in curves if row["method"] != name]
-        curves += [{"method": name, **{k: row[k] for k in ("step", "reward", "entropy", "grad_norm", "advantage_size")}}
-                   for row in read_csv(run / "metrics.csv")]  # fmt: skip
-        write_csv(curves, HERE / "curves.csv")
-    write_atomically(HERE / "table.md", table(list(rows.values())).encode())
-    picture(read_csv(HERE / "curves.csv"))
+    rows: dict[str, Mapping[str, Any]] = {row["method"]: row for row in read_csv(HERE / "results.csv")}
+    there = [name for name in METHODS if (PRESETS / f"{name}.yaml").exists()]
+    names = given.names or [name for name in (PLAIN, *there) if name not in rows]
+    call("evaluate.py", "model=tiny", f"benchmark={BENCHMARK}", f"hydra.run.dir={given.runs.absolute() / 'untrained'}")
+    for presets in ([], [f"method/{name}" for name in names if name != PLAIN]):  # one process for all methods
+        if presets or PLAIN in names:
+            chosen = [f"experiment={','.join(presets)}"] if presets else []
+            call("train.py", "-m", *chosen, *SETTINGS, "seed=0", f"hydra.sweep.dir={given.runs.absolute()}")
+    curves = {name: [row for row in read_csv(HERE / "curves.csv") if row["method"] == name] for name in rows}
+    for name in names:
+        (run,) = (given.runs / "outputs" / ("story_math" if name == PLAIN else f"method-{name}")).glob("*-s0-*")
+        rows[name] = row_of(name, run, given.runs / "untrained")
+        kept = ("step", "reward", "entropy", "grad_norm", "advantage_size")
+        curves[name] = [{"method": name, **{key: row[key] for key in kept}} for row in read_csv(run / "metrics.csv")]
+    ordered = [name for name in (PLAIN, *METHODS) if name in rows]
+    write_csv([rows[name] for name in ordered], HERE / "results.csv")
+    write_csv([row for name in ordered for row in curves[name]], HERE / "curves.csv")
+    write_atomically(HERE / "table.md", table([rows[name] for name in ordered]).encode())
+    picture(curves)
 
 
-def called(script: str, directory: Path, *overrides: str) -> Path:
-    """The directory of a run that has finished."""
-    command = [sys.executable, str(ROOT / script), *overrides, f"hydra.run.dir={directory.absolute()}"]
-    print(" ".join([script, *overrides]), flush=True)
-    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return directory
+def call(script: str, *overrides: str) -> None:
+    """The command, told and run to its end."""
+    print(" ".join(["python", script, *overrides]), flush=True)
+    subprocess.run([sys.executable, str(ROOT / script), *overrides], check=True, cwd=ROOT)
 
 
 def row_of(name: str, run: Path, base: Path) -> dict[str, object]:
@@ -78,7 +81,7 @@ def row_of(name: str, run: Path, base: Path) -> dict[str, object]:
     return {"method": name, "n": samples[1].shape[1], **rounded, "commit": str(content["git_commit"])[:7]}
 
 
-def table(rows: Sequence[dict]) -> str:
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows as Markdown."""
     n = rows[0]["n"]
     lines = [
@@ -93,11 +96,11 @@ def table(rows: Sequence[dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def picture(rows: Sequence[dict]) -> None:
+def picture(curves: Mapping[str, Sequence[Mapping[str, str]]]) -> None:
     """Reward over RL steps."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    for name in dict.fromkeys(row["method"] for row in rows):
-        own = [(int(row["step"]), float(row["reward"])) for row in rows if row["method"] == name]
+    for name, rows in curves.items():
+        own = [(int(row["step"]), float(row["reward"])) for row in rows]
         axes.plot(*zip(*own, strict=True), label=name, linewidth=1)
     axes.set(xlabel="RL step", ylabel="reward of the rollouts")
     axes.legend(fontsize=7, ncols=2)

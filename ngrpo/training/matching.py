@@ -1,7 +1,7 @@
 """The temperature at which one strategy is as uncertain as another: found before a run, on held-out problems, and kept."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -93,7 +93,7 @@ class Matching:
             tokens += rollouts.loss_mask.sum().item()
         return total / max(tokens, 1)
 
-    def _asked(self, sampler: Sampler, problems: list[Problem]) -> tuple:
+    def _asked(self, sampler: Sampler, problems: Sequence[Problem]) -> tuple:
         prompts = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
         keys = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
         pad = sampler.prompts.tokenizer.pad_token_id or 0
@@ -109,4 +109,4 @@ def crossing(value: Callable[[float], float], start: float) -> float | None:
         if abs(math.log(far / start)) >= math.log(FARTHEST):
             return None
         near, far = far, far * step
-    return float(brentq(value, near, far, xtol=CLOSE * start))
+    return brentq(value, near, far, xtol=CLOSE * start)  # pyright: ignore[reportReturnType]
