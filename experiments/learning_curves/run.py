@@ -29,7 +29,7 @@ METHODS = (
     *("rollout_dropout", "param_noise", "entropy_temperature"),
 )
 PLAIN, BENCHMARK, STEPS = "grpo", "story_math", 30
-SETTINGS = (f"steps={STEPS}", "prompts_per_step=8", f"benchmark={BENCHMARK}", "evaluation.before=false",
+SETTINGS = (f"steps={STEPS}", "prompts_per_step=4", f"benchmark={BENCHMARK}", "evaluation.before=false",
             "trainer.threads=1")  # fmt: skip
 ENDS = 5  # steps whose mean reward is shown, at either end
 
