@@ -29,8 +29,8 @@ def search(overrides: Iterable[str]) -> None:
 
 def refusal(match: Any) -> str | None:
     """Why no strategy can be matched to this name, with the override that mends it; None where one can."""
-    names = sorted({path.stem for place in _places for path in (place / GROUP).glob("*.yaml")})
-    names = [name for name in names if KEY.rpartition(".")[2] not in read(name)[GROUP]]
+    files = [path for place in _places for path in (place / GROUP).glob("*.yaml")]
+    names = sorted({path.stem for path in files if OmegaConf.select(OmegaConf.load(path), KEY) is None})
     near = (difflib.get_close_matches(str(match), names, n=1) or ["neighbor_mix"])[0]
     return None if match in names else f"is a strategy of its own, one of {', '.join(names)}; {KEY}={near}"
 
@@ -39,7 +39,7 @@ def read(name: str) -> DictConfig:
     """What the file of a strategy says, with its parts, interpolations as they stand."""
     path = next(path for place in _places if (path := place / GROUP / f"{name}.yaml").is_file())
     own: Any = OmegaConf.load(path)
-    parts = [read(part) for part in own.pop("defaults", ()) if part != "_self_"]
+    parts = [read(part.removeprefix(f"/{GROUP}/")) for part in own.pop("defaults", ()) if part != "_self_"]
     merged: Any = OmegaConf.merge(*parts, own)
     return merged
 

@@ -110,3 +110,14 @@ def test_the_node_of_a_matched_strategy_is_the_one_that_would_be_chosen():
     config = each_strategy(["exploration=neighbor_mix", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]["neighbor_mix"]
     control = each_strategy(["exploration=entropy_temperature", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]
     assert plain(control["entropy_temperature"].exploration)["strategy"] == plain(config.exploration)
+
+
+def test_a_strategy_of_one_s_own_can_be_matched_too(tmp_path):
+    (tmp_path / "exploration").mkdir()
+    node = "exploration: {_target_: ngrpo.exploration.token_sampling.TokenSampling, temperature: 0.9, min_p: 0.2}"
+    (tmp_path / "exploration" / "mine.yaml").write_text(f"# @package _global_\n{node}\n")
+    typed = ["--config-dir", str(tmp_path), "exploration=entropy_temperature", "exploration.match=mine"]
+    examined = examine("config", [*typed, "exploration.min_p=0.3"])
+    assert examined.problems == [] and "+matched.exploration.min_p=0.3" in examined.argv
+    (line,) = examine("config", typed[2:]).problems
+    assert line.startswith("exploration.match=mine: is a strategy of its own, one of annealed_temperature, ")
