@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv .venv-vllm demo test test-vllm test-all campaign services bench lint check clean
+.PHONY: help .venv .venv-vllm demo test test-vllm test-all campaign services bench docs lint check clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -73,6 +73,9 @@ services:  ## Install the database server and the browser that some tests start 
 
 bench: $(STAMP)  ## Measure speed and memory beside transformers; BENCH='--quick --threads 1' passes options
 	@$(BIN)/python -m benchmarks.run $(BENCH)
+
+docs: $(STAMP)  ## Build the documentation as a site in outputs/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)  ## Lint, formatting, types and the direction of imports, over the whole tree
 	@$(BIN)/ruff check .
