@@ -120,3 +120,16 @@ def test_a_run_goes_on_with_the_temperature_that_it_began_with(tmp_path):
 
 def read_train(place: Path) -> list[str]:
     return pyarrow.parquet.read_table(place / "samples/train/1.parquet")["completion"].to_pylist()
+
+
+def test_an_evaluation_and_a_diagnosis_are_matched_too_and_pair_the_strategy_with_its_control(tmp_path):
+    sizes = ["exploration.problems=2", "problems=2", "n=2", "max_new_tokens=12", "mix_rate=0.5"]
+    place = tmp_path / "evaluated"
+    chosen = ["exploration=entropy_temperature", "model=tiny", "benchmark=story_math"]
+    warm.finish("evaluate.py", tmp_path / "log", *chosen, *sizes, f"hydra.run.dir={place}")
+    assert json.loads((place / "run.json").read_text())["matched"]["answers"] == 16
+    place = tmp_path / "diagnosed"
+    chosen = ["strategies=[token_sampling,neighbor_mix,entropy_temperature]", "group_size=2"]
+    text = warm.finish("diagnose.py", tmp_path / "log", *chosen, *sizes, f"hydra.run.dir={place}")
+    assert json.loads((place / "run.json").read_text())["matched"]["strategy"] == "neighbor_mix"
+    assert any(line.split()[:2] == ["neighbor_mix", "entropy_temperature"] for line in text.splitlines())
