@@ -238,7 +238,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     """The engine and the strategies, if it can run them; asked before anything is loaded."""
     engine: Engine = instantiate(config.engine)
     built = [instantiate(node) for node in strategies]
-    for strategy in (*built, *(strategy.matched[1] for strategy in built if strategy.matched)):
+    for strategy in (*built, *(strategy.matched.strategy for strategy in built if strategy.matched)):
         if refusal := engine.refuses(strategy, _path(config)):
             raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
     return engine, *built
@@ -274,13 +274,12 @@ def _matching(
     """What sets the temperature of the sampler's strategy, where it is matched to another one."""
     from ngrpo.training.matching import Matching
 
-    if not sampler.strategy.matched:
+    if not (matched := sampler.strategy.matched):
         return None
-    name, other = sampler.strategy.matched
-    asked = sampler.prompts.read(_held_out(config, sampler.strategy.problems))
-    its = _sampler(sampler.engine, other, model, sampler.prompts, asked, sampler.max_new_tokens)
+    asked = sampler.prompts.read(_held_out(config, matched.problems))
+    its = _sampler(sampler.engine, matched.strategy, model, sampler.prompts, asked, sampler.max_new_tokens)
     rows = config.get("evaluation", config).rows_per_batch
-    return Matching(sampler, its, name, asked, config.seed, rows, micro_rows, run)
+    return Matching(sampler, its, matched.name, asked, config.seed, rows, micro_rows, run)
 
 
 def _held_out(config: DictConfig, most: int) -> Task:

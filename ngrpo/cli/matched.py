@@ -32,7 +32,7 @@ def refusal(match: Any) -> str | None:
     files = [path for place in _places for path in (place / GROUP).glob("*.yaml")]
     names = sorted({path.stem for path in files if OmegaConf.select(OmegaConf.load(path), KEY) is None})
     near = (difflib.get_close_matches(str(match), names, n=1) or ["neighbor_mix"])[0]
-    return None if match in names else f"is a strategy of its own, one of {', '.join(names)}; {KEY}={near}"
+    return None if match in names else f"must be another strategy, one of {', '.join(names)}; {KEY}={near}"
 
 
 def read(name: str) -> DictConfig:

@@ -7,7 +7,7 @@ what was fed, `log_prob` gives the term that the objective uses.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,12 @@ class Exploration(nn.Module, ABC):
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
-    matched: name and strategy whose mean entropy `temperature` is set by before anything is drawn (training.matching).
+    matched: what `temperature` is set by before anything is drawn (training.matching).
     records_vectors: each step's record has a vector (`offset`), which plans count.
     """
 
     deviates: ClassVar[str] = ""
-    matched: "tuple[str, Exploration] | None" = None
+    matched: "Matched | None" = None
     records_vectors: ClassVar[bool] = False
 
     vocabulary: Vocabulary
@@ -80,6 +80,15 @@ class Exploration(nn.Module, ABC):
         """`sample`, and `log_prob` of what it drew: for strategies whose two terms share much work."""
         step, state = self.sample(logits, state, draws, table)
         return step, self.log_prob(step, logits, table), state
+
+
+class Matched(NamedTuple):
+    """A strategy, by name, that another one shall be as uncertain as, on so many problems. In a tuple it is no part of
+    the other, whose parameters would learn."""
+
+    name: str
+    strategy: Exploration
+    problems: int
 
 
 def feed(steps: DecodeStep, table: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """A control for any strategy: plain sampling that is as uncertain as the strategy, since heat alone might explain its gain."""
 
-from ngrpo.exploration.base import Exploration
+from ngrpo.exploration.base import Exploration, Matched
 from ngrpo.exploration.token_sampling import TokenSampling
 
 
@@ -15,7 +15,4 @@ class EntropyTemperature(TokenSampling):
         self, strategy: Exploration, match: str, problems: int = 48, temperature: float = 1.0, top_p: float = 1.0
     ):
         super().__init__(temperature, top_p)
-        self.matched, self.problems = (
-            (match, strategy),
-            problems,
-        )  # in a tuple it is no part whose parameters would learn
+        self.matched = Matched(match, strategy, problems)

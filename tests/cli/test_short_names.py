@@ -98,7 +98,7 @@ def test_what_is_typed_for_a_matched_strategy_reaches_it_and_keeps_its_rules():
     assert "entropy_temperature has no exploration.scale" in line
     for name in ("entropy_temperature", "neighbour_mix"):
         (line,) = examine("config", [control[0], f"exploration.match={name}"]).problems
-        assert line.startswith(f"exploration.match={name}: is a strategy of its own") and "; exploration.match=" in line
+        assert line.startswith(f"exploration.match={name}: must be another strategy") and "; exploration.match=" in line
 
 
 def test_a_control_is_refused_where_its_strategy_is():
@@ -120,4 +120,4 @@ def test_a_strategy_of_one_s_own_can_be_matched_too(tmp_path):
     examined = examine("config", [*typed, "exploration.min_p=0.3"])
     assert examined.problems == [] and "+matched.exploration.min_p=0.3" in examined.argv
     (line,) = examine("config", typed[2:]).problems
-    assert line.startswith("exploration.match=mine: is a strategy of its own, one of annealed_temperature, ")
+    assert line.startswith("exploration.match=mine: must be another strategy, one of annealed_temperature, ")
