@@ -65,5 +65,6 @@ def settings(config: DictConfig, match: Any = None) -> dict[str, Any]:
     match = usual if match is None else match
     if usual is None or refusal(match):
         return {}
-    its: Any = OmegaConf.to_container(OmegaConf.masked_copy(own := read(match), [*own.keys() - {"schema"}]))
-    return {f"{MATCHED}.{key}": value for key, value in leaves(its) if key not in OF_THE_CHOSEN}
+    its: Any = OmegaConf.to_container(read(match))
+    its = {name: node for name, node in its.items() if name not in (*OF_NO_JOB, *OF_THE_CHOSEN)}
+    return {f"{MATCHED}.{key}": value for key, value in leaves(its)}
