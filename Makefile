@@ -18,7 +18,7 @@ STAMP := $(VENV)/.installed
 VLLM := .venv-vllm
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv .venv-vllm demo test test-vllm test-all campaign services bench docs lint check clean
+.PHONY: help .venv .venv-vllm demo test test-vllm test-all campaign services bench docs lint check notebook dist clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z.-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -30,6 +30,8 @@ help:  ## Show this list
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer: make PYTHON=python3.12")'
 	@echo "setting up $(VENV): a few minutes the first time"
+	@$(if $(TORCH_INDEX),,$(if $(wildcard /dev/nvidia0 /dev/kfd),,$(if $(findstring Linux,$(shell uname)),echo "there is no GPU here: \
+		TORCH_INDEX=https://download.pytorch.org/whl/cpu would spare you several gigabytes of CUDA libraries")))
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) '$(TORCH)'
 	@grep -v '^torch==' constraints.txt > $(VENV)/constraints.txt
@@ -85,6 +87,15 @@ lint: $(STAMP)  ## Lint, formatting, types and the direction of imports, over th
 
 check: lint test  ## All of it and the tests, as the continuous integration does
 
+notebook: $(STAMP)  ## Run the notebook from its first cell to its last
+	@cd docs/notebooks && $(CURDIR)/$(BIN)/jupyter-execute --timeout=600 first_comparison.ipynb
+
+dist: $(STAMP)  ## Build the wheel, check what it says of itself, and try it in a fresh environment
+	@rm -rf dist
+	@$(BIN)/python -m build --outdir dist . > /dev/null
+	@$(BIN)/twine check --strict dist/*
+	@PYTHON=$(BIN)/python .ci/try_wheel dist/*.whl "$$($(BIN)/python -c 'import site; print(site.getsitepackages()[0])')"
+
 clean:  ## Remove the virtual environment and all caches; outputs/ stays
-	rm -rf $(VENV) $(VLLM) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VLLM) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

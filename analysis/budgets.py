@@ -1,4 +1,5 @@
-"""What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps.
+"""What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps,
+and not with the same number of answers.
 
 It words and sorts the evaluations that runs made on their way.
 """
@@ -8,7 +9,9 @@ import pandas as pd
 
 from analysis.comparison import Comparison
 from analysis.intervals import Array, two_level
+from analysis.load import Study
 from analysis.tables import Cell, Table
+from ngrpo.evaluation.passk import k_grid
 
 SHARES = (0.25, 0.5, 1.0)  # of what the cheapest method spent
 SLACK = 1.02  # answers differ in length, so equal steps are not quite equal tokens
@@ -31,6 +34,33 @@ def table(comparison: Comparison) -> Table:
     note = ("the last evaluation within a quarter, half and all of what the cheapest method spent (RL steps, evaluations not "
             "counted); brackets: 95 % for other problems and seeds, of a difference where both have two seeds")  # fmt: skip
     return Table("budgets", "At the same budget", columns, rows, note)
+
+
+def best_of(study: Study, comparison: Comparison) -> Table:
+    """A row per benchmark and number of answers of the baseline: Pass@n of each method for the n that their tokens buy."""
+    rates, baseline, rows = comparison.rates, comparison.baseline, []
+    sums = study.counts.groupby(["benchmark", "arm"])[["tokens", "n"]].sum(min_count=1)
+    length = sums["tokens"] / sums["n"]  # of an answer, nan where a file tells none
+    for benchmark in study.benchmarks:
+        own = {arm: length.get((benchmark, arm), np.nan) for arm in study.arms}
+        for k in k_grid(rates.n[benchmark]) if own[baseline] > 0 else ():
+            budget = k * own[baseline]
+            cells = [_best(comparison, benchmark, arm, budget / own[arm]) for arm in study.arms]
+            rows.append([Cell(benchmark), Cell(str(k), k), Cell(f"{budget:,.0f}", budget), *cells])
+    columns = ["benchmark", f"answers of {baseline}", "tokens", *study.arms]
+    note = ("n: unbiased pass@n in %, the best of n answers by a perfect judge, with n as many whole answers as the tokens buy "
+            "(to 2 %; + where they buy more than were drawn); brackets: 95 % for other problems and seeds")  # fmt: skip
+    return Table("best_of_n", "Best of n at the same number of tokens", columns, rows, note)
+
+
+def _best(comparison: Comparison, benchmark: str, arm: str, bought: float) -> Cell:
+    most = comparison.rates.n[benchmark]
+    if not comparison.rates.has(benchmark, arm) or not SLACK * bought >= 1:  # nan buys nothing
+        return Cell("-")
+    n, more = min(int(SLACK * bought), most), "+" * (int(SLACK * bought) > most)
+    values = comparison.rates.values(benchmark, arm, f"pass@{n}")
+    low, high = two_level(None, values, top=100)
+    return Cell(f"{n}{more}: {values.mean():.1f} [{low:.1f}, {high:.1f}]", float(values.mean()))
 
 
 def _reached(part: pd.DataFrame, comparison: Comparison, metric: str, unit: str, budget: float) -> dict[str, Array]:

@@ -5,6 +5,7 @@ It reads the columns that it needs and no others.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 from analysis.arms import UNTRAINED, named
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
+from ngrpo.rundir.progress import counted
 from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_files, current_name, leaves, read_run
 
 READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
@@ -103,20 +105,21 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
             raise LoadError(f"runs={root}: is no directory")
         found |= {path.parent: None for path in sorted(root.rglob("run.json"))}
     runs, left_out, others = [], [], {}
-    for place in found:
-        try:
-            record = read_run(place, trust_changed=trust_changed)
-            if record.kind in kinds:
-                if record.status == "finished" and not trust_changed:
-                    check_files(record, *READ)
-                runs += _read_run(record)
-            else:
-                others[str(place)] = record.kind
-                left_out.append({"path": str(place), "reason": f"is of kind {record.kind}"})
-        except (LoadError, Changed):
-            raise
-        except (OSError, ValueError, LookupError) as error:
-            left_out.append({"path": str(place), "reason": _reason(error, place)})
+    with closing(counted(found, "reading runs")) as places:
+        for place in places:
+            try:
+                record = read_run(place, trust_changed=trust_changed)
+                if record.kind in kinds:
+                    if record.status == "finished" and not trust_changed:
+                        check_files(record, *READ)
+                    runs += _read_run(record)
+                else:
+                    others[str(place)] = record.kind
+                    left_out.append({"path": str(place), "reason": f"is of kind {record.kind}"})
+            except (LoadError, Changed):
+                raise
+            except (OSError, ValueError, LookupError) as error:
+                left_out.append({"path": str(place), "reason": _reason(error, place)})
     runs = _countable(_once(runs), left_out)
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
@@ -151,14 +154,15 @@ def _reason(error: Exception, place: Path) -> str:
 def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> list[dict[str, Any]]:
     """The runs whose sample files can all be read, with their `counts`; the others are left out."""
     kept = []
-    for run in runs:
-        try:
-            run["counts"] = {benchmark: file.counts() for benchmark, file in run["files"].items()}
-            kept.append(run)
-        except LoadError:
-            raise
-        except (OSError, ValueError) as error:  # of pyarrow, about damaged files
-            left_out.append({"path": run["path"], "reason": _reason(error, Path(run["path"]))})
+    with closing(counted(runs, "counting samples")) as found:
+        for run in found:
+            try:
+                run["counts"] = {benchmark: file.counts() for benchmark, file in run["files"].items()}
+                kept.append(run)
+            except LoadError:
+                raise
+            except (OSError, ValueError) as error:  # of pyarrow, about damaged files
+                left_out.append({"path": run["path"], "reason": _reason(error, Path(run["path"]))})
     return kept
 
 
@@ -243,8 +247,8 @@ def study_of(
     for run in runs:
         run["arm"] = " ".join(run["arm"].split())  # a line break in a value of the command line would end a table's row
         labels = {name: run[name] for name in ("arm", "seed", "run")}
-        for benchmark, counted in run.pop("counts").items():
-            counts.append(counted.assign(**labels, benchmark=benchmark, step=run["step"], path=run["path"]))
+        for benchmark, frame in run.pop("counts").items():
+            counts.append(frame.assign(**labels, benchmark=benchmark, step=run["step"], path=run["path"]))
         for name, frames in tables.items():
             if run[name] is not None:
                 frames.append(run[name].assign(**labels))

@@ -13,6 +13,7 @@ from analysis.fairness import setting, strategy_of
 from analysis.intervals import two_level
 from analysis.load import UNTRAINED, Study
 from ngrpo.evaluation.passk import k_grid
+from ngrpo.rundir.progress import counted
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -36,7 +37,8 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
     figures = []
     with plt.rc_context(STYLE):
-        for make in (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map):
+        makers = (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map)
+        for make in counted(makers, "drawing"):
             made = make(study, comparison, looks)
             if made is not None:
                 figure, caption = made

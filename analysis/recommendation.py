@@ -191,7 +191,7 @@ def _strategies(diagnosis: Diagnosis, better: list[str]) -> list[str]:
 def _caveats(diagnosis: Diagnosis) -> list[str]:
     base, arms = diagnosis.sampled.baseline, diagnosis.arms
     idle = arms[(arms["strategy"] != PLAIN) & (arms["explored"] == 0)]["strategy"]
-    lines = [f"{name} never acts in these answers." for name in idle]
+    lines = [f"{name} feeds plain tokens alone in these answers." for name in idle]
     if base.graded:
         lines.append("This task also rewards answers that are not right: all-wrong groups may still differ in reward.")
     return [*lines, "All this is the model before training, and mixed groups become fewer as entropy falls."]

@@ -45,7 +45,7 @@ def write(
     made = tables.of_comparison(comparison)
     diagnoses, study = neighbors.beside(study, roots)
     about = compared.table(study)
-    made += [t for t in [budgets.table(comparison)] if t.rows]
+    made += [t for t in (budgets.table(comparison), budgets.best_of(study, comparison)) if t.rows]
     made += [*_of_samples(study), *neighbors.tables(diagnoses), *known]
     out.mkdir(parents=True, exist_ok=True)
     figures = plots.draw(study, comparison, out)

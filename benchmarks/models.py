@@ -20,7 +20,9 @@ BUNDLED = files.BUNDLED["ngrpo:tiny"]
 SHAPES: dict[str, tuple[int, int, int, int, int, int]] = {
     "nano": (2, 64, 4, 2, 128, 320),
     "5m": (4, 256, 4, 2, 704, 8_192),
+    "20m": (6, 384, 6, 2, 1_536, 16_000),
     "50m": (9, 512, 8, 2, 2_048, 32_000),  # 51 million parameters, 16 million of them in the (tied) table
+    "170m": (12, 1_024, 16, 4, 2_816, 32_000),
     "1.5b": (28, 1_536, 12, 2, 8_960, 151_936),  # the backbone of DeepSeek-R1-Distill-Qwen-1.5B, tied to save memory
 }
 NAMES = ("tiny", *SHAPES)

@@ -1,5 +1,6 @@
-"""Memory of each process of a run of several: what it keeps between RL steps, and its peak, beside the plan's.
+"""Memory of each process of a run: what it keeps between RL steps, and its peak, beside the plan's.
 
+python -m benchmarks.sharding 50m max_new_tokens=256
 torchrun --nproc-per-node 2 -m benchmarks.sharding 50m trainer=fsdp max_new_tokens=2048
 torchrun --nproc-per-node 2 -m benchmarks.sharding 50m trainer.strategy=ddp
 """
@@ -10,7 +11,7 @@ import json
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from shutil import rmtree
 from tempfile import gettempdir
@@ -32,11 +33,26 @@ WORDS = [
 ]  # fmt: skip
 
 
+NAMES = ("accelerator", "devices", "strategy", "cpu_offload")
+
+
 def held(tensors: list[Tensor]) -> float:
     """MiB that this process keeps of them."""
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = [tensor.untyped_storage() for tensor in own]  # gradients of a layer share one
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
+
+
+def common(name: str) -> Path:
+    """A place that all processes share: their parent is the launcher."""
+    return Path(gettempdir(), f"ngrpo-sharding-{name}-{os.getppid()}")
+
+
+def trim() -> None:
+    """Gives freed memory back, which else counts as kept."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @dataclass
@@ -45,6 +61,7 @@ class Measured:
 
     policy: Policy
     planned: float
+    before: float
     made: torch.optim.Optimizer | None = None
     looks: int = 0
 
@@ -63,9 +80,7 @@ class Measured:
 
     def tell(self, optimizer: torch.optim.Optimizer) -> None:
         """Of weights that learn, gradients and moments, what is in this process's memory now, and most."""
-        gc.collect()
-        with suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # else freed memory counts as kept
+        trim()
         learners = [p for group in optimizer.param_groups for p in group["params"]]
         moments = [value for entry in optimizer.state.values() for value in entry.values()]
         counted = {"weights": learners, "gradients": [p.grad for p in learners], "moments": moments}
@@ -76,25 +91,33 @@ class Measured:
             **sizes,
             "state": sum(sizes.values()),
             "resident": now,
-            "peak": peak,
+            "peak": peak - self.before,
             "planned": self.planned,
         }
-        print(json.dumps({name: round(value) for name, value in found.items()}), flush=True)
+        line = json.dumps({name: round(value) for name, value in found.items()})
+        print(f"{line}\n", end="", flush=True)  # at once, or another process's stands between
 
 
 def train(config: DictConfig) -> None:
-    """What train.py does, measured."""
-    request = cli.training_request(config)
-    asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": 64}})
-    planned = plans.needs(asked).peak / 2**20  # beside what was there before, the libraries
-    names = ("accelerator", "devices", "strategy", "cpu_offload")
+    """What train.py does, measured. What the libraries take when they are first used is there before."""
+    request, how = cli.training_request(config), {name: config.trainer[name] for name in NAMES}
+    with models.directory("nano") as place:
+        model = {**build.plain(config.model), "path": place}
+        warm = OmegaConf.create({**build.plain(config), "model": model, "steps": 1, "max_new_tokens": 4})
+        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=common("warm")), **how)
+    trim()
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
     before = resident()[0]
 
     def run(opened) -> None:
         parts = build.training(request, opened)
-        measured = Measured(parts.policy, planned + before)
+        words = parts.sampler.prompts.tokenizer
+        longest = max(len(words.encode(problem.prompt)) for problem in parts.task.problems)
+        asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
+        measured = Measured(parts.policy, plans.needs(asked).peak / 2**20, before)
         parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
-        loop.run(parts, **{name: config.trainer[name] for name in names})
+        loop.run(parts, **how)
 
     if request.follows:
         return run(None)
@@ -107,15 +130,15 @@ def main() -> None:
     name, *words = sys.argv[1:]
     given = {word.partition("=")[0] for word in words}
     usual = [word for word in WORDS if word.partition("=")[0] not in given]
-    run = Path(gettempdir(), f"ngrpo-sharding-{os.getppid()}")  # of all, whose parent is the launcher
     try:
         with models.directory(name) as place:
-            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={run}"]
+            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={common('run')}"]
             cli.prepare("config")
             cli.run(train)
     finally:
         if not launched.follows():
-            rmtree(run, ignore_errors=True)
+            for name in ("run", "warm"):
+                rmtree(common(name), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ def letters(problem: Problem, completion: str, score: Score) -> float:
 
 def in_turns(parts: Parts, run: RunDirectory, turn: Turn, lengths: Sequence[int] | None) -> Parts:
     """The parts of the run with steps that wait; where lengths are given, with rows that end at them and are rewarded."""
-    loggers = parts.recorder.loggers if parts.recorder else ()
-    parts = replace(parts, recorder=Turns(run, loggers, turn=turn))
+    trackers = parts.recorder.trackers if parts.recorder else None
+    parts = replace(parts, recorder=Turns(run, trackers, turn=turn))
     if lengths is None:
         return parts
     ending = Ending(torch.tensor(lengths))

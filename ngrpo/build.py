@@ -33,10 +33,12 @@ if TYPE_CHECKING:
     from ngrpo.models.causal import CausalModel
     from ngrpo.models.prompting import Prompts
     from ngrpo.rollout.engines.base import Engine
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.matching import Matching
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
+    from ngrpo.training.tracking import Trackers
 
 BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is sampled, and how rows are cut into passes
 
@@ -111,11 +113,14 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     import torch
     from transformers import set_seed
 
+    from ngrpo.algorithm.combinations import refusals
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
+    from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
-    from ngrpo.rundir.recorder import Progress, Recorder
+    from ngrpo.rundir.progress import Progress
+    from ngrpo.rundir.recorder import Recorder
     from ngrpo.training.parts import Parts
 
     config = request.config
@@ -124,18 +129,21 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
     algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
+    if found := refusals(algorithm, map(str, config.extra_rewards)):
+        raise SettingsError(found)
     prompts = _prompts(config)
-    trained = prompts.read(rewarded)
+    perturbed = Perturbed(algorithm.retry, prompts) if algorithm.retry else None
+    trained = (perturbed or prompts).read(rewarded)
     benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
     model = causal_model(config, config.model.lora)
-    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens)
+    sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens, perturbed)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
     policy = _policy(config, model, sampler.strategy, algorithm)
     if run:
         note(config, run, sampler, {"training": trained, **benchmarks})
         checkpoints.refuse_full(run.path, *policy.on_disk(), min(config.checkpoints.keep + 1, config.steps))
     batching = {"n": config.n, "problems": config.problems, "rows_per_batch": config.evaluation.rows_per_batch}
-    logger = instantiate(config.logger, save_dir=request.directory) if config.get("logger") and run else None
+    trackers = _trackers(config, run) if config.get("logger") and run else None
     trial = config.get("sweep", {}).get("trial")
     return Parts(
         policy=policy,
@@ -146,7 +154,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         directory=request.directory,
         labels=request.labels("exploration", "algorithm"),
         progress=Progress(config.steps, quiet=run is None),
-        recorder=Recorder(run, (logger,) if logger else ()) if run else None,
+        recorder=Recorder(run, trackers) if run else None,
         reporter=PruningReporter(trial) if trial else None,
         matching=_matching(config, run, sampler, model, config.trainer.micro_batch_rows),
         keep=config.checkpoints.keep,
@@ -160,6 +168,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     from ngrpo.evaluation.benchmarks import Evaluation
 
     config = request.config
+    _limit_threads(config)
     step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     prompts = _prompts(config)
@@ -184,6 +193,7 @@ def diagnosis(
     from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
 
     config = request.config
+    _limit_threads(config)
     prompts = _prompts(config)
     named = [token_of(prompts.tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
@@ -240,7 +250,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     built = [instantiate(node) for node in strategies]
     for strategy in (*built, *(strategy.matched.strategy for strategy in built if strategy.matched)):
         if refusal := engine.refuses(strategy, _path(config)):
-            raise SettingsError([f"model.path={_path(config)}: {refusal}; choose another model"])
+            raise SettingsError([refusal])
     return engine, *built
 
 
@@ -257,7 +267,13 @@ def _prompts(config: DictConfig) -> "Prompts":
 
 
 def _sampler(
-    engine: "Engine", strategy: "Exploration", model: "CausalModel", prompts: "Prompts", asked: Task, limit: int
+    engine: "Engine",
+    strategy: "Exploration",
+    model: "CausalModel",
+    prompts: "Prompts",
+    asked: Task,
+    limit: int,
+    perturbed: "Perturbed | None" = None,
 ) -> "Sampler":
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
@@ -265,7 +281,7 @@ def _sampler(
     words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
-    return Sampler(engine, strategy, prompts, limit)
+    return Sampler(engine, strategy, prompts, limit, perturbed)
 
 
 def _matching(
@@ -319,8 +335,27 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
 def _reference(config: DictConfig, policy: "Policy") -> Any:
     from ngrpo.training.reference import Reference
 
-    asked = policy.algorithm.kl["coefficient"] > 0
-    return Reference(policy.model if policy.model.adapters else causal_model(config)) if asked else None
+    own = policy.model if policy.model.adapters else None
+    return Reference(own or causal_model(config)) if policy.algorithm.needs_reference else None
+
+
+def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":
+    """What the run tells of itself elsewhere; run.json says where that is."""
+    from ngrpo.training.tracking import Trackers
+
+    told = {name: node for name, node in plain(config).items() if name not in ("schema", "hydra")}
+    make = functools.partial(instantiate, save_dir=run.path)
+    trackers = Trackers({name: functools.partial(make, node) for name, node in told["logger"].items()}, told)
+    run.update(trackers=trackers.links)
+    return trackers
+
+
+def _limit_threads(config: DictConfig) -> None:
+    """Where nothing is trained: torch's own number of threads, unless one is asked for."""
+    import torch
+
+    if config.trainer.threads:
+        torch.set_num_threads(config.trainer.threads)
 
 
 def _device() -> str:

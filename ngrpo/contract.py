@@ -40,7 +40,7 @@ ENOUGH = 5.0  # draws expected in a cell of a chi-square test; cells with fewer 
 UNSEEN = 20.0  # expected draws of all that never came up, at most: e^-20 is far below ALPHA
 FIELDS = tuple(DecodeStep.__dataclass_fields__)
 Array = NDArray[Any]
-Record = dict[str, Any]  # fields of a DecodeStep, `fed` and `gate` (the uniform of exploration) as arrays, rows first
+Record = dict[str, Any]  # fields of a DecodeStep, `fed`, `masks`, `gate` (exploration's uniform), rows first
 Findings = Iterator["Finding"]
 Claims = Callable[["Cell", Record], Findings] | None  # what else is said of the rows of a cell
 
@@ -128,6 +128,7 @@ class Setting:
             step, _ = subject.sample(self.logits[cell % 4], state, draws, self.table)
             made = {name: getattr(step, name) for name in FIELDS}
             made |= {"fed": subject.embed(step, self.table, draws), "gate": draws.explore}
+            made |= {"masks": subject.masks(draws.rows, 1, D)}
         return {k: v if v is None else (v.double() if v.is_floating_point() else v).numpy() for k, v in made.items()}
 
     def _states(self, subject: Exploration, answering: Tensor) -> State:
@@ -217,8 +218,8 @@ def examine(strategy: Exploration, setting: Setting, rows: int = ROWS, claims: C
 
 
 def same(what: str, ours: Record, theirs: Record) -> Findings:
-    """Two records of the same rows, and what was fed."""
-    for name in (*FIELDS, "fed"):
+    """Two records of the same rows, what was fed, and masks."""
+    for name in (*FIELDS, "fed", "masks"):
         a, b = ours[name], theirs[name]
         alike = a is not None and b is not None and a.shape == b.shape
         yield near(f"{name} {what}", a, b) if alike else near(f"{name} {what}", a is b)
@@ -259,6 +260,7 @@ def mutant(strategy: Exploration, sampler: Any = None, **changes: Callable[[Any]
     mutant, source = copy.copy(strategy), sampler or strategy
     vars(mutant).update(_mutated=True, embed=lambda steps, table, d: strategy.embed(steps, table, draws(d)))
     vars(mutant).update(sample=lambda z, s, d, table: source.sample(logits(z), state(s), draws(d), table))
+    vars(mutant).update(masks=source.masks)
     return mutant
 
 

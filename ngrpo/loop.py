@@ -1,6 +1,7 @@
 """The RL loop, from the first prompt to the last evaluation, top to bottom; build.py puts together what it walks through."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,7 @@ from ngrpo.evaluation.mechanism import explored_steps
 from ngrpo.launched import launched
 from ngrpo.ranks import Ranks
 from ngrpo.rollout import join, sampling
+from ngrpo.rollout.keys import row_key
 from ngrpo.rundir import checkpoints
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.recorder import Clock
@@ -85,7 +87,8 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with watch.limited():
-                with clock("rollout"), policy.model.gathered():
+                # A signal leaves the rollout anywhere, but not in the middle of putting weights back.
+                with clock("rollout"), policy.model.gathered(), policy.strategy.perturbed(policy.model):
                     draw = partial(collect, parts.sampler, parts.task, policy.algorithm, config, step, ranks, waiting)
                     drawn = parts.interrupts.unless_stopped(draw)
                     parts.sampler.engine.sleep()
@@ -96,9 +99,10 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                     ranks.barrier()  # the first one writes, and a rank that ends before it counts as lost
                 raise Interrupted(stopped, step - 1)
             with watch.limited():
-                waiting, batch = drawn.surplus, prepare(parts, drawn, ranks, clock)
+                waiting, batch = drawn.surplus, prepare(parts, drawn, step, ranks, clock)
                 with clock("update"):
                     figures = update(fabric, parts, batch, learner, stepper, ranks)
+                    policy.strategy.adapt(figures)
                     figures |= batch.figures()
                     figures["learning_rate"] = float(schedule.get_last_lr()[0])
                     schedule.step()
@@ -122,12 +126,18 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
             recorder.model(policy.model, parts.sampler.prompts.tokenizer, dict(policy.strategy.named_parameters()))
 
 
-def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch:
+def prepare(parts: Parts, drawn: Collected, step: int, ranks: Ranks, clock: Clock) -> Batch:
     """What is computed once, before the first update: log-probabilities, values, advantages, and which tokens count."""
     policy, rollouts, rows = parts.policy, drawn.answers.rollouts, parts.policy.config.micro_batch_rows
     reference = old = values = None
+    groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
     with policy.model.gathered():
-        if parts.reference is not None:
+        if parts.reference is not None and policy.algorithm.bonus is not None:
+            with clock("features"), parts.reference.model.gathered():
+                features = parts.reference.features(policy.strategy, rollouts, rows).view(*groups.rewards.shape, -1)
+            key = row_key("features", policy.config.seed, step)
+            groups = replace(groups, bonus=policy.algorithm.bonus(groups, features, key))
+        if parts.reference is not None and policy.algorithm.regularized:
             with clock("reference"), parts.reference.model.gathered():
                 reference = parts.reference.log_probs(policy.strategy, rollouts, rows)
         if policy.algorithm.needs_old_log_probs:
@@ -136,7 +146,6 @@ def prepare(parts: Parts, drawn: Collected, ranks: Ranks, clock: Clock) -> Batch
         if policy.critic is not None:
             with clock("values"):
                 values = policy.critic.values(policy.strategy, rollouts, rows)
-        groups = policy.algorithm.shaped(sampling.groups_of(drawn.answers, parts.sampler))
         return policy.batch(drawn, groups, old, reference, values, ranks)
 
 
@@ -157,8 +166,9 @@ def update(fabric: Fabric, parts: Parts, batch: Batch, learner: Any, stepper: An
             before = policy.glimpse()
             stepper.step()
             figures["moved_weights"] = (policy.glimpse() != before).double().mean().item()
-        updates.append(figures if parts.reference is not None else figures | {"kl": torch.nan})
-    if line := large_gap(updates[0]["engine_gap"], policy.algorithm.correction):  # before a step was taken
+        updates.append(figures if policy.algorithm.regularized else figures | {"kl": torch.nan})
+    line = large_gap(updates[0]["engine_gap"], policy.algorithm.correction)  # before a step was taken
+    if line and policy.strategy.acts_on != "weights":  # whose gap is meant
         parts.progress.warn(line)
     return {name: sum(figures[name] for figures in updates) / len(updates) for name in updates[0]}
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).resolve().parent
-ROOMS = ("exploration", "tasks", "grading", "algorithm", "rollout.engines")  # no room that writes or deletes files
+# No room that writes or deletes files, but for trackers, which write in the run directory.
+ROOMS = ("exploration", "tasks", "grading", "algorithm", "rollout.engines", "training.trackers")
+TRACKERS = "ngrpo.training.trackers."
 LIBRARY = tuple(
     f"lightning.pytorch.loggers.{name}"
     for name in ("CSVLogger", "TensorBoardLogger", "WandbLogger", "MLFlowLogger", "CometLogger")
@@ -36,7 +38,7 @@ PLACES = {
     r"algorithm\b": "ngrpo.algorithm.",
     r"engine\b": "ngrpo.rollout.engines.",
     r"extra_rewards\b": "ngrpo.tasks.rewards.",
-    r"logger\b": "lightning.pytorch.loggers.",
+    r"logger\b": TRACKERS,
 }
 
 
@@ -71,7 +73,8 @@ def refusal(target: Any, path: str = "") -> str | None:
         return f"only classes and functions of {rooms}, Lightning's loggers and packages that NGRPO_PLUGINS names may be built"
     if any(not part.isidentifier() or part.startswith("_") for part in (*module, name)):
         return "private names may not be built"
-    if not target.startswith(room) and (not users or room.startswith("lightning")):
+    logs = room == TRACKERS
+    if not target.startswith(room) and not (users and not logs) and not (target in LIBRARY and logs):
         return f"must be found below {room[:-1]} or in a package that NGRPO_PLUGINS names"
     if target in LIBRARY:
         return None

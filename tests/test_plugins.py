@@ -76,7 +76,7 @@ def test_all_of_ones_own_in_one_run(place):
         ("task=doubling learning_rate=-1", "learning_rate=-1: must be a number at least 0"),
         ("'+extra_rewards.brief={_target_: my_tricks.rewards.long}'", "my_tricks.rewards defines no long, but brief"),
         ("'+extra_rewards.brief={_target_: my_tricks.advantages.clipped_centered}'", "must take problem, completion"),
-        ("logger=tensorboard logger._target_=my_tricks.blend.Blend", "must be found below lightning.pytorch.loggers"),
+        ("logger=tensorboard logger._target_=my_tricks.blend.Blend", "must be found below ngrpo.training.trackers"),
     ],
 )
 def test_what_is_wrong_with_it_is_told_like_ours_and_nothing_of_it_is_imported(place, words, told):

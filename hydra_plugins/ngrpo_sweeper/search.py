@@ -16,6 +16,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution
+from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
 from hydra_plugins.ngrpo_sweeper import study as studies
@@ -27,7 +28,6 @@ from ngrpo.rundir.files import no_room, read_csv
 from ngrpo.rundir.schema import read_results
 
 TABLES = ("metrics", "timings")
-WAIT = 5.0  # seconds between two looks at a run that another worker holds
 FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
 
 NODE = SweeperConf("hydra_plugins.ngrpo_sweeper.search.SearchSweeper")
@@ -68,6 +68,9 @@ class SearchSweeper(GridSweeper):
         try:
             with LiveTrials(study, settings["objectives"], settings["n_trials"]) as self.shown:
                 self._work(worker)
+        except StorageInternalError as error:
+            words = f"{studies.shown(self.place)}: {one_line(error)[:200]}"
+            raise SweepFailed(f"sweep.storage={words}; the same command continues") from error
         finally:
             worker.close()
         summarize(study, folder, settings["objectives"])
@@ -78,6 +81,7 @@ class SearchSweeper(GridSweeper):
         settings = OmegaConf.to_container(self.config.sweep, resolve=True)
         assert isinstance(settings, dict)
         self.settings = {str(key): value for key, value in settings.items()}
+        self.settings["storage"] = studies.database(self.settings["storage"])
         overrides = [o for o in self.parsed(arguments) if not o.key_or_group.startswith("sweep.")]
         self.fixed = [str(o.input_line) for o in overrides if not o.is_sweep_override()]
         self.spaces = {o.key_or_group: studies.distribution(o) for o in overrides if o.is_sweep_override()}
@@ -107,7 +111,7 @@ class SearchSweeper(GridSweeper):
             for trial, overrides in zip(batch, chosen, strict=True)
             for place, seed in enumerate(seeds)
         ]
-        results = self._launched(jobs, batch[0].number)
+        results = self.launch(jobs, batch[0].number)
         for place, trial in enumerate(batch):
             part = slice(place * len(seeds), (place + 1) * len(seeds))
             if any(_is_pruned(result) for result in results[part]):
@@ -122,15 +126,6 @@ class SearchSweeper(GridSweeper):
                 pairs = zip(self.settings["objectives"], values, strict=True)
                 words = ", ".join(f"{name} {value:.4g}" for name, value in pairs)
             self.shown.report(trial, words)
-
-    def _launched(self, jobs: Sequence[list[str]], number: int) -> list[JobReturn]:
-        """What became of the jobs. One that another worker is just running is waited for: its result is the same."""
-        results = self.launch(jobs, number)
-        while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
-            time.sleep(WAIT)
-            for place, result in zip(held, self.launch([jobs[at] for at in held], number), strict=True):
-                results[place] = result
-        return results
 
     def _as_trial(self, trial: Trial, place: int) -> list[str]:
         """The override that lets the run of the seed at `place` report to its trial, where a pruner may stop it."""

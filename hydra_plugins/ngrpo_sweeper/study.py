@@ -6,6 +6,7 @@ Several processes may work on one study.
 import errno
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -18,6 +19,7 @@ from typing import Any
 import optuna
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.exceptions import OptunaError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -28,6 +30,7 @@ HOST = socket.gethostname()
 JOURNAL = "journal.log"
 SAMPLERS = {"tpe": "TPESampler", "random": "RandomSampler", "qmc": "QMCSampler", "gp": "GPSampler",
             "cmaes": "CmaEsSampler", "nsga2": "NSGAIISampler"}  # fmt: skip
+ASKS_FIRST = {"pool_pre_ping": True}  # a connection that nobody used for the hours of a run may be gone
 NAMELESS = 10.0  # seconds after which a running trial that names no worker counts as dead: names follow within one
 
 
@@ -91,7 +94,7 @@ def sampler(
 def open_storage(url: str | None, folder: Path, directions: Sequence[str] = ("maximize",)) -> BaseStorage:
     """The database at `url`, or the journal in `folder`, which is named after its study; damaged records are told of."""
     if url:
-        return _patiently(lambda: RDBStorage(url), url)
+        return _patiently(lambda: RDBStorage(url, engine_kwargs=ASKS_FIRST), f"sweep.storage={shown(url)}")
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / JOURNAL
     try:
@@ -105,24 +108,44 @@ def open_storage(url: str | None, folder: Path, directions: Sequence[str] = ("ma
         raise StudyError(f"{path} cannot be locked ({error.strerror}): {fix}") from error
 
 
+def database(url: str | None) -> str | None:
+    """The URL with the driver of our extra `postgres`, where it names none: SQLAlchemy 2.1 takes another than 2.0."""
+    return url and re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
+
+
+def shown(url: str) -> str:
+    """A URL as it may be printed, without its password."""
+    return re.sub(r"(://[^:/@]*):[^/]*@", r"\1:***@", url)
+
+
 def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
     """Workers that start together may all find a database without tables: all but one have to try again."""
     try:
         return make()
+    except ImportError as error:
+        raise StudyError(
+            f"{what}: its driver is not installed; PostgreSQL's is pip install 'ngrpo[postgres]'"
+        ) from error
     except Exception as error:
         if tries == 1:
             words = " ".join(str(error).split())[:200]
-            raise StudyError(f"sweep.storage={what}: {words}; sweep.storage=null keeps a journal file") from error
+            raise StudyError(f"{what}: {words}; sweep.storage=null keeps a journal file") from error
     time.sleep(6.4 / 2**tries)
     return _patiently(make, what, tries - 1)
 
 
 def open_study(storage: BaseStorage, name: str, identity: Mapping[str, Any], directions: Sequence[str]) -> optuna.Study:
-    """The study of that name, new or continued; `identity`, from which the name is made, is kept with it."""
+    """The study of that name, new or continued; `identity`, from which the name is made, is kept with it.
+
+    Raises StudyError where the name belongs to another search.
+    """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     options = {"directions": list(directions), "load_if_exists": True}
-    study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), "study")
-    study.set_user_attr("identity", json.dumps(identity, sort_keys=True))
+    study = _patiently(lambda: optuna.create_study(storage=storage, study_name=name, **options), f"study {name}")
+    own = json.dumps(identity, sort_keys=True)
+    if study.user_attrs.get("identity", own) != own:
+        raise StudyError(f"study {name}: the storage has another search of that name; sweep.storage=<another database>")
+    study.set_user_attr("identity", own)
     return study
 
 
@@ -199,7 +222,7 @@ class Worker:
     def _beat(self) -> None:
         while not self._stop.wait(self.grace / 4):
             for trial_id in list(self.own):
-                with suppress(OSError, RuntimeError):  # the next write of the worker's own tells what is wrong
+                with suppress(OSError, RuntimeError, OptunaError):  # the worker's own next write tells what is wrong
                     self.study._storage.set_trial_user_attr(trial_id, "beat", time.time())
 
 

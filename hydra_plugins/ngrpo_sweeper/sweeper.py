@@ -3,11 +3,14 @@
 It knows Hydra and the status in a run directory's run.json.
 """
 
+import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from multiprocessing import active_children
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,15 +24,19 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo.cli import matched
 from ngrpo.cli.composition import flat, full_key, has, in_full, same_key
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
+from ngrpo.rundir.progress import left
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 NONE: Mapping[str, str] = MappingProxyType({})
+WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two looks at a run that another process holds
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
 
@@ -77,6 +84,10 @@ class GridSweeper(Sweeper):
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
+        if elsewhere(config):  # in processes that begin in another directory
+            place = os.path.abspath(str(config.hydra.sweep.dir)).replace("'", r"\'")
+            with read_write(config), open_dict(config):
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{place}'")
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
@@ -91,9 +102,11 @@ class GridSweeper(Sweeper):
         returns: list[JobReturn] = []
         print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished before")
         _write(records, arguments, jobs)
+        began = time.monotonic()
         for batch in self._batches(waiting):
+            rest = left(time.monotonic() - began, waiting.index(batch[0]), len(waiting))
             for job in batch:
-                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}", flush=True)
+                print(f"[{jobs.index(job) + 1}/{len(jobs)}] {job.directory}{f'  {rest}' * bool(rest)}", flush=True)
             found = self.launch([job.overrides for job in batch], jobs.index(batch[0]))
             for job, result in zip(batch, found, strict=True):
                 error = error_of(result)
@@ -137,11 +150,34 @@ class GridSweeper(Sweeper):
         return list(found.values())
 
     def launch(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
-        """What became of jobs, numbered from `first`. Raises Interrupted instead where a signal has come."""
+        """What became of jobs, numbered from `first`; a run that another process is at work on is waited for.
+
+        Raises Interrupted instead where a signal has come.
+        """
+        results, pause = self._launched(jobs, first), WAIT
+        while held := [at for at, result in enumerate(results) if type(result._return_value).__name__ == "RunLocked"]:
+            time.sleep(pause)
+            pause = min(2 * pause, LONGEST_WAIT)  # each look may be a job of SLURM
+            for at, result in zip(held, self._launched([jobs[at] for at in held], first), strict=True):
+                results[at] = result
+        return results
+
+    def _launched(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
         INTERRUPTS.check()
-        # In this process the job itself looks for signals; other processes get them too, and save, and are waited for.
-        with nullcontext() if self.alone else INTERRUPTS.polled():
-            return [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
+        # In this process the job itself looks for signals; others here are told of them, and save, and are waited for. Ray
+        # ends its own when this one does, and the jobs of SLURM are left to it.
+        with nullcontext() if self.alone or elsewhere(self.config) else INTERRUPTS.polled(_stop_workers):
+            try:
+                results = [*self.launcher.launch(list(map(list, jobs)), initial_job_idx=first)]
+            except Exception as error:
+                INTERRUPTS.check()  # after a signal the launcher has lost its processes
+                if self.alone or isinstance(error, (HydraException, OmegaConfBaseException)):
+                    raise
+                name = type(self.launcher).__name__  # of its own making: errors of jobs are among the results
+                raise SweepFailed(f"{name}: {one_line(error)}; the same command continues") from error
+        if not self.alone:
+            INTERRUPTS.check()  # this process heard which signal it was
+        return results
 
     @property
     def alone(self) -> bool:
@@ -192,6 +228,11 @@ class GridSweeper(Sweeper):
         """The run directory of one job."""
         composed = self.compose(overrides)
         return Path(str(composed.hydra.sweep.dir), str(composed.hydra.sweep.subdir))
+
+
+def _stop_workers() -> None:
+    for process in active_children():
+        process.terminate()  # to one that has heard a signal it says nothing new
 
 
 def _cells(overrides: list[Override]) -> list[list[str]]:

@@ -20,6 +20,7 @@ from rich.table import Table
 from tabulate import tabulate
 
 from ngrpo.rundir.files import write_atomically, write_csv
+from ngrpo.rundir.progress import left
 
 SHOWN = 12  # in the table: the newest trials, and the best one
 BEST = 10  # trials in the summary
@@ -33,6 +34,7 @@ class LiveTrials:
         self.study, self.names, self.total = study, names, total
         self.console = get_console()
         self._seen, self._looked = Table(), -SECONDS
+        self._before, self._began = ended(study), time.monotonic()
         self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=1)
 
     def __enter__(self) -> Self:
@@ -47,22 +49,37 @@ class LiveTrials:
     def report(self, trial: Trial, words: str) -> None:
         """One trial has ended."""
         if not self.console.is_terminal:
-            print(f"trial {trial.number}: {_params(trial.params)}: {words}", flush=True)
+            print(f"trial {trial.number}: {_params(trial.params)}: {words}; {self._rest()}", flush=True)
         self._looked = -SECONDS
+
+    def _rest(self) -> str:
+        """How many trials have ended, of all workers, and how long the others will take."""
+        done = ended(self.study)
+        rest = left(time.monotonic() - self._began, done - self._before, self.total - self._before)
+        return f"{done} of {self.total} to reach{f', {rest}' * bool(rest)}"
 
     def _table(self) -> Table:
         if time.monotonic() > self._looked + SECONDS:  # the bars of runs within ask far more often
-            self._seen, self._looked = table(self.study, self.names, self.total), time.monotonic()
+            self._seen, self._looked = table(self.study, self.names, self._rest()), time.monotonic()
         return self._seen
 
 
-def table(study: optuna.Study, names: Sequence[str], total: int) -> Table:
-    """The newest trials with their parameters, state and objectives; the best of a single objective is marked."""
+def ended(study: optuna.Study) -> int:
+    """Trials that count towards those to reach."""
+    known = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    return sum(trial.state != TrialState.FAIL or "reason" in trial.user_attrs for trial in known)
+
+
+def table(study: optuna.Study, names: Sequence[str], reached: str) -> Table:
+    """The newest trials with their parameters, state and objectives; the best of a single objective is marked.
+
+    reached: how many of those to reach have ended, in words.
+    """
     trials = study.get_trials(deepcopy=False)
     best = next((trial.number for trial in ranked(study)), None) if len(names) == 1 else None
     shown = [*(trial for trial in trials[: 1 - SHOWN] if trial.number == best), *trials[1 - SHOWN :]]
     counts = ", ".join(f"{sum(t.state == state for t in trials)} {state.name.lower()}" for state in TrialState)
-    grid = Table(title=f"{counts}; {total} to reach", title_justify="left", box=box.SIMPLE_HEAD)
+    grid = Table(title=f"{counts}; {reached}", title_justify="left", box=box.SIMPLE_HEAD)
     for heading in ("trial", "parameters", "state", *names, "spread", "seconds"):
         grid.add_column(heading, justify="left" if heading in ("parameters", "state") else "right")
     for trial in shown:

@@ -8,6 +8,7 @@ from math import comb, sqrt
 import torch
 from torch import Tensor
 
+from ngrpo.algorithm.combinations import requires
 from ngrpo.algorithm.inputs import AnswerTokens
 
 TIE = 1e-9  # rewards of a group closer than this, relative to their size, count as equal: float error is no signal
@@ -132,6 +133,10 @@ def entropy_shaped(tokens: AnswerTokens, *, strength: float = 0.4, bound: float 
     return tokens.advantages + torch.minimum(strength * tokens.entropy.detach(), tokens.advantages.abs() / bound)
 
 
+@requires(
+    every_group="leaves out the groups without variance, of which RL-ZVP learns",
+    no_whitening="whitens advantages over the batch, beside which those of RL-ZVP have another scale",
+)
 def zero_variance(tokens: AnswerTokens, *, alpha: float = 0.1) -> Tensor:
     """Where all answers of a group are right +alpha H, where all are wrong -alpha (max H - H), else A; all (B, T).
 
@@ -144,9 +149,6 @@ def zero_variance(tokens: AnswerTokens, *, alpha: float = 0.1) -> Tensor:
     highest = entropy.masked_fill(~tokens.mask, 0).amax(dim=1, keepdim=True)
     learned = torch.where(right, alpha * entropy, alpha * (entropy - highest)).to(tokens.advantages.dtype)
     return torch.where(right | wrong, learned, tokens.advantages) * tokens.mask
-
-
-zero_variance.learns_of_all_groups = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def _require_binary(rewards: Tensor) -> None:

@@ -11,9 +11,11 @@ import torch
 from torch import Tensor
 
 from ngrpo.algorithm.advantages import group_normalized
+from ngrpo.algorithm.combinations import refusals
 from ngrpo.algorithm.correction import Correction
 from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
+from ngrpo.algorithm.retry import Retry
 
 
 class Incomplete(ValueError):
@@ -31,7 +33,9 @@ class Algorithm:
     kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
     control          Groups -> rewards (P, G) that stand in for the task's, verdicts too; None: the task's
     reward_shaping   name -> Groups -> rewards (P, G), one after the other
+    bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
+    retry            how all-wrong groups are asked again, before a filter; None: they are not
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
     carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
     row_filter       Groups -> (P, G) bool, true where an answer enters the loss
@@ -56,7 +60,9 @@ class Algorithm:
     mini_batches: int = 1
     control: Callable[[Groups], Tensor] | None = None
     reward_shaping: Mapping[str, Callable[[Groups], Tensor]] | None = None
+    bonus: Callable[[Groups, Tensor, int], Tensor] | None = None
     group_filter: Callable[[Groups], Tensor] | None = None
+    retry: Retry | None = None
     max_resamples: int = 0
     carry_surplus: bool = True
     row_filter: Callable[[Groups], Tensor] | None = None
@@ -78,10 +84,8 @@ class Algorithm:
     critic: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        shaping = getattr(self.token_advantage, "func", self.token_advantage)
-        if self.group_filter is not None and getattr(shaping, "learns_of_all_groups", False):
-            rule = "algorithm.token_advantage learns of the groups that it would leave out"
-            raise Incomplete(f"algorithm.group_filter: {rule}; algorithm.group_filter=null")
+        if found := refusals(self):
+            raise Incomplete(found[0])
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
             raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
         try:
@@ -96,9 +100,19 @@ class Algorithm:
         return declared | {"entropy"} if self.entropy_bonus else declared
 
     @property
+    def regularized(self) -> bool:
+        """Whether there is a KL to the reference."""
+        return self.kl["coefficient"] > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the policy as it was before training is asked for log-probabilities or features."""
+        return self.regularized or self.bonus is not None
+
+    @property
     def penalizes_reward(self) -> bool:
         """Whether the KL to the reference is subtracted from the reward."""
-        return self.kl["coefficient"] > 0 and self.kl["placement"] == "reward"
+        return self.regularized and self.kl["placement"] == "reward"
 
     @property
     def needs_old_log_probs(self) -> bool:
@@ -151,7 +165,8 @@ class Algorithm:
     def group_advantages(self, groups: Groups, penalty: Tensor | float, mask: Tensor) -> Tensor:
         """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
         taken = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
-        advantages = self.advantage(groups.rewards - taken.double().sum(dim=1).view(groups.rewards.shape))
+        rewards = groups.rewards if groups.bonus is None else groups.rewards + groups.bonus
+        advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
         if self.reweight is not None:
             advantages = self.reweight(advantages, groups)
         return advantages.float().view(-1, 1).expand(mask.shape)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ngrpo.algorithm.advantages import homogeneous
+from ngrpo.algorithm.combinations import requires
 from ngrpo.algorithm.inputs import Groups
 from ngrpo.rollout.keys import Draws
 
@@ -71,6 +72,7 @@ def _uniform(groups: Groups) -> Tensor:
 # --- weights: (advantages (P, G), Groups) -> advantages (P, G) ---------------------------------------------------------
 
 
+@requires(plain_rewards="MaxRL divides by the success rate, so a wrong answer must earn 0 and a right one 1")
 def over_success_rate(advantages: Tensor, groups: Groups) -> Tensor:
     """Advantages over the mean reward of their group, 0 where that is 0: with r - mean it is MaxRL's (r - mean) / mean.
 
@@ -93,6 +95,7 @@ def focal(advantages: Tensor, groups: Groups, *, gamma: float = 0.5) -> Tensor:
     return advantages * (1 - groups.correct.double().mean(dim=1, keepdim=True)) ** gamma
 
 
+@requires(plain_rewards="UCPO is defined for rewards of 0 and 1, so the right answers of a group must earn the same")
 def uniform_correct(advantages: Tensor, groups: Groups, *, tau: float = 0.2, length_norm: bool = True) -> Tensor:
     """Shifts the advantage of n >= 2 right answers of a group to the less likely of them; their sum and wrong ones stay.
 

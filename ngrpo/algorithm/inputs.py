@@ -21,6 +21,7 @@ class Groups:
     parsed     bool, an answer was found in the text
     keys       int64, the answers' random keys
     limit      the longest answer that is allowed, in tokens
+    bonus      float64, what is added to the rewards before they become advantages; None: nothing
     """
 
     rewards: Tensor
@@ -31,6 +32,7 @@ class Groups:
     parsed: Tensor
     keys: Tensor
     limit: int
+    bonus: Tensor | None = None
 
 
 class AnswerTokens(NamedTuple):

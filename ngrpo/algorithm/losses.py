@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from ngrpo.algorithm.combinations import requires
 from ngrpo.algorithm.inputs import Counts, LossInputs, TokenLoss
 
 LOG_RATIO_LIMIT = 20.0  # exp() of more than this overflows long before it means anything (verl uses the same bound)
@@ -86,6 +87,9 @@ def clipped_weight(inputs: LossInputs, *, clip_low: float = 1.0, clip_high: floa
     return TokenLoss(-weight * inputs.advantages * inputs.log_probs, (weight != ratio) & inputs.mask)
 
 
+@requires(
+    no_other_prompt="the loss has no ratio to the probability that an answer had under the prompt it was given to"
+)
 def reinforce(inputs: LossInputs) -> TokenLoss:
     """-A log pi: the score-function estimator, no ratio and no clip (Williams, 1992). One update per rollout."""
     return TokenLoss(-inputs.advantages * inputs.log_probs, torch.zeros_like(inputs.mask))

@@ -16,12 +16,13 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
-from ngrpo.cli import checks
+from ngrpo.cli import checks, launchers
 from ngrpo.cli.command import VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, register_resolvers, training_request
 from ngrpo.cli.matched import CONF
 from ngrpo.rundir.files import no_room
+from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.targets import SettingsError
 
 __all__ = ["Request", "compositions", "each_strategy", "prepare", "run", "training_request"]
@@ -58,7 +59,10 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     def guarded(config: DictConfig) -> Any:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
         register_resolvers(HydraConfig.get().overrides.hydra)  # a launcher's own process has had no `prepare`
+        INTERRUPTS.check()  # a process of a launcher gets its next job even so
         try:
+            if launchers.elsewhere(HydraConfig.instance().cfg):
+                os.chdir(HydraConfig.get().runtime.cwd)  # a path means what it meant where it was typed
             if several:  # a single job has been checked by `prepare`
                 checks.check(config)
             return job(config)

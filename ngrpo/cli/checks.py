@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
-from ngrpo.cli import fit, matched
+from ngrpo.cli import fit, matched, presets
 from ngrpo.cli.composition import flat
 from ngrpo.cli.matched import MATCHED, OF_NO_JOB
 from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, obeys, printable, rule_of, wrong_words
@@ -72,6 +72,11 @@ class Composed:
                 words.setdefault(key, words[source[1]])
         return words
 
+    @property
+    def plans(self) -> bool:
+        """Whether it is only counted what a run would need."""
+        return "plan" in self.tree
+
     def shown(self, key: str) -> str:
         """`key=value`, as typed where it was typed; what a file leaves to the machine or a launcher as it came out."""
         usual = (self.values if ASKS.match(str(self.raw.get(key))) else self.raw).get(key)
@@ -96,6 +101,8 @@ def problems(seen: Composed) -> list[str]:
     if match is not None and (refusal := matched.refusal(match)):  # before its node is looked for
         return [f"{seen.shown(matched.KEY)}: {refusal}"]
     try:
+        if line := presets.missing(seen):  # first and alone: what else is wrong can be mended when that is here
+            return [line]
         found = [line for examine in (_values, _matched, _targets, *fit.CHECKS) for line in examine(seen)]
         found = found or list(fit.tasks(seen))  # which may import a user's package
     except (OmegaConfBaseException, RecursionError) as error:  # an interpolation

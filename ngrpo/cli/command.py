@@ -16,13 +16,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
-from ngrpo.cli import checks, compared, complaints
-from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, same_key, values_of
+from ngrpo.cli import checks, compared, complaints, launchers
+from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.cli.matched import CONF
@@ -51,11 +52,14 @@ class Examined:
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     shows: bool = False  # instead of running
+    completes: bool = False  # a shell asks for words; those that it has are not ours to judge
 
 
 def examine(config_name: str, argv: list[str]) -> Examined:
     """All that is wrong with a command line, found by composing it as Hydra will; nothing is written."""
     examined, words, options = _read_options(argv)
+    if examined.completes:
+        return Examined(argv)
     if lines := complaints.of_search_path(words):  # before anything composes what they stand for
         return Examined(argv, [*examined.problems, *lines])
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
@@ -77,11 +81,14 @@ def examine(config_name: str, argv: list[str]) -> Examined:
         if not argv and "run" in schema.reference():
             examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
         as_sweep, unfit = compared.as_sweep(schema, overrides)
-        jobs = _jobs(schema, [*as_sweep, *(_presets(schema, overrides) if several else ())])
+        jobs = _jobs(schema, as_sweep)
+        if several and jobs[0].composes and (more := jobs[0].presets()):
+            jobs = _jobs(schema, [*as_sweep, *more])
         examined.problems += unfit
         _examine_jobs(examined, jobs, several)
         if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
             tokens = [_in_full(token, jobs[0].full) for token in tokens]
+        tokens = _listed_for_some(schema, overrides, tokens) if several else tokens
         if not examined.problems:
             examined.argv = [*compared.added(schema, overrides, tokens), *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
@@ -107,10 +114,21 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 @contextmanager
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
+    register_sweepers()
     search_path = [token for token in words if token.startswith("hydra.searchpath=")]
     register_resolvers(search_path)
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
+        launchers.files_prevail(CONF / "hydra" / "launcher")
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+
+
+def register_sweepers() -> None:
+    """Makes our sweepers known to Hydra, which lists the folders of installed plug-ins: an editable install has none."""
+    from hydra_plugins.ngrpo_sweeper.search import SearchSweeper  # which import from here
+    from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper
+
+    for sweeper in (GridSweeper, SearchSweeper):
+        Plugins.instance().register(sweeper)
 
 
 def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
@@ -133,18 +151,6 @@ def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list
         else:
             read.append(override)
     return read, problems
-
-
-def _presets(schema: Schema, overrides: list[Override]) -> list[Override]:
-    """The listed values that an experiment has for its sweep, of the keys that are not typed: knobs may be theirs alone."""
-    try:
-        params = (
-            OmegaConf.select(Job(schema, [listed(o)[0] for o in overrides]).reference, "hydra.sweeper.params") or {}
-        )
-    except COMPOSING:  # told of the jobs
-        return []
-    typed = [o.key_or_group for o in overrides]
-    return [read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in typed)]
 
 
 def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:
@@ -173,6 +179,9 @@ def _job(schema: Schema, overrides: list[Override]) -> Job:
     except COMPOSING as error:
         job.composes = False
         job.problems.append(complaints.of_composition(error, overrides))
+    if job.composes and (lines := complaints.of_packages(job)):
+        job.problems += lines
+        job.composes = False  # what else is wrong comes of it
     return job
 
 
@@ -202,7 +211,7 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     except (*COMPOSING, LookupError, AssertionError) as error:
         return [*found, complaints.of_composition(error, usable)], []
     seen = checks.Composed(config, job.reference, given)
-    found += [*checks.problems(seen), *_callables(config)]
+    found += [*checks.problems(seen), *_callables(config), *launchers.problems(config, several)]
     found = found or _directory(config, several)
     notes = [] if found else checks.notes(seen)
     return _as_typed(found, job), _as_typed(notes, job)
@@ -253,7 +262,10 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
         fix = token.lstrip("-") if "=" in token else near or "--help lists the options"
         examined.problems.append(f"{token}: is no option here; {fix}")
     examined.problems += targets.RENAMED_VARIABLE
-    examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info or read.shell_completion)
+    examined.shows = bool(read.help or read.hydra_help or read.cfg or read.info)
+    examined.completes = bool(read.shell_completion)
+    if examined.shows and read.multirun:
+        examined.problems.append(f"{' '.join(argv)}: shows the configuration of one job; leave -m out")
     words, options = list(read.overrides), [token for token in argv if token not in read.overrides]
     if read.config_dir is not None and not (read.config_dir and Path(read.config_dir).is_dir()):
         examined.problems.append(f"--config-dir={read.config_dir}: is no directory; --config-dir=<directory>")
@@ -264,6 +276,14 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
     return examined, words, options
 
 
+def _listed_for_some(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
+    """In a grid, a value of a key that only some of the choices have as a list of one, which Hydra leaves to the jobs."""
+    fixed = [override for override in overrides if not override.is_sweep_override()]
+    lines = {str(override.input_line) for override in Job(schema, fixed).unknown()}
+    pairs = [(token, *token.partition("=")[::2]) for token in tokens]
+    return [f"{key}=choice({value})" if token in lines and key[0] not in "+~" else token for token, key, value in pairs]
+
+
 def _in_full(token: str, full: dict[str, str]) -> str:
     """An argument whose key was typed short, with the key that Hydra knows."""
     key = token.partition("=")[0].lstrip("+~")
@@ -271,11 +291,13 @@ def _in_full(token: str, full: dict[str, str]) -> str:
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
-    """What Hydra has other words for: `model=<directory or hub id>`, `logger=null`, the file of `benchmark=jsonl`,
-    `samples=[<name>=<file>]`, and `task.columns.problem='{Body} {Question}'`, whose quotes the shell takes."""
+    """What Hydra has other words for: `model=<directory or hub id>`, `logger=none`, `experiment=null`, the file
+    of `benchmark=jsonl`, `samples=[<name>=<file>]`, and a template of columns, whose quotes the shell takes."""
     group, _, value = token.partition("=")
     if group == "benchmark.path":
         return [f"benchmark.jsonl.path={value}"]
+    if token in ("logger=none", "logger=null", "~logger"):
+        return ["logger=[]"]
     if value == "null" and group in schema.defaults and schema.defaults[group] is None:
         return [f"~{group}"]
     if group == "samples" and "=" in value and not set(value) & set("'\"\\"):

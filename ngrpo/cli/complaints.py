@@ -67,7 +67,7 @@ def _is_a_bomb(file: Path) -> bool:
 def of_sweep(override: Override) -> str:
     """Several values where one job takes one."""
     key, text = override.key_or_group, str(override.input_line)
-    fix = f"'{key}=[{text[len(key) + 1 :]}]'" if key == SEVERAL else f"-m {text}"
+    fix = f"'{key}=[{text[len(key) + 1 :]}]'" if key in SEVERAL else f"-m {text}"
     return f"{text}: several values need -m, one job for each, or brackets for one list; {fix}"
 
 
@@ -83,15 +83,32 @@ def of_choice(override: Override, schema: Schema) -> tuple[str | None, str | Non
     if override.is_delete():
         fine = group in schema.defaults and schema.defaults[group] is None
         return (None, text) if fine else (f"{text}: {group} cannot be left out; {usual}", None)
-    plain = text.removeprefix("+" if group == SEVERAL else "") == f"{group}={text.partition('=')[2]}"
-    if plain and (group == SEVERAL or not isinstance(value, list)) and names and all(name in choices for name in names):
+    plain = text.removeprefix("+" if group in SEVERAL else "") == f"{group}={text.partition('=')[2]}"
+    fits = all(name in choices for name in names) and (names or schema.defaults[group] is None)
+    if plain and fits and (group in SEVERAL or not isinstance(value, list)):
         return None, text
     near = [name if name in choices else alike(str(name), choices) for name in names]
     most = difflib.get_close_matches(str(value), choices, n=8, cutoff=0.0) if len(choices) > MOST_CHOICES else choices
     one_of = f"is one of {', '.join(most)}" if choices else "has no choices yet"
-    chosen = near if group == SEVERAL and isinstance(value, list) else next(iter(near), None)
+    chosen = near if group in SEVERAL and isinstance(value, list) else next(iter(near), None)
     right = f"{group}={as_override(chosen)}" if near and all(near) else None
     return f"{text}: {group} {one_of}; {right or usual}", right
+
+
+def of_packages(job: Job) -> list[str]:
+    """Chosen files without the first line that says where their keys belong: these would stand elsewhere, unread."""
+    config, found = job.reference, []
+    for group in job.schema.defaults:
+        node = config.get(group)
+        if not isinstance(node, Mapping) or not node:
+            continue
+        header = f"# @package {group}.<name>" if group in SEVERAL else "# @package _global_"
+        if (group in SEVERAL and "_target_" in node) or group == "experiment" or group in node:
+            chosen = next((str(o.input_line) for o in job.overrides if o.key_or_group == group), group)
+            found.append(
+                f"{chosen}: its keys stand below {group}, where nobody reads them; begin its file with '{header}'"
+            )
+    return found
 
 
 def of_unknown(override: Override, job: Job) -> list[str]:

@@ -20,7 +20,7 @@ from ngrpo.cli import matched
 from ngrpo.cli.matched import MATCHED, OF_NO_JOB
 from ngrpo.rundir.schema import leaves
 
-SEVERAL = "benchmark"  # the group of which a list is chosen
+SEVERAL = ("benchmark", "logger")  # groups of which a list is chosen
 PARTS = "part"  # of a group: files that others are put together from, no choices of their own
 TRIED = 24  # values of one sweep that are looked at before its jobs start
 
@@ -47,7 +47,7 @@ class Schema:
         """Group of this entry point -> the choice that stands when nothing is typed."""
         config = self.reference()
         single = {str(group): choice for group, choice in config.hydra.runtime.choices.items() if "/" not in str(group)}
-        return {**single, SEVERAL: next(iter(config[SEVERAL]), None)} if SEVERAL in config else single
+        return single | {group: next(iter(config[group]), None) for group in SEVERAL if group in config}
 
     def is_group(self, name: str) -> bool:
         """Whether `name`, with slashes for sub-groups, is a group at all."""
@@ -129,6 +129,14 @@ class Job:
             self.full |= {key: full} if full != key else {}
             found.append(replace(override, key_or_group=full))
         return found
+
+    def presets(self) -> list[Override]:
+        """The listed values that an experiment has for its sweep, of keys that are not given: knobs may be theirs alone."""
+        params = OmegaConf.select(self.reference, "hydra.sweeper.params") or {}
+        given = [o.key_or_group for o in self.overrides]
+        return [
+            read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in given)
+        ]
 
     def unknown(self) -> list[Override]:
         """Overrides with a key that these choices do not have, nor stands in a node with a `_target_` where none was yet."""

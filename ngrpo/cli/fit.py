@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from ngrpo import build, targets
+from ngrpo.cli.launchers import elsewhere
 from ngrpo.cli.rules import printable
 from ngrpo.launched import launched
 from ngrpo.models import files
@@ -29,10 +30,11 @@ if TYPE_CHECKING:
 ESCAPED = re.compile(r"\\([nrt])(?![a-z])")  # a line break as it is written elsewhere; \neq is a formula
 ESCAPES = {"n": "\n", "r": "\r", "t": "\t"}
 TRAINING_PROMPTS = 200  # of a training set are measured against the context; of a benchmark all are
-PACKAGES = {
-    "TensorBoardLogger": ("tensorboard", "tensorboardX"),
-    "WandbLogger": ("wandb",),
-    "MLFlowLogger": ("mlflow",),
+PACKAGES = {  # class of a tracker -> a module that it needs, and what to install for it
+    "TensorBoard": {"tensorboard": "tensorboard", "tensorboardX": "tensorboardX"},
+    "Wandb": {"wandb": "wandb"},
+    "MLflow": {"mlflow": "mlflow-skinny"},  # mlflow itself does not resolve with constraints.txt
+    "Trackio": {"trackio": "trackio"},
 }
 DIRECTORIES = re.compile(r"(save_|root_|log_|default_root_|offline_)?dir(ectory)?")  # settings of loggers
 LEADS_OUT = re.compile(r"[/~\\]|[A-Za-z]:|(file|sqlite)[^/]*:")  # an absolute path, or the URL of a file
@@ -68,12 +70,13 @@ def stops(seen: "Composed") -> Iterator[str]:
 
 
 def packages(seen: "Composed") -> Iterator[str]:
-    """Loggers have their optional packages."""
+    """Trackers have their optional packages."""
     for path, node in targets.nodes(seen.tree):
-        names = PACKAGES.get(str(node["_target_"]).rpartition(".")[2], ())
-        if names and not any(map(find_spec, names)):
-            what = seen.shown(path if path in seen.given else f"{path}._target_")
-            yield f"{what}: needs the package {names[0]}, which is not installed; pip install {names[0]}"
+        needs = PACKAGES.get(str(node["_target_"]).rpartition(".")[2], {})
+        if needs and not any(map(find_spec, needs)):
+            group, package = path.partition(".")[0], next(iter(needs.values()))
+            what = seen.shown(group if group in seen.given else f"{path}._target_")
+            yield f"{what}: needs the package {package}, which is not installed; pip install {package}"
 
 
 def loggers(seen: "Composed") -> Iterator[str]:
@@ -88,7 +91,8 @@ def loggers(seen: "Composed") -> Iterator[str]:
 def parallel(seen: "Composed") -> Iterator[str]:
     """There are as many devices as asked for, unless only a plan is; and groups stay whole on them."""
     gpu = seen.sound("trainer.accelerator", "trainer.devices") and seen.values["trainer.accelerator"] == "gpu"
-    if gpu and not _plans(seen) and (refusal := gpu_refusal(seen.values["trainer.devices"])):
+    here = gpu and not (seen.plans or elsewhere(seen.config))
+    if here and (refusal := gpu_refusal(seen.values["trainer.devices"])):
         yield f"{seen.shown('trainer.accelerator')}: {refusal}; trainer=cpu"
     cut = (seen.values.get("trainer.strategy"), seen.values.get("trainer.accelerator")) == ("fsdp", "gpu")
     if seen.values.get("trainer.cpu_offload") is True and not cut:
@@ -145,7 +149,7 @@ def tasks(seen: "Composed") -> Iterator[str]:
     nodes = {f"benchmark.{name}": node for name, node in (seen.tree.get("benchmark") or {}).items()}
     nodes |= {"task": seen.tree["task"]} if "task" in seen.tree else {}
     prompts: dict[str, tuple[str, ...]] = {}
-    if _plans(seen) or "audit.rows" in seen.values:
+    if seen.plans or "audit.rows" in seen.values:
         return
     for path, node in nodes.items():
         broken = any(key == path or key.startswith(f"{path}.") for key in seen.broken)
@@ -232,10 +236,6 @@ def directory_refusal(path: str) -> str | None:
     except OSError as error:
         return f"cannot be written to ({error.strerror or error})"
     return None
-
-
-def _plans(seen: "Composed") -> bool:
-    return any(key.startswith("plan.") for key in seen.values)
 
 
 def _model_directory(seen: "Composed") -> Path | None:

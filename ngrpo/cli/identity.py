@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build
-from ngrpo.cli import matched
+from ngrpo.cli import launchers, matched
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
@@ -21,15 +21,22 @@ from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_
 
 def register_resolvers(search_path: Iterable[str] = ()) -> None:
     """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
-    processes that a launcher has started or else n, `${gpu:<a>,<b>}`, a where this machine has a GPU and else b, and
-    `${matched_strategy:}`, whose files may also lie where overrides of `hydra.searchpath` point to."""
+    processes that a launcher has started or else n, `${gpu:<a>,<b>}`, a where this machine, or the device of a plan, has a
+    GPU or runs are sent to others, and else b, and `${matched_strategy:}`, whose files may also lie where overrides of
+    `hydra.searchpath` point to."""
     matched.search(search_path)
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
     OmegaConf.register_new_resolver("matched_strategy", matched.strategy, replace=True)
     OmegaConf.register_new_resolver(
         "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
     )
-    OmegaConf.register_new_resolver("gpu", lambda a, b: b if gpu_refusal(1) else a, replace=True)
+    OmegaConf.register_new_resolver("gpu", _with_gpu, replace=True)
+    launchers.register_resolvers()
+
+
+def _with_gpu(usual: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
+    known = OmegaConf.select(_root_, "plan.device") or launchers.elsewhere(_root_)
+    return usual if known or not gpu_refusal(1) else otherwise
 
 
 def _run_directory(study: str = "", *, _root_: DictConfig) -> str:

@@ -11,10 +11,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+import ngrpo
 from ngrpo import build
 from ngrpo.rundir.schema import leaves
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(ngrpo.__file__).resolve().parent
+CONF = next(
+    place for place in (PACKAGE / "conf", PACKAGE.parent / "conf") if place.is_dir()
+)  # installed, or a checkout
 KEY, GROUP = "exploration.match", "exploration"
 MATCHED = "matched"  # the node with what was typed for the strategy
 OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads

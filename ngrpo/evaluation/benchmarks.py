@@ -19,7 +19,8 @@ from ngrpo.rollout.sampling import Sampler, answer, path_column, refuse_ungraded
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
-from ngrpo.rundir.recorder import Progress, Recorder, write_samples
+from ngrpo.rundir.progress import Progress
+from ngrpo.rundir.recorder import Recorder, write_samples
 from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results, read_run
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
 

@@ -22,7 +22,8 @@ from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import row_key
 from ngrpo.rollout.sampling import Sampler, answer, sample_rows
 from ngrpo.rundir import files
-from ngrpo.rundir.recorder import Progress, write_samples
+from ngrpo.rundir.progress import Progress
+from ngrpo.rundir.recorder import write_samples
 from ngrpo.rundir.schema import checked_name
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Problem, Task
@@ -78,9 +79,9 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
     """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all, and writes
     the files that last. named: tokens whose neighbors are wanted besides the most frequent anchors."""
-    progress, warm = Progress(0), False
+    progress, warm = Progress(), False
     progress.bars.start()
-    bar = progress.bars.add_task("sampling", total=len(draw.plan) * len(samplers), note="")
+    count = progress.count("sampling", len(draw.plan) * len(samplers))
     try:
         for index, (start, end) in enumerate(draw.plan):
             for name, sampler in samplers.items():
@@ -89,7 +90,7 @@ def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) ->
                         _warm_up(samplers, draw)
                     warm = True
                     _batch(name, sampler, draw, index, draw.problems[start:end])
-                progress.bars.update(bar, advance=1, note=name)
+                count.advance(name)
     finally:
         progress.stop()
     _finish(draw, next(iter(samplers.values())), list(samplers), named)

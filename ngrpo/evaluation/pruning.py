@@ -32,7 +32,7 @@ class PruningReporter:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         given = json.loads(text)
         place = given["storage"]
-        storage = RDBStorage(place) if "://" in place else open_journal(place)
+        storage = RDBStorage(place, engine_kwargs={"pool_pre_ping": True}) if "://" in place else open_journal(place)
         pruner = getattr(optuna.pruners, PRUNERS[given["pruner"]])()
         study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruner)
         self.trial = optuna.trial.Trial(study, given["trial"])

@@ -7,7 +7,8 @@ what was fed, `log_prob` gives the term that the objective uses.
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, ClassVar, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,15 @@ class Exploration(nn.Module, ABC):
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
     matched: what `temperature` is set by before anything is drawn (training.matching).
     records_vectors: each step's record has a vector (`offset`), which plans count.
+    acts_on: what else it acts on than what is fed, which an engine that computes with a model of its own refuses. `attention`:
+    `masks` of each row, the same in a replay. `weights`: `perturbed` ones in the rollout alone, so that log-probabilities of
+    the rollout are not those of a replay, and the loss corrects for it.
     """
 
     deviates: ClassVar[str] = ""
     matched: "Matched | None" = None
     records_vectors: ClassVar[bool] = False
+    acts_on: ClassVar[Literal["", "attention", "weights"]] = ""
 
     vocabulary: Vocabulary
     thinking: Thinking
@@ -57,6 +62,19 @@ class Exploration(nn.Module, ABC):
         """Optimizer groups of the strategy's own parameters; the policy's rate is theirs unless a strategy says more."""
         learners = list(self.parameters())
         return [{"params": learners, "lr": learning_rate}] if learners else []
+
+    def adapt(self, figures: Mapping[str, float]) -> None:
+        """Called after every RL step with the figures of its updates, over all ranks."""
+
+    def perturbed(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within it the model has the weights that answers are drawn from; after it, those from before, bit by bit. Entered
+        again within itself, it changes nothing."""
+        return nullcontext()
+
+    def masks(self, keys: Tensor, layers: int, width: int) -> Tensor | None:
+        """(B, layers, width) float32: what attention's output, before it is projected, is multiplied by at every fed vector of
+        the answer, for the rows with these keys (B,). None: by nothing. The prompt, which rows share, is read without."""
+        return None
 
     def start(self, rows: int, device: torch.device) -> State:
         """Per-row state at the first decode step."""

@@ -4,7 +4,10 @@ An architecture is supported once it passes tests/models/test_architectures.py. 
 also one that transformers will add: its attention may have parts that ours would leave out without a word.
 """
 
+import json
 from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 SUPPORTED = (
@@ -36,6 +39,20 @@ LACKING = {
 }
 ATTENTION = ("full_attention", "sliding_attention")  # kinds of layers
 LONGROPE = ("longrope", "su")
+
+
+@cache
+def known() -> dict[str, dict[str, Any]]:
+    """Hub id -> sizes of public checkpoints, for plans without a network."""
+    return json.loads(Path(__file__).with_suffix(".json").read_text("utf-8"))
+
+
+def has_shape(settings: Mapping[str, Any], name: str) -> bool:
+    """Whether a config.json says the sizes of the known checkpoint `name`; what it leaves out is taken to be so."""
+    sizes = known().get(name, {})
+    return "hidden_size" in settings.keys() & sizes and all(
+        settings.get(key, sizes[key]) == sizes[key] for key in sizes
+    )
 
 
 def refusal(settings: Mapping[str, Any], trusted: bool = False) -> str | None:

@@ -79,9 +79,37 @@ class LayerAttention:
 class Layout(Protocol):
     """Which queries look at which keys, where that is more than one plain row after another."""
 
+    @property
+    def masks(self) -> "Masks | None":
+        """What the result is multiplied by."""
+        ...
+
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(B, H, L, d) for the queries (B, H, L, d) of a layer and the keys and values (B, H', L', d) that it has computed."""
         ...
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What the output of attention is multiplied by before it is projected.
+
+    values  (R, layers, H * d)
+    rows    (N,) int64: which of the R each token takes; None: they are as many, in the same order
+    """
+
+    values: Tensor
+    rows: Tensor | None = None
+
+    @classmethod
+    def of_answers(cls, values: Tensor, rows: Tensor, prompt: int) -> "Masks":
+        """For a line of `prompt` tokens that take none of the values, and one token after them for each of `rows`."""
+        ones = torch.ones_like(values[:1])
+        return cls(torch.cat((ones, values)), F.pad(rows + 1, (prompt, 0)))
+
+    def on(self, layer: int, mixed: Tensor) -> Tensor:
+        """The product with what attention gives, (B, L, H, d) with one token for each of N, in its dtype."""
+        chosen = self.values[:, layer] if self.rows is None else self.values[:, layer].index_select(0, self.rows)
+        return mixed * chosen.to(mixed.dtype).view_as(mixed)
 
 
 def common_prefix(prompts: Tensor, mask: Tensor) -> int:
@@ -103,11 +131,13 @@ class PackedRows:
     tokens  (B, L) int64: which token stands at each place of a row; padding on the right names any
     places  (N,) int64: one place of each token, counted through the flattened rows
     shared  C: all rows begin with the first C tokens of the line; what these see is computed once and not in every row
+    masks   of the tokens
     """
 
     tokens: Tensor
     places: Tensor
     shared: int = 0
+    masks: Masks | None = None
 
     @classmethod
     def of_prompts(cls, prompts: int, length: int, shared: int, device: torch.device) -> "PackedRows":
@@ -145,7 +175,10 @@ class KeyValueCache(Cache):
     prompts  keys and values of each layer, (P, H', S - C, d), of what follows, padded on the right
     answers  keys and values of each layer, (B, H', capacity, d), of which `length` columns are filled
     slots    (B,) the place of each row in the grid (P, G) of prompts and their rows; None: row after row, all there
+    masks    of the rows, for tokens after their prompts
     """
+
+    masks: Masks | None = None
 
     def __init__(self, prompt_mask: Tensor, new_tokens: int, shared: int = 0):
         """shared: C; the first keys and values that arrive are those of the prompts in a line, PackedRows.of_prompts."""
@@ -236,6 +269,7 @@ class KeyValueCache(Cache):
             states[moved, :, : self.length] = states[rows[moved], :, : self.length]
         slots = torch.arange(len(self.positions), device=rows.device) if self.slots is None else self.slots
         self.slots, self.positions = slots[rows], self.positions[rows]
+        self.masks = None if self.masks is None else Masks(self.masks.values[rows])
         live, prompt = (self.slots // self.group).unique(return_inverse=True)
         if len(live) <= SPARSE * len(self.lengths):
             self.lengths, self.padding_mask = self.lengths[live], self.padding_mask[live]
@@ -263,9 +297,10 @@ def attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in every layer; without a layout, rows are plain and padded on the right."""
     layer = LayerAttention(module.layer_idx, scaling, sliding_window, softcap)
-    plain = layout is None
-    mixed = layer.whole_rows(query, key, value) if plain else layout.attend(layer, query, key, value)
-    return mixed.transpose(1, 2), None
+    if layout is None:
+        return layer.whole_rows(query, key, value).transpose(1, 2), None
+    mixed = layout.attend(layer, query, key, value).transpose(1, 2)
+    return mixed if layout.masks is None else layout.masks.on(layer.layer, mixed), None
 
 
 NAME = "ngrpo"  # under which transformers knows it; it makes no masks for such names, and none are needed

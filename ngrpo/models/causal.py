@@ -87,6 +87,13 @@ class CausalModel(nn.Module):
         """The output-embedding table (V, D); that of the input embedding, without its scale, where the two are tied."""
         return self.model.get_output_embeddings().weight  # pyright: ignore
 
+    @property
+    def attended(self) -> tuple[int, int]:
+        """Number of layers, and entries of what the attention heads of one give together."""
+        config = self.model.config.get_text_config()
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return config.num_hidden_layers, config.num_attention_heads * head
+
     def hidden(
         self, embeddings: Tensor, positions: Tensor, layout: Layout | None = None, cache: Cache | None = None
     ) -> Tensor:
@@ -238,6 +245,7 @@ class _InChunks(torch.autograd.Function):
                 for total, gradient in zip(of_learners, more, strict=True):
                     if gradient is not None:
                         total += gradient
+                del of_logits, more  # or they would stand beside the next chunk's
         return None, None, None, of_hidden, of_head, *of_learners
 
 

@@ -5,16 +5,21 @@ tokens with all weights: it takes as long as the slower of the two. An update mu
 forward and, twice that, backward. Devices reach the stated shares of their peaks, which are assumptions, not measurements.
 """
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 from transformers import PreTrainedConfig
 
-from ngrpo.models.sizes import BYTES, GIB, Plan, Sizes, head_width, key_width, needs
+from ngrpo.models.sizes import BYTES, GIB, Plan, Shapes, Sizes, head_width, key_width, needs, shapes_of
 
 TERA = 10**12
 USABLE = 0.94  # of the memory: the rest goes to the driver's context and to gaps between blocks
+NODES = (2, 4, 8, 16, 32, 64)  # numbers of devices that a run may be cut over
 MATMUL, READING = 0.4, 0.6  # assumed shares of peak arithmetic and of peak bandwidth
+
+Change = tuple[str, dict[str, Any]]  # an override, and what it sets of the sizes
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,18 @@ class Device:
         return int(self.memory * GIB * USABLE)
 
 
-DEVICES = {  # NVIDIA's data sheets; tensor cores without sparsity, SXM variants where there are several
+# NVIDIA's data sheets: tensor cores without sparsity and with float32 sums, SXM variants where there are several. Memory is
+# what the driver reports: error correction takes 3 of the L40S's 48, and a B200 has 180 of its 192 GB switched on.
+DEVICES = {
     "rtx4090": Device(24, 165, 1.008),
-    "l40s": Device(48, 362, 0.864),
+    "l40s": Device(45, 362, 0.864),
     "a100-40gb": Device(40, 312, 1.555),
     "a100-80gb": Device(80, 312, 2.039),
-    "h20": Device(96, 148, 4.0),
-    "h20-3e": Device(141, 148, 4.8),
-    "h100": Device(80, 989, 3.35),
-    "h200": Device(141, 989, 4.8),
-    "b200": Device(180, 2250, 7.7),
+    "h20": Device(95.5, 148, 4.0),
+    "h20-3e": Device(140.4, 148, 4.8),
+    "h100": Device(79.6, 989, 3.35),
+    "h200": Device(140.4, 989, 4.8),
+    "b200": Device(178.3, 2250, 7.7),
 }
 
 
@@ -93,43 +100,78 @@ def time(config: PreTrainedConfig, plan: Plan, work: Work, device: Device) -> Ti
     return Time(forward, passes * forward, decoding + prefill, passes * forward / (MATMUL * device.arithmetic * TERA))
 
 
-def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device) -> tuple[list[str], Plan]:
-    """Overrides that make a run fit the device, each on top of those before it, and the plan with all of them.
+def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int = 1) -> tuple[list[str], Plan]:
+    """Overrides that together make a run on so many devices fit, the mildest that do, and the plan with all of them; where
+    nothing makes it fit, the strongest.
 
-    The list ends where it fits, or where nothing is left to try.
+    Fewer devices are milder than the reference engine, and both than training adapters only.
     """
-    overrides: dict[str, str] = {}  # by what they set: of several numbers of rows only the last is needed
-    plan = needs(config, sizes)
-    for override, changed in _smaller(sizes):
+    variants, changes = Variants(config, sizes), _changes(sizes, devices)
+    plan = variants.plan({})
+    if plan.peak <= device.free:
+        return [], plan
+    chosen: dict[str, Change] = {}
+    cheap = {what: changes[what][-1] for what in ("recompute", "rows", "precision") if changes[what]}
+    for dear in product(_or_none(changes, "lora"), _or_none(changes, "parts"), _or_none(changes, "engine")):
+        chosen = cheap | {what: change for one in dear for what, change in one.items()}
+        plan = variants.plan(chosen)
         if plan.peak <= device.free:
             break
-        smaller = needs(config, changed)
-        if smaller.peak < plan.peak:
-            overrides[override.partition("=")[0]], plan = override, smaller
-    return list(overrides.values()), plan
+    else:
+        return [override for override, _ in chosen.values()], plan
+    for what in reversed(cheap):
+        others = {key: change for key, change in chosen.items() if key != what}
+        milder = [others, *({**others, what: change} for change in changes[what])]
+        chosen = next(some for some in milder if variants.plan(some).peak <= device.free)
+    return [chosen[what][0] for what in changes if what in chosen], variants.plan(chosen)
 
 
-def _smaller(sizes: Sizes) -> Iterator[tuple[str, Sizes]]:
-    """What costs least first: time, then precision, then what is trained."""
-    if not sizes.recompute:
-        sizes = replace(sizes, recompute=True)
-        yield "trainer.gradient_checkpointing=true", sizes
-    if sizes.precision == "float32":
-        sizes = replace(sizes, precision="bfloat16")
-        yield "trainer.precision=bfloat16", sizes
-    while sizes.micro_rows > 1:
-        sizes = replace(sizes, micro_rows=sizes.micro_rows // 2)
-        yield f"trainer.micro_batch_rows={sizes.micro_rows}", sizes
-    if not sizes.engine_cache:
-        sizes = replace(sizes, engine_cache=GIB, engine_dtype="bfloat16")
-        yield "engine=vllm engine.dtype=bfloat16", sizes
-    if not (sizes.lora and sizes.lora["r"]):
-        lora = {"r": 16, "alpha": 32, "target_modules": "all-linear"}
-        sizes = replace(sizes, lora=lora, copies=0)
-        yield "model.lora.r=16", sizes
-    if sizes.dtype == "float32":
-        sizes = replace(sizes, dtype="bfloat16")
-        yield "model.dtype=bfloat16", sizes
+def _or_none(changes: Mapping[str, list[Change]], what: str) -> list[dict[str, Change]]:
+    return [{}, *({what: change} for change in changes[what])]
+
+
+class Variants:
+    """Plans of one model with one change or another, whose parameters are counted once."""
+
+    def __init__(self, config: PreTrainedConfig, sizes: Sizes):
+        self.config, self.sizes = config, sizes
+        self.shapes: dict[bool, Shapes] = {}
+
+    def plan(self, chosen: Mapping[str, Change]) -> Plan:
+        """With these changes."""
+        sizes = self.sizes
+        for _, changed in chosen.values():
+            sizes = replace(sizes, **changed)
+        adapted = bool(sizes.lora and sizes.lora["r"])
+        if adapted not in self.shapes:
+            self.shapes[adapted] = shapes_of(self.config, sizes.lora)
+        return needs(self.config, sizes, self.shapes[adapted])
+
+
+def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:
+    """What may be changed -> the overrides that change it, mildest first."""
+    rows, prompts = sizes.micro_rows, sizes.prompts * devices
+    lora = {"lora": {"r": 16, "alpha": 32, "target_modules": "all-linear"}, "copies": 0}
+    halves = [rows >> shift for shift in range(1, rows.bit_length())]
+    parts = [n for n in NODES if n >= devices and prompts % n == 0 and (n, sizes.ranks) != (devices, devices)]
+    found: dict[str, list[Change]] = {
+        "recompute": [("trainer.gradient_checkpointing=true", {"recompute": True})] * (not sizes.recompute),
+        "rows": [(f"trainer.micro_batch_rows={half}", {"micro_rows": half}) for half in halves],
+        "precision": [("trainer.precision=bfloat16", {"precision": "bfloat16"})] * (sizes.precision == "float32"),
+        "parts": [(f"trainer=fsdp trainer.devices={n}", _cut(sizes, n, prompts // n)) for n in parts],
+        "engine": [("engine=vllm engine.dtype=bfloat16", {"engine_cache": GIB, "engine_dtype": "bfloat16"})],
+        "lora": [("model.lora.r=16", lora), ("model.lora.r=16 model.dtype=bfloat16", {**lora, "dtype": "bfloat16"})],
+    }
+    found["engine"] *= not sizes.engine_cache
+    found["lora"] *= not (sizes.lora and sizes.lora["r"])
+    return found
+
+
+def _cut(sizes: Sizes, ranks: int, prompts: int) -> dict[str, Any]:
+    """The sizes of each of several devices that draw answers to so many prompts and keep parts of the weights."""
+    updated = sizes.update_rows and sizes.update_rows * prompts // sizes.prompts
+    rows = sizes.rows * prompts // sizes.prompts
+    return {"ranks": ranks, "replicas": False, "prompts": prompts, "rows": rows, "update_rows": updated}
 
 
 def describe(name: str, count: int, work: Work, time: Time, runs: int, tokens: int) -> str:

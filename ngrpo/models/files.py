@@ -50,8 +50,17 @@ def fingerprint(path: str) -> str:
 def trimmed(path: str) -> dict[str, Any] | None:
     """What config.json of a model directory says of a vocabulary that models.trim cut, here or before it was trained."""
     place = directory(path)
-    found = _text_settings(place).get("trimmed") if place else None
+    found = text_settings(place).get("trimmed") if place else None
     return found if isinstance(found, dict) else None
+
+
+def cached(name: str, kind: str) -> bool:
+    """Whether the hub's cache on this machine holds a repository (kind: model, with weights, or dataset); no hub is asked."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    place = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=name, repo_type=kind), "snapshots")
+    return any(place.glob("*/*.safetensors" if kind == "model" else "*/*"))
 
 
 def refusal(path: Any, trusted: bool = False) -> str | None:
@@ -131,16 +140,17 @@ def ordinary_tokens(place: Path) -> int | None:
 
 def rows(place: Path) -> int | None:
     """How many tokens the embedding table has; None where config.json does not say."""
-    number = _text_settings(place).get("vocab_size")
+    number = text_settings(place).get("vocab_size")
     return number if isinstance(number, int) else None
 
 
 def positions(place: Path) -> int | None:
     """How many tokens a text may have; None where config.json does not say."""
-    return architectures.positions(_text_settings(place))
+    return architectures.positions(text_settings(place))
 
 
-def _text_settings(place: Path) -> Mapping[str, Any]:
+def text_settings(place: Path) -> Mapping[str, Any]:
+    """What config.json of a model directory says of the text model; nothing where there is none."""
     settings = _json(place / "config.json")
     return architectures.of_text(settings) if isinstance(settings, dict) else {}
 

@@ -247,8 +247,9 @@ class Prompts:
     rows: int | None = None
     ids: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
-    def read(self, task: Task) -> Task:
-        """Encodes the task's prompts and returns the task, without the messages that leave no room for the answer.
+    def read(self, task: Task, spare: int = 0) -> Task:
+        """Encodes the task's prompts and returns the task, without the messages that leave no room for the answer and
+        `spare` tokens more.
 
         Raises ValueError where nothing is left, or where a prompt that is no message is empty or does not fit.
         """
@@ -261,16 +262,26 @@ class Prompts:
                 self._refuse_unknown(f"{task.name}: a prompt", ids)
         for key, text in (("model.answer_start", self.prompting.answer_start), (task.name, task.answer_prefix)):
             self._refuse_unknown(f"{key}={text}:", self.tokenizer.encode(text or "", add_special_tokens=False))
-        kept = [problem for problem in problems if self._fits(problem)]
+        kept = [problem for problem in problems if self._fits(problem, self.room - spare)]
         if not kept:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
         return task if len(kept) == len(problems) else Subset(task, kept)
 
-    def _fits(self, problem: Problem) -> bool:
+    def after(self, text: str, problem: Problem) -> np.ndarray:
+        """Ids of a problem's prompt with a text in front: in a chat as a system message, which one that is there follows."""
+        form = self.prompting if problem.is_message else PLAIN
+        asked: str | Messages = f"{text}\n{problem.prompt}"
+        if form.form in CHATS:
+            said = problem.messages or (("user", problem.prompt),)
+            system = "".join(f"\n{content}" for role, content in said[:1] if role == "system")
+            asked = (("system", text + system), *(said[1:] if system else said))
+        return np.asarray(form.encode(self.tokenizer, [asked])[0], np.int32)
+
+    def _fits(self, problem: Problem, room: int) -> bool:
         width = len(self.ids[problem.prompt, problem.is_message])
-        if not problem.is_message and not 0 < width <= self.room:
-            raise SettingsError(f"a prompt has {width} tokens, allowed are 1 to {self.room}: {problem.prompt[:80]!r}")
-        return 0 < width <= self.room
+        if not problem.is_message and not 0 < width <= room:
+            raise SettingsError(f"a prompt has {width} tokens, allowed are 1 to {room}: {problem.prompt[:80]!r}")
+        return 0 < width <= room
 
     def _refuse_unknown(self, what: str, ids: Sequence[int]) -> None:
         """Added tokens may have no row of the table, as that of images in Gemma's text models."""

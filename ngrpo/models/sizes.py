@@ -3,29 +3,27 @@
 One process is counted; under DDP each has a whole copy, under FSDP a part.
 """
 
-import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ngrpo.models import files
+from ngrpo.models import architectures, files
 from ngrpo.models.adapters import Adapters
 from ngrpo.models.causal import chunk_tokens
 from ngrpo.models.loading import read_config
 
-KNOWN = Path(__file__).with_name("architectures.json")  # sizes of public checkpoints, for plans without a network
 BYTES = {"float32": 4, "bfloat16": 2}
 GIB = 2**30
 SAVING = (
     "trainer=fsdp, trainer.micro_batch_rows, trainer.gradient_checkpointing=true, model.lora.r=16, "
     "trainer.precision=bfloat16"
 )
-LOGIT_BYTES = 5 * 4  # of the head, per token and entry: float32 logits, their softmax and their gradients
+LOGIT = 4  # bytes
 
 
 class DoesNotFit(RuntimeError):
@@ -41,7 +39,9 @@ class Sizes:
     `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
     `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
     keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
-    `records_vectors`: the strategy keeps a fed vector of every token."""
+    `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token;
+    `acts_on`: what else it acts on than what is fed; `retry_prompts` of up to `retry_tokens` are asked again at a time, 0
+    where none are."""
 
     rows: int
     prompts: int
@@ -61,7 +61,11 @@ class Sizes:
     engine_cache: int = 0
     engine_dtype: str = "float32"
     ranks: int = 1
+    replicas: bool = False
     records_vectors: bool = False
+    acts_on: str = ""
+    retry_prompts: int = 0
+    retry_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,86 +88,107 @@ class Plan:
         return sum(self.resident.values()) + max(sum(phase.values()) for phase in phases)
 
 
+class Shapes(NamedTuple):
+    """A model without memory, and how many numbers each parameter has that is no adapter's."""
+
+    model: PreTrainedModel
+    counts: Sequence[int]
+
+
+def shapes_of(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> Shapes:
+    """Parameters are counted and not estimated; it takes a moment."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    counts = [p.numel() for p in model.parameters()]
+    if lora and lora["r"]:
+        Adapters(model, lora)
+    return Shapes(model, counts)
+
+
 def architecture(path: str) -> PreTrainedConfig:
     """The config of a model: of its directory, of a known checkpoint, else from the hub.
 
     Raises ValueError where it cannot be had, and for an architecture that is not supported.
     """
-    known = json.loads(KNOWN.read_text("utf-8"))
+    known = architectures.known()
     if path in known and files.directory(path) is None:
         return AutoConfig.for_model(**known[path])
     return read_config(path)
 
 
-def needs(config: PreTrainedConfig, sizes: Sizes) -> Plan:
-    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table.
+def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) -> Plan:
+    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table; shapes: of
+    it, where they are known.
 
-    weights      P of the policy, and P again for every reference and critic
+    weights      P of the policy, and P again for a reference and for a critic
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
                  single micro-batch they grow while activations go, so only several micro-batches have both
     optimizer    2 p: AdamW's two moments
     neighbors    V k ids of 8 bytes
     engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
-    cache        (prompts x prompt + rows x answer) x L x keys and values, in the dtype of the matmuls
+    cache        (prompts x prompt, or what is asked again, + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
-    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not
+    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of the ends where layers are cut
     activations  see `_activations`
     scaled table V D of what is fed, and of its gradient, where the embedding has a scale
-    head         a chunk of logits, whatever the length (causal.chunk_tokens)
-    step         AdamW's temporaries, two of the largest parameter
+    head         logits of a chunk, whatever the length; see `_head`
+    step         AdamW's temporaries: on a CPU two of the largest parameter, on GPUs one of every parameter
+    kept weights P while a strategy has noise on them
     fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is put together
-    gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. All weights are
-                 whole in the rollout; in the update a layer and the ends, with their gradients
+    gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. In the rollout
+                 policy and critic are whole; in the update their ends (table and head), with gradients, and of the layers,
+                 which are put together in the dtype of the matmuls, two, with the gradient of one and the sum of those
+    buckets      p where replicas sum their gradients (DDP)
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
-    with torch.device("meta"):  # no memory, but the real shapes: parameters are counted and not estimated
-        model = AutoModelForCausalLM.from_config(config)
-    counts = [p.numel() for p in model.parameters()]
+    model, counts = shapes or shapes_of(config, sizes.lora)
     parameters, vocabulary, size = sum(counts), config.vocab_size, BYTES[sizes.dtype]
-    if sizes.lora and sizes.lora["r"]:
-        Adapters(model, sizes.lora)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
-    held = sizes.prompts * sizes.prompt_tokens + sizes.rows * sizes.new_tokens
+    asked = max(sizes.prompts * sizes.prompt_tokens, sizes.retry_prompts * sizes.retry_tokens)
+    held = asked + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
-    chunk = min(chunk_tokens(vocabulary, sizes.device), sizes.micro_rows * sizes.new_tokens)
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
-    models, fed = 1 + sizes.copies + sizes.critics, sizes.rows * sizes.new_tokens * config.hidden_size * 4
-    fed, cut = fed * sizes.records_vectors, sizes.ranks > 1
-    part = partial(_part, sizes.ranks)
-    whole_layer = (parameters - _ends(model)) // config.num_hidden_layers
+    fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
+    part, models, ends = partial(_part, sizes.ranks), 1 + sizes.critics, _ends(model)
+    layers = parameters - ends
+    layer = layers // config.num_hidden_layers * (3 * compute + size)
     return Plan(
         parameters=parameters,
         trained=trained,
         sizes=sizes,
         resident={
-            "weights": part((whole + (sizes.copies + sizes.critics) * parameters) * size),
+            "weights": part(whole * size),
+            "reference": part(sizes.copies * parameters * size),
+            "critic": part(sizes.critics * parameters * size),
             "optimizer": part(2 * learners * size),
             "neighbors": vocabulary * sizes.k * 8,
+            "buckets": learners * size * sizes.replicas,
             "engine": (parameters * BYTES[sizes.engine_dtype] + sizes.engine_cache) * bool(sizes.engine_cache),
         },
         rollout={
-            "gathered": models * parameters * size * cut,
+            "gathered": models * (layers * min(compute, size) + ends * size) * cut,
             "gradients": part(learners * size),
             "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
             "fed vectors": 2 * fed,
+            "kept weights": whole * size * (sizes.acts_on == "weights"),
             "scaled table": table,
         },
         update={
-            "gathered": 2 * ((1 + sizes.critics) * _ends(model) + whole_layer) * size * cut,
+            "gathered": (2 * models * ends * size + layer) * cut,
             "gradients": part(learners * size * several),
             "fed vectors": fed,
-            "bfloat16 copies": parameters * 2 * (compute < size),
+            "bfloat16 copies": (ends if cut else parameters) * 2 * (compute < size),
             "activations": _activations(model, sizes, compute),
-            "head": LOGIT_BYTES * vocabulary * chunk,
+            "head": _head(vocabulary, sizes, compute),
             "scaled table": 2 * table,
         },
         step={
             "gradients": part(learners * size),
-            "temporaries": part(2 * max(counts) * size * (trained == parameters)),
+            "temporaries": part(_temporaries(counts, trained, sizes) * size),
         },
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
@@ -173,6 +198,21 @@ def _part(ranks: int, size: int) -> int:
     return -(-size // ranks)
 
 
+def _head(vocabulary: int, sizes: Sizes, compute: int) -> int:
+    """Bytes of the logits that are in memory at a time (causal.chunk_tokens): their log-softmax, its gradient and theirs,
+    where there are several chunks the products themselves, and float32 beside bfloat16 products."""
+    tokens, chunk = sizes.micro_rows * sizes.new_tokens, chunk_tokens(vocabulary, sizes.device)
+    copies = 3 + (tokens > chunk) + (compute < LOGIT)
+    return copies * LOGIT * vocabulary * min(chunk, tokens)
+
+
+def _temporaries(counts: Sequence[int], trained: int, sizes: Sizes) -> int:
+    """Numbers that AdamW holds beside moments and gradients: weight by weight on a CPU, of all at once on a GPU."""
+    if sizes.device == "cuda":
+        return trained
+    return 2 * max(counts) * (trained == sum(counts))
+
+
 def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     """Bytes that autograd keeps of a micro-batch: of every layer, or of one layer and the inputs of all that recompute.
 
@@ -180,13 +220,13 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     streams and the inputs and outputs of its N norms (2 D + 2 N D, float32), attention output in its order (H), and gate,
     its activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and
     keys keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each;
-    soft-capped scores are written out and kept before and after their softmax.
+    soft-capped scores are written out and kept before and after their softmax. A mask on attention is kept of each token (H).
     """
     config = model.config
     width, inner, keys = config.hidden_size, config.intermediate_size, key_width(config)
     heads = config.num_attention_heads * head_width(config)
     names = [name for name, _ in model.named_parameters() if ".layers.0." in name and "norm" in name]
-    own = 2 * (heads + keys) * any("q_norm" in name for name in names)
+    own = 2 * (heads + keys) * any("q_norm" in name for name in names) + heads * (sizes.acts_on == "attention")
     norms = sum("q_norm" not in name and "k_norm" not in name for name in names)
     prompts = -(-sizes.micro_rows * sizes.prompts // sizes.rows)
     read = prompts * sizes.prompt_tokens + sizes.micro_rows * sizes.new_tokens

@@ -1,4 +1,4 @@
-"""Answers of several draws as one batch, or kept for a later one: what resampling of groups needs."""
+"""Answers of several draws as one batch, in one another's places, or kept for a later one: what resampling needs."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -22,11 +22,35 @@ def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
     problems = [problem for draw in draws for problem in draw.problems]
     texts = [text for draw in draws for text in draw.completions]
     scores = [score for draw in draws for score in draw.scores]
+    asked = [text for draw in draws for text in draw.prompts] if any(draw.asked for draw in draws) else None
     return Answers(
         [problems[i] for i in groups.tolist()],
         replace(rollouts.rows(rows), group_size=size),
         [texts[i] for i in rows.tolist()],
         [scores[i] for i in rows.tolist()],
+        asked and [asked[i] for i in rows.tolist()],
+    )
+
+
+def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
+    """The answers, in whose places stand `others` where source (B,) names a row of them, and not -1.
+
+    They stand there as answers to the problem's own prompt; their log-probabilities stay those under the one they answered.
+    """
+    own, rows = answers.rollouts, torch.arange(len(source), device=source.device)
+    rollouts = join_rollouts([replace(own, group_size=1), replace(others.rollouts, group_size=1)])
+    rollouts = rollouts.rows(torch.where(source < 0, rows, len(rows) + source))
+    prompts = {"prompts": own.prompts, "prompt_mask": own.prompt_mask, "group_size": own.group_size}
+
+    def merged(mine: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
+        return [theirs[at] if at >= 0 else one for one, at in zip(mine, source.tolist(), strict=True)]
+
+    return Answers(
+        answers.problems,
+        replace(rollouts, **prompts),
+        merged(answers.completions, others.completions),
+        merged(answers.scores, others.scores),
+        merged(answers.prompts, others.prompts),
     )
 
 
@@ -61,6 +85,7 @@ def packed(answers: Answers) -> dict[str, Any]:
         "problems": [asdict(problem) for problem in answers.problems],
         "rollouts": _moved(asdict(answers.rollouts), "cpu"),
         "completions": list(answers.completions),
+        "asked": None if answers.asked is None else list(answers.asked),
         "scores": scores,
     }
 
@@ -81,6 +106,7 @@ def _unpacked(part: Mapping[str, Any], device: torch.device) -> Answers:
         Rollouts(**{**rollouts, "steps": DecodeStep(**rollouts["steps"])}),
         part["completions"],
         [Score(**score) for score in part["scores"]],
+        part.get("asked"),
     )
 
 

@@ -16,6 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.prompting import Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.keys import row_keys
+from ngrpo.rollout.perturbed import Perturbed
 from ngrpo.rollout.records import DecodeStep, Rollouts, Vocabulary
 from ngrpo.rundir.schema import READING
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
@@ -32,30 +33,49 @@ class Ungraded(RuntimeError):
 
 @dataclass(frozen=True)
 class Sampler:
-    """Everything that turns a problem into a completion; `max_new_tokens` is the longest answer."""
+    """Everything that turns a problem into a completion; `max_new_tokens` is the longest answer. `perturbed` are the prompts
+    of problems that are asked again, where any are."""
 
     engine: Engine
     strategy: Exploration
     prompts: Prompts
     max_new_tokens: int
+    perturbed: Perturbed | None = None
 
 
 @dataclass(frozen=True)
 class Answers:
-    """Completions of P problems, G each, rows of one problem together: B = P * G texts and scores for `rollouts`."""
+    """Completions of P problems, G each, rows of one problem together: B = P * G texts and scores for `rollouts`.
+
+    asked: the B prompts that were answered, where not all are those of the problems; `rollouts.log_probs` are under these.
+    """
 
     problems: Sequence[Problem]
     rollouts: Rollouts
     completions: Sequence[str]
     scores: Sequence[Score]
+    asked: Sequence[str] | None = None
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The B prompts that were answered."""
+        own = [problem.prompt for problem in self.problems for _ in range(self.rollouts.group_size)]
+        return own if self.asked is None else self.asked
 
 
-def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities: Sequence[tuple]) -> Answers:
+def answer(
+    sampler: Sampler,
+    task: Task,
+    problems: Sequence[Problem],
+    identities: Sequence[tuple],
+    asked: Sequence[tuple[str, np.ndarray]] | None = None,
+) -> Answers:
     """Completions of P problems for B = P * G rows, each drawn from the key of its identity, and their scores.
 
-    The problems are among those that the sampler's prompts have read. Raises rollout.records.NotFinite.
+    asked: text and ids of P prompts that stand for the problems' own; these are else among those that the sampler's prompts
+    have read. Raises rollout.records.NotFinite.
     """
-    ids = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
+    ids = [sampler.prompts.ids[p.prompt, p.is_message] for p in problems] if asked is None else [i for _, i in asked]
     prompts, mask = padded(ids, sampler.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
     keys = row_keys(identities)
     rollouts = sampler.engine.generate(sampler.strategy, prompts, mask, keys, sampler.max_new_tokens)
@@ -64,7 +84,8 @@ def answer(sampler: Sampler, task: Task, problems: Sequence[Problem], identities
     ]
     completions = [sampler.strategy.vocabulary.text(row) for row in texts]
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
-    return Answers(problems, rollouts, completions, task.score(every, completions))
+    prompted = None if asked is None else [text for text, _ in asked for _ in range(rollouts.group_size)]
+    return Answers(problems, rollouts, completions, task.score(every, completions), prompted)
 
 
 def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
@@ -109,7 +130,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
     if rollouts.entropy is not None:
         entropies = (rollouts.entropy.double().sum(dim=1) / rollouts.lengths).tolist()
     explored = (rollouts.steps.explored & rollouts.consumed).sum(dim=1).tolist()
-    rows = []
+    rows, prompts = [], answers.prompts
     for row, (text, score) in enumerate(zip(answers.completions, answers.scores, strict=True)):
         problem = answers.problems[row // rollouts.group_size]
         ids = tokens[row][: lengths[row]]
@@ -118,7 +139,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
                 **labels,
                 "problem_id": problem.id,
                 "sample_index": row % rollouts.group_size,
-                "prompt": problem.prompt,
+                "prompt": prompts[row],
                 "completion": text,
                 "token_ids": ids,
                 "n_tokens": lengths[row],

@@ -41,6 +41,7 @@ class Interrupts:
         self.number = 0
         self.last_words: list[Callable[[str], object]] = []
         self._polls, self._abandons, self._relayed = 0, False, 0
+        self._tell: Callable[[], object] | None = None
 
     def listen(self) -> None:
         """From now on signals are noted; not in a thread, and not SIGHUP where nohup had it ignored."""
@@ -50,14 +51,19 @@ class Interrupts:
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
                 signal.signal(number, self._note)
 
-    @contextmanager
-    def polled(self) -> Iterator[None]:
-        """While somebody looks at `number` and stops where it is not 0."""
+    def defer(self) -> None:
+        """From now on signals are noted and end nothing by themselves: whoever gives this process work checks first."""
+        self.listen()
         self._polls += 1
+
+    @contextmanager
+    def polled(self, tell: Callable[[], object] | None = None) -> Iterator[None]:
+        """While somebody looks at `number` and stops where it is not 0, or is told of a signal by `tell`."""
+        self._polls, before, self._tell = self._polls + 1, self._tell, tell
         try:
             yield
         finally:
-            self._polls -= 1
+            self._polls, self._tell = self._polls - 1, before
 
     def unless_stopped(self, work: Callable[[], Work]) -> Work | None:
         """What `work` returns, or None where a signal came, which leaves it at once: it must change nothing that is kept."""
@@ -91,6 +97,8 @@ class Interrupts:
             self.end(f"stopped by {name}{'; the same command continues' * bool(self.last_words)}", 128 + number)
         abandons, self._abandons = self._abandons, False
         _say(f"{name}: saving" + " after this step" * (not abandons))
+        if self._tell:
+            self._tell()
         if abandons:
             raise Interrupted(number)
 

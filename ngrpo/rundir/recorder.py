@@ -1,24 +1,21 @@
-"""What a run leaves on disk and on the screen, step by step: rows, samples, results, the model, progress. It only writes."""
+"""What a run leaves on disk, step by step: rows, samples, results, the model. It only writes."""
 
 import csv
 import io
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow
 import pyarrow.parquet
 import torch
-from rich import get_console
-from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.progress import Progress as Bars
 from safetensors.torch import save_file
 
 from ngrpo.rundir.directory import RunDirectory
@@ -40,8 +37,10 @@ from ngrpo.rundir.schema import (
 )
 from ngrpo.tasks.base import OUTCOMES
 
+if TYPE_CHECKING:
+    from ngrpo.training.tracking import Trackers
+
 GROWING = ("metrics.csv", "timings.csv", STEP_SAMPLES, "results.json")  # files that later steps add to
-LINES = 10  # progress lines of a run whose output is not a terminal
 SECONDS_BETWEEN_HEARTBEATS = 30.0
 
 
@@ -66,10 +65,10 @@ def write_samples(rows: Iterable[Mapping[str, Any]], path: str | Path) -> None:
 
 @dataclass
 class Recorder:
-    """Writes one run directory; the loggers get the same figures."""
+    """Writes one run directory; trackers are told the same."""
 
     run: RunDirectory
-    loggers: tuple[Any, ...] = ()
+    trackers: "Trackers | None" = None
     digests: dict[str, str] = field(default_factory=dict)  # of sample files that a checkpoint has listed
 
     def step(
@@ -82,13 +81,14 @@ class Recorder:
     ) -> None:
         """One RL step: its sample rows, figures, seconds by phase, and what exploration did at some decode steps."""
         self.append_row("metrics", {"step": step, **metrics})
-        for logger in self.loggers:
-            logger.log_metrics(dict(metrics), step=step)
         tokens, whole = sum(row["n_tokens"] for row in rows), sum(seconds.values())
+        tokens += int(metrics.get("retry_tokens", 0))  # answers to what was asked again, most of which are no rows
         rates = {"tokens": tokens, "tokens_per_second": tokens / whole, "seconds": whole}
         rates["rollout_tokens_per_second"] = tokens / seconds["rollout"]
         phases = {f"seconds_{name}": value for name, value in seconds.items()}
         self.append_row("timings", {"step": step, **rates, **phases})
+        if self.trackers:
+            self.trackers.step(step, metrics, {**rates, **phases})
         write_samples(rows, self.run.path / TRAIN_SAMPLES.format(step=step))
         if explored:
             write_parquet([*_rows(self.run.path / STEP_SAMPLES), *explored], self.run.path / STEP_SAMPLES)
@@ -118,6 +118,8 @@ class Recorder:
         if samples.exists():  # so that a flaw that parquet itself does not see is seen when the run goes on
             name = samples.relative_to(self.run.path).as_posix()
             self.run.save(checksums=self.run.record.get("checksums", {}) | {name: file_digest(samples)})
+        if self.trackers:
+            self.trackers.evaluation(benchmark, step, entry, samples)
 
     def kept(self, step: int) -> dict[str, Any]:
         """For the checkpoint of an RL step: which it is, what the files that grow hold, and checksums of the sample files."""
@@ -178,9 +180,9 @@ class Recorder:
         os.replace(partial, target)
 
     def close(self) -> None:
-        """Lets the loggers write what they hold."""
-        for logger in self.loggers:
-            logger.finalize(str(self.run.status))
+        """Lets the trackers write what they hold."""
+        if self.trackers:
+            self.trackers.close(succeeded=sys.exception() is None)
 
 
 def _lost(name: str, path: Path, content: bytes) -> str:
@@ -232,56 +234,3 @@ class Clock:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-class Progress:
-    """A bar for the RL steps and one for each evaluation; plain lines where there is no terminal."""
-
-    def __init__(self, steps: int, quiet: bool = False):
-        self.console = Console(quiet=True) if quiet else get_console()  # shared: a sweep shows its trials around ours
-        self.steps, self.every = steps, max(1, steps // LINES)
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-        times = (TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        self.bars = Bars(*columns, *times, console=self.console, disable=not self.console.is_terminal)
-        self.training: TaskID | None = None
-        self.evaluating: TaskID | None = None
-        self.warned = False
-
-    def start(self, done: int) -> None:
-        """Show the bars from RL step `done` on."""
-        self.bars.start()
-        self.training = self.bars.add_task("RL step", total=self.steps, completed=done, note="")
-
-    def stop(self) -> None:
-        """Leave the terminal in order."""
-        self.bars.stop()
-
-    def step(self, step: int, reward: float, rate: float) -> None:
-        """One RL step is done."""
-        note = f"reward {reward:.3f}  {rate:,.0f} tokens/s"
-        if self.training is not None:
-            self.bars.update(self.training, completed=step, note=note)
-        if not self.console.is_terminal and (step % self.every == 0 or step == self.steps):
-            self.console.print(f"RL step {step}/{self.steps}  {note}", highlight=False)
-
-    def warn(self, line: str) -> None:
-        """Says, the first time only, what a run's figures go on to show."""
-        if not self.warned:
-            self.console.print(f"note: {line}", highlight=False)
-        self.warned = True
-
-    def evaluation(self, step: int, batches: int) -> None:
-        """An evaluation of so many batches begins."""
-        self.evaluating = self.bars.add_task(f"evaluate at {step}", total=batches, note="")
-
-    def batch(self, benchmark: str, tokens: int) -> None:
-        """One batch of it is done."""
-        if self.evaluating is not None:
-            self.bars.update(self.evaluating, advance=1, note=benchmark)
-
-    def evaluated(self) -> None:
-        """The evaluation is over."""
-        if self.evaluating is not None:
-            task = self.bars.tasks[self.bars.task_ids.index(self.evaluating)]
-            self.bars.update(self.evaluating, completed=task.total, note="")
-        self.evaluating = None

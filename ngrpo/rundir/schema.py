@@ -30,9 +30,15 @@ SAMPLE_TYPES = {
 }  # fmt: skip
 
 NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints",
-                "engine_correction"}  # fmt: skip
+                "engine_correction", "preset"}  # fmt: skip
 OF_ENGINE = ("_target_", "dtype", "options")  # the others are about memory
-UNSET = {"control", "reweight", "match_norm"}  # of an algorithm: came later, and say nothing of a run that has none
+UNSET = {
+    "bonus",
+    "control",
+    "reweight",
+    "match_norm",
+    "retry",
+}  # of an algorithm: came later; a run that has none is as before
 OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
 LATER = {
     "correction_floor": 0,
@@ -250,6 +256,8 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     for name, left_out in (("task", PLACES), ("model", PLACES), ("trainer", NOT_IDENTITY_OF_TRAINER)):
         if name in kept:
             kept[name] = _without(kept[name], left_out)
+    if not kept.get("trainer"):  # where nothing is trained it has threads only
+        kept.pop("trainer", None)
     if isinstance(benchmarks := kept.get("benchmark"), Mapping):
         kept["benchmark"] = {key: _without(node, PLACES) for key, node in benchmarks.items()}
     if isinstance(engine := kept.get("engine"), Mapping):

@@ -30,6 +30,11 @@ def well_formed(
     return weight if ended and extract_boxed(answer_part(completion, answer_start)) else 0.0
 
 
+def right(problem: Problem, completion: str, score: Score, *, weight: float) -> float:
+    """`weight` for an answer that the grader takes, else 0."""
+    return weight if score.outcome == "correct" else 0.0
+
+
 class Rewarded(Derived):
     """A task whose rewards have the values of `functions` added; otherwise what it was."""
 

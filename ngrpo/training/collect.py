@@ -1,13 +1,15 @@
-"""Which prompts an RL step answers, which of the answers enter its loss, and which wait for the next step."""
+"""Which prompts an RL step answers, which are asked again, which of the answers enter its loss, and which wait for the next
+step."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ngrpo.algorithm.algorithm import Algorithm
+from ngrpo.algorithm.retry import Retry, rescuers
 from ngrpo.ranks import Ranks
-from ngrpo.rollout.join import join
+from ngrpo.rollout.join import exchanged, join
 from ngrpo.rollout.keys import row_key
 from ngrpo.rollout.records import NotFinite
 from ngrpo.rollout.sampling import Answers, Sampler, answer, groups_of
@@ -37,13 +39,13 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class Collected:
-    """A rank's share of an RL step: whole groups, figures of the group filter, and (B,) bool which rows enter the loss and
-    which the step before has drawn (None: no row). `surplus` are groups for the next step."""
+    """A rank's share of an RL step: whole groups, figures of the resampling, and (B,) bool which rows enter the loss and which
+    are off-policy: drawn by the step before or from another prompt (None: no row). `surplus` are groups for the next step."""
 
     answers: Answers
     counted: Tensor
     figures: dict[str, float]
-    carried: Tensor | None = None
+    off_policy: Tensor | None = None
     surplus: Answers | None = None
 
 
@@ -70,38 +72,92 @@ def collect(
 ) -> Collected:  # fmt: skip
     """Draws this rank's share of a step's groups; those that wait from the step before come first.
 
-    Groups that the filter refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where
-    that does not suffice, refused groups fill the batch and enter no loss. What the last draw kept beyond a full batch is
-    the surplus, always less than a batch: each step draws at least once, at a position that knows nothing of it.
+    Where the algorithm retries, each draw asks its all-wrong groups again, before a filter sees them. Groups that the filter
+    refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where that does not suffice, refused
+    groups fill the batch and enter no loss. What the last draw kept beyond a full batch is the surplus, always less than a
+    batch: each step draws at least once, at a position that knows nothing of it.
     """
     share, draws = config.prompts_per_step // ranks.world, [] if waiting is None else [waiting]
-    kept, before = [algorithm.keeps(groups_of(draw, sampler)) for draw in draws], len(draws)
+    kept, before, retried = [algorithm.keeps(groups_of(draw, sampler)) for draw in draws], len(draws), []
     while len(draws) == before or (
         len(draws) - before <= algorithm.max_resamples and int(torch.cat(kept).sum()) < share
     ):
-        draws.append(_draw(sampler, task, config, step, len(draws) - before, ranks))
+        place = (config.seed, step, len(draws) - before)
+        draws.append(_draw(sampler, task, config, place, ranks))
+        if algorithm.retry is not None:
+            draws[-1], told = _asked_again(sampler, task, algorithm.retry, draws[-1], place)
+            retried.append(told)
         kept.append(algorithm.keeps(groups_of(draws[-1], sampler)))
     keeps = torch.cat(kept)
     order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))
     beyond = order[share : int(keeps.sum())]
     answers = draws[0] if len(draws) == 1 else join(draws, order[:share].sort().values)
     counted = algorithm.counts(groups_of(answers, sampler)).flatten()
-    if algorithm.group_filter is None:
-        return Collected(answers, counted, {})
-    fresh = torch.cat(kept[before:]).double().mean().item()
-    figures = {"draws": float(len(draws) - before), "kept": fresh, "surplus": float(len(beyond))}
-    surplus = join(draws, beyond) if algorithm.carry_surplus and len(beyond) else None
-    carried = None if waiting is None else torch.arange(len(counted), device=counted.device) < len(waiting.completions)
-    return Collected(answers, counted, figures, carried, surplus)
+    figures = _figures_of_retries(retried, ranks)
+    if algorithm.group_filter is not None:
+        fresh = torch.cat(kept[before:]).double().mean().item()
+        figures |= {"draws": float(len(draws) - before), "kept": fresh, "surplus": float(len(beyond))}
+    surplus = join(draws, beyond) if algorithm.group_filter and algorithm.carry_surplus and len(beyond) else None
+    return Collected(answers, counted, figures, _off_policy(answers, waiting), surplus)
 
 
-def _draw(sampler: Sampler, task: Task, config: TrainingConfig, step: int, draw: int, ranks: Ranks) -> Answers:
-    """Answers to this rank's share of the prompts; whole groups stay together."""
-    problems = problems_of(task, config, step, draw)
+def _draw(sampler: Sampler, task: Task, config: TrainingConfig, place: tuple[int, int, int], ranks: Ranks) -> Answers:
+    """Answers to this rank's share of the prompts; whole groups stay together. place: seed, RL step, draw."""
+    problems = problems_of(task, config, *place[1:])
     share = len(problems) // ranks.world
     problems = problems[ranks.rank * share : (ranks.rank + 1) * share]
-    identities = [(config.seed, step, draw, p.id, i) for p in problems for i in range(config.group_size)]
+    return _answered(sampler, task, problems, [(*place, p.id, i) for p in problems for i in range(config.group_size)])
+
+
+def _answered(sampler: Sampler, task: Task, problems: list[Problem], identities: list[tuple], asked=None) -> Answers:
     try:
-        return answer(sampler, task, problems, identities)
+        return answer(sampler, task, problems, identities, asked)
     except NotFinite as error:
-        raise NotFinite(f"RL step {step}: {error}") from error
+        raise NotFinite(f"RL step {identities[0][1]}: {error}") from error
+
+
+def _asked_again(
+    sampler: Sampler, task: Task, retry: Retry, drawn: Answers, place: tuple[int, int, int]
+) -> tuple[Answers, tuple[float, float, float]]:
+    """A draw whose all-wrong groups were asked again, right answers in the place of wrong ones; and the shares of its groups
+    that were asked and that were rescued, and the tokens that it took.
+
+    As many answers as the draw has are in memory at a time, or one group's.
+    """
+    assert sampler.perturbed is not None
+    size, each, tokens = drawn.rollouts.group_size, retry.each, 0
+    correct = groups_of(drawn, sampler).correct
+    wrong = (~correct.any(dim=1)).nonzero().squeeze(1)
+    rescued, whole = 0, drawn
+    for part in wrong.split(max(1, len(drawn.completions) // each)) if len(wrong) else ():
+        asked = [(drawn.problems[group], number) for group in part.tolist() for number in range(retry.prompts)]
+        prompts = [sampler.perturbed.ask(p, row_key(*place, p.id, "filler", number)) for p, number in asked]
+        identities = [(*place, p.id, "retry", number, i) for p, number in asked for i in range(retry.answers)]
+        others = _answered(sampler, task, [problem for problem, _ in asked], identities, prompts)
+        found = groups_of(others, sampler)
+        taken = rescuers(found.correct.view(-1, each), found.keys.view(-1, each), size)
+        source = taken.new_full((len(drawn.problems), size), -1)
+        source[part] = (taken + each * torch.arange(len(part), device=taken.device)[:, None]).where(taken >= 0, -1)
+        whole = exchanged(whole, others, source.flatten())
+        rescued, tokens = rescued + int((taken >= 0).any(dim=1).sum()), tokens + int(found.lengths.sum())
+    groups = len(drawn.problems)
+    return whole, (len(wrong) / groups, rescued / groups, float(tokens))
+
+
+def _figures_of_retries(retried: list[tuple[float, float, float]], ranks: Ranks) -> dict[str, float]:
+    """Means over draws; of the tokens the sum over draws and, as ranks are much alike, over ranks."""
+    if not retried:
+        return {}
+    asked, rescued, tokens = zip(*retried, strict=True)
+    means = {"asked_again": sum(asked) / len(asked), "rescued": sum(rescued) / len(rescued)}
+    return means | {"retry_tokens": sum(tokens) * ranks.world}
+
+
+def _off_policy(answers: Answers, waiting: Answers | None) -> Tensor | None:
+    """(B,) bool: rows that have waited, which come first, and those that answered another prompt than the problem's."""
+    if waiting is None and answers.asked is None:
+        return None
+    own = replace(answers, asked=None).prompts
+    other = torch.tensor([asked != prompt for asked, prompt in zip(answers.prompts, own, strict=True)])
+    waited = torch.arange(len(other)) < (0 if waiting is None else len(waiting.completions))
+    return (other | waited).to(answers.rollouts.mask.device)

@@ -9,7 +9,8 @@ from ngrpo.evaluation.benchmarks import Evaluation
 from ngrpo.evaluation.pruning import PruningReporter
 from ngrpo.rollout.sampling import Sampler
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupts
-from ngrpo.rundir.recorder import Progress, Recorder
+from ngrpo.rundir.progress import Progress
+from ngrpo.rundir.recorder import Recorder
 from ngrpo.tasks.base import Task
 from ngrpo.training.matching import Matching
 from ngrpo.training.policy import Policy

@@ -1,5 +1,6 @@
 """The policy: all that is differentiable of an RL step happens in its `forward`, from recorded rollouts to the loss."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,9 +32,9 @@ SEEN = 1000  # entries of a weight, at least, that are compared before and after
 class Batch:
     """What the updates of one RL step work on: rollouts, the mask of tokens that count, and more (B, T) or None.
 
-    `old` and `values` are from before the first update, `returns` and `values` are the critic's. `carried` is true on
-    rows that the policy of the step before answered. `correction` are weights, and `rejected` is true on tokens that have left
-    the mask, where the algorithm's correction looks at the whole batch.
+    `old` and `values` are from before the first update, `returns` and `values` are the critic's. `off_policy` is true on
+    rows that the policy of the step before answered, or that answered another prompt. `correction` are weights, and `rejected`
+    is true on tokens that have left the mask, where the algorithm's correction looks at the whole batch.
     """
 
     rollouts: Rollouts
@@ -44,14 +45,14 @@ class Batch:
     selected: Tensor | None = None
     values: Tensor | None = None
     returns: Tensor | None = None
-    carried: Tensor | None = None
+    off_policy: Tensor | None = None
     correction: Tensor | None = None
     rejected: Tensor | None = None
 
     def before(self, log_probs: Tensor) -> Tensor:
-        """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of carried rows their own."""
+        """(B, T) what the ratio of `log_probs` is to: the policy before the first update, of off-policy rows their own."""
         old = log_probs.detach() if self.old is None else self.old
-        return old if self.carried is None else torch.where(self.carried, self.rollouts.log_probs.to(old), old)
+        return old if self.off_policy is None else torch.where(self.off_policy, self.rollouts.log_probs.to(old), old)
 
     def rows(self, index: Tensor) -> "Batch":
         """Some rows, trimmed to their own longest prompt and answer."""
@@ -128,10 +129,13 @@ class Policy(lightning.LightningModule):
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
-        gap = gap if batch.carried is None else gap.masked_fill(batch.carried, 0)  # there it is not the engine's
+        gap = gap if batch.off_policy is None else gap.masked_fill(batch.off_policy, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if correction is not None:
             seen |= {"correction": correction, "correction_squared": correction.square()}
+        if self.strategy.acts_on == "weights":
+            surplus = batch.rollouts.log_probs - old
+            seen |= {"noise_kl": surplus, "capped": surplus < -math.log(algorithm.correction_cap)}
         if batch.selected is not None:
             seen["selected"] = batch.selected
         share = token_mean(mask, counts)
@@ -151,17 +155,18 @@ class Policy(lightning.LightningModule):
         return found if known is None else found._replace(entropy=known)
 
     def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
-        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of later weights."""
+        """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of other weights."""
         temperature = self.strategy.temperature_of(rollouts.steps) if self.algorithm.tempered else 1.0
         plain = not isinstance(temperature, Tensor) and temperature == 1
-        return rollouts.entropy if plain and self.algorithm.select_per == "step" else None
+        here = self.strategy.acts_on != "weights" and self.algorithm.select_per == "step"
+        return rollouts.entropy if plain and here else None
 
     def batch(
         self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
         ranks: Ranks,
     ) -> Batch:  # fmt: skip
         """Everything that is settled before the first update, of groups with shaped rewards: whose tokens count, advantages."""
-        algorithm, rollouts, carried = self.algorithm, drawn.answers.rollouts, drawn.carried
+        algorithm, rollouts, other = self.algorithm, drawn.answers.rollouts, drawn.off_policy
         mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
@@ -175,8 +180,8 @@ class Policy(lightning.LightningModule):
             facts = (advantages, entropy, mask, groups)
             advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
         advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
-        carried = None if carried is None else carried[:, None].expand_as(mask)
-        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, carried)
+        other = None if other is None else other[:, None].expand_as(mask)
+        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, other)
         batch = self._corrected(batch, ranks)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
 

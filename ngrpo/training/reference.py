@@ -1,12 +1,17 @@
-"""What the policy was before training: log-probabilities of recorded steps under the weights that it began with."""
+"""What the policy was before training: log-probabilities of recorded steps under the weights that it began with, and its
+representations of answers."""
+
+from dataclasses import replace
 
 import lightning
+import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.records import Rollouts
-from ngrpo.training.replay import replay_in_micro_batches
+from ngrpo.training.replay import micro_batches, replay_in_micro_batches, states
 
 
 class Reference(lightning.LightningModule):
@@ -23,3 +28,34 @@ class Reference(lightning.LightningModule):
         """
         with self.model.base():
             return replay_in_micro_batches(self.model, strategy, rollouts, rows).log_probs
+
+    @torch.no_grad()
+    def features(self, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
+        """(B, D) float32: the mean of the final hidden states at the tokens of each answer, the last of them included.
+
+        `rows` is the size of a micro-batch. Where text was inserted, the state before it is left out.
+        """
+        read, found = _read_to_the_end(rollouts), []
+        order = micro_batches(read, rows)
+        for index in order:
+            with self.model.base(), self.model.autocast():
+                row, time, hidden = states(self.model, strategy, read.rows(index), self.model.table)
+            at, hidden = row[time > 0], hidden[time > 0].float()  # before the first step stands the prompt's last state
+            total = hidden.new_zeros(len(index), hidden.shape[1]).index_add(0, at, hidden)
+            found.append(total / at.bincount(minlength=len(index))[:, None].clamp(min=1))
+        return torch.cat(found)[torch.cat(order).argsort()]
+
+
+def _read_to_the_end(rollouts: Rollouts) -> Rollouts:
+    """The same with one step more in each row, so that the last token of an answer is read as well."""
+
+    def longer(values: Tensor) -> Tensor:
+        return F.pad(values, (0, 0) * (values.dim() - 2) + (0, 1))
+
+    return replace(
+        rollouts,
+        steps=rollouts.steps.map(longer),
+        mask=F.pad(rollouts.mask, (1, 0), value=True),
+        log_probs=longer(rollouts.log_probs),
+        entropy=None,
+    )

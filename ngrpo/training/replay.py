@@ -4,7 +4,7 @@ Every token is read once, without padding, and rows of one prompt share it;
 only tokens that count reach the head, in chunks that are recomputed in the backward pass.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration import scores
 from ngrpo.exploration.base import Exploration
-from ngrpo.models.attention import PackedRows, common_prefix
+from ngrpo.models.attention import Masks, PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel, chunk_tokens, read_logits
 from ngrpo.rollout.records import GAUSSIAN, Rollouts
 
@@ -88,7 +88,10 @@ def states(
         prompt = F.embedding(line.prompt_ids, table)
         steps, draws = rollouts.steps[line.row, line.time], rollouts.draws[line.row, line.time]
         fed = torch.cat((prompt, strategy.embed(steps, table, draws).to(prompt.dtype)))
-    hidden = model.hidden(fed[None], line.positions[None], line.layout)[0]
+    layout, masks = line.layout, strategy.masks(rollouts.keys, *model.attended)
+    if masks is not None:
+        layout = replace(layout, masks=Masks.of_answers(masks, line.row, len(line.prompt_ids)))
+    hidden = model.hidden(fed[None], line.positions[None], layout)[0]
     row, time = rollouts.loss_mask.nonzero(as_tuple=True)
     return row, time, hidden[line.layout.tokens[row, line.starts[row] + time - 1]]  # the state before the step
 

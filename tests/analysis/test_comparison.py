@@ -260,6 +260,25 @@ def test_methods_are_compared_at_the_same_budget(tmp_path):
     assert all(row[5].text.startswith("gaussian_noise, +") for row in table.rows if row[1].text == "mean@8")
 
 
+def test_with_the_same_tokens_a_method_of_longer_answers_has_fewer_of_them(tmp_path):
+    """Two problems, eight answers each; of 28 pairs of answers with four right ones 6 miss, of 70 fours 1 or, with two, 15."""
+    answers = {"token_sampling": (4, [2, 4]), "gaussian_noise": (8, [4, 8]), "random_noise": (2, [2, 4])}
+    for arm, (tokens, right) in answers.items():
+        for seed in range(2):
+            make_run(tmp_path, arm, seed, right, right, samples={"n_tokens": tokens})
+    study = load([tmp_path])
+    table = budgets.best_of(study, compare(study, "token_sampling"))
+    shown = [
+        {name: cell.text.partition(" [")[0] for name, cell in zip(table.columns, row, strict=True)}
+        for row in table.rows
+    ]
+    assert [row["answers of token_sampling"] for row in shown] == ["1", "2", "4", "8"]
+    assert [row["tokens"] for row in shown] == ["4", "8", "16", "32"]
+    assert [row["gaussian_noise"] for row in shown] == ["-", "1: 75.0", "2: 89.3", "4: 99.3"]
+    assert [row["token_sampling"] for row in shown][:3] == ["1: 37.5", "2: 62.5", "4: 88.6"]
+    assert [row["random_noise"] for row in shown][1:] == ["4: 88.6", "8: 100.0", "8+: 100.0"]
+
+
 def test_without_evaluations_on_the_way_there_is_no_table_of_budgets(two):
     assert budgets.table(compare(two, "token_sampling")).rows == []
 

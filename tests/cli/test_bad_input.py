@@ -80,8 +80,8 @@ WRONG = {
     "+exploration=stht": ["+exploration=stht|is one of"],
     "~exploration": ["~exploration|cannot be left out"],
     "~benchmark": ["~benchmark|cannot be left out"],
-    "experiment/paper=stht": ["experiment/paper=stht|experiment=paper/stht"],
-    "experiment=paper/sthht": ["experiment=paper/sthht|experiment=paper/stht"],
+    "experiment/method=stht": ["experiment/method=stht|experiment=method/stht"],
+    "experiment=method/sthht": ["experiment=method/sthht|experiment=method/stht"],
     "benchmark=[story_math,story_mth]": ["benchmark=[story_math,story_mth]|[story_math,story_math]"],
     "benchmark=[]": ["benchmark=[]|is one of"],
     "algorithm=grop": ["algorithm=grop|algorithm=grpo"],
@@ -123,6 +123,14 @@ WRONG = {
     "model=${model}": ["model=${model}|hf, llama_3_2_1b"],
     "model=hf": ["model.path: has no value"],
     "exploration=neighbor_mix mix_rate=1.5": ["mix_rate=1.5|from 0 to 1|because it is a probability|mix_rate=0.1"],
+    **{
+        f"exploration=param_noise algorithm.correction={kind}": [
+            f"algorithm.correction={kind}|tis, mis|because answers come from weights with noise|algorithm.correction=tis"
+        ]
+        for kind in ("none", "bypass", "rejection")
+    },
+    "exploration=param_noise exploration.targets=mpl": ["exploration.targets=mpl|all, mlp|exploration.targets=mlp"],
+    "exploration=rollout_dropout exploration.dropout=1": ["exploration.dropout=1|below 1|because it is a share"],
     "exploration=neighbor_mix k=0": ["k=0|at least 1|k=3"],
     "exploration=neighbor_mix exploration.k=0": ["exploration.k=0|at least 1|exploration.k=3"],
     "exploration=neighbor_mix exploration.metric=cosinee": ["exploration.metric=cosinee|exploration.metric=cosine"],

@@ -13,19 +13,19 @@ from places import CONF, REPOSITORY
 
 from ngrpo import targets
 from ngrpo.build import instantiate
-from ngrpo.cli import complaints, fit
+from ngrpo.cli import complaints, fit, launchers
 from ngrpo.cli.command import examine
 from ngrpo.cli.composition import PARTS, Job, Schema, flat, read_one
 from ngrpo.cli.rules import wrong_words
+from ngrpo.models import files
 from ngrpo.targets import SettingsError
 from ngrpo.tasks import rows
 
 PRIMARY = sorted(CONF.glob("*.yaml"))
 CHOICES = [path for path in sorted(CONF.rglob("*.yaml")) if path.parent != CONF and path.parent.name != PARTS]
 COMMAND = re.compile(r"# python (train|evaluate|report|audit|diagnose|plan)\.py(.*?)(?:  +\(.*)?$", re.MULTILINE)
-TARGETS = sorted(
-    {match for path in CONF.rglob("*.yaml") for match in re.findall(r"_target_: ([\w.]+)", path.read_text())}
-)
+FILES = [path for path in CONF.rglob("*.yaml") if path.parent.name != "launcher"]  # which Hydra builds, and not we
+TARGETS = sorted({match for path in FILES for match in re.findall(r"_target_: ([\w.]+)", path.read_text())})
 
 
 def named(path: Path) -> str:
@@ -34,8 +34,8 @@ def named(path: Path) -> str:
 
 def choice(path: Path) -> tuple[str, str]:
     """(group, option), where an option of a sub-group is `sub/option`."""
-    group, _, option = named(path).removesuffix(".yaml").partition("/")
-    return group, option
+    group, _, option = named(path).removesuffix(".yaml").removeprefix("hydra/").partition("/")
+    return f"hydra/{group}" if named(path).startswith("hydra/") else group, option
 
 
 def heading(path: Path) -> str:
@@ -53,6 +53,8 @@ def used_by(path: Path) -> str:
 def any_machine(monkeypatch):
     monkeypatch.setattr(fit, "gpu_refusal", lambda devices: None)
     monkeypatch.setattr(fit, "PACKAGES", {})
+    monkeypatch.setattr(files, "cached", lambda *repository: True)
+    monkeypatch.setattr(launchers, "problems", lambda config, several: [])
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -67,7 +69,7 @@ def tasks_of_stand_ins():
 def public_data_sets(monkeypatch, tasks_of_stand_ins):
     """Rows with the columns of all of them; nothing is downloaded."""
     columns = {f"Incorrect Answer {number}": f"no {number}" for number in (1, 2, 3)} | {"Correct Answer": "yes"}
-    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(64))
+    made = tuple({"problem": f"What is {at}?", "answer": str(at), **columns} for at in range(1024))
     monkeypatch.setattr(rows, "_download", lambda name, dataset, subset, split: rows.Rows(dataset, "0", made))
 
 

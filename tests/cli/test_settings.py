@@ -297,10 +297,35 @@ def test_optional_packages_are_asked_for(monkeypatch):
     assert examine("config", ["logger=wandb"]).problems == [
         "logger=wandb: needs the package wandb, which is not installed; pip install wandb"
     ]
+    assert examine("config", ["logger=[csv,mlflow]"]).problems == [
+        "logger=[csv,mlflow]: needs the package mlflow-skinny, which is not installed; pip install mlflow-skinny"
+    ]
     monkeypatch.setattr(fit, "find_spec", lambda name: name == "tensorboardX" or None)
     assert examine("config", ["logger=tensorboard"]).problems == []
-    assert examine("config", ["logger=null", "experiment=null"]).argv == ["~logger", "~experiment"]
-    assert examine("config", ["~logger"]).problems == []
+    assert examine("config", ["logger=null", "experiment=null"]).argv == ["logger=[]", "~experiment"]
+    assert examine("config", ["logger=none"]).argv == examine("config", ["~logger"]).argv == ["logger=[]"]
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "header"),
+    [
+        ("experiment", "steps: 3", "_global_"),
+        ("trainer", "trainer: {threads: 1}", "_global_"),
+        ("exploration", "exploration: {rate: 0.3}", "_global_"),
+        ("benchmark", "_target_: ngrpo.tasks.story_math.StoryMath\nsplit: test", "benchmark.<name>"),
+        ("logger", "_target_: lightning.pytorch.loggers.CSVLogger", "logger.<name>"),
+    ],
+)
+def test_a_file_whose_keys_land_where_nobody_reads_them_is_told_its_first_line(tmp_path, group, content, header):
+    problems = {}
+    for name, first in (("without", ""), ("with", f"# @package {header.replace('<name>', 'mine')}\n")):
+        place = tmp_path / name / group / "mine.yaml"
+        place.parent.mkdir(parents=True)
+        place.write_text(first + content)
+        problems[name] = examine("config", ["--config-dir", str(tmp_path / name), f"{group}=mine"]).problems
+    (problem,) = problems["without"]
+    assert problem.startswith(f"{group}=mine: ") and problem.endswith(f"begin its file with '# @package {header}'")
+    assert not [line for line in problems["with"] if "@package" in line]
 
 
 GOOD = [
@@ -310,7 +335,7 @@ GOOD = [
     "benchmark=story_math_easy",
     "++steps=3 trainer.threads=2 hydra.run.dir=some/where",
     "optimizer={schedule: cosine}",
-    "experiment=paper/stht exploration.soft_temperature=1e-4",
+    "experiment=method/stht exploration.soft_temperature=1e-4",
     "trainer=ddp trainer.accelerator=cpu prompts_per_step=6",
     "trainer=fsdp trainer.accelerator=cpu trainer.devices=4",
     "hydra.run.dir=a hydra.run.dir=b hydra.output_subdir=null hydra.job.name=x",  # as Lightning starts its processes
@@ -378,7 +403,8 @@ OUTSIDE = ["save_dir: /tmp/x", "name: ../../x", "version: /tmp/y", "sub_dir: a/.
 def test_a_logger_writes_nowhere_but_in_the_run_directory(tmp_path, line):
     (tmp_path / "logger").mkdir()
     for name, more in (("outside", line), ("inside", "name: a/b\nsave_dir: null")):
-        (tmp_path / "logger" / f"{name}.yaml").write_text(f"_target_: lightning.pytorch.loggers.CSVLogger\n{more}\n")
+        content = f"# @package logger.{name}\n_target_: lightning.pytorch.loggers.CSVLogger\n{more}\n"
+        (tmp_path / "logger" / f"{name}.yaml").write_text(content)
     (problem,) = examine("config", ["--config-dir", str(tmp_path), "logger=outside"]).problems
     assert problem.startswith("logger.") and "must not lead out of the run directory" in problem
     assert examine("config", ["--config-dir", str(tmp_path), "logger=inside"]).problems == []
@@ -389,5 +415,6 @@ def test_every_method_and_every_set_of_controls_composes(folder):
     files_of = sorted((REPOSITORY / "conf/experiment" / folder).glob("*.yaml"))
     assert files_of
     for file in files_of:
-        sweep = ["-m"] if folder == "controls" else []
-        assert examine("config", [*sweep, f"experiment={folder}/{file.stem}"]).problems == [], file
+        sweep, trained = ["-m"] if folder == "controls" else [], "python train.py" in file.read_text()
+        words = [*sweep, f"experiment={folder}/{file.stem}", *([] if trained else ["model=tiny"])]
+        assert examine("config" if trained else "evaluate", words).problems == [], file

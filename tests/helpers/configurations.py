@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from places import CONF
 
 from ngrpo import build
-from ngrpo.cli import command, fit
+from ngrpo.cli import command, fit, launchers
 from ngrpo.cli.command import VERSION_BASE
 from ngrpo.cli.composition import Schema
 from ngrpo.cli.identity import register_resolvers
@@ -38,6 +38,7 @@ def composing() -> Iterator[ConfigLoader]:
     """Hydra initialized with conf/, as within one examination."""
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
+        launchers.files_prevail(CONF / "hydra" / "launcher")
         yield GlobalHydra.instance().config_loader()
 
 

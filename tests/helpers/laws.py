@@ -7,7 +7,7 @@ from mixture_laws import Mixed
 from oracle import ORDINARY, Law, softmax, uniform
 from thought_laws import Perturbed, SoftTokens, Thought
 
-from ngrpo.contract import VOCABULARY, Cell, Claims, Finding, Record, Setting, V, near
+from ngrpo.contract import VOCABULARY, Cell, Claims, Finding, Record, Setting, V, counts, near
 from ngrpo.exploration.base import Exploration
 from ngrpo.rollout.records import TOKEN
 
@@ -31,6 +31,20 @@ class Mixture(Law):
         mixed = (1 - epsilon) * p + uniform
         yield near("exp(log_prob) is the mixture", self.density(cell, seen), mixed)
         yield from self.tokens(seen, self.density(cell, seen), uniform / mixed)
+
+
+class Thinned(Law):
+    """Plain tokens; entries of a row's mask are 0 with probability `dropout`, else 1 / (1 - dropout), independent."""
+
+    def claims(self, cell: Cell, seen: Record) -> Iterator[Finding]:
+        yield from super().claims(cell, seen)
+        masks, share = seen["masks"].reshape(len(seen["masks"]), -1), self.value("dropout")
+        kept = masks > 0
+        yield near("what is kept is scaled", masks, kept / (1 - share))
+        bits = np.arange(masks.shape[1])
+        every = np.arange(2 ** len(bits))
+        p = np.where(every[:, None] >> bits & 1, 1 - share, share).prod(axis=1)
+        yield counts("what is kept", np.bincount(kept @ 2**bits, minlength=len(every)), p)
 
 
 class Hybrid(Law):
@@ -79,7 +93,9 @@ LAWS: dict[str, type[Law]] = {
     "EpsilonGreedy": Mixture,
     "HybridReasoning": Hybrid,
     "Mixing": Mixed,
+    "ParameterNoise": Law,
     "PerturbedThinking": Perturbed,
+    "RolloutDropout": Thinned,
     "SoftThinking": Thought,
     "SoftTokens": SoftTokens,
     "TokenSampling": Law,

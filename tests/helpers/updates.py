@@ -26,7 +26,7 @@ from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.records import Rollouts
 from ngrpo.rollout.sampling import Answers, Sampler
 from ngrpo.rundir.interrupts import Interrupts
-from ngrpo.rundir.recorder import Progress
+from ngrpo.rundir.progress import Progress
 from ngrpo.tasks.base import Score, Task
 from ngrpo.tasks.story_math import StoryMath
 from ngrpo.training.collect import TrainingConfig

@@ -64,6 +64,38 @@ def test_what_makes_a_run_fit_does_and_nothing_of_it_is_idle():
     assert fitting(config, given, Device(4096, 1, 1)) == ([], needs(config, given))
 
 
+@pytest.mark.parametrize(("path", "device", "devices", "parts"), [
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "a100-80gb", 8, 8),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B", "rtx4090", 1, 32),
+    ("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B", "rtx4090", 1, 4),
+])  # fmt: skip
+def test_replicas_that_do_not_fit_do_in_parts_over_as_few_devices_as_it_takes(path, device, devices, parts):
+    """Whole groups stay on a device, and a number of devices that is milder would not do."""
+    config, own = architecture(path), DEVICES[device]
+    share, common = 64 // devices, {"precision": "bfloat16", "copies": 1, "recompute": True, "device": "cuda"}
+    given = Sizes(4 * share, share, 4096, 8192, 2, replicas=devices > 1, update_rows=4 * share, **common)
+    overrides, plan = fitting(config, given, own, devices)
+    assert f"trainer=fsdp trainer.devices={parts}" in overrides
+    assert plan.peak <= own.free and plan.sizes.prompts * parts == 64 and plan.sizes.rows == 4 * plan.sizes.prompts
+    if parts > devices:
+        fewer = replace(plan.sizes, ranks=parts // 2, prompts=2 * plan.sizes.prompts, rows=2 * plan.sizes.rows)
+        assert needs(config, fewer).peak > own.free
+
+
+def test_adapters_come_with_weights_that_may_be_in_bfloat16():
+    """Weights that learn swallow small updates in it, and are refused."""
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")
+    overrides, plan = fitting(config, Sizes(8, 1, 512, 512, 1, recompute=True, device="cuda"), DEVICES["rtx4090"])
+    assert plan.peak <= DEVICES["rtx4090"].free and "model.lora.r=16 model.dtype=bfloat16" in overrides
+
+
+def test_an_optimizer_on_a_gpu_has_one_more_copy_of_what_it_trains():
+    """torch's AdamW takes the root of all second moments at once there."""
+    config = architecture("Qwen/Qwen3-1.7B-Base")
+    plan = needs(config, Sizes(8, 2, 20, 30, 4, device="cuda"))
+    assert plan.step["temporaries"] == 4 * plan.trained > needs(config, Sizes(8, 2, 20, 30, 4)).step["temporaries"]
+
+
 def plan_of(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "plan.py", *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
@@ -80,6 +112,15 @@ def test_a_plan_for_a_device_says_whether_it_fits_how_long_it_takes_and_what_hel
     assert large.returncode == 1 and "trainer.gradient_checkpointing=true" in line and "one rtx4090 has" in line
     wrong = plan_of("plan.device=a10")
     assert wrong.returncode == 2 and "plan.device=a10: must be one of rtx4090" in wrong.stderr
+
+
+def test_the_paper_s_7b_run_fits_eight_a100_in_parts_and_no_rtx4090():
+    eight = plan_of("experiment=paper/n_grpo_7b", "trainer=fsdp", "trainer.devices=8", "plan.device=a100-80gb")
+    assert eight.returncode == 0 and "8 x a100-80gb" in eight.stdout and "629 RL steps" in eight.stdout
+    assert "bfloat16 copies" in eight.stdout  # the planned device's matmuls, not this machine's
+    one = plan_of("experiment=paper/n_grpo_7b", "trainer=gpu", "trainer.devices=1", "plan.device=rtx4090")
+    (line,) = one.stderr.splitlines()
+    assert one.returncode == 1 and "trainer=fsdp trainer.devices=" in line and "what makes it fit" in line
 
 
 def test_nothing_is_asked_of_this_machine(monkeypatch):

@@ -19,6 +19,7 @@ PUBLISHED = {  # parameters as the model cards state them, in millions
     "Qwen/Qwen3-1.7B-Base": 1721,
     "meta-llama/Llama-3.2-1B": 1236,
     "Qwen/Qwen2.5-Math-7B": 7616,
+    "meta-llama/Llama-3.2-3B-Instruct": 3213,
 }
 SIZES = Sizes(rows=8, prompts=2, prompt_tokens=20, new_tokens=30, micro_rows=4)
 
@@ -50,7 +51,8 @@ def test_adapters_leave_gradients_and_moments_of_the_rest_out():
     small = needs(config, Sizes(**{**vars(SIZES), "lora": lora}))
     assert small.trained < whole.trained / 50 and small.disk["checkpoints"] < whole.disk["checkpoints"] / 50
     assert small.rollout["gradients"] < whole.rollout["gradients"] / 50
-    assert small.resident["weights"] < 0.52 * whole.resident["weights"]
+    kept = [plan.resident["weights"] + plan.resident["reference"] for plan in (small, whole)]
+    assert kept[0] < 0.52 * kept[1]
 
 
 def test_an_engine_of_its_own_has_weights_and_a_cache_all_the_time_and_ours_is_not_counted():
@@ -110,10 +112,7 @@ def command(*overrides: str) -> str:
 
 
 def test_the_paper_s_run_is_planned_without_weights():
-    said = command(
-        "experiment=paper/n_grpo", "model=deepseek_r1_distill_qwen_1_5b", "max_new_tokens=8192",
-        "trainer.accelerator=gpu", "trainer.devices=8",
-    )  # fmt: skip
+    said = command("experiment=paper/n_grpo_1_5b")
     assert "1,777,088,000" in said and "KV cache" in said and "enough" in said
     assert f"{64 * 4 // 8 * 8192:,}" in said
 
@@ -126,6 +125,32 @@ def test_a_rank_keeps_its_part_and_has_all_weights_in_the_rollout():
     assert part.peak < whole.peak and part.disk == whole.disk
 
 
+def test_what_a_strategy_keeps_of_weights_and_masks_is_counted():
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")
+    plain, noisy, masked = (
+        needs(config, Sizes(256, 32, 512, 2048, 4, acts_on=what)) for what in ("", "weights", "attention")
+    )
+    assert (
+        sum(noisy.rollout.values()) - sum(plain.rollout.values()) == 4 * plain.parameters
+        and noisy.update == plain.update
+    )
+    assert masked.update["activations"] - plain.update["activations"] == 28 * (512 + 4 * 2048) * 1536 * 4
+
+
+def test_layers_are_put_together_in_the_dtype_of_the_matmuls_and_their_ends_as_they_are():
+    config = architecture("deepseek-ai/DeepSeek-R1-Distill-Qwen-7B")
+    plan = needs(config, Sizes(**{**vars(SIZES), "ranks": 8, "precision": "bfloat16", "copies": 1}))
+    ends = 2 * 152064 * 3584  # table and head
+    assert plan.rollout["gathered"] == 2 * (plan.parameters - ends) + 4 * ends
+    assert plan.update["bfloat16 copies"] == 2 * ends
+
+
+def test_replicas_have_buckets_as_large_as_their_gradients():
+    config = architecture("Qwen/Qwen3-1.7B-Base")
+    alone, beside = (needs(config, Sizes(**{**vars(SIZES), "replicas": known})) for known in (False, True))
+    assert beside.peak - alone.peak == 4 * alone.trained
+
+
 def test_recorded_vectors_are_counted():
     plain, recorded = (
         needs(
@@ -135,3 +160,16 @@ def test_recorded_vectors_are_counted():
         for known in (False, True)
     )
     assert sum(recorded.update.values()) - sum(plain.update.values()) == 256 * 8192 * 1536 * 4
+
+
+def test_what_is_asked_again_is_counted_where_it_is_more_than_the_first_asking():
+    config, changes = architecture("Qwen/Qwen3-1.7B-Base"), {"retry_prompts": 2 * SIZES.prompts}
+    plain = needs(config, SIZES).rollout["KV cache"]
+    few, many = (
+        needs(config, Sizes(**{**vars(SIZES), **changes, "retry_tokens": tokens})).rollout["KV cache"]
+        for tokens in (SIZES.prompt_tokens // 2, SIZES.prompt_tokens + 600)
+    )
+    more = 2 * SIZES.prompts * (SIZES.prompt_tokens + 600) - SIZES.prompts * SIZES.prompt_tokens
+    assert few == plain and (many - plain) * SIZES.prompts * SIZES.prompt_tokens == more * (
+        plain - needs(config, Sizes(**{**vars(SIZES), "prompts": 0})).rollout["KV cache"]
+    )

@@ -25,7 +25,7 @@ def asked(monkeypatch):
     """The row keys of every call that would have sampled."""
     found: list[list[int]] = []
 
-    def answer(sampler, task, problems, identities):
+    def answer(sampler, task, problems, identities, prompts=None):
         found.append(row_keys(identities).tolist())
         raise NotImplementedError  # nothing is sampled
 
@@ -37,7 +37,7 @@ def asked(monkeypatch):
 def trained(asked, seed: int, step: int, draw: int) -> list[int]:
     config: Any = SimpleNamespace(seed=seed, prompts_per_step=6, group_size=4)
     with pytest.raises(NotImplementedError):
-        collect._draw(SimpleNamespace(), TASK, config, step, draw, ALONE)  # pyright: ignore[reportArgumentType]
+        collect._draw(SimpleNamespace(), TASK, config, (seed, step, draw), ALONE)  # pyright: ignore[reportArgumentType]
     return asked[-1]
 
 

@@ -6,7 +6,10 @@ import pytest
 import warm
 from transformers import GemmaConfig, Olmo2Config
 
+from ngrpo.exploration.param_noise import ParameterNoise
+from ngrpo.exploration.rollout_dropout import RolloutDropout
 from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.engines.vllm import engine, installed
 from ngrpo.rollout.engines.vllm.engine import VllmEngine
 from ngrpo.targets import SettingsError
@@ -91,6 +94,13 @@ def test_architectures_that_are_not_hosted_are_refused_by_name(there, tmp_path):
     assert "use_sliding_window" in str(hosted.refuses(TokenSampling(), str(tmp_path)))
     assert hosted.refuses(TokenSampling(), "ngrpo:tiny") is None
     assert hosted.refuses(TokenSampling(), "Qwen/Qwen3-1.7B-Base") is None
+
+
+def test_strategies_that_act_on_the_policy_itself_are_refused(there):
+    for strategy, what in ((RolloutDropout(0.1), "attention"), (ParameterNoise(0, 0.001), "weights")):
+        refusal = str(VllmEngine().refuses(strategy, "ngrpo:tiny"))
+        assert refusal.startswith("engine=vllm: ") and what in refusal and refusal.endswith("; engine=transformers")
+        assert TransformersEngine().refuses(strategy, "ngrpo:tiny") is None
 
 
 @pytest.mark.skipif(installed.found() is not None, reason="vLLM is installed")

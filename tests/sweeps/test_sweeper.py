@@ -3,17 +3,14 @@
 import json
 import os
 import re
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 import pytest
 import warm
 from places import REPOSITORY
+from searches import SEARCHED, SPACE, search, start_search, states, study
 
 from analysis.load import LoadError, load
 from ngrpo.rundir.schema import read_run
@@ -66,6 +63,11 @@ def test_a_knob_is_dropped_where_it_is_lacking_and_what_becomes_equal_runs_once(
     assert [row["overrides"] for row in rows if "token" in row["directory"]] == [
         ["exploration=token_sampling", f"seed={seed}"] for seed in (0, 1)
     ]
+
+
+def test_a_single_value_of_a_knob_goes_to_the_strategies_that_have_it(tmp_path):
+    done, jobs = sweep(tmp_path, "exploration=token_sampling,neighbor_mix", "mix_rate=0.1", "seed=0")
+    assert done.returncode == 0 and jobs == [["token_sampling", "0", "None"], ["neighbor_mix", "0", "0.1"]], done.stderr
 
 
 def test_a_short_name_is_the_key_that_each_strategy_has(tmp_path):
@@ -164,77 +166,7 @@ def test_a_preset_of_controls_runs_rewards_that_tell_nothing_besides_and_what_is
     assert [("reward_shaping=random" in overrides) for overrides in typed] == [False] * 6 + [True]
 
 
-# --- searches: a job that takes no time and has an optimum ----------------------------------------------------------------
-
-SEARCHED = """
-import json, math, os, sys, time
-from pathlib import Path
-from ngrpo.rundir import interrupts
-interrupts.begin()
-import numpy as np
-from hydra.core.hydra_config import HydraConfig
-from ngrpo import cli
-class Broken(RuntimeError):
-    one_line = True
-class RunLocked(Broken): pass
-def main(config):
-    path = Path(HydraConfig.get().runtime.output_dir)
-    rate, k = config.get("mix_rate") or 0.0, config.get("k") or 1
-    with open("ran.txt", "a") as file:
-        file.write(f"{path.name}\\n")
-    if os.environ.get("LOCKS"):
-        try:
-            os.mkdir(path / "held")
-        except FileExistsError:
-            raise RunLocked("in use") from None
-    time.sleep(float(os.environ.get("NAP", "0")))
-    if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
-    if os.environ.get("FULL"): raise OSError(28, "No space left on device", "a.csv")
-    if os.environ.get("REPORTS"):
-        from ngrpo.evaluation.pruning import Pruned, PruningReporter
-        report, counts = PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
-        try:
-            for step in (10, 20):
-                report(step, lambda _: np.arange(32) < counts[:, None])
-        except Pruned as stop:
-            return {"pruned": str(stop)}
-    value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
-    estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}
-    (path / "results.json").write_text(json.dumps({"story_math_val": {str(config.steps): estimates}}))
-    if os.environ.get("LOCKS"): os.rmdir(path / "held")
-    (path / "timings.csv").write_text("step,tokens_per_second\\n1,10\\n2,30\\n")
-cli.prepare("config")
-cli.run(main)
-"""
-SPACE = ["sweep=optuna", "exploration=neighbor_mix", "mix_rate=interval(0.02,0.4)", "k=choice(1,2,3,4)"]
-
-
-def start_search(folder, *arguments, **environment):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-c", SEARCHED, "-m", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
-    )
-
-
-def search(folder, *arguments, **environment):
-    process = start_search(folder, *arguments, **environment)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-def study(folder):
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    (path,) = folder.glob("outputs/*/sweeps/*/journal.log")
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name=path.parent.name, storage=storage), path
-
-
-def states(folder) -> list[str]:
-    return sorted(trial.state.name for trial in study(folder)[0].trials)
+# --- searches ---------------------------------------------------------------------------------------------------------------
 
 
 def test_a_search_reaches_its_total_and_the_same_command_adds_nothing(tmp_path):
@@ -369,53 +301,6 @@ def test_a_search_that_cannot_be_is_told_in_one_line(tmp_path, wrong, words):
     status, _, err = search(tmp_path, *command, *wrong)
     assert status == 2 and len(err.strip().splitlines()) == 1 and all(word in err for word in words), err
     assert not list(tmp_path.glob("outputs/*/sweeps/*/journal.log"))
-
-
-def check_database(folder, url):
-    workers = [start_search(folder, *SPACE, "sweep.n_trials=5", f"sweep.storage={url}") for _ in range(3)]
-    assert [worker.communicate(timeout=120)[1] for worker in workers] == [""] * 3
-    import optuna
-
-    (name,) = optuna.get_all_study_names(url)
-    trials = optuna.load_study(study_name=name, storage=url).trials
-    states = [trial.state.name for trial in trials]
-    assert len({str(trial.params) for trial in trials if trial.params}) == 5, "workers draw different numbers"
-    assert states.count("COMPLETE") == 5 and not {"RUNNING", "WAITING"} & set(states)
-
-
-def test_a_database_serves_workers_that_start_together(tmp_path):
-    check_database(tmp_path, f"sqlite:///{tmp_path}/study.db")
-
-
-@pytest.fixture
-def postgres():
-    """The URL of a server of one's own, run by an unprivileged user; `make services` installs the programs."""
-    pytest.importorskip("psycopg2")
-    places = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
-    if not places:
-        pytest.skip("PostgreSQL is not installed: make services")
-    programs, folder = places[-1].parent, Path(tempfile.mkdtemp(prefix="ngrpo-postgres-"))
-    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] if os.geteuid() == 0 else []
-    if as_nobody:
-        os.chown(folder, 65534, 65534)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = found.getsockname()[1]
-
-    def run(program, *arguments):
-        command = [*as_nobody, str(programs / program), "-D", str(folder / "data"), *arguments]
-        subprocess.run(command, check=True, cwd=folder, stdout=subprocess.DEVNULL, timeout=60)
-
-    run("initdb", "-U", "ngrpo", "--auth=trust")
-    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
-    run("pg_ctl", "-w", "-o", options, "-l", str(folder / "log"), "start")
-    yield f"postgresql+psycopg2://ngrpo@127.0.0.1:{port}/postgres"
-    run("pg_ctl", "-w", "-m", "immediate", "stop")
-    shutil.rmtree(folder)
-
-
-def test_a_server_serves_too(tmp_path, postgres):
-    check_database(tmp_path, postgres)
 
 
 @pytest.mark.parametrize(

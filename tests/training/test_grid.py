@@ -148,7 +148,7 @@ def test_every_pair_takes_a_step_or_is_refused_in_one_line(exploration, algorith
     before = load(model_path).state_dict()
     moved = any(not torch.equal(value, before[name]) for name, value in policy.model.state_dict().items())
     assert all(math.isfinite(value) for name, value in metrics.items() if name != "kl")
-    assert metrics["engine_gap"] < 1e-3
+    assert metrics["engine_gap"] < (1e-3 if policy.strategy.acts_on != "weights" else 0.1)
     assert moved and metrics["grad_norm"] > 0
 
 

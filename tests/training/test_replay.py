@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from strategies import gaussian_noise, neighbor_mix
+from thinning import thinned
 from torch.nn import functional as F
 
 from ngrpo.algorithm.inputs import LossInputs
@@ -42,8 +43,9 @@ def made(strategy_name, make_strategy, make_rollouts, exact, vocabulary):
 
 
 def gap(model, strategy, rollouts: Rollouts) -> torch.Tensor:
-    """(B, T) |replayed - rolled out|, 0 where nothing counts."""
-    difference = replay(model, strategy, rollouts).log_probs.detach() - rollouts.log_probs
+    """(B, T) |replayed - rolled out| under the weights that were sampled from, 0 where nothing counts."""
+    with strategy.perturbed(model):
+        difference = replay(model, strategy, rollouts).log_probs.detach() - rollouts.log_probs
     return difference.abs() * rollouts.loss_mask
 
 
@@ -360,10 +362,12 @@ def test_the_attention_of_transformers_replays_alike(
     rollouts = make_rollouts(exact, strategy)
     assert gap(exact, strategy, rollouts).max() < 1e-9
     ours, fed = replay(exact, strategy, rollouts).log_probs, strategy.embed(rollouts.steps, table, rollouts.draws)
+    masks = strategy.masks(rollouts.keys, *exact.attended)
     for row, length in enumerate(rollouts.lengths.tolist()):
         prompt = rollouts.prompts[row][rollouts.prompt_mask[row]]
         own = torch.cat((table[prompt], fed[row, : length - 1]))
-        logits = stock(inputs_embeds=own[None]).logits[0, len(prompt) - 1 :]
+        with thinned(stock, masks, row, len(prompt)):
+            logits = stock(inputs_embeds=own[None]).logits[0, len(prompt) - 1 :]
         theirs = strategy.log_prob(rollouts.steps[row, :length], logits, table) * rollouts.loss_mask[row, :length]
         torch.testing.assert_close(ours[row, :length], theirs, rtol=0, atol=1e-9)
 

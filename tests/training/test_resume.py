@@ -209,5 +209,29 @@ def test_groups_that_wait_for_the_next_step_survive_kills(tmp_path):
     assert traces(directory) == traces(whole)
 
 
+ACTING = {"param_noise": ["exploration.target_kl=1e-5"], "rollout_dropout": []}  # on the model
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("param_noise", signal.SIGKILL), ("param_noise", signal.SIGTERM), ("rollout_dropout", signal.SIGKILL)],
+)
+def test_noise_and_masks_are_the_same_after_a_signal(name, number, tmp_path):
+    """Where a signal leaves a rollout, what is saved has no noise."""
+    words = [word for word in SMALL if "mix" not in word and "refresh" not in word]
+    words += [f"exploration={name}", *ACTING[name]]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish_as(words, whole)
+    process = warm.start("train.py", killed.with_suffix(".log"), *words, f"hydra.run.dir={killed}")
+    while process.is_alive() and not list(killed.glob("checkpoints/step-*.pt")):
+        time.sleep(0.005)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(timeout=60)
+    assert process.exitcode in (143, -9)
+    finish_as(words, killed)
+    assert traces(killed) == traces(whole)
+
+
 def finish_as(words: list[str], directory: Path) -> str:
     return warm.finish("train.py", directory.with_suffix(".log"), *words, f"hydra.run.dir={directory}")

@@ -14,6 +14,8 @@ from strategies import neighbor_mix
 from updates import TINY, Made, Still, Watched, fit, make, mixed, shared_ppo
 
 from ngrpo.algorithm import groups
+from ngrpo.exploration.param_noise import ParameterNoise
+from ngrpo.exploration.rollout_dropout import RolloutDropout
 from ngrpo.models.loading import load
 from ngrpo.rundir import checkpoints
 from ngrpo.training.reference import Reference
@@ -44,6 +46,15 @@ def recomputed(kind: type[Watched]) -> Made:
     return make(kind=kind, model=load(TINY, "float64", recompute=True), micro_batch_rows=5)
 
 
+def dropped(kind: type[Watched]) -> Made:
+    return make(RolloutDropout(0.2), kind, micro_batch_rows=5)
+
+
+def noisy(kind: type[Watched]) -> Made:
+    """So much noise that weights of the loss reach their cap."""
+    return make(ParameterNoise(0, 0.02), kind, micro_batch_rows=5, correction="tis", correction_cap=1.1)
+
+
 def three_steps(kind: type[Watched], steps: int = 3) -> Made:
     """Groups are chosen, so that ranks draw other numbers of times and make other numbers of passes."""
     return every_group(kind, steps, group_filter=groups.mixed, max_resamples=1)
@@ -59,7 +70,7 @@ def in_single_precision(kind: type[Watched]) -> Made:
 
 
 two_steps = partial(three_steps, steps=2)
-FAMILIES = (mixed, shared_ppo, token_mean, with_reference, with_adapters, recomputed)
+FAMILIES = (mixed, shared_ppo, token_mean, with_reference, with_adapters, recomputed, dropped, noisy)
 QUICK = ((mixed, "fsdp"), (shared_ppo, "fsdp"))
 
 

@@ -31,7 +31,7 @@ def trained(steps: int = STEPS, strategy=None, folder=None, **changes):
 
 def carried(batch) -> int:
     """Groups that were drawn in the step before."""
-    return 0 if batch.carried is None else int(batch.carried[:, 0].sum()) // 4
+    return 0 if batch.off_policy is None else int(batch.off_policy[:, 0].sum()) // 4
 
 
 @pytest.mark.parametrize("carry", [True, False])

@@ -18,7 +18,8 @@ class Engine(Protocol):
     """What decodes. P prompts, B = P * G rows, S prompt length, T answer length."""
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        """Why this engine cannot run a strategy on the model at a directory or hub id, in one line; None where it can.
+        """Why this engine cannot run a strategy on the model at a directory or hub id, in one line with what mends it; None
+        where it can.
 
         Asked before anything is loaded.
         """

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from ngrpo.exploration.base import Exploration, State, TextMatch
 from ngrpo.exploration.scores import entropy
-from ngrpo.models.attention import KeyValueCache, PackedRows, common_prefix
+from ngrpo.models.attention import KeyValueCache, Masks, PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
@@ -56,9 +56,11 @@ def generate(
     model: CausalModel, strategy: Exploration, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, limit: int
 ) -> Rollouts:
     """What Engine.generate promises, for a model in eval mode and tensors on its device."""
-    with model.autocast():
+    with strategy.perturbed(model), model.autocast():
         logits, cache = prefill(model, prompts, prompt_mask, limit)
         cache.fan_out(len(keys) // len(prompts))
+        masks = strategy.masks(keys, *model.attended)
+        cache.masks = None if masks is None else Masks(masks)
         fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(cache.group)
         rows = decode(model, strategy, logits[fan], cache, keys, limit)
     return assemble(rows, prompts[fan], prompt_mask[fan], keys, cache.group)

@@ -77,7 +77,11 @@ class VllmEngine:
         return f"engine.options.{odd[0]}={options[odd[0]]}: {rule}; leave it out"
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        return installed.unsupported(model)
+        if strategy.acts_on:
+            rule = f"acts on the {strategy.acts_on} of the policy itself, and vLLM computes with a copy"
+            return f"engine=vllm: {type(strategy).__name__} {rule}; engine=transformers"
+        refusal = installed.unsupported(model)
+        return refusal and f"model.path={model}: {refusal}; choose another model"
 
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
         with model.gathered():

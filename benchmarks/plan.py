@@ -1,0 +1,54 @@
+"""The memory that plan.py states beside the peak of a run: whole steps of train.py, each run in processes of its own."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from benchmarks.options import Options
+from benchmarks.reporting import Table
+from benchmarks.turns import REPOSITORY, environment
+
+TITLE = "The plan's memory"
+MODELS, LENGTHS = ("20m", "50m", "170m"), (64, 256)
+SHARDED = "50m"  # the model of two processes
+WORDS = ("prompts_per_step=2", "group_size=4", "trainer.micro_batch_rows=4")
+
+
+def measure(options: Options) -> list[dict[str, Any]]:
+    """MiB planned and at most after two updates, of every size and length and, for one size, of two processes."""
+    rows = []
+    for length in LENGTHS[: 1 if options.quick else None]:
+        for model in ("nano",) if options.quick else MODELS:
+            rows.append({"model": model, "length": length, "processes": "one", **_peak(model, length, options.threads)})
+        for name in () if options.quick else ("ddp", "fsdp"):
+            found = _peak(SHARDED, length, options.threads, f"trainer.strategy={name}", "trainer.devices=2")
+            rows.append({"model": SHARDED, "length": length, "processes": f"two, {name}", **found})
+    return rows
+
+
+def _peak(model: str, length: int, threads: int, *words: str) -> dict[str, int]:
+    """Of the process that takes most, after its last update."""
+    several = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if words else []
+    command = [sys.executable, *several, "-m", "benchmarks.sharding", model, f"max_new_tokens={length}", *WORDS]
+    # Freed blocks go back at once: the peak is what was in use, and not what the allocator kept.
+    given = {**environment(threads), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([*command, *words], cwd=REPOSITORY, env=given, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit("\n".join([f"{model} ended with {done.returncode}:", *done.stderr.splitlines()[-5:]]))
+    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    most = max(told, key=lambda line: (line["update"], line["peak"]))
+    return {"planned_mib": most["planned"], "peak_mib": most["peak"]}
+
+
+def tables(measured: list[dict[str, Any]]) -> list[Table]:
+    """Planned, measured, and how far off the plan is."""
+    cells = [
+        [
+            row["model"], str(row["length"]), row["processes"], f"{row['planned_mib']:,}", f"{row['peak_mib']:,}",
+            f"{row['planned_mib'] / row['peak_mib'] - 1:+.1%}",
+        ]
+        for row in measured
+    ]  # fmt: skip
+    title = "Peak of a process beyond the libraries, 2 x 4 answers, 4 in a pass (MiB)"
+    return [Table(title, ("model", "tokens", "processes", "planned", "measured", "plan"), cells)]
