@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.load import NOT_COMPARED, SHARED, Study
+from analysis.arms import NOT_COMPARED, SHARED
+from analysis.load import Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
 

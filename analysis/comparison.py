@@ -164,9 +164,11 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
 
 
 def _matches(fairness: Fairness, baseline: str) -> list[tuple[str, str, str]]:
-    """(arm, what it is compared with, why): the baseline for each ranked arm, its control, and random rewards."""
+    """(arm, what it is compared with, why): the baseline for each ranked arm, its controls, and random rewards."""
     against = [(arm, baseline, "primary") for arm in fairness.ranked]
-    against += [(arm, other, "control") for arm, other in fairness.controls.items() if other != baseline]
+    against += [
+        (arm, other, "control") for arm, others in fairness.controls.items() for other in others if other != baseline
+    ]
     return against + [
         (arm, other, "control") for other in fairness.random_rewards for arm in (baseline, *fairness.ranked)
     ]

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.fairness import PLAIN, controls
+from analysis.fairness import PLAIN, as_uncertain, controls
 from analysis.intervals import Array
 from analysis.load import LoadError
 from analysis.statistics import false_discovery, paired, solved_by_one_only
@@ -215,7 +215,8 @@ def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
 
 def _pairs(sampled: Sampled) -> pd.DataFrame:
     matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
-    matches += [pair for pair in controls(sampled.compositions).items() if pair[1] != PLAIN]
+    made = (controls(sampled.compositions), as_uncertain(sampled.compositions))
+    matches += [pair for pairs in made for pair in pairs.items() if pair[1] != PLAIN]
     found = sampled.answers
     frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
     for name in ("p", "p_only") if len(frame) else ():

@@ -7,31 +7,34 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from analysis.load import UNTRAINED, Study, differing
+from analysis.arms import UNTRAINED, differing
+from analysis.load import Study
+from ngrpo.rundir.schema import leaves
 
 SEEDS = 3  # training seeds of an arm below which nothing is ranked
 SOME = 5  # problems that are solved now and then: equal counts of so many are no chance
 PLAIN = "token_sampling"
+MATCHED = "strategy."  # in front of the settings of a strategy that another one is matched to
 
 
 @dataclass(frozen=True)
 class Fairness:
     """`ranked` arms differ from the baseline in their strategy alone; `apart` ones are shown with the keys that differ.
 
-    `missing` says, a line each, why no winner is named; `controls` maps an arm to the one that feeds the same steps
-    without neighbors; `random_rewards` are arms trained alike on rewards that tell nothing, whose gain is no learning from
-    rewards (arXiv 2506.10947).
+    `missing` says, a line each, why no winner is named. `controls` maps an arm to those that could have its gain without
+    its trick: the same steps without neighbors, plain sampling that is as uncertain. `random_rewards` are arms trained
+    alike on rewards that tell nothing, whose gain is no learning from rewards (arXiv 2506.10947).
     """
 
     ranked: list[str]
     apart: dict[str, list[str]]
     missing: list[str]
-    controls: dict[str, str]
+    controls: dict[str, list[str]]
     random_rewards: list[str] = field(default_factory=list)
 
     def must_beat(self, arm: str) -> list[str]:
         """What an arm has to beat besides the baseline before it is named."""
-        return [*([self.controls[arm]] if arm in self.controls else []), *self.random_rewards]
+        return [*self.controls.get(arm, ()), *self.random_rewards]
 
 
 def judge(study: Study, baseline: str) -> Fairness:
@@ -44,8 +47,10 @@ def judge(study: Study, baseline: str) -> Fairness:
     chance = [arm for arm in apart if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
     apart = {arm: keys for arm, keys in apart.items() if arm not in chance}
     ranked = [arm for arm in trained if arm not in apart and arm not in chance]
-    found = controls({arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]})
-    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, found), found, chance)
+    strategies = {arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]}
+    greedy, uncertain = controls(strategies), as_uncertain(strategies)
+    every = {arm: [found[arm] for found in (greedy, uncertain) if arm in found] for arm in {**greedy, **uncertain}}
+    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, greedy), every, chance)
 
 
 def rewards_are_random(config: Mapping[str, Any]) -> bool:
@@ -57,13 +62,22 @@ def rewards_are_random(config: Mapping[str, Any]) -> bool:
 
 def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies`, settings by name, that is built alike and acts at the same rate, with
-    nothing but the anchor to mix."""
+    nothing but the anchor to mix: then every recipe gives the same."""
     found = {}
     for name, mixes in strategies.items():
         for other, its in strategies.items():
-            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "recipe._target_", "rate"))
+            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "rate"))
             if _needs_control(mixes) and alike and setting(its, "k") == 1:
                 found.setdefault(name, other)
+    return found
+
+
+def as_uncertain(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Name -> the strategy among `strategies` that samples at the temperature at which it is as uncertain."""
+    flat, found = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
+    for other, its in flat.items():
+        matched = {key.removeprefix(MATCHED): value for key, value in its.items() if key.startswith(MATCHED)}
+        found |= {name: other for name, strategy in flat.items() if matched == strategy}
     return found
 
 

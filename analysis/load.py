@@ -3,7 +3,6 @@
 It reads the columns that it needs and no others.
 """
 
-import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import closing
@@ -15,19 +14,13 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from analysis.arms import UNTRAINED, named
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
 from ngrpo.rundir.progress import counted
 from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_files, current_name, leaves, read_run
 
 READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
-UNTRAINED = "untrained"  # the arm of the model before its first RL step
-# Top-level numbers of a configuration that every run has; all others are knobs of its strategy.
-SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
-          "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
-OF_STRATEGY = ("exploration", "roles", "trainable")
-# Beside the seed: when something is done, where and on what; which model it is says data:model.
-NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
 MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
 Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
@@ -133,7 +126,7 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
         shown = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
         told = "; ".join([*shown, *describe_kinds(others)])
         raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({told})' if told else ''}")
-    return study_of(_named(runs), left_out, others)
+    return study_of(named(runs), left_out, others)
 
 
 def describe_kinds(others: Mapping[str, str]) -> list[str]:
@@ -173,13 +166,6 @@ def _countable(runs: list[dict[str, Any]], left_out: list[dict[str, str]]) -> li
     return kept
 
 
-def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
-    """Dotted keys in which two runs differ beyond their strategy and seed: what makes a comparison unfair."""
-    keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
-    knobs = {key for key in keys if "." not in key and key not in SHARED and not key.startswith("data:")}
-    return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
-
-
 def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     """The trained run in a directory and the untrained model that it evaluated first, or an evaluation."""
     place, reason = record.path, record.content.get("reason")
@@ -199,7 +185,12 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
-    run |= {"wall_seconds": record.content.get("wall_seconds"), "step": max(files), "files": files[max(files)]}
+    run |= {
+        "control": record.content.get("control"),
+        "wall_seconds": record.content.get("wall_seconds"),
+        "step": max(files),
+        "files": files[max(files)],
+    }
     if labels["algorithm"] == "none" and max(files) == 0:
         return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
     needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
@@ -243,32 +234,6 @@ def _once(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if len(models) > 1:
         raise LoadError(f"runs of different models: {' and '.join(list(models.values())[:2])}; a report each")
     return kept
-
-
-def _named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names arms after what varies: strategy, algorithm, then the keys in which arms of one name differ."""
-    several = len({run["algorithm"] for run in runs if run["arm"] is None}) > 1
-    groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for run in runs:
-        if run["arm"] is None:
-            name = f"{run['exploration']} + {run['algorithm']}" if several else run["exploration"]
-            rest = {key: value for key, value in run["config"].items() if key not in NOT_COMPARED}
-            groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
-    for name, variants in groups.items():
-        configs = [members[0]["config"] for members in variants.values()]
-        every = dict.fromkeys(key for config in configs for key in config)
-        keys = [key for key in every if len({json.dumps(c.get(key)) for c in configs}) > 1]
-        keys = [key for key in keys if key not in NOT_COMPARED]
-        keys = [key for key in keys if not key.startswith("exploration.")] or keys
-        for members in variants.values():
-            label = " ".join([name, *(f"{key}={members[0]['config'].get(key)}" for key in keys)])
-            for run in members:
-                run["arm"] = label
-    for run in runs:
-        twins = [o for o in runs if (o["arm"], o["seed"]) == (run["arm"], run["seed"]) and o["path"] != run["path"]]
-        if twins and run["arm"] != UNTRAINED:
-            raise LoadError(f"{run['path']} and {twins[0]['path']} are both {run['arm']} with seed {run['seed']}")
-    return sorted(runs, key=lambda run: (run["arm"] != UNTRAINED, run["arm"], run["seed"]))
 
 
 def study_of(

@@ -3,7 +3,7 @@
 It words what the frames hold.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +30,10 @@ def verdict(comparison: Comparison) -> list[str]:
             *comparison.notes]  # fmt: skip
 
 
-def headline(row: Any, family: int, controls: Mapping[str, str]) -> str:
+def headline(row: Any, family: int, controls: Mapping[str, Sequence[str]]) -> str:
     """One row of the declared comparison: difference, interval, sizes, and what could have been found."""
-    role = "its control " if controls.get(row.arm) == row.against else "random rewards under "
+    role = "" if row.against.endswith(" rewards") else "random rewards under "
+    role = "its control " if row.against in controls.get(row.arm, ()) else role
     what = f"{row.arm} minus {role * (row.family == 'control')}{row.against} on {row.benchmark} {row.metric}"
     each = row.seeds if row.seeds == row.seeds_against else f"{row.seeds} and {row.seeds_against}"
     size = f"{each} seed{'s' * (each != 1)}, {row.problems} problem{'s' * (row.problems > 1)}"

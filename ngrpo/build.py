@@ -8,6 +8,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ngrpo.rollout.engines.base import Engine
     from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rollout.sampling import Sampler
+    from ngrpo.training.matching import Matching
     from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
     from ngrpo.training.tracking import Trackers
@@ -154,6 +156,7 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
         progress=Progress(config.steps, quiet=run is None),
         recorder=Recorder(run, trackers) if run else None,
         reporter=PruningReporter(trial) if trial else None,
+        matching=_matching(config, run, sampler, model, config.trainer.micro_batch_rows),
         keep=config.checkpoints.keep,
     )
 
@@ -177,6 +180,8 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     learned = Path(str(config.run), "hf", STRATEGY_FILE)
     if config.run and learned.is_file():
         strategy.load_state_dict(load_file(learned), strict=False)
+    if matching := _matching(config, run, sampler, model):
+        matching.settle(model)
     batching = {key: config[key] for key in BATCHING}
     return Evaluation(sampler, benchmarks, **batching, max_errors=config.grading.max_ungraded_share), model, step
 
@@ -199,6 +204,9 @@ def diagnosis(
         for name, strategy in zip(nodes, strategies, strict=True)
     }
     note(config, run, next(iter(samplers.values())), {asked.name: asked})
+    for sampler in samplers.values():
+        if matching := _matching(config, run, sampler, model):
+            matching.settle(model)
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
     problems = chosen(asked, config.problems, config.seed)
     return Draw(model, asked, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, named
@@ -240,7 +248,7 @@ def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     """The engine and the strategies, if it can run them; asked before anything is loaded."""
     engine: Engine = instantiate(config.engine)
     built = [instantiate(node) for node in strategies]
-    for strategy in built:
+    for strategy in (*built, *(strategy.matched.strategy for strategy in built if strategy.matched)):
         if refusal := engine.refuses(strategy, _path(config)):
             raise SettingsError([refusal])
     return engine, *built
@@ -274,6 +282,31 @@ def _sampler(
     with model.gathered():
         strategy.bind(words, model.table.detach())
     return Sampler(engine, strategy, prompts, limit, perturbed)
+
+
+def _matching(
+    config: DictConfig, run: RunDirectory | None, sampler: "Sampler", model: "CausalModel", micro_rows: int = 32
+) -> "Matching | None":
+    """What sets the temperature of the sampler's strategy, where it is matched to another one."""
+    from ngrpo.training.matching import Matching
+
+    if not (matched := sampler.strategy.matched):
+        return None
+    asked = sampler.prompts.read(_held_out(config, matched.problems))
+    its = _sampler(sampler.engine, matched.strategy, model, sampler.prompts, asked, sampler.max_new_tokens)
+    rows = config.get("evaluation", config).rows_per_batch
+    return Matching(sampler, its, matched.name, asked, config.seed, rows, micro_rows, run)
+
+
+def _held_out(config: DictConfig, most: int) -> Task:
+    """At most so many problems that a value may be found on: of the split `val` of what is trained or asked, where it has
+    one, else of its own problems, whose answers nobody looks at."""
+    node = plain(config.task if config.get("task") else next(iter(config.benchmark.values())))
+    if {"split", "size"} <= node.keys():  # problems that are made as they are asked for
+        with suppress(ValueError):
+            return task({**node, "split": "val", "size": min(most, node["size"])})
+    whole = task(node)
+    return Subset(whole, whole.problems[:most])
 
 
 def _rewarded(config: DictConfig) -> Task:

@@ -66,6 +66,9 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
         schedule.load_state_dict(state["schedule"])
         checkpoints.set_rng_state(state["rng"])
     waiting = join.unpacked(state["waiting"], ranks, fabric.device) if state else None  # groups for the next step
+    if parts.matching:
+        with watch.limited(), policy.model.gathered():
+            parts.matching.settle(policy.model, ranks)
     parts.progress.start(done)
 
     def save(step: int, rng: Mapping[str, Any]) -> None:

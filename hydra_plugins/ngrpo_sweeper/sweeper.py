@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from multiprocessing import active_children
 from pathlib import Path
+from types import MappingProxyType
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
@@ -26,13 +27,15 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from ngrpo.cli.composition import flat, full_key, has, same_key
+from ngrpo.cli import matched
+from ngrpo.cli.composition import flat, full_key, has, in_full, same_key
 from ngrpo.cli.launchers import elsewhere
 from ngrpo.rundir.files import write_json
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.rundir.progress import left
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
+NONE: Mapping[str, str] = MappingProxyType({})
 WAIT, LONGEST_WAIT = 5.0, 60.0  # seconds between two looks at a run that another process holds
 STATUSES = ("finished", "finished before", "refused", "failed")  # what can become of a job
 
@@ -43,6 +46,7 @@ class SweeperConf:
 
     _target_: str = "hydra_plugins.ngrpo_sweeper.sweeper.GridSweeper"
     params: dict[str, str] | None = None  # key -> listed values, for presets; what is typed prevails
+    besides: list[dict[str, str]] | None = None  # grids that are run as well, each as what it has other than `params`
 
 
 ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=SweeperConf, provider="ngrpo")
@@ -75,8 +79,8 @@ class GridSweeper(Sweeper):
     launcher: Launcher
     hydra_context: HydraContext
 
-    def __init__(self, params: Mapping[str, str] | None = None):
-        self.params = dict(params or {})
+    def __init__(self, params: Mapping[str, str] | None = None, besides: Sequence[Mapping[str, str]] | None = None):
+        self.params, self.besides = dict(params or {}), list(besides or ())
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -90,8 +94,8 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[JobReturn]:
         """Runs what is missing of the grid; raises SweepFailed at its end if a run failed or all were refused."""
-        arguments = self.with_presets(arguments)
-        jobs = self.jobs(arguments)
+        grids = [self.with_presets(arguments, other) for other in ({}, *self.besides)]
+        arguments, jobs = grids[0], self.jobs(*grids)
         folders = dict.fromkeys(job.directory.parent for job in jobs)
         records = [folder / "sweeps" / f"{digest(arguments)}.json" for folder in folders]
         waiting = [job for job in jobs if job.status == "waiting"]
@@ -118,21 +122,22 @@ class GridSweeper(Sweeper):
             raise SweepFailed(f"{failed} of {len(jobs)} runs failed, {refused} were refused: {records[0]}")
         return returns
 
-    def with_presets(self, arguments: Sequence[str]) -> list[str]:
-        """What was typed, after the listed values of `params` that it leaves as they are."""
+    def with_presets(self, arguments: Sequence[str], other: Mapping[str, str] = NONE) -> list[str]:
+        """What was typed, after the listed values of `params` and of what another grid has, that it leaves as they are."""
         typed = {argument.partition("=")[0] for argument in arguments}
-        left = {key: values for key, values in self.params.items() if not any(same_key(key, other) for other in typed)}
+        presets = {**self.params, **other}
+        left = {key: values for key, values in presets.items() if not any(same_key(key, given) for given in typed)}
         return [*(f"{key}={values}" for key, values in left.items()), *arguments]
 
-    def jobs(self, arguments: list[str]) -> list[Job]:
-        """The cells of the grid in the order of its values, without duplicates."""
-        overrides = self.parsed(arguments)
-        for override in overrides:
+    def jobs(self, *grids: list[str]) -> list[Job]:
+        """The cells of the grids, each in the order of its values, without duplicates."""
+        read = [self.parsed(arguments) for arguments in grids]
+        for override in (override for overrides in read for override in overrides):
             if override.is_interval_sweep():
                 raise HydraException(
                     f"{override.input_line}: a grid needs listed values, as in {override.key_or_group}=0.1,0.2"
                 )
-        cells = [self.parsed(cell) for cell in _cells(overrides)]
+        cells = [self.parsed(cell) for overrides in read for cell in _cells(overrides)]
         fits = [self.fits(cell) for cell in cells]
         known_somewhere = {o.key_or_group for cell, fit in zip(cells, fits, strict=True) for o in cell if fit(o)}
         found: dict[Path, Job] = {}
@@ -202,7 +207,8 @@ class GridSweeper(Sweeper):
     def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
         """What says of an override how it reads under these choices, its key in full; None where they lack it."""
         composed = self.compose([str(choice.input_line) for choice in choices if self.is_group(choice.key_or_group)])
-        keys = flat(composed)
+        match = next((choice.value() for choice in choices if choice.key_or_group == matched.KEY), None)
+        keys = flat(composed) | matched.settings(composed, match)
 
         def text(override: Override) -> str | None:
             key, typed = override.key_or_group, str(override.input_line)
@@ -210,7 +216,7 @@ class GridSweeper(Sweeper):
             if is_new or self.is_group(key) or has(keys, key):
                 return typed
             full = full_key(key, keys)
-            return typed.replace(key, full, 1) if full in keys else None
+            return in_full(typed, key, full) if full in keys else None
 
         return text
 

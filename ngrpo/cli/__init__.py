@@ -17,9 +17,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
 from ngrpo.cli import checks, launchers
-from ngrpo.cli.command import CONF, VERSION_BASE, each_strategy, examine
+from ngrpo.cli.command import VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
-from ngrpo.cli.identity import Request, training_request
+from ngrpo.cli.identity import Request, register_resolvers, training_request
+from ngrpo.cli.matched import CONF
 from ngrpo.rundir.files import no_room
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.targets import SettingsError
@@ -57,6 +58,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
     @functools.wraps(job)
     def guarded(config: DictConfig) -> Any:
         several = HydraConfig.get().mode == RunMode.MULTIRUN
+        register_resolvers(HydraConfig.get().overrides.hydra)  # a launcher's own process has had no `prepare`
         INTERRUPTS.check()  # a process of a launcher gets its next job even so
         try:
             if launchers.elsewhere(HydraConfig.instance().cfg):

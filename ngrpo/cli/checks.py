@@ -14,8 +14,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
-from ngrpo.cli import fit, presets
-from ngrpo.cli.composition import OF_NO_JOB, flat
+from ngrpo.cli import fit, matched, presets
+from ngrpo.cli.composition import flat
+from ngrpo.cli.matched import MATCHED, OF_NO_JOB
 from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, obeys, printable, rule_of, wrong_words
 from ngrpo.targets import SettingsError
 
@@ -96,10 +97,13 @@ def check(config: DictConfig) -> None:
 
 def problems(seen: Composed) -> list[str]:
     """All problems, one line each and without a leading `error:`; an empty list if it can be run."""
+    match = seen.raw.get(matched.KEY)
+    if match is not None and (refusal := matched.refusal(match)):  # before its node is looked for
+        return [f"{seen.shown(matched.KEY)}: {refusal}"]
     try:
         if line := presets.missing(seen):  # first and alone: what else is wrong can be mended when that is here
             return [line]
-        found = [line for examine in (_values, _targets, *fit.CHECKS) for line in examine(seen)]
+        found = [line for examine in (_values, _matched, _targets, *fit.CHECKS) for line in examine(seen)]
         found = found or list(fit.tasks(seen))  # which may import a user's package
     except (OmegaConfBaseException, RecursionError) as error:  # an interpolation
         key = str(getattr(error, "full_key", None) or next((k for k, v in seen.given.items() if "${" in v), "conf"))
@@ -131,6 +135,8 @@ def _values(seen: Composed) -> Iterator[str]:
             yield f"schema.{key}={printable(str(words))}: is no rule, {refusal}; correct the file that has it"
             return
     for key, value in seen.values.items():
+        if key not in seen.raw:  # of a node that stands for another, which has rules of its own
+            continue
         usual, words = seen.usual.get(key), seen.words.get(key, {})
         source = INTERPOLATION.fullmatch(str(seen.raw[key]))
         if value == "???":
@@ -173,6 +179,13 @@ def _underflows(text: str, value: Any) -> bool:
     return type(value) in (int, float) and value == 0 and bool(digits and digits[1].strip("0._"))
 
 
+def _matched(seen: Composed) -> Iterator[str]:
+    """What the strategy that this one is matched to is set to, by the rules of its own file."""
+    if matched.KEY in seen.raw:
+        given = {key.removeprefix(f"{MATCHED}."): text for key, text in seen.given.items()}
+        yield from _values(Composed(matched.config_of(seen.config), given=given))
+
+
 def _targets(seen: Composed) -> Iterator[str]:
     """Nodes with a `_target_` that may not be built, or with another one than their file names."""
     for name in (name for name in BUILT if isinstance(seen.tree.get(name), (list, str, int, float))):
@@ -180,7 +193,7 @@ def _targets(seen: Composed) -> Iterator[str]:
         yield f"{seen.shown(name)}: must be a node with a _target_; correct the file that has it"
     for path, node in targets.nodes(seen.tree):
         target, key = node["_target_"], f"{path}._target_"
-        usual = seen.usual.get(key)
+        usual = seen.usual.get(key) if key in seen.raw else None
         refusal = targets.refusal(target, path)
         if not refusal and usual is not None and target != usual:
             refusal = f"a file names the class of {path}, because its other keys belong to it"

@@ -21,18 +21,14 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import ngrpo
 from ngrpo import targets
 from ngrpo.cli import checks, compared, complaints, launchers
-from ngrpo.cli.composition import Job, Schema, is_choice, listed, read_one, values_of
+from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.cli.matched import CONF
 from ngrpo.cli.rules import as_override, printable
 
-PACKAGE = Path(ngrpo.__file__).resolve().parent
-CONF = next(
-    place for place in (PACKAGE / "conf", PACKAGE.parent / "conf") if place.is_dir()
-)  # installed, or a checkout
 VERSION_BASE = "1.3"
 COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
              RecursionError)  # fmt: skip
@@ -86,6 +82,8 @@ def examine(config_name: str, argv: list[str]) -> Examined:
             examined.problems.append("there is nothing to evaluate; run=<run directory> or model=<directory or hub id>")
         as_sweep, unfit = compared.as_sweep(schema, overrides)
         jobs = _jobs(schema, as_sweep)
+        if several and jobs[0].composes and (more := jobs[0].presets()):
+            jobs = _jobs(schema, [*as_sweep, *more])
         examined.problems += unfit
         _examine_jobs(examined, jobs, several)
         if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
@@ -116,9 +114,9 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 @contextmanager
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
-    register_resolvers()
     register_sweepers()
     search_path = [token for token in words if token.startswith("hydra.searchpath=")]
+    register_resolvers(search_path)
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         launchers.files_prevail(CONF / "hydra" / "launcher")
         yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
@@ -289,7 +287,7 @@ def _listed_for_some(schema: Schema, overrides: list[Override], tokens: list[str
 def _in_full(token: str, full: dict[str, str]) -> str:
     """An argument whose key was typed short, with the key that Hydra knows."""
     key = token.partition("=")[0].lstrip("+~")
-    return token.replace(key, full[key], 1) if key in full else token
+    return in_full(token, key, full[key]) if key in full else token
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:

@@ -16,9 +16,10 @@ from hydra.core.override_parser.types import Override
 from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ngrpo.cli import matched
+from ngrpo.cli.matched import MATCHED, OF_NO_JOB
 from ngrpo.rundir.schema import leaves
 
-OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads
 SEVERAL = ("benchmark", "logger")  # groups of which a list is chosen
 PARTS = "part"  # of a group: files that others are put together from, no choices of their own
 TRIED = 24  # values of one sweep that are looked at before its jobs start
@@ -111,8 +112,10 @@ class Job:
 
     @cached_property
     def known(self) -> dict[str, Any]:
-        """Its leaves by dotted key."""
-        return flat(self.reference)
+        """Its leaves by dotted key, and `matched.<key>` for what the strategy that it is matched to can be set to."""
+        typed = next((o.value() for o in self.overrides if o.key_or_group == matched.KEY), None)
+        more = matched.settings(self.reference, typed)
+        return {key: value for key, value in flat(self.reference).items() if not (more and key == MATCHED)} | more
 
     @cached_property
     def values(self) -> list[Override]:
@@ -126,6 +129,14 @@ class Job:
             self.full |= {key: full} if full != key else {}
             found.append(replace(override, key_or_group=full))
         return found
+
+    def presets(self) -> list[Override]:
+        """The listed values that an experiment has for its sweep, of keys that are not given: knobs may be theirs alone."""
+        params = OmegaConf.select(self.reference, "hydra.sweeper.params") or {}
+        given = [o.key_or_group for o in self.overrides]
+        return [
+            read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in given)
+        ]
 
     def unknown(self) -> list[Override]:
         """Overrides with a key that these choices do not have, nor stands in a node with a `_target_` where none was yet."""
@@ -213,6 +224,13 @@ def same_key(key: str, other: str) -> bool:
 
 def full_key(key: str, known: Iterable[str]) -> str:
     """The key that `key` stands for among the known ones; itself where it is one of them, or stands for none or several."""
-    known = set(known)
+    known, its = set(known), f"{MATCHED}.{key}"
     found = [other for other in known if stands_for(key, other)]
+    found = found or [other for other in known if other == its or stands_for(its, other)]
     return found[0] if key not in known and len(found) == 1 else key
+
+
+def in_full(text: str, key: str, full: str) -> str:
+    """An override that was typed with `key`, as Hydra knows it; to the node of a matched strategy it adds."""
+    text = text.replace(key, full, 1)
+    return f"+{text}" if full.startswith(f"{MATCHED}.") and not text.startswith("+") else text

@@ -8,7 +8,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ class Exploration(nn.Module, ABC):
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
+    matched: what `temperature` is set by before anything is drawn (training.matching).
     records_vectors: each step's record has a vector (`offset`), which plans count.
     acts_on: what else it acts on than what is fed, which an engine that computes with a model of its own refuses. `attention`:
     `masks` of each row, the same in a replay. `weights`: `perturbed` ones in the rollout alone, so that log-probabilities of
@@ -33,6 +34,7 @@ class Exploration(nn.Module, ABC):
     """
 
     deviates: ClassVar[str] = ""
+    matched: "Matched | None" = None
     records_vectors: ClassVar[bool] = False
     acts_on: ClassVar[Literal["", "attention", "weights"]] = ""
 
@@ -96,6 +98,15 @@ class Exploration(nn.Module, ABC):
         """`sample`, and `log_prob` of what it drew: for strategies whose two terms share much work."""
         step, state = self.sample(logits, state, draws, table)
         return step, self.log_prob(step, logits, table), state
+
+
+class Matched(NamedTuple):
+    """A strategy, by name, that another one shall be as uncertain as, on so many problems. In a tuple it is no part of
+    the other, whose parameters would learn."""
+
+    name: str
+    strategy: Exploration
+    problems: int
 
 
 def feed(steps: DecodeStep, table: Tensor) -> Tensor:

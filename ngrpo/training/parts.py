@@ -12,6 +12,7 @@ from ngrpo.rundir.interrupts import INTERRUPTS, Interrupts
 from ngrpo.rundir.progress import Progress
 from ngrpo.rundir.recorder import Recorder
 from ngrpo.tasks.base import Task
+from ngrpo.training.matching import Matching
 from ngrpo.training.policy import Policy
 from ngrpo.training.reference import Reference
 
@@ -19,7 +20,7 @@ from ngrpo.training.reference import Reference
 @dataclass(frozen=True)
 class Parts:
     """On every rank but the first there is no recorder, and progress is silent. `labels` stand in every sample row; so many
-    checkpoints are kept (`keep`)."""
+    checkpoints are kept (`keep`). There is a `matching` where the strategy's temperature is found before the run."""
 
     policy: Policy
     reference: Reference | None
@@ -32,4 +33,5 @@ class Parts:
     interrupts: Interrupts = INTERRUPTS
     recorder: Recorder | None = None
     reporter: PruningReporter | None = None
+    matching: Matching | None = None
     keep: int = 2

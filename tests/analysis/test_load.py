@@ -10,8 +10,9 @@ from places import CONF
 from study import make_run, sample_row
 
 from analysis import foreign
+from analysis.arms import SHARED, differing
 from analysis.comparison import compare
-from analysis.load import SHARED, UNTRAINED, LoadError, differing, load
+from analysis.load import UNTRAINED, LoadError, load
 from ngrpo.rundir.recorder import write_samples
 from ngrpo.rundir.schema import eval_samples
 

@@ -1,5 +1,6 @@
 """What a report says, and what it refuses to say."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from study import make_run
 from analysis import plots, published, report, tables
 from analysis.comparison import compare
 from analysis.diversity import bleu, distinct_n, edit_distance
-from analysis.fairness import controls, setting
+from analysis.fairness import as_uncertain, controls, setting
 from analysis.load import LoadError, load
 from analysis.verdict import verdict
 from ngrpo.evaluation.passk import boot_best_at_k, pass_at_k
@@ -104,8 +105,50 @@ def test_a_control_is_found_whatever_parts_the_settings_belong_to(dotted):
         return {"_target_": "mix", **(flat if dotted else parts)}
 
     arms = {"near": mixing(0.1, 3), "greedy": mixing(0.1, 1), "random": mixing(0.1, 3, "random"), "tenth": mixing(1, 3)}
-    assert controls(arms | {"soft": {"_target_": "soft"}}) == {"near": "greedy"}
+    assert controls(arms | {"soft": {"_target_": "soft"}}) == {"near": "greedy", "random": "greedy"}
     assert setting(arms["near"], "rate") == 0.1 and setting(arms["near"], "nothing", 7) == 7
+
+
+@pytest.mark.parametrize("dotted", [False, True])
+def test_a_strategy_s_entropy_control_is_the_one_that_was_matched_to_those_very_settings(dotted):
+    def mixing(rate):
+        return {"_target_": "mix", "gate.rate": rate} if dotted else {"_target_": "mix", "gate": {"rate": rate}}
+
+    def control(rate):
+        its = (
+            {f"strategy.{key}": value for key, value in mixing(rate).items()} if dotted else {"strategy": mixing(rate)}
+        )
+        return {"_target_": "control", "match": "mix", **its}
+
+    arms = {"often": mixing(0.5), "rarely": mixing(0.1), "heat": control(0.1), "other": control(0.2)}
+    assert as_uncertain(arms) == {"rarely": "heat"}
+
+
+def test_a_strategy_has_to_beat_plain_sampling_that_is_as_uncertain(tmp_path):
+    node = {"_target_": "ngrpo.exploration.mixing.Mixing", "gate": {"rate": 0}}
+    arms(tmp_path, {"token_sampling": 0.3})
+    arms(tmp_path, {"gaussian_noise": 0.7}, exploration=node)
+    arms(tmp_path, {"entropy_temperature": 0.7}, exploration={"_target_": "heat", "match": "noise", "strategy": node})
+    comparison = compare(load([tmp_path]), "token_sampling")
+    assert comparison.fairness.controls == {"gaussian_noise": ["entropy_temperature"]}
+    tests = comparison.tests[comparison.tests["family"] == "control"]
+    assert set(zip(tests["arm"], tests["against"], strict=True)) == {("gaussian_noise", "entropy_temperature")}
+    assert verdict(comparison)[0] == "Better than token_sampling: entropy_temperature."
+
+
+def test_a_strategy_whose_own_seed_is_the_run_s_is_one_arm(tmp_path):
+    for seed, rows in ((0, 0), (1, 1), (2, 2), (3, 5), (4, 5), (5, 5)):
+        node = {"_target_": "rows", "recipe": {"seed": rows}} if seed < 3 else {"_target_": "fixed", "seed": rows}
+        make_run(tmp_path, "its_own" if seed < 3 else "fixed", seed, noisy(0.5), exploration=node)
+    make_run(tmp_path, "fixed", 6, noisy(0.5), exploration={"_target_": "fixed", "seed": 7})
+    assert load([tmp_path]).arms == ["fixed exploration.seed=5", "fixed exploration.seed=7", "its_own"]
+
+
+def test_a_run_on_rewards_of_a_control_says_so_in_its_name(tmp_path):
+    place = make_run(tmp_path, "token_sampling", 0, noisy(0.5))
+    record = json.loads((place / "run.json").read_text()) | {"control": "random_rewards"}
+    (place / "run.json").write_text(json.dumps(record))
+    assert load([tmp_path]).arms == ["token_sampling on random rewards"]
 
 
 def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):
@@ -113,7 +156,7 @@ def test_a_gain_that_the_control_has_too_is_no_win(tmp_path):
     mixing = {"_target_": "ngrpo.exploration.neighbor_mix.NeighborMix", "temperature": 1, "rate": 0.1, "k": 1}
     arms(tmp_path, {"rate_matched_greedy": 0.7}, exploration=mixing)
     comparison = compare(load([tmp_path]), "token_sampling")
-    assert comparison.fairness.controls == {"neighbor_mix": "rate_matched_greedy"}
+    assert comparison.fairness.controls == {"neighbor_mix": ["rate_matched_greedy"]}
     assert verdict(comparison)[0] == "Better than token_sampling: rate_matched_greedy."
 
 

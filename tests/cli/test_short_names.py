@@ -3,7 +3,8 @@
 import pytest
 from places import REPOSITORY
 
-from ngrpo.cli.command import examine
+from ngrpo.build import plain
+from ngrpo.cli.command import each_strategy, examine
 from ngrpo.cli.composition import full_key
 
 KNOWN = ["a.b.name", "a.c.name", "a.b.other", "a.b.d.deep", "a.own", "a.b.own", "x.name", "name"]
@@ -74,7 +75,8 @@ def test_a_knob_of_a_strategy_that_is_not_chosen_names_its_owners():
 def test_in_a_multirun_and_a_comparison_each_strategy_has_its_own_full_keys():
     swept = ["-m", "exploration=stht,gaussian_noise,neighbor_mix", "exploration.scale=0.1,0.2", "exploration.metric=l2"]
     examined = examine("config", swept)
-    assert examined.problems == [] and sorted(examined.argv) == sorted(swept)
+    assert examined.problems == []
+    assert sorted(examined.argv) == sorted([*swept[:3], "exploration.metric=choice(l2)"]), "which one of them has"
     bad = examine("config", [*swept[:2], "exploration.scale=0.1,-2"]).problems
     assert len(bad) == 1 and bad[0].startswith("exploration.scale=-2: must be a number")
     compared = examine("diagnose", ["exploration.scale=0.1", "exploration.rate=0.2"])
@@ -84,3 +86,39 @@ def test_in_a_multirun_and_a_comparison_each_strategy_has_its_own_full_keys():
 def test_the_names_are_those_of_the_files():
     """Another part that takes the same name would leave a short one without a meaning."""
     assert set(NAMES) <= {path.stem for path in (REPOSITORY / "conf" / "exploration").glob("*.yaml")}
+
+
+def test_what_is_typed_for_a_matched_strategy_reaches_it_and_keeps_its_rules():
+    control = ["exploration=entropy_temperature", "exploration.match=random_neighbor_mix"]
+    examined = examine("config", [*control, "mix_rate=0.2", "exploration.seed=3", "temperature=0.7"])
+    added = ["+matched.mix_rate=0.2", "+matched.exploration.recipe.seed=3", "temperature=0.7"]
+    assert examined.problems == [] and examined.argv == [*control, *added]
+    (line,) = examine("config", [*control, "mix_rate=2"]).problems
+    assert line.startswith("mix_rate=2: must be a number from 0 to 1")
+    (line,) = examine("config", [*control, "exploration.scale=1"]).problems
+    assert "entropy_temperature has no exploration.scale" in line
+    for name in ("entropy_temperature", "neighbour_mix"):
+        (line,) = examine("config", [control[0], f"exploration.match={name}"]).problems
+        assert line.startswith(f"exploration.match={name}: must be another strategy") and "; exploration.match=" in line
+
+
+def test_a_control_is_refused_where_its_strategy_is():
+    (line,) = examine("config", ["exploration=entropy_temperature", "exploration.match=stht", "top_p=0.9"]).problems
+    assert line == "top_p=0.9: must be 1, because a Gaussian density has no nucleus; top_p=1"
+
+
+def test_the_node_of_a_matched_strategy_is_the_one_that_would_be_chosen():
+    config = each_strategy(["exploration=neighbor_mix", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]["neighbor_mix"]
+    control = each_strategy(["exploration=entropy_temperature", "mix_rate=0.2", "k=4", "temperature=0.7"])[0]
+    assert plain(control["entropy_temperature"].exploration)["strategy"] == plain(config.exploration)
+
+
+def test_a_strategy_of_one_s_own_can_be_matched_too(tmp_path):
+    (tmp_path / "exploration").mkdir()
+    node = "exploration: {_target_: ngrpo.exploration.token_sampling.TokenSampling, temperature: 0.9, min_p: 0.2}"
+    (tmp_path / "exploration" / "mine.yaml").write_text(f"# @package _global_\n{node}\n")
+    typed = ["--config-dir", str(tmp_path), "exploration=entropy_temperature", "exploration.match=mine"]
+    examined = examine("config", [*typed, "exploration.min_p=0.3"])
+    assert examined.problems == [] and "+matched.exploration.min_p=0.3" in examined.argv
+    (line,) = examine("config", typed[2:]).problems
+    assert line.startswith("exploration.match=mine: must be another strategy, one of annealed_temperature, ")

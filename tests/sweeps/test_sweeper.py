@@ -154,6 +154,18 @@ def test_a_preset_lists_its_values_and_what_is_typed_prevails(tmp_path):
     assert len(jobs) == 2, done.stderr
 
 
+def test_a_preset_of_controls_runs_rewards_that_tell_nothing_besides_and_what_is_typed_goes_to_all(tmp_path):
+    done, jobs = sweep(tmp_path, "experiment=controls/neighbor_mix", "seed=0", "mix_rate=0.2")
+    mixing = ["neighbor_mix", "rate_matched_greedy", "random_neighbor_mix", "norm_matched_noise"]
+    assert [(name, rate) for name, _, rate in jobs] == [
+        ("token_sampling", "None"), *((name, "0.2") for name in mixing), ("entropy_temperature", "None"),
+        ("neighbor_mix", "0.2"),
+    ], done.stderr  # fmt: skip
+    typed = [run["overrides"] for run in record(tmp_path)["runs"]]
+    assert {"+matched.mix_rate=0.2", "exploration.match=neighbor_mix"} <= {*typed[5]}
+    assert [("reward_shaping=random" in overrides) for overrides in typed] == [False] * 6 + [True]
+
+
 # --- searches ---------------------------------------------------------------------------------------------------------------
 
 
