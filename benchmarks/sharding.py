@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from benchmarks import models
 from benchmarks.measuring import resident
-from ngrpo import build, cli, launched, loop, plans
+from ngrpo import build, cli, composed, launched, loop, plans
 from ngrpo.training.policy import Policy
 
 WORDS = [
@@ -102,8 +102,8 @@ def train(config: DictConfig) -> None:
     """What train.py does, measured. What the libraries take when they are first used is there before."""
     request, how = cli.training_request(config), {name: config.trainer[name] for name in NAMES}
     with models.directory("nano") as place:
-        model = {**build.plain(config.model), "path": place}
-        warm = OmegaConf.create({**build.plain(config), "model": model, "steps": 1, "max_new_tokens": 4})
+        model = {**composed.plain(config.model), "path": place}
+        warm = OmegaConf.create({**composed.plain(config), "model": model, "steps": 1, "max_new_tokens": 4})
         loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=common("warm")), **how)
     trim()
     with suppress(OSError):
@@ -114,7 +114,7 @@ def train(config: DictConfig) -> None:
         parts = build.training(request, opened)
         words = parts.sampler.prompts.tokenizer
         longest = max(len(words.encode(problem.prompt)) for problem in parts.task.problems)
-        asked = OmegaConf.create({**build.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
+        asked = OmegaConf.create({**composed.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
         measured = Measured(parts.policy, plans.needs(asked).peak / 2**20, before)
         parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
         loop.run(parts, **how)

@@ -1,22 +1,14 @@
-"""From a configuration to objects: the only place that constructs, each configured node at most once per process.
-
-Nothing heavy is imported before something heavy is built, so that the check of a command line may build the tasks that
-the run then trains on.
-"""
+"""From a configuration to all that an entry point needs; each configured node is built at most once per process."""
 
 import functools
-import hashlib
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import hydra
-from hydra.errors import InstantiationException
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo import targets
+from ngrpo import composed
 from ngrpo.models import architectures, files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.provenance import threads
@@ -43,71 +35,6 @@ if TYPE_CHECKING:
 BATCHING = ("n", "rows_per_batch", "problems")  # of an evaluation: what is sampled, and how rows are cut into passes
 
 
-def plain(node: DictConfig) -> dict[str, Any]:
-    """A node, or all of a configuration, as resolved mappings and lists."""
-    content: Any = OmegaConf.to_container(node, resolve=True)
-    return {str(name): child for name, child in content.items()}
-
-
-def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, **kwargs: Any) -> Any:
-    """The object that a node with a `_target_` describes; `kwargs` go to it as they are. partial: not the object, but what
-    makes it, also where the node does not say `_partial_`. Raises SettingsError for a target, here or further inside, that
-    may not be built or not with these arguments."""
-    content = plain(node) if isinstance(node, DictConfig) else dict(node)
-    lines = [] if "_target_" in content else ["_target_: is missing, so there is nothing to build"]
-    for path, inner in targets.nodes(content):
-        more = bool(inner.get("_partial_")) or (partial and not path)
-        wrong = targets.refusal(inner["_target_"]) or targets.unfit(inner, () if path else kwargs, more)
-        lines += [f"{f'{path}.' if path else ''}_target_={inner['_target_']}: {wrong}"] if wrong else []
-    if lines:
-        raise SettingsError(lines)
-    try:
-        make = hydra.utils.instantiate({**content, "_partial_": True}, _convert_="all")
-    except InstantiationException as error:
-        raise error.__cause__ or error from None
-    return functools.partial(make, **kwargs) if partial or content.get("_partial_") else make(**kwargs)
-
-
-def task(node: DictConfig | Mapping[str, Any]) -> Task:
-    """The task or benchmark of a node; the same node gives the same object for as long as the process lives."""
-    return _task(json.dumps(plain(node) if isinstance(node, DictConfig) else node, sort_keys=True))
-
-
-@functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
-def _task(node: str) -> Task:
-    return instantiate(json.loads(node))
-
-
-def tasks(config: DictConfig | Mapping[str, Any]) -> dict[str, Task]:
-    """The benchmarks of a configuration by name."""
-    return {str(name): task(node) for name, node in (config.get("benchmark") or {}).items()}
-
-
-def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
-    """Name -> version of the task, the benchmarks, the model and code of the user's own: a part of what a run is."""
-    found: dict[str, str] = {}
-    trained = [task(config["task"])] if config.get("task") else []
-    for one in (*trained, *tasks(config).values()):  # two files of one name are two data sets
-        known = found.get(one.name, one.version)
-        found[one.name] = one.version if known == one.version else f"{known}+{one.version}"
-    for target in {
-        str(node["_target_"]) for _, node in targets.nodes(plain(config) if isinstance(config, DictConfig) else config)
-    }:
-        if targets.is_users(target) and (source := targets.source_file(target)):  # code that has no version
-            found[target] = hashlib.sha256(source.read_bytes()).hexdigest()
-    return found | {"model": files.fingerprint(_path(config))}
-
-
-def overlap(config: DictConfig) -> dict[str, Any]:
-    """For run.json: how many problems of each benchmark stand in the training set, told where there are any."""
-    from ngrpo.tasks.overlap import overlap
-
-    found = overlap(task(config.task), tasks(config)) if config.get("algorithm") else {}
-    for name, counts in ((name, counts) for name, counts in found.items() if any(counts.values())):
-        print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
-    return {"overlap": found} if found else {}
-
-
 def training(request: "Request", run: RunDirectory | None) -> "Parts":
     """Everything that loop.run takes; `run` is None on every rank but the first."""
     import torch
@@ -128,13 +55,13 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     torch.set_num_threads(threads(config.trainer.threads))
     set_seed(config.seed)
     engine, strategy, other = _engine(config, config.exploration, config.evaluation.exploration)
-    algorithm, rewarded = instantiate(config.algorithm), _rewarded(config)
+    algorithm, rewarded = composed.instantiate(config.algorithm), _rewarded(config)
     if found := refusals(algorithm, map(str, config.extra_rewards)):
         raise SettingsError(found)
     prompts = _prompts(config)
     perturbed = Perturbed(algorithm.retry, prompts) if algorithm.retry else None
     trained = (perturbed or prompts).read(rewarded)
-    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    benchmarks = {name: prompts.read(benchmark) for name, benchmark in composed.tasks(config).items()}
     model = causal_model(config, config.model.lora)
     sampler = _sampler(engine, strategy, model, prompts, trained, config.max_new_tokens, perturbed)
     evaluator = _sampler(engine, other, model, prompts, trained, config.max_new_tokens)
@@ -172,7 +99,7 @@ def evaluation(request: "Request", run: RunDirectory) -> tuple["Evaluation", "Ca
     step = read_run(config.run, trust_changed=config.trust_changed).config.get("steps", 0) if config.run else 0
     engine, strategy = _engine(config, config.exploration)
     prompts = _prompts(config)
-    benchmarks = {name: prompts.read(benchmark) for name, benchmark in tasks(config).items()}
+    benchmarks = {name: prompts.read(benchmark) for name, benchmark in composed.tasks(config).items()}
     model = causal_model(config).to(_device())
     first = next(iter(benchmarks.values()))
     sampler = _sampler(engine, strategy.to(_device()), model, prompts, first, config.max_new_tokens)
@@ -197,7 +124,7 @@ def diagnosis(
     prompts = _prompts(config)
     named = [token_of(prompts.tokenizer, str(text)) for text in config.tokens]
     engine, *strategies = _engine(config, *nodes.values())
-    asked = prompts.read(task(config.task))
+    asked = prompts.read(composed.task(config.task))
     model = causal_model(config).to(_device())
     samplers = {
         name: _sampler(engine, strategy.to(_device()), model, prompts, asked, config.max_new_tokens)
@@ -218,7 +145,7 @@ def causal_model(config: DictConfig, lora: DictConfig | None = None) -> "CausalM
 
     model, trainer = config.model, config.get("trainer") or {}
     return load(
-        _path(config),
+        composed.model_path(config),
         model.dtype,
         trainer.get("precision", "float32"),
         lora=lora,
@@ -235,21 +162,17 @@ def note(config: DictConfig, run: RunDirectory, sampler: "Sampler", read: Mappin
         print(f"note: prompts that are too long for the model are left out: {shown}")
     notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}
     facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.tell(sampler.strategy.vocabulary)}
-    facts["trimmed"] = files.trimmed(_path(config))
+    facts["trimmed"] = files.trimmed(composed.model_path(config))
     facts["control"] = str(OmegaConf.select(config, "algorithm.control._target_") or "").rpartition(".")[2]
     run.update(**{name: fact for name, fact in facts.items() if fact})
 
 
-def _path(config: DictConfig | Mapping[str, Any]) -> str:
-    return str(Path(config["run"], "hf")) if config.get("run") else config["model"]["path"]
-
-
 def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
     """The engine and the strategies, if it can run them; asked before anything is loaded."""
-    engine: Engine = instantiate(config.engine)
-    built = [instantiate(node) for node in strategies]
+    engine: Engine = composed.instantiate(config.engine)
+    built = [composed.instantiate(node) for node in strategies]
     for strategy in (*built, *(strategy.matched.strategy for strategy in built if strategy.matched)):
-        if refusal := engine.refuses(strategy, _path(config)):
+        if refusal := engine.refuses(strategy, composed.model_path(config)):
             raise SettingsError([refusal])
     return engine, *built
 
@@ -259,7 +182,7 @@ def _prompts(config: DictConfig) -> "Prompts":
     from ngrpo.models.loading import load_tokenizer, read_config
     from ngrpo.models.prompting import Prompting, Prompts
 
-    path, trusted = _path(config), config.model.trust_remote_code
+    path, trusted = composed.model_path(config), config.model.trust_remote_code
     settings = read_config(path, trusted).to_dict()
     room = (architectures.positions(settings) or 2**31) - config.max_new_tokens
     prompting = Prompting(config.model.prompt, config.model.answer_start, tuple(config.model.stop))
@@ -301,11 +224,11 @@ def _matching(
 def _held_out(config: DictConfig, most: int) -> Task:
     """At most so many problems that a value may be found on: of the split `val` of what is trained or asked, where it has
     one, else of its own problems, whose answers nobody looks at."""
-    node = plain(config.task if config.get("task") else next(iter(config.benchmark.values())))
+    node = composed.plain(config.task if config.get("task") else next(iter(config.benchmark.values())))
     if {"split", "size"} <= node.keys():  # problems that are made as they are asked for
         with suppress(ValueError):
-            return task({**node, "split": "val", "size": min(most, node["size"])})
-    whole = task(node)
+            return composed.task({**node, "split": "val", "size": min(most, node["size"])})
+    whole = composed.task(node)
     return Subset(whole, whole.problems[:most])
 
 
@@ -313,8 +236,8 @@ def _rewarded(config: DictConfig) -> Task:
     """What is trained on, with the rewards that are added to its own."""
     from ngrpo.tasks.rewards import Rewarded
 
-    functions = {str(name): instantiate(node, partial=True) for name, node in config.extra_rewards.items()}
-    return Rewarded(task(config.task), functions) if functions else task(config.task)
+    functions = {str(name): composed.instantiate(node, partial=True) for name, node in config.extra_rewards.items()}
+    return Rewarded(composed.task(config.task), functions) if functions else composed.task(config.task)
 
 
 def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", algorithm: "Algorithm") -> "Policy":
@@ -327,7 +250,7 @@ def _policy(config: DictConfig, model: "CausalModel", strategy: "Exploration", a
         **{name: config[name] for name in names},
         micro_batch_rows=config.trainer.micro_batch_rows,
         evaluate_before=config.evaluation.before,
-        **plain(config.optimizer),
+        **composed.plain(config.optimizer),
     )
     return Policy(model, strategy, algorithm, sizes, Critic(causal_model(config)) if algorithm.critic else None)
 
@@ -343,8 +266,8 @@ def _trackers(config: DictConfig, run: RunDirectory) -> "Trackers":
     """What the run tells of itself elsewhere; run.json says where that is."""
     from ngrpo.training.tracking import Trackers
 
-    told = {name: node for name, node in plain(config).items() if name not in ("schema", "hydra")}
-    make = functools.partial(instantiate, save_dir=run.path)
+    told = {name: node for name, node in composed.plain(config).items() if name not in ("schema", "hydra")}
+    make = functools.partial(composed.instantiate, save_dir=run.path)
     trackers = Trackers({name: functools.partial(make, node) for name, node in told["logger"].items()}, told)
     run.update(trackers=trackers.links)
     return trackers

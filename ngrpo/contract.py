@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from scipy import stats
 from torch import Tensor
 
-from ngrpo import build
+from ngrpo import composed
 from ngrpo.cli import each_strategy
 from ngrpo.exploration.base import Exploration, State, held
 from ngrpo.rollout.keys import Draws, row_key
@@ -283,8 +283,8 @@ def noticed(mutant: Exploration, setting: Setting, claims: Claims = None) -> boo
 def built(config: DictConfig, temperature: float, setting: Setting) -> Exploration:
     """The strategy of a configuration at a temperature, ready for the setting."""
     OmegaConf.update(config, "temperature", temperature)
-    node = json.loads(json.dumps(build.plain(config.exploration)), parse_int=lambda n: int(n) if int(n) < V else FEW)
-    strategy = build.instantiate(node | ({"temperature": temperature} if "temperature" in node else {}))
+    node = json.loads(json.dumps(composed.plain(config.exploration)), parse_int=lambda n: int(n) if int(n) < V else FEW)
+    strategy = composed.instantiate(node | ({"temperature": temperature} if "temperature" in node else {}))
     strategy.bind(VOCABULARY, setting.table)
     strategy.prepare(setting.table, 0, setting.table)
     return strategy

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from ngrpo import build, targets
+from ngrpo import composed, targets
 from ngrpo.models import sizes
 from ngrpo.models.devices import Work
 
@@ -17,7 +17,7 @@ TOKENS_OF_WORD = 2  # of "lorem ipsum": 1.3 on average in Qwen's and 1.7 in Deep
 def needs(config: DictConfig) -> sizes.Plan:
     """What one process of a run will need, told from shapes alone."""
     share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
-    strategy, algorithm = build.instantiate(config.exploration), build.instantiate(config.algorithm)
+    strategy, algorithm = composed.instantiate(config.exploration), composed.instantiate(config.algorithm)
     again = algorithm.retry
     return sizes.needs(
         sizes.architecture(config.model.path),
@@ -33,7 +33,7 @@ def needs(config: DictConfig) -> sizes.Plan:
             copies=int(algorithm.needs_reference and not lora),
             critics=int(bool(config.algorithm.critic)),
             recompute=config.trainer.gradient_checkpointing,
-            k=next((part["k"] for _, part in targets.nodes(build.plain(config.exploration)) if "k" in part), 0),
+            k=next((part["k"] for _, part in targets.nodes(composed.plain(config.exploration)) if "k" in part), 0),
             update_rows=share // config.algorithm.mini_batches * config.group_size,
             device="cuda" if config.plan.device or config.trainer.accelerator == "gpu" else "cpu",
             engine_cache=int(config.engine.get("kv_cache_gib", 0) * 2**30),
@@ -50,7 +50,7 @@ def needs(config: DictConfig) -> sizes.Plan:
 
 def work(config: DictConfig) -> Work:
     """What a run repeats, for how long it will take."""
-    algorithm: Algorithm = build.instantiate(config.algorithm)
+    algorithm: Algorithm = composed.instantiate(config.algorithm)
     return Work(
         steps=config.steps,
         answer_tokens=config.plan.answer_tokens or config.max_new_tokens,

@@ -18,8 +18,8 @@ from hydra import compose, initialize_config_dir
 from places import CONF, FAMILIES
 from torch.nn import functional as F
 
-from ngrpo.build import instantiate, plain
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.composed import instantiate, plain
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import generate

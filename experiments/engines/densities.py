@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 
 from experiments.engines.run import GROUP, TINY
-from ngrpo.build import instantiate
 from ngrpo.cli import each_strategy
+from ngrpo.composed import instantiate
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts
 from ngrpo.rollout.engines.transformers import TransformersEngine

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from ngrpo.build import instantiate
 from ngrpo.cli import each_strategy
+from ngrpo.composed import instantiate
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts

@@ -16,9 +16,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from ngrpo.build import instantiate
 from ngrpo.cli.command import CONF
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.composed import instantiate
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary

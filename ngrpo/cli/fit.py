@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from ngrpo import build, targets
+from ngrpo import composed, targets
 from ngrpo.cli.launchers import elsewhere
 from ngrpo.cli.rules import printable
 from ngrpo.launched import launched
@@ -180,7 +180,7 @@ def _prompts(node: str, most: int | None) -> tuple[int, tuple[str, ...], bool]:
     content = json.loads(node)
     if not isinstance(content, dict) or "_target_" not in content:
         raise ValueError("has no _target_, so there is no task to build")
-    problems = build.task(content).problems
+    problems = composed.task(content).problems
     first = problems[:most]
     if all(problem.is_message for problem in first):
         first = [min(first, key=lambda problem: len(problem.prompt))]

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo import build
+from ngrpo import build, composed
 from ngrpo.cli import launchers, matched
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
@@ -46,12 +46,12 @@ def _run_directory(study: str = "", *, _root_: DictConfig) -> str:
     """
     choices = {group: choice for group, choice in _root_.hydra.runtime.choices.items() if "/" not in str(group)}
     own = {str(name): node for name, node in _root_.items_ex(resolve=False) if name != "hydra"}
-    config = build.plain(OmegaConf.create(own))
+    config = composed.plain(OmegaConf.create(own))
     if study:
         choices |= {"experiment": study, "exploration": choices["task"], "algorithm": choices["model"]}
     elif "algorithm" not in choices:  # nothing is trained: the directory is named after the model
         choices |= {"experiment": "evaluate", "algorithm": Path(config.get("run") or choices["model"]).name}
-    return run_directory(config, choices, build.versions(config))
+    return run_directory(config, choices, composed.versions(config))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Request:
     @cached_property
     def versions(self) -> dict[str, str]:
         """Of the data and the model."""
-        return build.versions(self.config)
+        return composed.versions(self.config)
 
     def labels(self, *groups: str) -> dict[str, Any]:
         """What stands in every sample row of the run: its name, the seed, and its choices in these groups."""
@@ -90,11 +90,11 @@ class Request:
 
     def open(self) -> RunDirectory:
         """The run directory, locked."""
-        config = build.plain(self.config)
+        config = composed.plain(self.config)
         trainer, batching = config.get("trainer", {}), {**config, **config.get("evaluation", {})}
         facts = {"threads": threads(trainer.get("threads")), "devices": trainer.get("devices", 1)}
         facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
-        digest, shared = config_hash(config, self.versions), build.overlap(self.config)
+        digest, shared = config_hash(config, self.versions), composed.overlap(self.config)
         return RunDirectory.open(
             self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"],
             trust_changed=config["trust_changed"], info=facts | shared, versions=self.versions,

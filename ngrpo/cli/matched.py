@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import ngrpo
-from ngrpo import build
+from ngrpo import composed
 from ngrpo.rundir.schema import leaves
 
 PACKAGE = Path(ngrpo.__file__).resolve().parent
@@ -59,7 +59,7 @@ def config_of(root: DictConfig) -> DictConfig:
 
 def strategy(*, _root_: DictConfig) -> dict[str, Any]:
     """The resolver `${matched_strategy:}`: the node of the strategy."""
-    return build.plain(config_of(_root_)[GROUP])
+    return composed.plain(config_of(_root_)[GROUP])
 
 
 def settings(config: DictConfig, match: Any = None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli
+from ngrpo import cli, composed
 from ngrpo.cli.rules import printable
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.audit import Finding, audit, between, lenient
@@ -34,7 +34,7 @@ def main(config: DictConfig) -> None:
     tasks: dict[str, Task] = {}
     count = 0
     for name, node in nodes.items():
-        task, findings = _build(name, build.plain(node))
+        task, findings = _build(name, composed.plain(node))
         if task is not None:
             tasks[name] = task
             report = audit(name, task)
@@ -52,7 +52,7 @@ def _build(name: str, node: dict[str, Any]) -> tuple[Task | None, list[Finding]]
     node, path = lenient(node), name if name == "task" else f"benchmark.{name}"
     while True:
         try:
-            return build.task(node), findings
+            return composed.task(node), findings
         except (SettingsError, Unreadable) as error:
             raise SettingsError([_told(path, error)]) from None
         except MayBeNeeded as error:

@@ -10,14 +10,14 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli
+from ngrpo import cli, composed
 
 
 def main(config: DictConfig) -> None:
     """Compose, load, compare, write."""
     from analysis import declared, fairness, foreign, load, report
 
-    plain = build.plain(config)
+    plain = composed.plain(config)
     roots, files = _listed(plain["runs"]), _listed(plain["samples"])
     if bool(roots) == bool(files):
         raise load.LoadError("runs= or samples=, one of them: runs=outputs/story_math")

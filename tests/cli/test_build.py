@@ -5,16 +5,16 @@ from pathlib import Path
 
 import warm
 
-from ngrpo import build
+from ngrpo import composed
 from ngrpo.rundir.schema import read_run
 
 NODE = {"_target_": "ngrpo.tasks.story_math.StoryMath", "split": "train", "levels": [2], "size": 8, "wording": "common"}
 
 
 def test_a_node_is_one_object_whatever_the_order_of_its_keys():
-    task = build.task(NODE)
-    assert build.task(dict(reversed(NODE.items()))) is task
-    assert build.task(NODE | {"size": 9}) is not task
+    task = composed.task(NODE)
+    assert composed.task(dict(reversed(NODE.items()))) is task
+    assert composed.task(NODE | {"size": 9}) is not task
 
 
 def command(script: str, overrides: list[str], log: Path, built: Path) -> None:

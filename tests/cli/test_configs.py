@@ -12,11 +12,11 @@ from omegaconf import OmegaConf
 from places import CONF, REPOSITORY
 
 from ngrpo import targets
-from ngrpo.build import instantiate
 from ngrpo.cli import complaints, fit, launchers
 from ngrpo.cli.command import examine
 from ngrpo.cli.composition import PARTS, Job, Schema, flat, read_one
 from ngrpo.cli.rules import wrong_words
+from ngrpo.composed import instantiate
 from ngrpo.models import files
 from ngrpo.targets import SettingsError
 from ngrpo.tasks import rows

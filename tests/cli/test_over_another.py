@@ -11,8 +11,8 @@ from hydra import compose
 from ngrpo import build
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.inputs import Groups
-from ngrpo.build import instantiate
 from ngrpo.cli.command import examine
+from ngrpo.composed import instantiate
 
 FOCAL = "algorithm.reweight={_target_: ngrpo.algorithm.groups.focal, _partial_: true, gamma: 0.5}"
 

@@ -3,9 +3,9 @@
 import pytest
 from places import REPOSITORY
 
-from ngrpo.build import plain
 from ngrpo.cli.command import each_strategy, examine
 from ngrpo.cli.composition import full_key
+from ngrpo.composed import plain
 
 KNOWN = ["a.b.name", "a.c.name", "a.b.other", "a.b.d.deep", "a.own", "a.b.own", "x.name", "name"]
 

@@ -9,7 +9,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from places import CONF
 
-from ngrpo import build
+from ngrpo import composed
 from ngrpo.cli import command, fit, launchers
 from ngrpo.cli.command import VERSION_BASE
 from ngrpo.cli.composition import Schema
@@ -44,5 +44,5 @@ def composing() -> Iterator[ConfigLoader]:
 
 def forget_tasks() -> None:
     """Tasks that were built from stand-ins for public data sets are no tasks for another test."""
-    build._task.cache_clear()
+    composed._task.cache_clear()
     fit._prompts.cache_clear()

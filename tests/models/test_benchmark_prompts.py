@@ -8,8 +8,8 @@ from hydra import compose, initialize_config_dir
 from places import CONF
 from real_tokenizers import real
 
-from ngrpo.build import tasks
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.composed import tasks
 from ngrpo.models.prompting import Prompting
 from ngrpo.targets import SettingsError
 

@@ -20,9 +20,9 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from updates import LABELS, TINY, Still
 
 from ngrpo import build, loop
-from ngrpo.build import plain
 from ngrpo.cli.checks import Composed, problems
 from ngrpo.cli.identity import register_resolvers
+from ngrpo.composed import plain
 from ngrpo.models.loading import load, load_tokenizer
 from ngrpo.rundir import interrupts
 

@@ -10,7 +10,7 @@ import pytest
 import warm
 from study import make_run
 
-from ngrpo.build import instantiate
+from ngrpo.composed import instantiate
 from ngrpo.evaluation.benchmarks import results_of
 from ngrpo.rundir.schema import eval_samples, read_run
 from ngrpo.training.trackers import Csv
