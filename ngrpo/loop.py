@@ -84,6 +84,7 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
         last, due = step == config.steps, step % config.checkpoint_every == 0
         if step > done:  # the first turn only stands where the checkpoint stands, as an evaluation may be due there
             clock, rng = Clock(fabric.device), checkpoints.rng_state()
+            unprepared = {name: value.clone() for name, value in policy.strategy.named_buffers()}
             with clock("prepare"):
                 drift = parts.sampler.engine.sync(policy.model, step - 1, policy.strategy)
             with watch.limited():
@@ -93,8 +94,9 @@ def train(fabric: Fabric, parts: Parts, ranks: Ranks, watch: Watch) -> None:
                     drawn = parts.interrupts.unless_stopped(draw)
                     parts.sampler.engine.sleep()
                 stopped = max(ranks.gather(parts.interrupts.number))
-            if stopped or drawn is None:  # nothing has changed since the step before
+            if stopped or drawn is None:  # nothing has changed since the step before but what was prepared for this one
                 if step - 1 > done:
+                    policy.strategy.load_state_dict(unprepared, strict=False)
                     save(step - 1, rng)
                     ranks.barrier()  # the first one writes, and a rank that ends before it counts as lost
                 raise Interrupted(stopped, step - 1)

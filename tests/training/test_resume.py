@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 import warm
+from strategies import neighbor_mix
+from updates import Stepping, fit, make
 
+from ngrpo.rundir.interrupts import Interrupted
 from ngrpo.rundir.schema import read_run
 
 SMALL = [
@@ -207,6 +210,29 @@ def test_groups_that_wait_for_the_next_step_survive_kills(tmp_path):
         process.join()
     finish_as(RESAMPLED, directory)
     assert traces(directory) == traces(whole)
+
+
+def test_a_signal_in_the_rollout_of_a_step_that_searched_neighbors_leaves_no_trace(tmp_path):
+    def four_steps():
+        return make(neighbor_mix(rate=0.3, k=3, refresh_every=2), Stepping, steps=4, checkpoint_every=4)
+
+    whole, stopped, asked = fit(four_steps()), four_steps(), []
+    drawing, interrupts = stopped.sampler.engine.generate, stopped.interrupts
+
+    def generate(*arguments):
+        asked.append(arguments)
+        if len(asked) == 3:
+            interrupts.number = signal.SIGTERM
+            interrupts.check()
+        return drawing(*arguments)
+
+    stopped.sampler.engine.generate = generate
+    with pytest.raises(Interrupted):
+        fit(stopped, tmp_path / "run")
+    again = fit(four_steps(), tmp_path / "run")
+    assert [outcome.step for outcome in again.outcomes] == [3, 4] and "neighbor_drift" in again.outcomes[0].metrics
+    for here, there in zip(again.outcomes, whole.outcomes[2:], strict=True):
+        assert here.metrics == pytest.approx(there.metrics, rel=0, abs=0, nan_ok=True)
 
 
 ACTING = {"param_noise": ["exploration.target_kl=1e-5"], "rollout_dropout": []}  # on the model
