@@ -22,7 +22,7 @@ import torch
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from benchmarks import engines, generation, growth, memory, models, plan, roofline, step, strategies
+from benchmarks import engines, generation, growth, memory, methods, models, plan, roofline, step, strategies
 from benchmarks.measuring import load
 from benchmarks.options import Options
 from benchmarks.reporting import folder_of, heading, write, write_summary
@@ -33,6 +33,7 @@ PARTS: dict[str, ModuleType] = {
     "step": step,
     "generation": generation,
     "strategies": strategies,
+    "methods": methods,
     "memory": memory,
     "plan": plan,
     "growth": growth,
