@@ -77,7 +77,7 @@ def as_uncertain(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     flat, found = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
     for other, its in flat.items():
         matched = {key.removeprefix(MATCHED): value for key, value in its.items() if key.startswith(MATCHED)}
-        found |= {name: other for name, strategy in flat.items() if matched == strategy}
+        found |= {name: other for name, strategy in flat.items() if matched and matched == strategy}
     return found
 
 

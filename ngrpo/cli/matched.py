@@ -65,7 +65,7 @@ def strategy(*, _root_: DictConfig) -> dict[str, Any]:
 def settings(config: DictConfig, match: Any = None) -> dict[str, Any]:
     """`matched.<key>` -> default of all that may be set of the strategy `match`, or of the one that a configuration names;
     {} where it names none."""
-    usual = OmegaConf.select(config, KEY) if GROUP in config else None
+    usual = OmegaConf.select(config, KEY) if isinstance(config.get(GROUP), DictConfig) else None
     match = usual if match is None else match
     if usual is None or refusal(match):
         return {}

@@ -92,7 +92,9 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["step", "generation", "strategies", "methods", "memory", "plan", "growth", "roofline"])
+@pytest.mark.parametrize(
+    "part", ["step", "generation", "strategies", "methods", "memory", "plan", "growth", "roofline"]
+)
 def test_every_part_runs(part, tmp_path):
     if part == "step":
         pytest.importorskip("trl")

@@ -12,7 +12,8 @@ import optuna
 import pytest
 from searches import SPACE, search, start_search
 
-from hydra_plugins.ngrpo_sweeper.study import StudyError, open_storage, open_study
+from hydra_plugins.ngrpo_sweeper import study
+from hydra_plugins.ngrpo_sweeper.study import open_storage, open_study
 
 
 def trials_of(url: str) -> list[optuna.trial.FrozenTrial]:
@@ -105,7 +106,8 @@ def test_a_name_that_another_search_has_is_refused(tmp_path):
     storage = open_storage(f"sqlite:///{tmp_path}/study.db", tmp_path)
     for _ in range(2):
         open_study(storage, "name", {"space": "a"}, ["maximize"])
-    with pytest.raises(StudyError, match=r"study name: the storage has another search .* sweep.storage="):
+    # Hydra executes plug-ins anew where it looks for them, so the class is asked for at the last moment.
+    with pytest.raises(study.StudyError, match=r"study name: the storage has another search .* sweep.storage="):
         open_study(storage, "name", {"space": "b"}, ["maximize"])
 
 
