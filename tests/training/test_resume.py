@@ -226,7 +226,7 @@ def test_a_signal_in_the_rollout_of_a_step_that_searched_neighbors_leaves_no_tra
             interrupts.check()
         return drawing(*arguments)
 
-    stopped.sampler.engine.generate = generate
+    stopped.sampler.engine.generate = generate  # pyright: ignore
     with pytest.raises(Interrupted):
         fit(stopped, tmp_path / "run")
     again = fit(four_steps(), tmp_path / "run")
