@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 
 from ngrpo import plans, targets
 from ngrpo.cli.identity import register_resolvers
-from ngrpo.cli.matched import CONF
+from ngrpo.cli.conf import CONF
 from ngrpo.cli.rules import allowed, rule_of
 
 ROOT = CONF.parent

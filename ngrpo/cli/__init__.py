@@ -20,7 +20,7 @@ from ngrpo.cli import checks, launchers
 from ngrpo.cli.command import VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.identity import Request, register_resolvers, training_request
-from ngrpo.cli.matched import CONF
+from ngrpo.cli.conf import CONF
 from ngrpo.rundir.files import no_room
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.targets import SettingsError

@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from ngrpo import targets
 from ngrpo.cli import fit, matched, presets
 from ngrpo.cli.composition import flat
-from ngrpo.cli.matched import MATCHED, OF_NO_JOB
+from ngrpo.cli.conf import OF_NO_JOB
+from ngrpo.cli.matched import MATCHED
 from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, obeys, printable, rule_of, wrong_words
 from ngrpo.targets import SettingsError
 

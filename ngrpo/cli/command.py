@@ -26,12 +26,12 @@ from ngrpo.cli import checks, compared, complaints, launchers
 from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
 from ngrpo.cli.fit import directory_refusal
 from ngrpo.cli.identity import register_resolvers
-from ngrpo.cli.matched import CONF
+from ngrpo.cli.conf import CONF
 from ngrpo.cli.rules import as_override, printable
 
 VERSION_BASE = "1.3"
-COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
-             RecursionError)  # fmt: skip
+COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError,
+             AssertionError, RecursionError)  # fmt: skip
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
 TEMPLATE = ".columns.problem"  # a setting whose value may have braces
 LONGEST = 600  # characters of a line
@@ -86,11 +86,10 @@ def examine(config_name: str, argv: list[str]) -> Examined:
             jobs = _jobs(schema, [*as_sweep, *more])
         examined.problems += unfit
         _examine_jobs(examined, jobs, several)
-        if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
-            tokens = [_in_full(token, jobs[0].full) for token in tokens]
-        tokens = _listed_for_some(schema, overrides, tokens) if several else tokens
         if not examined.problems:
-            examined.argv = [*compared.added(schema, overrides, tokens), *options]
+            compares = compared.KEY in schema.reference()
+            tokens = _left_to_jobs(schema, overrides, tokens, compares) if several or compares else _in_full(tokens, jobs[0])
+            examined.argv = [*tokens, *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
     return examined
 
@@ -208,7 +207,7 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     given |= {key: as_override(leaf) for o in usable for key, leaf in values_of(o).items() if key not in given}
     try:
         config = job.composed(usable)
-    except (*COMPOSING, LookupError, AssertionError) as error:
+    except COMPOSING as error:
         return [*found, complaints.of_composition(error, usable)], []
     seen = checks.Composed(config, job.reference, given)
     found += [*checks.problems(seen), *_callables(config), *launchers.problems(config, several)]
@@ -276,18 +275,23 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
     return examined, words, options
 
 
-def _listed_for_some(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
-    """In a grid, a value of a key that only some of the choices have as a list of one, which Hydra leaves to the jobs."""
+def _left_to_jobs(schema: Schema, overrides: list[Override], tokens: list[str], compares: bool) -> list[str]:
+    """The arguments, where a key that only some of several jobs have is one that Hydra takes anyway: added where strategies
+    are compared in one job, in a grid with a list of one value."""
     fixed = [override for override in overrides if not override.is_sweep_override()]
     lines = {str(override.input_line) for override in Job(schema, fixed).unknown()}
-    pairs = [(token, *token.partition("=")[::2]) for token in tokens]
-    return [f"{key}=choice({value})" if token in lines and key[0] not in "+~" else token for token, key, value in pairs]
+    for at, token in enumerate(tokens):
+        key, _, value = token.partition("=")
+        if token in lines and key[0] not in "+~":
+            tokens[at] = f"+{token}" if compares else f"{key}=choice({value})"
+    return tokens
 
 
-def _in_full(token: str, full: dict[str, str]) -> str:
-    """An argument whose key was typed short, with the key that Hydra knows."""
-    key = token.partition("=")[0].lstrip("+~")
-    return in_full(token, key, full[key]) if key in full else token
+def _in_full(tokens: list[str], job: Job) -> list[str]:
+    """The arguments of one job, keys that were typed short as Hydra knows them."""
+    keys = [token.partition("=")[0].lstrip("+~") for token in tokens]
+    pairs = zip(tokens, keys, strict=True)
+    return [in_full(token, key, job.full[key]) if key in job.full else token for token, key in pairs]
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:

@@ -34,12 +34,6 @@ def as_sweep(schema: Schema, overrides: list[Override]) -> tuple[list[Override],
     return [read_one(f"{GROUP}={','.join(map(str, names))}"), *rest], problems
 
 
-def added(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
-    """The arguments with a `+` before those that only some of the strategies know, so that Hydra takes them."""
-    lines = {str(o.input_line) for o in Job(schema, overrides).unknown()} if KEY in schema.reference() else set()
-    return [f"+{token}" if token in lines and not token.startswith("+") else token for token in tokens]
-
-
 def compositions(names: list[str]) -> dict[str, DictConfig]:
     """Strategy -> what the job that is running composes to with it; the arguments have been checked by `as_sweep`."""
     job = HydraConfig.get()

@@ -1,23 +1,21 @@
 """What the YAML files define, what was typed, and what the overrides of one job compose to."""
 
 import copy
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ngrpo.cli import matched
-from ngrpo.cli.matched import MATCHED, OF_NO_JOB
+from ngrpo.cli import conf, matched
+from ngrpo.cli.conf import OF_NO_JOB
+from ngrpo.cli.matched import MATCHED
 from ngrpo.rundir.schema import leaves
 
 SEVERAL = ("benchmark", "logger")  # groups of which a list is chosen
@@ -66,7 +64,7 @@ class Schema:
         owners: dict[str, list[str]] = {}
         for group in (group for group in self.defaults if group != "experiment"):
             for option in self.choices(group):
-                for key in self._keys(group, option):
+                for key in conf.keys(group, option):
                     owners.setdefault(key, []).append(f"{group}={option}")
         return owners
 
@@ -74,19 +72,6 @@ class Schema:
         if (group, kind) not in self.listed:
             self.listed[group, kind] = self.loader.get_group_options(group, kind, overrides=self.search_path)
         return self.listed[group, kind]
-
-    def _keys(self, group: str, option: str) -> Iterator[str]:
-        own = [FileConfigSource("own", path) for path in re.findall(r"file://([^,\]]+)", str(self.search_path))]
-        for source in (*self.loader.get_sources(), *own):
-            try:
-                found = source.load_config(f"{group}/{option}")
-            except ConfigLoadError:
-                continue
-            package = found.header["package"] or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
-            content: Any = OmegaConf.to_container(found.config) if OmegaConf.is_config(found.config) else {}
-            yield from (key if package == "_global_" else f"{package}.{key}" for key in flat(content))
-            for part in content.get("defaults", ()):
-                yield from self._keys(group, part) if isinstance(part, str) and part != "_self_" else ()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build, composed
-from ngrpo.cli import launchers, matched
+from ngrpo.cli import conf, launchers, matched
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
@@ -24,7 +24,7 @@ def register_resolvers(search_path: Iterable[str] = ()) -> None:
     processes that a launcher has started or else n, `${gpu:<a>,<b>}`, a where this machine, or the device of a plan, has a
     GPU or runs are sent to others, and else b, and `${matched_strategy:}`, whose files may also lie where overrides of
     `hydra.searchpath` point to."""
-    matched.search(search_path)
+    conf.search(search_path)
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
     OmegaConf.register_new_resolver("matched_strategy", matched.strategy, replace=True)
     OmegaConf.register_new_resolver(
