@@ -68,7 +68,8 @@ def examine(config_name: str, argv: list[str]) -> Examined:
             schema.reference()
             schema.choices(compared.GROUP)
         except COMPOSING as error:  # a search path, or a file of everybody's
-            examined.problems.append(complaints.of_composition(error, []))
+            path = next((word for word in words if word.startswith("hydra.searchpath=")), "conf")
+            examined.problems.append(complaints.of_composition(error, [], path))
             return examined
         tokens = [part for token in words for part in _as_hydra_says(token, schema)]
         overrides, unread = _read(tokens, schema.loader)
@@ -208,11 +209,11 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     try:
         config = job.composed(usable)
     except COMPOSING as error:
-        return [*found, complaints.of_composition(error, usable)], []
-    seen = checks.Composed(config, job.reference, given)
-    found += [*checks.problems(seen), *_callables(config), *launchers.problems(config, several)]
+        return found or [complaints.of_composition(error, usable)], []
+    settings = checks.Settings(config, job.reference, given)
+    found += [*checks.problems(settings), *_callables(config), *launchers.problems(config, several)]
     found = found or _directory(config, several)
-    notes = [] if found else checks.notes(seen)
+    notes = [] if found else checks.notes(settings)
     return _as_typed(found, job), _as_typed(notes, job)
 
 

@@ -134,12 +134,13 @@ def of_shape(override: Override, known: Mapping[str, Any]) -> str | None:
     return None
 
 
-def of_composition(error: BaseException, overrides: list[Override]) -> str:
+def of_composition(error: BaseException, overrides: list[Override], otherwise: str = "conf") -> str:
     """An error of Hydra's composition, led by the override that it names."""
     words = " ".join(f"{error} {error.__cause__ or ''}".split())
     text = re.split(r" See https| Config search path| To append to| full_key", words)[0]
-    named = [str(override.input_line) for override in overrides if override.key_or_group in text]
-    return f"{named[0] if named else 'conf'}: {text}"
+    named = [override for override in overrides if override.key_or_group in text]
+    named = named or [override for override in overrides if override.is_hydra_override()]  # which Hydra says nothing of
+    return f"{named[0].input_line if named else otherwise}: {text}"
 
 
 def typed(override: Override) -> str:

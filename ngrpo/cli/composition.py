@@ -117,7 +117,9 @@ class Job:
 
     def presets(self) -> list[Override]:
         """The listed values that an experiment has for its sweep, of keys that are not given: knobs may be theirs alone."""
-        params = OmegaConf.select(self.reference, "hydra.sweeper.params") or {}
+        hydra: Any = OmegaConf.to_container(self.reference.hydra, resolve=False)
+        params = hydra["sweeper"].get("params") if isinstance(hydra["sweeper"], dict) else None
+        params = params if isinstance(params, dict) else {}  # Hydra's own error tells what is no mapping
         given = [o.key_or_group for o in self.overrides]
         return [
             read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in given)

@@ -89,6 +89,10 @@ WRONG = {
     "task=stories": ["task=stories|task is one of"],
     "logger=nothing": ["logger=nothing|logger is one of"],
     "hydra/launcher=nope": ["hydra/launcher=nope|basic"],
+    "hydra/launcher=[]": ["hydra.launcher|hydra/launcher=basic"],
+    "-m ~hydra/sweeper": ["hydra.sweeper|hydra/sweeper=ngrpo"],
+    "hydra.searchpath=3": ["hydra.searchpath=3|list of strings"],
+    "+checkpoints=[1]": ["+checkpoints=[1]|has parts; checkpoints.keep=2"],
     "hydra.foo=1": ["hydra.foo=1|hydra.foo"],
     # values
     "seed=abc": ["seed=abc|whole number|seed=0"],
@@ -193,6 +197,7 @@ WRONG = {
     "-m learning_rate=interval(-1,1)": ["learning_rate=-1|at least 0"],
     "-m exploration=token_sampling,neighbour_mix": ["exploration=neighbour_mix|exploration=neighbor_mix"],
     "-m exploration=token_sampling,neighbor_mix mix_rate=0.1,2": ["mix_rate=2|from 0 to 1"],
+    "-m experiment=controls/nothing seed=-1": ["experiment=controls/nothing|controls/neighbor_mix", "seed=-1|from 0"],
     "-m exploration=token_sampling,stht mix_rate=0.1": ["mix_rate=0.1|exploration=neighbor_mix"],
     "-m model=./a,./b": ["model.path=./a|is no directory", "model.path=./b|is no directory"],
     # all at once

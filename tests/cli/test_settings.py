@@ -127,7 +127,7 @@ def config(text: str) -> DictConfig:
 
 
 def problems(text: str, reference: DictConfig | None = None) -> list[str]:
-    return checks.problems(checks.Composed(config(text), reference))
+    return checks.problems(checks.Settings(config(text), reference))
 
 
 def test_a_job_is_checked_without_a_reference():
