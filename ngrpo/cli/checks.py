@@ -1,4 +1,4 @@
-"""Whether a composed configuration can be run at all, told from YAML, json and tokenizer files in under a second.
+"""Whether a composed configuration can be run at all, found out from YAML, JSON and tokenizer files in under a second.
 
 Every problem is one line: `key=value: what is allowed, because ...; the override that fixes it`.
 """
@@ -17,7 +17,7 @@ from ngrpo.cli import fit, matched, presets
 from ngrpo.cli.composition import flat
 from ngrpo.cli.conf import OF_NO_JOB
 from ngrpo.cli.matched import MATCHED
-from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, obeys, printable, rule_of, wrong_words
+from ngrpo.cli.rules import Rule, allowed, as_override, example, is_plain, malformed, obeys, printable, rule_of
 from ngrpo.targets import SettingsError
 
 INTERPOLATION = re.compile(r"\$\{([\w.]+)\}")
@@ -97,13 +97,14 @@ class Settings:
 
 def check(config: DictConfig) -> None:
     """For the jobs of a multirun, which compose their own configuration. Raises SettingsError with all problems."""
-    found = problems(Settings(config))
-    if found:
+    settings = Settings(config)
+    if found := problems(settings) or list(fit.tasks(settings)):
         raise SettingsError(found)
 
 
 def problems(settings: Settings) -> list[str]:
-    """All problems, one line each and without a leading `error:`; an empty list if it can be run."""
+    """All problems, one line each and without a leading `error:`, but for those of the tasks (`fit.tasks`), which are built
+    to find them; an empty list if there are none."""
     match = settings.unresolved.get(matched.KEY)
     if match is not None and (refusal := matched.refusal(match)):  # before its node is looked for
         return [f"{settings.override(matched.KEY)}: {refusal}"]
@@ -111,7 +112,6 @@ def problems(settings: Settings) -> list[str]:
         if line := presets.missing(settings):  # first and alone: what else is wrong can be mended when that is here
             return [line]
         found = [line for examine in (_values, _matched, _targets, *fit.CHECKS) for line in examine(settings)]
-        found = found or list(fit.tasks(settings))  # which may import a user's package
     except (OmegaConfBaseException, RecursionError) as error:  # an interpolation
         key = str(getattr(error, "full_key", None) or next((k for k, v in settings.given.items() if "${" in v), "conf"))
         default = None if settings.reference is None else flat(settings.reference).get(key)
@@ -137,7 +137,7 @@ def notes(settings: Settings) -> list[str]:
 def _values(settings: Settings) -> Iterator[str]:
     """Each value by itself: given at all, of the type of its default, and as the schema of its key wants it."""
     for key, rule in settings.rules.items():
-        if refusal := wrong_words(rule):
+        if refusal := malformed(rule):
             yield f"schema.{key}={printable(str(rule))}: is no rule, {refusal}; correct the file that has it"
             return
     for key, value in settings.values.items():

@@ -5,6 +5,7 @@ Hydra composes them. It does not tell which file has a key that nobody chose, no
 
 import re
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +22,28 @@ CONF = next(
 OF_NO_JOB = ("schema", "hydra", "defaults")  # nodes that no job reads
 HEADER = re.compile(r"^#\s*@package\s+(\S+)", re.MULTILINE)
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
-_places = [CONF]
+PARTS = "part"  # of a group: files that others are put together from, no choices of their own
+PLACES = [CONF]
 
 
 def search(overrides: Iterable[str]) -> None:
-    """From now on files are also looked for where `hydra.searchpath=[file://...]` among these points to."""
-    _places[1:] = [Path(place) for text in overrides for place in re.findall(r"file://([^,\]]+)", str(text))]
+    """From now on files are also looked for where `hydra.searchpath=[file://...,pkg://...]` among these points to."""
+    texts = [text for text in overrides if text.startswith("hydra.searchpath=")]
+    found = [match for text in texts for match in re.findall(r"(file|pkg)://([^,\]'\"]+)", text)]
+    PLACES[1:] = [Path(path) if kind == "file" else _package(path) for kind, path in found]
 
 
-def names(group: str) -> list[str]:
-    """The choices of a group, without those of its sub-groups."""
-    return sorted({path.stem for place in _places for path in (place / group).glob("*.yaml")})
+def is_group(name: str) -> bool:
+    """Whether `name`, with slashes for sub-groups, is a group of files."""
+    return bool(re.fullmatch(r"\w+(/\w+)*", name)) and any((place / name).is_dir() for place in PLACES)
+
+
+def choices(group: str) -> list[str]:
+    """The choices of a group, those of its sub-groups as `sub/choice`."""
+    inside = [path for place in PLACES for path in (place / group).glob("*")]
+    names = sorted({path.stem for path in inside if path.suffix == ".yaml"})
+    subs = sorted({path.name for path in inside if path.is_dir() and path.name != PARTS})
+    return [*names, *(f"{sub}/{choice}" for sub in subs for choice in choices(f"{group}/{sub}"))]
 
 
 def read(group: str, name: str) -> DictConfig:
@@ -47,7 +59,7 @@ def keys(group: str, name: str) -> Iterator[str]:
         try:
             text = path.read_text("utf-8")
             content: Any = yaml.load(text, LOADER)
-        except (OSError, ValueError, yaml.YAMLError):  # told when it is chosen
+        except (OSError, ValueError, yaml.YAMLError):  # reported when it is chosen
             continue
         header = HEADER.search(text)
         package = header[1] if header else f"{group}/{name}".rpartition("/")[0].replace("/", ".")
@@ -57,8 +69,15 @@ def keys(group: str, name: str) -> Iterator[str]:
             yield from keys(group, part)
 
 
+def _package(path: str) -> Path:
+    """The folder of a package, found without importing it; the top one may be the user's."""
+    top, *inner = re.split(r"[./]", path)
+    spec = find_spec(top)
+    return Path(*(spec.submodule_search_locations or ()) if spec else (), *inner)
+
+
 def _paths(group: str, name: str) -> list[Path]:
-    return [path for place in _places if (path := place / group / f"{name}.yaml").is_file()]
+    return [path for place in PLACES if (path := place / group / f"{name}.yaml").is_file()]
 
 
 def _parts(group: str, defaults: Iterable[Any]) -> list[str]:

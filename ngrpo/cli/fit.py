@@ -4,7 +4,6 @@ Torch, which takes seconds to import, is not asked about the machine.
 """
 
 import json
-import math
 import os
 import re
 import tempfile
@@ -81,7 +80,9 @@ def packages(settings: "Settings") -> Iterator[str]:
         if needs and not any(find_spec(module) for module in needs):
             package, group = next(iter(needs.values())), path.partition(".")[0]
             key = group if group in settings.given else f"{path}._target_"
-            yield settings.problem(key, f"needs the package {package}, which is not installed", f"pip install {package}")
+            yield settings.problem(
+                key, f"needs the package {package}, which is not installed", f"pip install {package}"
+            )
 
 
 def loggers(settings: "Settings") -> Iterator[str]:
@@ -193,8 +194,13 @@ def _context(settings: "Settings", prompts: Mapping[str, tuple[str, ...]]) -> It
     tokenizer, positions = (files.tokenizer(place), files.positions(place)) if place else (None, None)
     if tokenizer is None or positions is None or not any(prompts.values()):
         return
-    longest, path = max(((_longest(texts, tokenizer), path) for path, texts in prompts.items()), key=lambda pair: pair[0])
-    room, reason = positions - longest, f"because a prompt of {path} has {longest} tokens and the model {positions} positions"
+    longest, path = max(
+        ((_longest(texts, tokenizer), path) for path, texts in prompts.items()), key=lambda pair: pair[0]
+    )
+    room, reason = (
+        positions - longest,
+        f"because a prompt of {path} has {longest} tokens and the model {positions} positions",
+    )
     if room < 1:
         yield f"{path}: does not fit, {reason}; choose another model or {path.partition('.')[0]}"
     elif (settings.get("max_new_tokens") or 0) > room:

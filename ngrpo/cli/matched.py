@@ -20,7 +20,7 @@ OF_THE_CHOSEN = ("roles", "trainable")  # what a file says of the strategy in it
 
 def refusal(match: Any) -> str | None:
     """Why no strategy can be matched to this name, with the override that mends it; None where one can."""
-    names = [name for name in conf.names(GROUP) if KEY not in conf.keys(GROUP, name)]
+    names = [name for name in conf.choices(GROUP) if KEY not in conf.keys(GROUP, name)]
     near = (difflib.get_close_matches(str(match), names, n=1) or ["neighbor_mix"])[0]
     return None if match in names else f"must be another strategy, one of {', '.join(names)}; {KEY}={near}"
 

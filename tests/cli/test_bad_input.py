@@ -228,10 +228,10 @@ def split(line: str) -> list[str]:
 
 PROGRAM = f"""
 import json, sys
-from ngrpo.cli import command
+from ngrpo.cli import command, conf
 from ngrpo.cli.composition import Schema
 schemas = {{}}  # the YAML files stay the same: read once for all cases
-command.Schema = lambda loader, name, path: schemas.setdefault((name, *path), Schema(loader, name, path))
+command.Schema = lambda name: schemas.setdefault((name, *conf.PLACES), Schema(name))
 found = [command.examine(name, argv).problems for name, argv in json.load(sys.stdin)]
 print(json.dumps([found, [name for name in {HEAVY} if name in sys.modules]]))
 """
