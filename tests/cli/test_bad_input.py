@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -274,20 +275,31 @@ def entry_point(script: str, *argv: str, cwd: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    ("script", "argv"),
+    ("line", "mistakes"),
     [
-        ("train.py", ["mixrate=0.1", "exploration=neighbor_mix", "mix_rate=1.5", "k=0", "--multirum"]),
-        ("train.py", ["steps=[1", "hydra.run.dir=/proc/x"]),
-        ("train.py", ["-m", "seed=1,-1"]),
-        ("evaluate.py", ["run=nothing", "n=0"]),
+        ("train.py mixrate=0.1 exploration=neighbor_mix mix_rate=1.5 k=0 --multirum", 4),
+        ("train.py steps=[1 hydra.run.dir=/proc/x", 2),
+        ("train.py -m seed=1,-1", 1),
+        ("train.py -m experiment=controls/nothing seed=0,1", 1),
+        ("train.py exploration=neighbour_mix", 1),
+        ("train.py exploration.top_k=5000", 1),
+        ("train.py exploration._target_=os.system", 1),
+        ("train.py model=./nothing", 1),
+        ("train.py hydra.run.dir=/", 1),
+        ("evaluate.py", 1),
+        ("evaluate.py run=nothing n=0", 2),
+        ("diagnose.py strategies=[neighbor_mix]", 1),
+        ("report.py runs=outputs kinds=[nothing]", 1),
+        ("plan.py plan.device=h1000", 1),
+        ("audit.py benchmark=nothing", 1),
     ],
 )
-def test_the_entry_points_end_with_status_2(tmp_path, script, argv):
-    done = entry_point(script, *argv, cwd=tmp_path)
+def test_the_entry_points_end_with_status_2(tmp_path, line, mistakes):
+    done = entry_point(*line.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
-    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == mistakes and all(re.fullmatch(r"error: .+; .+", shown) for shown in lines), done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
