@@ -33,13 +33,6 @@ COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError,
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
 TEMPLATE = ".columns.problem"  # a setting whose value may have braces
 LONGEST = 600  # characters of a line
-# Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
-OF_HYDRA = re.compile(
-    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
-    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
-    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
-    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
-)
 
 
 @dataclass
@@ -209,7 +202,9 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     except COMPOSING as error:
         return found or [complaints.of_composition(error, usable)], []
     settings = checks.Settings(config, job.reference, given)
-    found += [*checks.problems(settings), *_callables(config), *launchers.problems(config, several)]
+    found += checks.problems(settings)
+    found += targets.hydra_refusals(OmegaConf.to_container(config.hydra, resolve=False))
+    found += launchers.problems(config, several)
     if not found and (several or not unknown):  # tasks take time to build, and may import a user's package
         found = [*fit.tasks(settings)] or _directory(config, several)
     notes = [] if found else checks.notes(settings)
@@ -220,15 +215,6 @@ def _as_typed(lines: list[str], job: Job) -> list[str]:
     for key, full in job.full.items():
         lines = [re.sub(rf"(?<![\w.]){re.escape(full)}(?![\w.])", key, line) for line in lines]
     return lines
-
-
-def _callables(config: DictConfig) -> Iterator[str]:
-    """Callables that Hydra itself would build, and that are none of its own."""
-    for name in ("_target_", "()", "class"):
-        for path, node in targets.nodes(OmegaConf.to_container(config.hydra, resolve=False), "hydra", name):
-            if not OF_HYDRA.fullmatch(str(node[name])):
-                rule = "only launchers, sweepers, callbacks and loggers belong here"
-                yield f"{path}.{name}={node[name]}: {rule}; leave it out"
 
 
 def _directory(config: DictConfig, several: bool) -> list[str]:
