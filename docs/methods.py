@@ -19,8 +19,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from ngrpo import plans, targets
+from ngrpo.cli.conf import CONF
 from ngrpo.cli.identity import register_resolvers
-from ngrpo.cli.matched import CONF
 from ngrpo.cli.rules import allowed, rule_of
 
 ROOT = CONF.parent

@@ -30,6 +30,13 @@ PLUGINS = frozenset(
 )  # read once, before any configuration
 OLD = os.environ.get("NGRPO_REWARDS")
 RENAMED_VARIABLE = [f"NGRPO_REWARDS={OLD}: is now called NGRPO_PLUGINS; NGRPO_PLUGINS={OLD}"] if OLD is not None else []
+# Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
+OF_HYDRA = re.compile(
+    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
+    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
+    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
+    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
+)
 # Where the class of a node must come from, by a pattern of its key; the first that fits.
 PLACES = {
     r"(task|benchmark)\..*grader": "ngrpo.grading.",
@@ -96,6 +103,15 @@ def unfit(node: Mapping[str, Any], given: Iterable[str], partial: bool) -> str |
     except TypeError as error:
         return f"{error}; it takes {', '.join(taken.parameters)}"
     return None
+
+
+def hydra_refusals(node: Any) -> Iterator[str]:
+    """A line for each callable in Hydra's own node, as plain mappings and lists, that is none of those that it builds."""
+    for name in ("_target_", "()", "class"):
+        for path, inner in nodes(node, "hydra", name):
+            if not OF_HYDRA.fullmatch(str(inner[name])):
+                rule = "only launchers, sweepers, callbacks and loggers belong here"
+                yield f"{path}.{name}={inner[name]}: {rule}; leave it out"
 
 
 def is_users(target: str) -> bool:

@@ -1,4 +1,4 @@
-"""The command line of the entry points: mistakes are told before anything heavy is imported, then Hydra runs the job."""
+"""The command line of the entry points: mistakes are reported before anything heavy is imported, then Hydra runs the job."""
 
 import functools
 import inspect
@@ -19,8 +19,8 @@ from ngrpo import __version__
 from ngrpo.cli import checks, launchers
 from ngrpo.cli.command import VERSION_BASE, each_strategy, examine
 from ngrpo.cli.compared import compositions
+from ngrpo.cli.conf import CONF
 from ngrpo.cli.identity import Request, register_resolvers, training_request
-from ngrpo.cli.matched import CONF
 from ngrpo.rundir.files import no_room
 from ngrpo.rundir.interrupts import INTERRUPTS
 from ngrpo.targets import SettingsError
@@ -78,7 +78,7 @@ def run(main: Callable[[DictConfig], Any], config_name: str = "config") -> None:
         hydra.main(config_path=str(CONF), config_name=config_name, version_base=VERSION_BASE)(guarded)()
     except KeyboardInterrupt:
         _end(["interrupted"], 130)
-    except Exception as error:  # noqa: BLE001 - a sweep that does not compose, or a failure told above
+    except Exception as error:  # noqa: BLE001 - a sweep that does not compose, or a failure reported above
         if error not in failures:
             failures.append(_as_settings(error))
             _tell(failures[-1])
@@ -96,7 +96,7 @@ def _as_settings(error: Exception) -> Exception:
 
 
 def _tell(error: Exception, where: str = "") -> None:
-    error = no_room(error) or error  # which any library may have met, and told in its own words
+    error = no_room(error) or error  # which any library may have met, and reports in its own words
     if isinstance(error, SettingsError):
         lines = error.lines
     elif type(error).__module__.partition(".")[0] == "ngrpo" or getattr(error, "one_line", False):

@@ -13,7 +13,6 @@ from pathlib import Path
 import yaml
 from hydra import initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
@@ -22,26 +21,18 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import targets
-from ngrpo.cli import checks, compared, complaints, launchers
+from ngrpo.cli import checks, compared, complaints, conf, fit, launchers
 from ngrpo.cli.composition import Job, Schema, in_full, is_choice, listed, read_one, values_of
-from ngrpo.cli.fit import directory_refusal
+from ngrpo.cli.conf import CONF
 from ngrpo.cli.identity import register_resolvers
-from ngrpo.cli.matched import CONF
 from ngrpo.cli.rules import as_override, printable
 
 VERSION_BASE = "1.3"
-COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError,
-             RecursionError)  # fmt: skip
+COMPOSING = (HydraException, OmegaConfBaseException, yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError,
+             AssertionError, RecursionError)  # fmt: skip
 NOT_OURS = ("config_path", "config_name", "experimental_rerun")  # options of Hydra that would leave conf/ behind
 TEMPLATE = ".columns.problem"  # a setting whose value may have braces
 LONGEST = 600  # characters of a line
-# Hydra builds its launcher, sweeper and callbacks from the configuration too, and logging any `()` or `class`.
-OF_HYDRA = re.compile(
-    r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
-    r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
-    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
-    r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
-)
 
 
 @dataclass
@@ -60,18 +51,19 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     examined, words, options = _read_options(argv)
     if examined.completes:
         return Examined(argv)
-    if lines := complaints.of_search_path(words):  # before anything composes what they stand for
+    conf.search(words)
+    if lines := complaints.of_aliases():  # before anything composes what they stand for
         return Examined(argv, [*examined.problems, *lines])
     several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
     with _schema(config_name, words) as schema:
         try:
             schema.reference()
-            schema.choices(compared.GROUP)
         except COMPOSING as error:  # a search path, or a file of everybody's
-            examined.problems.append(complaints.of_composition(error, []))
+            path = next((word for word in words if word.startswith("hydra.searchpath=")), "conf")
+            examined.problems.append(complaints.of_composition(error, [], path))
             return examined
         tokens = [part for token in words for part in _as_hydra_says(token, schema)]
-        overrides, unread = _read(tokens, schema.loader)
+        overrides, unread = _read(tokens)
         examined.problems += unread
         for override in list(overrides):
             swept = override.is_sweep_override() and not several
@@ -86,11 +78,11 @@ def examine(config_name: str, argv: list[str]) -> Examined:
             jobs = _jobs(schema, [*as_sweep, *more])
         examined.problems += unfit
         _examine_jobs(examined, jobs, several)
-        if as_sweep == overrides and not several:  # else each job or strategy has short names of its own
-            tokens = [_in_full(token, jobs[0].full) for token in tokens]
-        tokens = _listed_for_some(schema, overrides, tokens) if several else tokens
         if not examined.problems:
-            examined.argv = [*compared.added(schema, overrides, tokens), *options]
+            compares = compared.KEY in schema.reference()
+            mixed = several or compares  # then each job, or strategy, has short names and knobs of its own
+            tokens = _left_to_jobs(schema, overrides, tokens, compares) if mixed else _in_full(tokens, jobs[0])
+            examined.argv = [*tokens, *options]
     examined.problems = list(dict.fromkeys(printable(line, LONGEST) for line in examined.problems))
     return examined
 
@@ -101,13 +93,13 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
     problems = [line for line in examine("config", ["-m", *argv]).problems if checks.REFUSED not in line]
     words = _read_options(argv)[1]
     with _schema("config", words) as schema:
-        overrides = [] if problems else _read(words, schema.loader)[0]
+        overrides = [] if problems else _read(words)[0]
         names = [str(one.value()) for o in overrides if o.key_or_group == compared.GROUP for one in listed(o)]
         rest = [o for o in overrides if o.key_or_group != compared.GROUP]
         problems += [
             f"{o.input_line}: takes one value here; {listed(o)[0].input_line}" for o in rest if o.is_sweep_override()
         ]
-        names = names or schema.choices(compared.GROUP)
+        names = names or conf.choices(compared.GROUP)
         return {} if problems else {name: compared.composed(schema, name, rest) for name in names}, problems
 
 
@@ -115,11 +107,10 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
     register_sweepers()
-    search_path = [token for token in words if token.startswith("hydra.searchpath=")]
-    register_resolvers(search_path)
+    register_resolvers(words)
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         launchers.files_prevail(CONF / "hydra" / "launcher")
-        yield Schema(GlobalHydra.instance().config_loader(), config_name, search_path)
+        yield Schema(config_name)
 
 
 def register_sweepers() -> None:
@@ -131,7 +122,7 @@ def register_sweepers() -> None:
         Plugins.instance().register(sweeper)
 
 
-def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list[str]]:
+def _read(tokens: list[str]) -> tuple[list[Override], list[str]]:
     """The overrides that can be read, and a problem for each that cannot, or that gives a key a second time."""
     read: list[Override] = []
     problems: list[str] = []
@@ -139,15 +130,15 @@ def _read(tokens: list[str], loader: ConfigLoader) -> tuple[list[Override], list
         key, equals, value = token.partition("=")
         try:
             override = read_one(token)
-            override.config_loader = loader  # which knows the options that a `glob()` stands for
+            override.config_loader = GlobalHydra.instance().config_loader()  # which knows what a `glob()` stands for
         except COMPOSING:
             fix = f"{token}=<value>" if not equals else f"text with such characters in it needs quotes: \"{key}='...'\""
             problems.append(f"{token}: cannot be read as key=value; {fix}")
             continue
         before = [o.input_line for o in read if o.key_or_group == override.key_or_group and not o.is_hydra_override()]
         if before or not override.key_or_group:
-            told = f"{key} is given before, as {before[0]}" if before else "names no key"
-            problems.append(f"{token}: {told}; {'keep one of the two' if before else f'<key>={value}'}")
+            what = f"{key} is given before, as {before[0]}" if before else "names no key"
+            problems.append(f"{token}: {what}; {'keep one of the two' if before else f'<key>={value}'}")
         else:
             read.append(override)
     return read, problems
@@ -157,7 +148,7 @@ def _jobs(schema: Schema, overrides: list[Override]) -> list[Job]:
     """Jobs that between them show every listed value: one changes at a time, where its key is known."""
     values = [listed(override) for override in overrides]
     jobs = [_job(schema, [members[0] for members in values])]
-    places = sorted(range(len(values)), key=lambda place: not schema.is_group(overrides[place].key_or_group))
+    places = sorted(range(len(values)), key=lambda place: not conf.is_group(overrides[place].key_or_group))
     for place in (place for place in places if len(values[place]) > 1):
         homes = [job for job in jobs if job.overrides[place] not in job.unknown()]
         home = (homes or jobs)[0].overrides
@@ -169,7 +160,7 @@ def _job(schema: Schema, overrides: list[Override]) -> Job:
     """A job of what its choices were probably meant to be, and what is wrong with them."""
     choices: list[str] = []
     job = Job(schema, overrides, choices)
-    for override in (o for o in overrides if is_choice(o, schema)):
+    for override in (o for o in overrides if is_choice(o)):
         own = override.is_hydra_override()
         problem, right = (None, str(override.input_line)) if own else complaints.of_choice(override, schema)
         job.problems += [problem] if problem else []
@@ -208,12 +199,15 @@ def _check(job: Job, several: bool) -> tuple[list[str], list[str]]:
     given |= {key: as_override(leaf) for o in usable for key, leaf in values_of(o).items() if key not in given}
     try:
         config = job.composed(usable)
-    except (*COMPOSING, LookupError, AssertionError) as error:
-        return [*found, complaints.of_composition(error, usable)], []
-    seen = checks.Composed(config, job.reference, given)
-    found += [*checks.problems(seen), *_callables(config), *launchers.problems(config, several)]
-    found = found or _directory(config, several)
-    notes = [] if found else checks.notes(seen)
+    except COMPOSING as error:
+        return found or [complaints.of_composition(error, usable)], []
+    settings = checks.Settings(config, job.reference, given)
+    found += checks.problems(settings)
+    found += targets.hydra_refusals(OmegaConf.to_container(config.hydra, resolve=False))
+    found += launchers.problems(config, several)
+    if not found and (several or not unknown):  # tasks take time to build, and may import a user's package
+        found = [*fit.tasks(settings)] or _directory(config, several)
+    notes = [] if found else checks.notes(settings)
     return _as_typed(found, job), _as_typed(notes, job)
 
 
@@ -223,21 +217,12 @@ def _as_typed(lines: list[str], job: Job) -> list[str]:
     return lines
 
 
-def _callables(config: DictConfig) -> Iterator[str]:
-    """Callables that Hydra itself would build, and that are none of its own."""
-    for name in ("_target_", "()", "class"):
-        for path, node in targets.nodes(OmegaConf.to_container(config.hydra, resolve=False), "hydra", name):
-            if not OF_HYDRA.fullmatch(str(node[name])):
-                rule = "only launchers, sweepers, callbacks and loggers belong here"
-                yield f"{path}.{name}={node[name]}: {rule}; leave it out"
-
-
 def _directory(config: DictConfig, several: bool) -> list[str]:
     """Whether the directory that the job would make can be made."""
     key, path = "hydra.sweep.dir" if several else "hydra.run.dir", ""
     try:
         path = str(OmegaConf.select(config, key) or "")
-        refusal = directory_refusal(path)
+        refusal = fit.directory_refusal(path)
     except (OmegaConfBaseException, ValueError) as error:
         refusal = " ".join(str(error).split())
     return [f"{key}={path}: {refusal}; {key}=outputs/<name>"] if refusal else []
@@ -276,18 +261,23 @@ def _read_options(argv: list[str]) -> tuple[Examined, list[str], list[str]]:
     return examined, words, options
 
 
-def _listed_for_some(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
-    """In a grid, a value of a key that only some of the choices have as a list of one, which Hydra leaves to the jobs."""
+def _left_to_jobs(schema: Schema, overrides: list[Override], tokens: list[str], compares: bool) -> list[str]:
+    """The arguments, where a key that only some of several jobs have is one that Hydra takes anyway: added where strategies
+    are compared in one job, in a grid with a list of one value."""
     fixed = [override for override in overrides if not override.is_sweep_override()]
     lines = {str(override.input_line) for override in Job(schema, fixed).unknown()}
-    pairs = [(token, *token.partition("=")[::2]) for token in tokens]
-    return [f"{key}=choice({value})" if token in lines and key[0] not in "+~" else token for token, key, value in pairs]
+    for at, token in enumerate(tokens):
+        key, _, value = token.partition("=")
+        if token in lines and key[0] not in "+~":
+            tokens[at] = f"+{token}" if compares else f"{key}=choice({value})"
+    return tokens
 
 
-def _in_full(token: str, full: dict[str, str]) -> str:
-    """An argument whose key was typed short, with the key that Hydra knows."""
-    key = token.partition("=")[0].lstrip("+~")
-    return in_full(token, key, full[key]) if key in full else token
+def _in_full(tokens: list[str], job: Job) -> list[str]:
+    """The arguments of one job, keys that were typed short as Hydra knows them."""
+    keys = [token.partition("=")[0].lstrip("+~") for token in tokens]
+    pairs = zip(tokens, keys, strict=True)
+    return [in_full(token, key, job.full[key]) if key in job.full else token for token, key in pairs]
 
 
 def _as_hydra_says(token: str, schema: Schema) -> list[str]:
@@ -311,7 +301,7 @@ def _as_hydra_says(token: str, schema: Schema) -> list[str]:
         return [token]
     value = os.path.expanduser(value.strip("'\""))
     places = [value] if Path(value).is_dir() else value.split(",")
-    if any(place in schema.choices("model") or not ("/" in place or Path(place).is_dir()) for place in places):
+    if any(place in conf.choices("model") or not ("/" in place or Path(place).is_dir()) for place in places):
         return [token]
     quoted = [place if re.fullmatch(r"[\w./-]+", place) else "'" + place.replace("'", r"\'") + "'" for place in places]
     return ["model=hf", f"model.path={','.join(quoted)}"]

@@ -5,7 +5,6 @@ A knob goes to every strategy that has it, as in a multirun.
 
 from typing import Any
 
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
@@ -34,18 +33,12 @@ def as_sweep(schema: Schema, overrides: list[Override]) -> tuple[list[Override],
     return [read_one(f"{GROUP}={','.join(map(str, names))}"), *rest], problems
 
 
-def added(schema: Schema, overrides: list[Override], tokens: list[str]) -> list[str]:
-    """The arguments with a `+` before those that only some of the strategies know, so that Hydra takes them."""
-    lines = {str(o.input_line) for o in Job(schema, overrides).unknown()} if KEY in schema.reference() else set()
-    return [f"+{token}" if token in lines and not token.startswith("+") else token for token in tokens]
-
-
 def compositions(names: list[str]) -> dict[str, DictConfig]:
     """Strategy -> what the job that is running composes to with it; the arguments have been checked by `as_sweep`."""
     job = HydraConfig.get()
     places = [token for token in job.overrides.hydra if token.startswith("hydra.searchpath=")]
-    schema = Schema(GlobalHydra.instance().config_loader(), str(job.job.config_name), places)
     overrides = [o for o in map(read_one, [*places, *job.overrides.task]) if o.key_or_group != KEY]
+    schema = Schema(str(job.job.config_name))
     return {name: composed(schema, name, overrides) for name in names}
 
 

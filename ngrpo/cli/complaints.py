@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 from hydra.core.override_parser.types import Override
 
+from ngrpo.cli import conf
 from ngrpo.cli.composition import SEVERAL, Job, Schema, has, stands_for, values_of
 from ngrpo.cli.rules import as_override
 from ngrpo.rundir.schema import RENAMED
 
-FILES = re.compile(r"file://([^,\]'\"]+)")
 MOST_VALUES = 100_000  # that a file may stand for
 MOST_CHOICES = 24  # of a group are listed; of larger ones those that are most like what was typed
 # What other trainers call it.
@@ -35,13 +35,12 @@ def of_renamed(override: Override) -> str | None:
     return None
 
 
-def of_search_path(words: Iterable[str]) -> list[str]:
+def of_aliases() -> list[str]:
     """Files of the user's own whose aliases stand for so much that composing them would never end."""
-    places = [place for word in words if word.startswith("hydra.searchpath=") for place in FILES.findall(word)]
     return [
         f"--config-dir={place}: aliases in {file.relative_to(place)} stand for more than {MOST_VALUES:,} values; write them out"
-        for place in places
-        for file in sorted(Path(place).rglob("*.yaml"))
+        for place in conf.PLACES[1:]
+        for file in sorted(place.rglob("*.yaml"))
         if _is_a_bomb(file)
     ]
 
@@ -50,7 +49,7 @@ def _is_a_bomb(file: Path) -> bool:
     try:
         text = file.read_text("utf-8")
         top = yaml.compose(text) if "*" in text and "&" in text else None
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # told when it is composed
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # reported when it is composed
         return False
     sizes: dict[int, float] = {}
 
@@ -78,7 +77,7 @@ def of_choice(override: Override, schema: Schema) -> tuple[str | None, str | Non
         top, _, rest = group.partition("/")
         inside = f"the group is {top}; {top}={rest}/{as_override(value)}"
         return f"{text}: {inside if rest else f'there is no {top} here; leave it out'}", None
-    names, choices, usual = value if isinstance(value, list) else [value], schema.choices(group), schema.defaults[group]
+    names, choices, usual = value if isinstance(value, list) else [value], conf.choices(group), schema.defaults[group]
     usual = f"{group}={usual or (choices[0] if choices else '<name>')}"
     if override.is_delete():
         fine = group in schema.defaults and schema.defaults[group] is None
@@ -134,12 +133,13 @@ def of_shape(override: Override, known: Mapping[str, Any]) -> str | None:
     return None
 
 
-def of_composition(error: BaseException, overrides: list[Override]) -> str:
+def of_composition(error: BaseException, overrides: list[Override], otherwise: str = "conf") -> str:
     """An error of Hydra's composition, led by the override that it names."""
     words = " ".join(f"{error} {error.__cause__ or ''}".split())
     text = re.split(r" See https| Config search path| To append to| full_key", words)[0]
-    named = [str(override.input_line) for override in overrides if override.key_or_group in text]
-    return f"{named[0] if named else 'conf'}: {text}"
+    named = [override for override in overrides if override.key_or_group in text]
+    named = named or [override for override in overrides if override.is_hydra_override()]  # which Hydra says nothing of
+    return f"{named[0].input_line if named else otherwise}: {text}"
 
 
 def typed(override: Override) -> str:

@@ -1,39 +1,31 @@
 """What the YAML files define, what was typed, and what the overrides of one job compose to."""
 
 import copy
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from hydra import compose
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.core.config_loader import ConfigLoader
-from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from ngrpo.cli import matched
-from ngrpo.cli.matched import MATCHED, OF_NO_JOB
+from ngrpo.cli import conf, matched
+from ngrpo.cli.conf import OF_NO_JOB
+from ngrpo.cli.matched import MATCHED
 from ngrpo.rundir.schema import leaves
 
 SEVERAL = ("benchmark", "logger")  # groups of which a list is chosen
-PARTS = "part"  # of a group: files that others are put together from, no choices of their own
 TRIED = 24  # values of one sweep that are looked at before its jobs start
 
 
 @dataclass
 class Schema:
-    """The configuration below `conf/`, with the user's own files where `search_path` (an override) names some."""
+    """The configuration of an entry point, below `conf/` and where the user's own files are."""
 
-    loader: ConfigLoader
     config_name: str
-    search_path: list[str]
     composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
-    listed: dict[tuple[str, ObjectType], list[str]] = field(default_factory=dict)
 
     def reference(self, overrides: Iterable[str] = ()) -> DictConfig:
         """What group choices (and settings of Hydra itself) compose to; Hydra's errors pass."""
@@ -49,44 +41,15 @@ class Schema:
         single = {str(group): choice for group, choice in config.hydra.runtime.choices.items() if "/" not in str(group)}
         return single | {group: next(iter(config[group]), None) for group in SEVERAL if group in config}
 
-    def is_group(self, name: str) -> bool:
-        """Whether `name`, with slashes for sub-groups, is a group at all."""
-        parent, _, last = name.rpartition("/")
-        return bool(last) and last in self._options(parent, ObjectType.GROUP)
-
-    def choices(self, group: str) -> list[str]:
-        """The options of a group, those of its sub-groups as `sub/option`."""
-        subs = [sub for sub in self._options(group, ObjectType.GROUP) if sub != PARTS]
-        inner = [f"{sub}/{option}" for sub in subs for option in self.choices(f"{group}/{sub}")]
-        return self._options(group, ObjectType.CONFIG) + inner
-
     @cached_property
     def owners(self) -> dict[str, list[str]]:
         """Dotted key -> the choices, as `group=option`, whose files define it; experiments only use what others define."""
         owners: dict[str, list[str]] = {}
         for group in (group for group in self.defaults if group != "experiment"):
-            for option in self.choices(group):
-                for key in self._keys(group, option):
+            for option in conf.choices(group):
+                for key in conf.keys(group, option):
                     owners.setdefault(key, []).append(f"{group}={option}")
         return owners
-
-    def _options(self, group: str, kind: ObjectType) -> list[str]:
-        if (group, kind) not in self.listed:
-            self.listed[group, kind] = self.loader.get_group_options(group, kind, overrides=self.search_path)
-        return self.listed[group, kind]
-
-    def _keys(self, group: str, option: str) -> Iterator[str]:
-        own = [FileConfigSource("own", path) for path in re.findall(r"file://([^,\]]+)", str(self.search_path))]
-        for source in (*self.loader.get_sources(), *own):
-            try:
-                found = source.load_config(f"{group}/{option}")
-            except ConfigLoadError:
-                continue
-            package = found.header["package"] or f"{group}/{option}".rpartition("/")[0].replace("/", ".")
-            content: Any = OmegaConf.to_container(found.config) if OmegaConf.is_config(found.config) else {}
-            yield from (key if package == "_global_" else f"{package}.{key}" for key in flat(content))
-            for part in content.get("defaults", ()):
-                yield from self._keys(group, part) if isinstance(part, str) and part != "_self_" else ()
 
 
 @dataclass
@@ -107,7 +70,7 @@ class Job:
     @cached_property
     def reference(self) -> DictConfig:
         """What the YAML files say under these choices; Hydra's errors pass."""
-        typed = [str(o.input_line) for o in self.overrides if is_choice(o, self.schema)]
+        typed = [str(o.input_line) for o in self.overrides if is_choice(o)]
         return self.schema.reference(typed if self.choices is None else self.choices)
 
     @cached_property
@@ -121,7 +84,7 @@ class Job:
     def values(self) -> list[Override]:
         """The overrides of keys, each with its key in full; their text stays as it was typed."""
         found = []
-        for override in (o for o in self.overrides if not is_choice(o, self.schema)):
+        for override in (o for o in self.overrides if not is_choice(o)):
             key = override.key_or_group
             full = key if isinstance(override.value(), dict) else full_key(key, self.known)
             if full != key and any(other.key_or_group == full for other in self.overrides):
@@ -132,7 +95,9 @@ class Job:
 
     def presets(self) -> list[Override]:
         """The listed values that an experiment has for its sweep, of keys that are not given: knobs may be theirs alone."""
-        params = OmegaConf.select(self.reference, "hydra.sweeper.params") or {}
+        hydra: Any = OmegaConf.to_container(self.reference.hydra, resolve=False)
+        params = hydra["sweeper"].get("params") if isinstance(hydra["sweeper"], dict) else None
+        params = params if isinstance(params, dict) else {}  # Hydra's own error tells what is no mapping
         given = [o.key_or_group for o in self.overrides]
         return [
             read_one(f"{key}={values}") for key, values in params.items() if not any(same_key(key, o) for o in given)
@@ -190,9 +155,9 @@ def values_of(override: Override) -> dict[str, Any]:
     )
 
 
-def is_choice(override: Override, schema: Schema) -> bool:
+def is_choice(override: Override) -> bool:
     """Whether an override chooses from a group, or is for Hydra itself, and not the value of a key."""
-    by_name = not isinstance(override.value(), dict) and schema.is_group(override.key_or_group)
+    by_name = not isinstance(override.value(), dict) and conf.is_group(override.key_or_group)
     return override.is_hydra_override() or by_name
 
 

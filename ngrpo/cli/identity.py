@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from ngrpo import build, composed
-from ngrpo.cli import launchers, matched
+from ngrpo.cli import conf, launchers, matched
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
 from ngrpo.rundir.directory import RunDirectory
@@ -19,16 +19,16 @@ from ngrpo.rundir.provenance import threads
 from ngrpo.rundir.schema import Changed, Unreadable, config_hash, read_run, run_directory
 
 
-def register_resolvers(search_path: Iterable[str] = ()) -> None:
+def register_resolvers(overrides: Iterable[str] = ()) -> None:
     """Makes known to OmegaConf `${run_directory:}` and `${run_directory:<study>}` of `hydra.run.dir`, `${launched:<n>}`, the
     processes that a launcher has started or else n, `${gpu:<a>,<b>}`, a where this machine, or the device of a plan, has a
-    GPU or runs are sent to others, and else b, and `${matched_strategy:}`, whose files may also lie where overrides of
-    `hydra.searchpath` point to."""
-    matched.search(search_path)
+    GPU or runs are sent to others, and else b, and `${matched_strategy:}`, whose file may also lie where `hydra.searchpath`
+    among the overrides points to."""
+    conf.search(overrides)
     OmegaConf.register_new_resolver("run_directory", _run_directory, replace=True)
     OmegaConf.register_new_resolver("matched_strategy", matched.strategy, replace=True)
     OmegaConf.register_new_resolver(
-        "launched", lambda usual: told.world if (told := launched()) else usual, replace=True
+        "launched", lambda usual: processes.world if (processes := launched()) else usual, replace=True
     )
     OmegaConf.register_new_resolver("gpu", _with_gpu, replace=True)
     launchers.register_resolvers()

@@ -48,8 +48,11 @@ def files_prevail(folder: Path) -> None:
 
 def problems(config: DictConfig, several: bool) -> Iterator[str]:
     """Why the launcher that was chosen cannot place runs. several: whether it is asked to."""
-    typed, name = f"hydra/launcher={config.hydra.runtime.choices['hydra/launcher']}", _name(config)
+    typed, name = f"hydra/launcher={config.hydra.runtime.choices.get('hydra/launcher')}", _name(config)
     library, extra = PACKAGES.get(name, (None, None))
+    for part, usual in (("sweeper", "ngrpo"), ("launcher", "basic")):
+        if OmegaConf.select(config, f"hydra.{part}._target_") is None:
+            yield f"hydra.{part}: has no _target_, and Hydra needs one; hydra/{part}={usual}"
     if library and not (find_spec(f"hydra_plugins.hydra_{library}_launcher") and find_spec(library)):
         yield f"{typed}: needs hydra-{library}-launcher, which is not installed; pip install 'ngrpo[{extra}]'"
     elif library and not several:

@@ -11,38 +11,38 @@ from ngrpo.models import architectures, files
 from ngrpo.tasks.rows import KINDS
 
 if TYPE_CHECKING:
-    from ngrpo.cli.checks import Composed
+    from ngrpo.cli.checks import Settings
 
 
-def missing(seen: "Composed") -> str | None:
+def missing(settings: "Settings") -> str | None:
     """What a preset lacks on this machine, where it comes from, and what runs without; None where nothing is missing."""
-    preset = seen.tree.get("preset")
-    if preset is None or seen.plans:
+    preset = settings.tree.get("preset")
+    if preset is None or settings.only_planned:
         return None
-    lacking = [line for line in (_weights(seen, preset["weights"]), _data(seen, preset["data"])) if line]
-    name = f"experiment={seen.given['experiment']}" if "experiment" in seen.given else "this experiment"
+    lacking = [line for line in (_weights(settings, preset["weights"]), _data(settings, preset["data"])) if line]
+    name = f"experiment={settings.given['experiment']}" if "experiment" in settings.given else "this experiment"
     demo = f"experiment={preset['demo']} has its method on the bundled model"
     return f"{name}: {' and '.join(lacking)}; {demo}" if lacking else None
 
 
-def _weights(seen: "Composed", known: list[str]) -> str | None:
-    path, names = seen.values.get("model.path"), " or ".join(known)
+def _weights(settings: "Settings", known: list[str]) -> str | None:
+    path, names = settings.values.get("model.path"), " or ".join(known)
     if path in known:
         fetch = f"hf download {path}, or model.path=<directory>"
         return None if files.cached(path, "model") else f"the weights of {path} are not here ({fetch})"
-    if seen.given.get("model") == "hf":  # whose file asks it otherwise
+    if settings.given.get("model") == "hf":  # whose file asks it otherwise
         return f"model=<directory> does not say how {names} is asked (model.path=<directory> keeps that)"
     place = files.directory(path) if isinstance(path, str) else None
-    settings = files.text_settings(place) if place else {}
-    if any(architectures.has_shape(settings, name) for name in known):
+    shape = files.text_settings(place) if place else {}
+    if any(architectures.has_shape(shape, name) for name in known):
         return None
-    return f"{seen.shown('model.path')} is not {names}"
+    return f"{settings.override('model.path')} is not {names}"
 
 
-def _data(seen: "Composed", trained: str) -> str | None:
-    task, benchmarks = seen.tree["task"], seen.tree.get("benchmark") or {}
+def _data(settings: "Settings", trained: str) -> str | None:
+    task, benchmarks = settings.tree["task"], settings.tree.get("benchmark") or {}
     if task.get("dataset") != trained:
-        return f"{seen.shown('task')} is not {trained}"
+        return f"{settings.override('task')} is not {trained}"
     lacking = dict.fromkeys(node["dataset"] for node in (task, *benchmarks.values()) if not _is_here(node))
     fetch = "hf download --repo-type dataset <name>, or paths.data=<directory>"
     return f"data sets are not here: {', '.join(lacking)} ({fetch})" if lacking else None

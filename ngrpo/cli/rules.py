@@ -1,6 +1,6 @@
 """What one value may be, in the words of JSON Schema, and how that reads in a sentence.
 
-The YAML files say it in their `schema` nodes: dotted key -> a schema, whose `description` is the reason told to whoever
+The YAML files say it in their `schema` nodes: dotted key -> a schema, whose `description` is the reason given to whoever
 breaks it. A key without a type has that of its default; null has to be allowed by name, as in type: [integer, 'null'].
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from jsonschema.validators import extend
 
 Rule = Mapping[str, Any]
@@ -18,7 +19,6 @@ KINDS = {"integer": "a whole number", "number": "a number", "boolean": "true or 
 KINDS |= {"array": "a list", "object": "a mapping"}
 BOUNDS = {"minimum": "at least", "exclusiveMinimum": "above", "maximum": "at most", "exclusiveMaximum": "below"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
-WORDS = ("type", "enum", *BOUNDS, "minLength", "minItems", "maxItems", "items", "description")
 LARGEST = 2**63 - 1
 
 
@@ -32,33 +32,35 @@ def _is_number(_: Any, value: Any) -> bool:
 
 _CHECKER = Draft202012Validator.TYPE_CHECKER.redefine_many({"integer": _is_integer, "number": _is_number})
 VALIDATOR = extend(Draft202012Validator, type_checker=_CHECKER)
+TYPE = {"enum": [*KINDS, "null"]}
+# What a rule may say: what a sentence can be made of. Other words of JSON Schema may even name a file or an address to read.
+RULE = VALIDATOR({
+    "type": "object",
+    "minProperties": 1,
+    "additionalProperties": False,
+    "properties": {
+        "type": {"anyOf": [TYPE, {"type": "array", "items": TYPE, "minItems": 1}]},
+        "enum": {"type": "array", "minItems": 1},
+        **{name: {"type": "number"} for name in BOUNDS},
+        **{name: {"type": "integer"} for name in ("minLength", "minItems", "maxItems")},
+        "items": {"$ref": "#"},
+        "description": {"type": "string"},
+    },
+})  # fmt: skip
 
 
-def rule_of(default: Any, words: Rule) -> Rule:
-    """The whole schema of a key: its words, and the type of its default where they name none."""
-    if "type" in words or type(default) not in TYPES:
-        return words
+def rule_of(default: Any, rule: Rule) -> Rule:
+    """The whole rule of a key: what its file says, and the type of its default where that names none."""
+    if "type" in rule or type(default) not in TYPES:
+        return rule
     members = {"items": rule_of(default[0], {})} if isinstance(default, list) and default else {}
-    return {"type": TYPES[type(default)], **members, **words}
+    return {"type": TYPES[type(default)], **members, **rule}
 
 
-def wrong_words(words: Any) -> str | None:
-    """Why these are no rule, as a phrase; None where they are. Only words that a sentence can be made of are known here:
-    others of JSON Schema, which may even name a file or an address to read, are not."""
-    if not isinstance(words, dict) or not words:
-        return f"a mapping of {', '.join(WORDS)}"
-    for name, value in words.items():
-        if name not in WORDS:
-            return f"{name} is none of {', '.join(WORDS)}"
-        if name in BOUNDS and not _is_number(None, value):
-            return f"{name} must be a finite number"
-        if name in ("minLength", "minItems", "maxItems") and not _is_integer(None, value):
-            return f"{name} must be a whole number"
-        if name == "enum" and not (isinstance(value, list) and value):
-            return "enum must be a list of values"
-    if not set(_types(words)) <= {*KINDS, "null"}:
-        return f"type must be of {', '.join((*KINDS, 'null'))}"
-    return wrong_words(words["items"]) if "items" in words else None
+def malformed(rule: Any) -> str | None:
+    """Why this is no rule, as a phrase; None where it is one."""
+    error = best_match(RULE.iter_errors(rule))
+    return error and ": ".join([*map(str, error.path), error.message])
 
 
 def obeys(value: Any, rule: Rule) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,10 @@ WRONG = {
     "task=stories": ["task=stories|task is one of"],
     "logger=nothing": ["logger=nothing|logger is one of"],
     "hydra/launcher=nope": ["hydra/launcher=nope|basic"],
+    "hydra/launcher=[]": ["hydra.launcher|hydra/launcher=basic"],
+    "-m ~hydra/sweeper": ["hydra.sweeper|hydra/sweeper=ngrpo"],
+    "hydra.searchpath=3": ["hydra.searchpath=3|list of strings"],
+    "+checkpoints=[1]": ["+checkpoints=[1]|has parts; checkpoints.keep=2"],
     "hydra.foo=1": ["hydra.foo=1|hydra.foo"],
     # values
     "seed=abc": ["seed=abc|whole number|seed=0"],
@@ -193,6 +198,7 @@ WRONG = {
     "-m learning_rate=interval(-1,1)": ["learning_rate=-1|at least 0"],
     "-m exploration=token_sampling,neighbour_mix": ["exploration=neighbour_mix|exploration=neighbor_mix"],
     "-m exploration=token_sampling,neighbor_mix mix_rate=0.1,2": ["mix_rate=2|from 0 to 1"],
+    "-m experiment=controls/nothing seed=-1": ["experiment=controls/nothing|controls/neighbor_mix", "seed=-1|from 0"],
     "-m exploration=token_sampling,stht mix_rate=0.1": ["mix_rate=0.1|exploration=neighbor_mix"],
     "-m model=./a,./b": ["model.path=./a|is no directory", "model.path=./b|is no directory"],
     # all at once
@@ -223,10 +229,10 @@ def split(line: str) -> list[str]:
 
 PROGRAM = f"""
 import json, sys
-from ngrpo.cli import command
+from ngrpo.cli import command, conf
 from ngrpo.cli.composition import Schema
 schemas = {{}}  # the YAML files stay the same: read once for all cases
-command.Schema = lambda loader, name, path: schemas.setdefault((name, *path), Schema(loader, name, path))
+command.Schema = lambda name: schemas.setdefault((name, *conf.PLACES), Schema(name))
 found = [command.examine(name, argv).problems for name, argv in json.load(sys.stdin)]
 print(json.dumps([found, [name for name in {HEAVY} if name in sys.modules]]))
 """
@@ -269,20 +275,31 @@ def entry_point(script: str, *argv: str, cwd: Path) -> subprocess.CompletedProce
 
 
 @pytest.mark.parametrize(
-    ("script", "argv"),
+    ("line", "mistakes"),
     [
-        ("train.py", ["mixrate=0.1", "exploration=neighbor_mix", "mix_rate=1.5", "k=0", "--multirum"]),
-        ("train.py", ["steps=[1", "hydra.run.dir=/proc/x"]),
-        ("train.py", ["-m", "seed=1,-1"]),
-        ("evaluate.py", ["run=nothing", "n=0"]),
+        ("train.py mixrate=0.1 exploration=neighbor_mix mix_rate=1.5 k=0 --multirum", 4),
+        ("train.py steps=[1 hydra.run.dir=/proc/x", 2),
+        ("train.py -m seed=1,-1", 1),
+        ("train.py -m experiment=controls/nothing seed=0,1", 1),
+        ("train.py exploration=neighbour_mix", 1),
+        ("train.py exploration.top_k=5000", 1),
+        ("train.py exploration._target_=os.system", 1),
+        ("train.py model=./nothing", 1),
+        ("train.py hydra.run.dir=/", 1),
+        ("evaluate.py", 1),
+        ("evaluate.py run=nothing n=0", 2),
+        ("diagnose.py strategies=[neighbor_mix]", 1),
+        ("report.py runs=outputs kinds=[nothing]", 1),
+        ("plan.py plan.device=h1000", 1),
+        ("audit.py benchmark=nothing", 1),
     ],
 )
-def test_the_entry_points_end_with_status_2(tmp_path, script, argv):
-    done = entry_point(script, *argv, cwd=tmp_path)
+def test_the_entry_points_end_with_status_2(tmp_path, line, mistakes):
+    done = entry_point(*line.split(), cwd=tmp_path)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert all(line.startswith("error: ") for line in done.stderr.splitlines())
-    assert "Traceback" not in done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == mistakes and all(re.fullmatch(r"error: .+; .+", shown) for shown in lines), done.stderr
     assert list(tmp_path.iterdir()) == []
 
 

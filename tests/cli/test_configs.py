@@ -14,8 +14,9 @@ from places import CONF, REPOSITORY
 from ngrpo import targets
 from ngrpo.cli import complaints, fit, launchers
 from ngrpo.cli.command import examine
-from ngrpo.cli.composition import PARTS, Job, Schema, flat, read_one
-from ngrpo.cli.rules import wrong_words
+from ngrpo.cli.composition import Job, Schema, flat, read_one
+from ngrpo.cli.conf import PARTS
+from ngrpo.cli.rules import malformed
 from ngrpo.composed import instantiate
 from ngrpo.models import files
 from ngrpo.targets import SettingsError
@@ -106,11 +107,11 @@ def test_every_file_composes_without_a_problem_and_describes_keys_that_are_there
     model = ["model=tiny"] if path.stem == "evaluate" else []  # which has nothing to evaluate without
     name, chosen = (path.stem, model) if path in PRIMARY else (used_by(path), ["=".join(choice(path))])
     assert examine(name, [*chosen, *own_files(named(path), tmp_path)]).problems == []
-    with configurations.composing() as loader:
-        config = configurations.schema(loader, name, []).reference(chosen)
+    with configurations.composing():
+        config = configurations.schema(name).reference(chosen)
     known = flat(config)
     for key, words in config.get("schema", {}).items():
-        assert wrong_words(OmegaConf.to_container(words)) is None
+        assert malformed(OmegaConf.to_container(words)) is None
         node = any(name.startswith(f"{key}.") for name in known)  # null in other files
         optional = node or key.startswith("evaluation.exploration.") or path in PRIMARY
         assert key in known or optional, key
@@ -169,8 +170,8 @@ def misspelt(word: str) -> list[str]:
 
 
 def test_misspelt_keys_are_understood():
-    with configurations.composing() as loader:
-        schema = Schema(loader, "config", [])
+    with configurations.composing():
+        schema = Schema("config")
         reference = schema.reference([])
         top = [str(key) for key in reference if key not in ("schema", "hydra")] + ["mix_rate", "logger", "experiment"]
         inner = [key for key in flat(reference) if "." in key and "._" not in key]

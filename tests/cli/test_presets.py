@@ -31,8 +31,8 @@ SETTINGS = {"model_type": "qwen2", "vocab_size": 152064, "hidden_size": 3584, "i
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_what_was_published(name):
-    with configurations.composing() as loader:
-        config = configurations.schema(loader, "plan", []).reference([f"experiment={name}"])
+    with configurations.composing():
+        config = configurations.schema("plan").reference([f"experiment={name}"])
     facts = [fact for fact in FACTS if any(fnmatch(name, pattern) for pattern in fact["experiments"].split())]
     assert {fact["key"] for fact in facts} >= LEAST
     for fact in facts:
@@ -84,8 +84,8 @@ def test_weights_in_a_directory_and_data_in_files_are_what_is_asked_for(monkeypa
 
 
 def test_an_experiment_says_how_it_trains_and_a_smoke_run_is_small_whatever_it_says():
-    with configurations.composing() as loader:
-        schema = configurations.schema(loader, "config", [])
+    with configurations.composing():
+        schema = configurations.schema("config")
         own, smoke = (schema.reference(["experiment=paper/n_grpo_1_5b", *more]) for more in ((), ("trainer=smoke",)))
     assert (own.trainer.strategy, own.trainer.micro_batch_rows, own.steps) == ("fsdp", 2, 629)
     assert (smoke.steps, smoke.prompts_per_step, smoke.group_size, smoke.n) == (2, 4, 4, 4)
@@ -101,8 +101,8 @@ def test_the_commands_of_the_papers_tables_are_accepted():
 
 
 def test_the_rewards_of_soft_tokens_are_100_10_and_0():
-    with configurations.composing() as loader:
-        extra = configurations.schema(loader, "config", []).reference(["experiment=paper/stht"]).extra_rewards
+    with configurations.composing():
+        extra = configurations.schema("config").reference(["experiment=paper/stht"]).extra_rewards
     problem = Problem("p", "?", "4", True, "?")
 
     def reward(completion: str, outcome: str) -> float:

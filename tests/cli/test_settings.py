@@ -12,7 +12,7 @@ from places import REPOSITORY
 
 from ngrpo.cli import checks, fit
 from ngrpo.cli.command import examine
-from ngrpo.cli.rules import allowed, as_override, example, obeys, printable, rule_of, wrong_words
+from ngrpo.cli.rules import allowed, as_override, example, malformed, obeys, printable, rule_of
 from ngrpo.models import files
 from ngrpo.targets import SettingsError
 
@@ -110,10 +110,10 @@ def test_rules_in_words():
 
 
 def test_words_that_are_no_schema_are_told():
-    assert wrong_words({"minimum": 1, "description": "why"}) is None
+    assert malformed({"minimum": 1, "description": "why"}) is None
     strange = ({"$ref": "file:///x"}, {"minimun": 1}, {"pattern": "a"}, {"enum": []}, {"maximum": math.nan}, {}, True)
     for words in ({"minimum": "one"}, {"type": "int"}, {"enum": 3}, {"items": {"type": "x"}}, [1], "x", *strange):
-        assert wrong_words(words)
+        assert malformed(words)
 
 
 def test_values_as_overrides():
@@ -127,7 +127,7 @@ def config(text: str) -> DictConfig:
 
 
 def problems(text: str, reference: DictConfig | None = None) -> list[str]:
-    return checks.problems(checks.Composed(config(text), reference))
+    return checks.problems(checks.Settings(config(text), reference))
 
 
 def test_a_job_is_checked_without_a_reference():
@@ -163,7 +163,7 @@ def test_a_file_with_words_that_are_no_schema_is_told(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "odd.yaml").write_text("# @package _global_\nschema: {steps: {minimum: one}}\n")
     (line,) = examine("config", ["--config-dir", str(tmp_path), "experiment=odd"]).problems
-    assert line.startswith("schema.steps={'minimum': 'one'}: is no rule, minimum must be a finite number; ")
+    assert line.startswith("schema.steps={'minimum': 'one'}: is no rule, minimum: 'one' is not of type 'number'; ")
 
 
 def test_notes_tell_what_has_no_effect():

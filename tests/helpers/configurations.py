@@ -5,12 +5,11 @@ from contextlib import contextmanager
 
 import pytest
 from hydra import initialize_config_dir
-from hydra.core.config_loader import ConfigLoader
 from hydra.core.global_hydra import GlobalHydra
 from places import CONF
 
 from ngrpo import composed
-from ngrpo.cli import command, fit, launchers
+from ngrpo.cli import command, conf, fit, launchers
 from ngrpo.cli.command import VERSION_BASE
 from ngrpo.cli.composition import Schema
 from ngrpo.cli.identity import register_resolvers
@@ -18,9 +17,9 @@ from ngrpo.cli.identity import register_resolvers
 SCHEMAS: dict[tuple[str, ...], Schema] = {}
 
 
-def schema(loader: ConfigLoader, name: str, search_path: list[str]) -> Schema:
+def schema(name: str) -> Schema:
     """Stands in for `Schema`: the YAML files stay the same, so that all examinations of a process share what they read."""
-    return SCHEMAS.setdefault((name, *search_path), Schema(loader, name, search_path))
+    return SCHEMAS.setdefault((name, *map(str, conf.PLACES)), Schema(name))
 
 
 @contextmanager
@@ -34,12 +33,12 @@ def command_line() -> Iterator[None]:
 
 
 @contextmanager
-def composing() -> Iterator[ConfigLoader]:
+def composing() -> Iterator[None]:
     """Hydra initialized with conf/, as within one examination."""
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base=VERSION_BASE):
         launchers.files_prevail(CONF / "hydra" / "launcher")
-        yield GlobalHydra.instance().config_loader()
+        yield
 
 
 def forget_tasks() -> None:

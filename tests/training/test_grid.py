@@ -20,7 +20,7 @@ from transformers import Qwen2Config, Qwen2ForCausalLM
 from updates import LABELS, TINY, Still
 
 from ngrpo import build, loop
-from ngrpo.cli.checks import Composed, problems
+from ngrpo.cli.checks import Settings, problems
 from ngrpo.cli.identity import register_resolvers
 from ngrpo.composed import plain
 from ngrpo.models.loading import load, load_tokenizer
@@ -139,7 +139,7 @@ def one_step(config, directory: Path, keep: bool = True) -> tuple[Still, dict[st
 @pytest.mark.parametrize(("exploration", "algorithm"), pairs())
 def test_every_pair_takes_a_step_or_is_refused_in_one_line(exploration, algorithm, model_path, tmp_path):
     config = composed(exploration, algorithm, model_path)
-    refused = problems(Composed(config))
+    refused = problems(Settings(config))
     if refused:
         assert all("because" in line and "\n" not in line for line in refused)
         return
@@ -173,7 +173,7 @@ def test_micro_batches_change_no_algorithm(algorithm, model_path, tmp_path):
 def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, model_path, tmp_path):
     config = OmegaConf.merge(composed(exploration, "grpo", model_path), {"algorithm": {"kl": {"coefficient": 0.1}}})
     assert isinstance(config, DictConfig)
-    if problems(Composed(config)):
+    if problems(Settings(config)):
         return
     _, metrics = one_step(config, tmp_path)
     assert abs(metrics["kl"]) < 1e-9 and metrics["grad_norm"] > 0
@@ -182,7 +182,7 @@ def test_the_kl_of_every_strategy_to_an_equal_reference_is_zero(exploration, mod
 def test_most_pairs_are_not_refused(model_path):
     """One algorithm stands for each kind of rule; a rule that spreads too far would hide behind its refusals."""
     refused = {
-        name: {e for e in STRATEGIES if problems(Composed(composed(e, name, model_path)))}
+        name: {e for e in STRATEGIES if problems(Settings(composed(e, name, model_path)))}
         for name in ("grpo", "gspo", "clip_cov")
     }
     densities = {e for e in STRATEGIES if set(plain(composed(e, "grpo", model_path))["roles"]) - {"token"}}
