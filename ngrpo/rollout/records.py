@@ -105,6 +105,11 @@ class DecodeStep:
     def __getitem__(self, index) -> "DecodeStep":
         return self.map(lambda value: value[index])
 
+    def without_unused_recipes(self) -> "DecodeStep":
+        """The same record; without recipes where no step explored, so that rate 0 is token sampling to the bit."""
+        unused = self.scores is None and not self.explored.any()
+        return replace(self, mix_ids=None, mix_weights=None) if unused else self
+
     @property
     def anchors(self) -> Tensor:
         """The token (...,) that a fed vector stands around: the first candidate of its recipe, or the realized token."""
@@ -121,19 +126,19 @@ def combine(steps: Sequence[DecodeStep], put: Callable[[Sequence[Tensor]], Tenso
         values = [getattr(step, name) for step in steps]
         like = next((value for value in values if value is not None), None)
         if like is not None:
-            pairs = zip(steps, values, strict=True)
-            combined[name] = put([_neutral(name, step, like) if value is None else value for step, value in pairs])
+            tail, pairs = like.shape[steps[0].tokens.dim() :], zip(steps, values, strict=True)
+            combined[name] = put([neutral(name, s.tokens, tail, like.dtype) if v is None else v for s, v in pairs])
     return DecodeStep(**combined)
 
 
-def _neutral(name: str, step: DecodeStep, like: Tensor) -> Tensor:
-    """What an absent field of `step` means, shaped like the same field of a step that has it."""
-    empty = torch.zeros((*step.tokens.shape, *like.shape[step.tokens.dim() :]), dtype=like.dtype, device=like.device)
+def neutral(name: str, tokens: Tensor, tail: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """(..., *tail): what an absent field means in steps with these tokens (...)."""
+    values = torch.zeros((*tokens.shape, *tail), dtype=dtype, device=tokens.device)
     if name == "mix_ids":
-        empty = step.tokens[..., None].expand_as(empty).clone()
+        values[:] = tokens[..., None]
     if name == "mix_weights":
-        empty[..., 0] = 1
-    return empty
+        values[..., 0] = 1
+    return values
 
 
 @dataclass(frozen=True)
@@ -187,9 +192,19 @@ class Rollouts:
         return self.mask & F.pad(self.mask[:, 1:], (0, 1))
 
     @property
+    def explored(self) -> Tensor:
+        """(B, T) bool: explored steps whose fed vector the model read."""
+        return self.steps.explored & self.consumed
+
+    @property
     def lengths(self) -> Tensor:
         """(B,) answer lengths in tokens, the end-of-text token included."""
         return self.mask.sum(dim=1)
+
+    def answer_ids(self) -> list[list[int]]:
+        """The token ids of every answer, the end-of-text token included."""
+        rows = zip(self.steps.tokens.tolist(), self.lengths.tolist(), strict=True)
+        return [ids[:length] for ids, length in rows]
 
     @property
     def draws(self) -> Draws:

@@ -30,20 +30,22 @@ class Pieces:
 
 
 @lru_cache(maxsize=8)  # strategies are bound anew for every evaluation, to the same tokenizer
-def transitions(pieces: tuple[bytes, ...], patterns: tuple[Text, ...], rows: int) -> np.ndarray:
-    """(states, rows) int32: the state after a token, where 0 is that of an empty text and the last one, which no token
-    leaves, means that one of the patterns has ended. Rows without a piece add nothing. Without pieces, ids are symbols.
+def transitions(
+    pieces: tuple[bytes, ...], patterns: tuple[Text, ...], rows: int, stops: tuple[int, ...] = ()
+) -> np.ndarray:
+    """(states, rows) int32: the state after a token. State 0 is the empty text; the last state, which no token leaves, means
+    that a pattern or a token of `stops` has ended the text. Rows without a piece add nothing. Without pieces, ids are symbols.
     """
-    delta = automaton(patterns, 256 if pieces else rows)
-    if not pieces:
-        return delta
-    pieces = pieces[:rows]
-    lengths = np.array([len(piece) for piece in pieces])
-    begins, symbols = lengths.cumsum() - lengths, np.frombuffer(b"".join(pieces), np.uint8)
-    table = np.repeat(np.arange(len(delta), dtype=np.int32)[:, None], rows, axis=1)
-    for place in range(lengths.max(initial=0)):
-        longer = np.flatnonzero(lengths > place)
-        table[:, longer] = delta[table[:, longer], symbols[begins[longer] + place]]
+    delta = table = automaton(patterns, 256 if pieces else rows)
+    if pieces:
+        pieces = pieces[:rows]
+        lengths = np.array([len(piece) for piece in pieces])
+        begins, symbols = lengths.cumsum() - lengths, np.frombuffer(b"".join(pieces), np.uint8)
+        table = np.repeat(np.arange(len(delta), dtype=np.int32)[:, None], rows, axis=1)
+        for place in range(lengths.max(initial=0)):
+            longer = np.flatnonzero(lengths > place)
+            table[:, longer] = delta[table[:, longer], symbols[begins[longer] + place]]
+    table[:, [token for token in stops if 0 <= token < rows]] = len(table) - 1
     return table
 
 

@@ -5,13 +5,12 @@ In reading order: `generate`, `prefill`, `decode`, `decode_step`, and
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State, TextMatch
+from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.scores import entropy
 from ngrpo.models.attention import KeyValueCache, Masks, PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel
@@ -83,8 +82,7 @@ def decode(
 ) -> "Decoding":
     """Decode steps from the first logits (B, V) on, until all rows have ended or have `limit` tokens."""
     device = logits.device
-    rows = Decoding(len(keys), strategy.start(len(keys), device), device, strategy.stop_texts)
-    stops = torch.tensor(strategy.vocabulary.stops, device=device)
+    rows = Decoding(len(keys), strategy, device)
     sync_every = 1 if device.type == "cpu" else SYNC_EVERY
     block, table = draws_from(keys, 0), model.table
     for position in range(limit):
@@ -92,7 +90,7 @@ def decode(
             block = draws_from(keys, position)
         draws = block[rows.alive, position % DRAW_BLOCK]
         step, log_prob, rows.state = strategy.sample_and_log_prob(logits, rows.state, draws, table)
-        rows.record(step, log_prob, entropy(logits), stops)
+        rows.record(step, log_prob, entropy(logits))
         if position + 1 == limit:
             break
         fed = strategy.embed(step, table, draws)
@@ -121,22 +119,19 @@ def draws_from(keys: Tensor, position: int) -> Draws:
 
 class Decoding:
     """The rows still being decoded (`alive`, their numbers), and what was recorded of every decode step: rows, step, its
-    log-probability, entropy, and which of the rows had not finished before it. `stop_texts` end rows as stops do."""
+    log-probability, entropy, and which of the rows had not finished before it."""
 
-    def __init__(self, rows: int, state: State, device: torch.device, stop_texts: TextMatch | None = None):
+    def __init__(self, rows: int, strategy: Exploration, device: torch.device):
         self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.state = state
-        self.stop_texts, self.read = stop_texts, stop_texts.start(rows, device) if stop_texts else {}
+        self.state = strategy.start(rows, device)
+        self.stopping, self.read = strategy.stopping, strategy.stopping.start(rows, device)
         self.recorded: list[tuple[Tensor, DecodeStep, Tensor, Tensor, Tensor]] = []
 
-    def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
+    def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
         self.recorded.append((self.alive, step, log_prob, entropies, ~self.finished))
-        self.finished = self.finished | torch.isin(step.tokens, stops)
-        if self.stop_texts:
-            ended, self.read = self.stop_texts.push(self.read, step.tokens)
-            self.finished = self.finished | ended
+        self.finished, self.read = self.stopping.push(self.read, step.tokens)
 
     def shrink(self) -> Tensor | None:
         """Indices of the rows to keep, if it is time for the finished ones to leave: the last rows fill their gaps."""
@@ -161,7 +156,5 @@ def assemble(decoding: Decoding, prompts: Tensor, prompt_mask: Tensor, keys: Ten
             whole[rows, time] = value * mask.view(-1, *[1] * (value.dim() - 1))
         return whole
 
-    whole = combine(steps, place)
-    if whole.scores is None and not whole.explored.any():  # settled here, so that rate 0 is token sampling to the bit
-        whole = replace(whole, mix_ids=None, mix_weights=None)
+    whole = combine(steps, place).without_unused_recipes()
     return Rollouts(prompts, prompt_mask, whole, place(unfinished), place(log_probs), place(entropies), keys, group)

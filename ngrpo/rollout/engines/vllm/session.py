@@ -5,17 +5,15 @@ on an accelerator nothing is read back. What vLLM holds of a generated token is 
 for a token: so no row can be given another one's cached keys and values, which depend on what was fed.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration
+from ngrpo.exploration.base import Exploration, State
 from ngrpo.exploration.scores import entropy
 from ngrpo.rollout.keys import Draws
-from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts
+from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, neutral
 
 BLOCK = 64  # decode steps whose uniforms are made in one go
 FINISHED = 0  # what vLLM is told in place of a token that ends its row
@@ -32,16 +30,12 @@ class Session:
         """keys: (B,); starts: (B,) prompt lengths; table: (V, D), the one that the engine looks tokens up in."""
         rows, device = len(keys), table.device
         self.strategy, self.table, self.keys, self.starts, self.limit = strategy, table, keys.to(device), starts, limit
-        self.state = strategy.start(rows, device)
-        self.stops = torch.tensor(strategy.vocabulary.stops, device=device)
-        self.stop_texts = strategy.stop_texts
-        self.read = self.stop_texts.start(rows, device) if self.stop_texts else {}
+        self.state, self.read = strategy.start(rows, device), strategy.stopping.start(rows, device)
         self.count = torch.zeros(rows, dtype=torch.int64, device=device)  # decode positions recorded
         # One column more than there are positions: what must not be recorded on an accelerator is written there.
         shape = (rows, limit + 1)
-        self.tokens = torch.zeros(shape, dtype=torch.int64, device=device)
+        self.fields = {"tokens": torch.zeros(shape, dtype=torch.int64, device=device)}  # of a DecodeStep
         self.log_probs, self.entropies = (torch.zeros(shape, device=device) for _ in range(2))
-        self.fields: dict[str, Tensor] = {}
         self.draws = self._draws()
         self.asked: tuple[Tensor, ...] = ()  # rows and decode positions of the logits that come next
 
@@ -95,51 +89,27 @@ class Session:
         state = {name: value[rows] for name, value in self.state.items()}
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         step, log_prob, after = self.strategy.sample_and_log_prob(logits, state, draws, self.table)
-        for name, value in after.items():
-            self.state[name][rows] = _where(new, value, state[name])
-        self.tokens[rows, at] = step.tokens
+        ended, read = self.strategy.stopping.push({name: value[rows] for name, value in self.read.items()}, step.tokens)
+        for states, changed in ((self.state, after), (self.read, read)):
+            _update(states, rows, new, changed)
+        self._record(step, rows, at)
         self.log_probs[rows, at] = log_prob.masked_fill(step.role == FORCED, 0)
         self.entropies[rows, at] = entropy(logits)
-        self._record(step, rows, at)
         self.count[rows] = self.count[rows] + new
-        return torch.where(self._ends(step.tokens, rows, new), FINISHED, told)
+        return torch.where(ended, FINISHED, told)
 
     def _record(self, step: DecodeStep, rows: Tensor, at: Tensor) -> None:
         for name, value in vars(step).items():
-            if value is None or name == "tokens":
-                continue
-            if name not in self.fields:
-                self.fields[name] = self._absent(name, value)
-            self.fields[name][rows, at] = value.to(self.fields[name].dtype)
-        for name in self.fields.keys() - {name for name, value in vars(step).items() if value is not None}:
-            absent = self._absent(name, self.fields[name][0])[0, 0]
-            self.fields[name][rows, at] = absent
-
-    def _absent(self, name: str, like: Tensor) -> Tensor:
-        """A field (B, limit + 1, ...) of steps that do not have it: a recipe is the token alone, an id of -1 that token."""
-        shape = (*self.tokens.shape, *like.shape[1:])
-        whole = torch.full(shape, -1 if name == "mix_ids" else 0, dtype=like.dtype, device=like.device)
-        if name == "mix_weights":
-            whole[..., 0] = 1
-        return whole
-
-    def _ends(self, tokens: Tensor, rows: Tensor, new: Tensor) -> Tensor:
-        """(N,) bool: rows that end with `tokens` (N,), by a stop or by the end of a stop text."""
-        ends = torch.isin(tokens, self.stops)
-        if self.stop_texts:
-            before = {name: value[rows] for name, value in self.read.items()}
-            ended, after = self.stop_texts.push(before, tokens)
-            for name, value in after.items():
-                self.read[name][rows] = _where(new, value, before[name])
-            ends = ends | ended
-        return ends
+            if value is not None and name not in self.fields:
+                self.fields[name] = neutral(name, self.fields["tokens"], value.shape[1:], value.dtype)
+            if name in self.fields:
+                field = self.fields[name]
+                value = neutral(name, step.tokens, field.shape[2:], field.dtype) if value is None else value
+                field[rows, at] = value.to(field.dtype)
 
     def steps(self, rows: Tensor, at: Tensor | slice) -> DecodeStep:
         """What was recorded at these places."""
-        tokens, fields = self.tokens[rows, at], {name: value[rows, at] for name, value in self.fields.items()}
-        if "mix_ids" in fields:
-            fields["mix_ids"] = torch.where(fields["mix_ids"] < 0, tokens[..., None], fields["mix_ids"])
-        return DecodeStep(tokens, **fields)
+        return DecodeStep(**{name: value[rows, at] for name, value in self.fields.items()})
 
     def rollouts(self, prompts: Tensor, mask: Tensor, group: int) -> Rollouts:
         """The record of the whole call, as the reference engine makes it; prompts and mask are (B, S)."""
@@ -150,13 +120,12 @@ class Session:
         def kept(values: Tensor) -> Tensor:
             return values * written.view(*written.shape, *[1] * (values.dim() - 2))
 
-        steps = self.steps(every, columns).map(kept)
-        if steps.scores is None and not steps.explored.any():  # so that rate 0 is token sampling to the bit
-            steps = replace(steps, mix_ids=None, mix_weights=None)
+        steps = self.steps(every, columns).map(kept).without_unused_recipes()
         logs, entropies = kept(self.log_probs[:, columns]), kept(self.entropies[:, columns])
         return Rollouts(prompts, mask, steps, written, logs, entropies, self.keys, group)
 
 
-def _where(new: Tensor, value: Tensor, before: Tensor) -> Tensor:
-    """`value` (N, ...) in the rows that are new, `before` in the others."""
-    return torch.where(new.view(-1, *[1] * (value.dim() - 1)), value, before)
+def _update(states: State, rows: Tensor, new: Tensor, changed: State) -> None:
+    """Writes what `changed` (N, ...) has of those `rows` (N,) that are new into the states (B, ...) of all rows."""
+    for name, value in changed.items():
+        states[name][rows] = torch.where(new.view(-1, *[1] * (value.dim() - 1)), value, states[name][rows])
