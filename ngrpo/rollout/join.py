@@ -16,20 +16,13 @@ from ngrpo.tasks.base import Problem, Score
 
 def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
     """The groups numbered `groups` of several draws, counted through, as one batch."""
-    rollouts = join_rollouts([draw.rollouts for draw in draws])
-    size = rollouts.group_size
+    size = draws[0].rollouts.group_size
     rows = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
     problems = [problem for draw in draws for problem in draw.problems]
-    texts = [text for draw in draws for text in draw.completions]
-    scores = [score for draw in draws for score in draw.scores]
-    asked = [text for draw in draws for text in draw.prompts] if any(draw.asked for draw in draws) else None
-    return Answers(
-        [problems[i] for i in groups.tolist()],
-        replace(rollouts.rows(rows), group_size=size),
-        [texts[i] for i in rows.tolist()],
-        [scores[i] for i in rows.tolist()],
-        asked and [asked[i] for i in rows.tolist()],
-    )
+    rollouts, completions, scores, prompts = _rows(draws, rows)
+    asked = prompts if any(draw.asked for draw in draws) else None
+    rollouts = replace(rollouts, group_size=size)
+    return Answers([problems[i] for i in groups.tolist()], rollouts, completions, scores, asked)
 
 
 def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
@@ -38,24 +31,25 @@ def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
     They stand there as answers to the problem's own prompt; their log-probabilities stay those under the one they answered.
     """
     own, rows = answers.rollouts, torch.arange(len(source), device=source.device)
-    rollouts = join_rollouts([replace(own, group_size=1), replace(others.rollouts, group_size=1)])
-    rollouts = rollouts.rows(torch.where(source < 0, rows, len(rows) + source))
-    prompts = {"prompts": own.prompts, "prompt_mask": own.prompt_mask, "group_size": own.group_size}
+    taken = torch.where(source < 0, rows, len(rows) + source)
+    rollouts, completions, scores, prompts = _rows([answers, others], taken)
+    rollouts = replace(rollouts, prompts=own.prompts, prompt_mask=own.prompt_mask, group_size=own.group_size)
+    return Answers(answers.problems, rollouts, completions, scores, prompts)
 
-    def merged(mine: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-        return [theirs[at] if at >= 0 else one for one, at in zip(mine, source.tolist(), strict=True)]
 
-    return Answers(
-        answers.problems,
-        replace(rollouts, **prompts),
-        merged(answers.completions, others.completions),
-        merged(answers.scores, others.scores),
-        merged(answers.prompts, others.prompts),
-    )
+def _rows(draws: Sequence[Answers], rows: Tensor) -> tuple[Rollouts, list[str], list[Score], list[str]]:
+    """Rollouts, completions, scores and prompts of the rows numbered `rows` of several draws, counted through."""
+
+    def chosen(field: str) -> list[Any]:
+        values = [value for draw in draws for value in getattr(draw, field)]
+        return [values[i] for i in rows.tolist()]
+
+    rollouts = join_rollouts([draw.rollouts for draw in draws]).rows(rows)
+    return rollouts, chosen("completions"), chosen("scores"), chosen("prompts")
 
 
 def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    """Rows of several batches with the same group size as one: prompts padded on the left, answers on the right."""
+    """Rows of several batches as one batch of single-row groups: prompts padded on the left, answers on the right."""
     width = max(part.prompts.shape[1] for part in parts)
     length = max(part.mask.shape[1] for part in parts)
 
@@ -63,8 +57,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         return torch.cat([F.pad(value, (width - value.shape[1], 0)) for value in values])
 
     def right(values: Sequence[Tensor]) -> Tensor:
-        padding = [(0, 0) * (value.dim() - 2) + (0, length - value.shape[1]) for value in values]
-        return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
+        return torch.cat([F.pad(v, (0, 0) * (v.dim() - 2) + (0, length - v.shape[1])) for v in values])
 
     return Rollouts(
         prompts=left([part.prompts for part in parts]),
@@ -74,7 +67,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         log_probs=right([part.log_probs for part in parts]),
         entropy=None if any(part.entropy is None for part in parts) else right([part.entropy for part in parts]),  # pyright: ignore
         keys=torch.cat([part.keys for part in parts]),
-        group_size=parts[0].group_size,
+        group_size=1,
     )
 
 
