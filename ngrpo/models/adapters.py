@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, through peft: put in, switched off, merged, written.
+"""Low-rank adapters (LoRA, arXiv 2106.09685) inside a model, through peft: put in, merged, written.
 
 There is no dropout in them: what was sampled and what is replayed must come
 from the same network.
@@ -6,7 +6,6 @@ from the same network.
 
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +38,6 @@ class Adapters:
         ends = (model.get_input_embeddings(), model.get_output_embeddings())
         if any(isinstance(end, LoraLayer) for end in ends):
             raise SettingsError(f"model.lora.target_modules={targets}: the embedding and the head take no adapters")
-
-    def off(self) -> AbstractContextManager[None]:
-        """Within it the model computes as it was loaded."""
-        return self.peft.disable_adapter()
 
     def merged(self, name: str, value: Tensor) -> Tensor:
         """The weight of that name with what its adapter adds to it; any other as it is. Nothing here changes."""

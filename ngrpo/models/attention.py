@@ -11,7 +11,7 @@ take the way of rows without a window.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,19 +76,6 @@ class LayerAttention:
         return (weights.to(value.dtype) @ value[:, :, None]).flatten(1, 2)
 
 
-class Layout(Protocol):
-    """Which queries look at which keys, where that is more than one plain row after another."""
-
-    @property
-    def masks(self) -> "Masks | None":
-        """What the result is multiplied by."""
-        ...
-
-    def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(B, H, L, d) for the queries (B, H, L, d) of a layer and the keys and values (B, H', L', d) that it has computed."""
-        ...
-
-
 @dataclass(frozen=True)
 class Masks:
     """What the output of attention is multiplied by before it is projected.
@@ -148,6 +135,7 @@ class PackedRows:
         return cls(torch.cat((grid[:1, :shared].expand(prompts, -1), own), dim=1), places, shared)
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """(1, H, N, d) for the queries (1, H, N, d) of a layer and the keys and values (1, H', N, d) that it has computed."""
         own = layer.whole_rows(self._rows(query, self.shared), self._rows(key), self._rows(value)).transpose(1, 2)
         mixed = own.flatten(0, 1).index_select(0, self._own).transpose(0, 1)[None]
         if not self.shared:
@@ -218,8 +206,9 @@ class KeyValueCache(Cache):
         return keys, values
 
     def attend(self, layer: LayerAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """One softmax over the prefix's keys, multiplied for all rows at once, the prompt's, for all rows of a prompt at
-        once, and the row's own.
+        """(B, H, 1, d) for the queries (B, H, 1, d) of a layer and the keys and values (B, H', length, d) of the answers: one
+        softmax over the prefix's keys, multiplied for all rows at once, the prompt's, for all rows of a prompt at once, and
+        the row's own.
 
         Query heads that share keys are rows of one matrix, so nothing is repeated for them either. All rows have as many
         answer tokens, so that a window cuts the same columns from each of them; how far it reaches into a prompt differs.
@@ -275,6 +264,9 @@ class KeyValueCache(Cache):
             self.lengths, self.padding_mask = self.lengths[live], self.padding_mask[live]
             self.slots = prompt * self.group + self.slots % self.group
             self.prompts = [(keys[live], values[live]) for keys, values in self.prompts]
+
+
+Layout = PackedRows | KeyValueCache
 
 
 def _of_all(rows: Tensor, states: Tensor) -> Tensor:

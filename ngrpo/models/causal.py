@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -91,8 +91,7 @@ class CausalModel(nn.Module):
     def attended(self) -> tuple[int, int]:
         """Number of layers, and entries of what the attention heads of one give together."""
         config = self.model.config.get_text_config()
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, config.num_attention_heads * head
+        return config.num_hidden_layers, config.num_attention_heads * head_width(config)
 
     def hidden(
         self, embeddings: Tensor, positions: Tensor, layout: Layout | None = None, cache: Cache | None = None
@@ -139,7 +138,7 @@ class CausalModel(nn.Module):
 
     def base(self) -> AbstractContextManager[None]:
         """Within it the model computes as it was before training, where it has adapters to switch off."""
-        return self.adapters.off() if self.adapters else nullcontext()
+        return self.adapters.peft.disable_adapter() if self.adapters else nullcontext()
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -188,6 +187,11 @@ class CausalModel(nn.Module):
                 f"{kind}: its logits are not head(backbone(embedding)) under full attention (they differ by {gap:.2g}), so "
                 "vectors cannot be fed to it; choose another model"
             )
+
+
+def head_width(config: PreTrainedConfig) -> int:
+    """Entries of one attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def chunk_tokens(vocabulary: int, device: str) -> int:

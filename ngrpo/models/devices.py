@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ngrpo.models.sizes import BYTES, GIB, Plan, Shapes, Sizes, head_width, key_width, needs, shapes_of
+from ngrpo.models.causal import head_width
+from ngrpo.models.sizes import BYTES, GIB, Plan, Sizes, key_width, needs, skeleton
 
 TERA = 10**12
 USABLE = 0.94  # of the memory: the rest goes to the driver's context and to gaps between blocks
@@ -20,6 +21,7 @@ NODES = (2, 4, 8, 16, 32, 64)  # numbers of devices that a run may be cut over
 MATMUL, READING = 0.4, 0.6  # assumed shares of peak arithmetic and of peak bandwidth
 
 Change = tuple[str, dict[str, Any]]  # an override, and what it sets of the sizes
+CHEAP, DEAR = ("recompute", "rows", "precision"), ("lora", "parts", "engine")  # changes of a run, the dearest first
 
 
 @dataclass(frozen=True)
@@ -106,46 +108,31 @@ def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int
 
     Fewer devices are milder than the reference engine, and both than training adapters only.
     """
-    variants, changes = Variants(config, sizes), _changes(sizes, devices)
-    plan = variants.plan({})
-    if plan.peak <= device.free:
-        return [], plan
+    changes = _changes(sizes, devices)
+    models: dict[bool, PreTrainedModel] = {}  # whether it has adapters -> the model, whose parameters are counted once
+
+    def plan(chosen: Mapping[str, Change]) -> Plan:
+        changed = replace(sizes, **{name: value for _, values in chosen.values() for name, value in values.items()})
+        adapted = bool(changed.lora and changed.lora["r"])
+        if adapted not in models:
+            models[adapted] = skeleton(config, changed.lora)
+        return needs(config, changed, models[adapted])
+
+    if (least := plan({})).peak <= device.free:
+        return [], least
     chosen: dict[str, Change] = {}
-    cheap = {what: changes[what][-1] for what in ("recompute", "rows", "precision") if changes[what]}
-    for dear in product(_or_none(changes, "lora"), _or_none(changes, "parts"), _or_none(changes, "engine")):
-        chosen = cheap | {what: change for one in dear for what, change in one.items()}
-        plan = variants.plan(chosen)
-        if plan.peak <= device.free:
+    cheap = {what: changes[what][-1] for what in CHEAP if changes[what]}
+    for dear in product(*([None, *changes[what]] for what in DEAR)):
+        chosen = cheap | {what: change for what, change in zip(DEAR, dear, strict=True) if change}
+        if plan(chosen).peak <= device.free:
             break
     else:
-        return [override for override, _ in chosen.values()], plan
+        return [override for override, _ in chosen.values()], plan(chosen)
     for what in reversed(cheap):
         others = {key: change for key, change in chosen.items() if key != what}
         milder = [others, *({**others, what: change} for change in changes[what])]
-        chosen = next(some for some in milder if variants.plan(some).peak <= device.free)
-    return [chosen[what][0] for what in changes if what in chosen], variants.plan(chosen)
-
-
-def _or_none(changes: Mapping[str, list[Change]], what: str) -> list[dict[str, Change]]:
-    return [{}, *({what: change} for change in changes[what])]
-
-
-class Variants:
-    """Plans of one model with one change or another, whose parameters are counted once."""
-
-    def __init__(self, config: PreTrainedConfig, sizes: Sizes):
-        self.config, self.sizes = config, sizes
-        self.shapes: dict[bool, Shapes] = {}
-
-    def plan(self, chosen: Mapping[str, Change]) -> Plan:
-        """With these changes."""
-        sizes = self.sizes
-        for _, changed in chosen.values():
-            sizes = replace(sizes, **changed)
-        adapted = bool(sizes.lora and sizes.lora["r"])
-        if adapted not in self.shapes:
-            self.shapes[adapted] = shapes_of(self.config, sizes.lora)
-        return needs(self.config, sizes, self.shapes[adapted])
+        chosen = next(some for some in milder if plan(some).peak <= device.free)
+    return [chosen[what][0] for what in changes if what in chosen], plan(chosen)
 
 
 def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:

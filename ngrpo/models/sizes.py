@@ -5,16 +5,15 @@ One process is counted; under DDP each has a whole copy, under FSDP a part.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ngrpo.models import architectures, files
 from ngrpo.models.adapters import Adapters
-from ngrpo.models.causal import chunk_tokens
+from ngrpo.models.causal import chunk_tokens, head_width
 from ngrpo.models.loading import read_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -88,21 +87,14 @@ class Plan:
         return sum(self.resident.values()) + max(sum(phase.values()) for phase in phases)
 
 
-class Shapes(NamedTuple):
-    """A model without memory, and how many numbers each parameter has that is no adapter's."""
-
-    model: PreTrainedModel
-    counts: Sequence[int]
-
-
-def shapes_of(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> Shapes:
-    """Parameters are counted and not estimated; it takes a moment."""
+def skeleton(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> PreTrainedModel:
+    """The model without memory, with adapters where `lora` has a rank: parameters are counted and not estimated, which takes
+    a moment."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    counts = [p.numel() for p in model.parameters()]
     if lora and lora["r"]:
         Adapters(model, lora)
-    return Shapes(model, counts)
+    return model
 
 
 def architecture(path: str) -> PreTrainedConfig:
@@ -116,9 +108,9 @@ def architecture(path: str) -> PreTrainedConfig:
     return read_config(path)
 
 
-def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) -> Plan:
-    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table; shapes: of
-    it, where they are known.
+def needs(config: PreTrainedConfig, sizes: Sizes, model: PreTrainedModel | None = None) -> Plan:
+    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table; model: its
+    skeleton, where there is one already.
 
     weights      P of the policy, and P again for a reference and for a critic
     gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
@@ -141,7 +133,8 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     buckets      p where replicas sum their gradients (DDP)
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
-    model, counts = shapes or shapes_of(config, sizes.lora)
+    model = skeleton(config, sizes.lora) if model is None else model
+    counts = [p.numel() for name, p in model.named_parameters() if ".lora_" not in name]
     parameters, vocabulary, size = sum(counts), config.vocab_size, BYTES[sizes.dtype]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
@@ -152,9 +145,13 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
     fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
-    part, models, ends = partial(_part, sizes.ranks), 1 + sizes.critics, _ends(model)
+    models, ends = 1 + sizes.critics, _ends(model)
     layers = parameters - ends
     layer = layers // config.num_hidden_layers * (3 * compute + size)
+
+    def part(size: int) -> int:
+        return -(-size // sizes.ranks)
+
     return Plan(
         parameters=parameters,
         trained=trained,
@@ -192,10 +189,6 @@ def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) 
         },
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
-
-
-def _part(ranks: int, size: int) -> int:
-    return -(-size // ranks)
 
 
 def _head(vocabulary: int, sizes: Sizes, compute: int) -> int:
@@ -238,11 +231,6 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
         scores = 2 * 4 * sizes.micro_rows * config.num_attention_heads * length**2
     layer = (2 + 2 * norms) * kept + scores + (read * (heads + own + 4 * inner) + places * 2 * (heads + keys)) * compute
     return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
-
-
-def head_width(config: PreTrainedConfig) -> int:
-    """Entries of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def key_width(config: PreTrainedConfig) -> int:
