@@ -28,21 +28,16 @@ SWITCH = "enable_thinking"  # what templates call it
 SECONDS = 10  # that a template may take for one prompt
 LAST_TOKENS = 8  # of the first prompt, shown one by one
 
-# A problem's text as the model is asked, and whether the tokenizer puts its own begin-of-text token in front.
-Rendered = tuple[str, bool]
+
+def _refused(reason: str, fix: str = "model.prompt=plain") -> SettingsError:
+    return SettingsError(f"model.prompt=chat: the tokenizer's chat template {reason}; {fix}")
 
 
-def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
-    """The text as it is, after the begin-of-text token where the tokenizer puts one."""
-    return text, True
-
-
-def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: Any) -> Rendered:
+def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: Any) -> str:
     """A conversation, or a text as a user's message, in the checkpoint's chat template, up to where the assistant begins.
 
-    A template writes its own begin-of-text token, so the tokenizer must not add a second one. settings: what else it is
-    told. Raises ValueError where
-    the checkpoint has no template, and where its template does not take all that was said to the model.
+    settings: more variables of the template. Raises ValueError where the checkpoint has no template, and where its template
+    leaves out any of the messages.
     """
     if not tokenizer.chat_template:
         raise SettingsError(
@@ -54,20 +49,19 @@ def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: A
         rendered = render(tokenizer, turns, add_generation_prompt=True, **settings)
     except TemplateError as error:  # some templates know no system message
         roles = ", ".join(role for role, _ in said)
-        refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
-        raise SettingsError(f"{refusal}; choose another model or data without them") from None
+        fix = "choose another model or data without them"
+        raise _refused(f"refuses the messages {roles} ({error})", fix) from None
     if isinstance(text, str):  # it may be trimmed or spelt otherwise, so that only a word of ours is looked for
         lost = text not in rendered and SAID not in render(tokenizer, [{"role": "user", "content": SAID}])
         role = "user" if lost else None
     else:
         role = next((r for r, t in said if r != "assistant" and t not in rendered), None)
     if role:
-        drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
-        raise SettingsError(f"{drops}; choose another model or data without it")
-    return rendered, False
+        raise _refused(f"leaves a message of the {role}'s out", "choose another model or data without it")
+    return rendered
 
 
-def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
+def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> str:
     """`chat` of a model that thinks unless its template is told not to, as Qwen3: it is then asked for the answer alone.
 
     Raises ValueError where the template cannot be told.
@@ -92,16 +86,12 @@ def render(
         with _at_most(SECONDS):
             return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
     except (TemplateSyntaxError, SecurityError) as error:
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template is refused ({error}); model.prompt=plain"
-        ) from None
+        raise _refused(f"is refused ({error})") from None
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template fails ({told}); model.prompt=plain"
-        ) from None
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _refused(f"fails ({message})") from None
 
 
 @contextmanager
@@ -112,9 +102,7 @@ def _at_most(seconds: int) -> Iterator[None]:
         return
 
     def end(number: int, frame: object) -> None:
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template takes more than {seconds} s; model.prompt=plain"
-        )
+        raise _refused(f"takes more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(seconds)
@@ -158,7 +146,7 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     )
 
 
-def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
+def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The raw prompt `<|User|> ... <|Assistant|><think>` (arXiv 2606.10768, appendix A).
 
     Where the tokenizer has DeepSeek's own tokens for the two roles, with full-width bars, these are used: spelt with
@@ -167,11 +155,11 @@ def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
     roles = ["<|User|>", "<|Assistant|>"]
     wide = [role.replace("|", FULL_WIDTH_BAR) for role in roles]
     user, assistant = wide if set(wide) <= set(tokenizer.get_vocab()) else roles
-    return f"{user}{text}{assistant}<think>\n", True
+    return f"{user}{text}{assistant}<think>\n"
 
 
-FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {
-    "plain": plain,
+FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], str]] = {
+    "plain": lambda tokenizer, text: text,
     "chat": chat,
     "no_thinking": no_thinking,
     "r1": r1,
@@ -211,8 +199,8 @@ class Prompting:
         rendered = [FORMS[self.form](tokenizer, text) for text in texts]
         if not rendered:
             return []
-        found: Any = tokenizer([text for text, _ in rendered], add_special_tokens=False)
-        before = affixes(tokenizer)[0] if rendered[0][1] else []
+        found: Any = tokenizer(rendered, add_special_tokens=False)
+        before = [] if self.form in CHATS else affixes(tokenizer)[0]  # a template writes its own begin-of-text token
         return [ids if ids[: len(before)] == before else [*before, *ids] for ids in found["input_ids"]]
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int | str, ...]:
