@@ -12,11 +12,10 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ngrpo.models import files, loading
@@ -42,10 +41,11 @@ def trim(source: Path, texts: Sequence[str], common: int, out: Path) -> dict[str
     )
     kept = kept_tokens(words, tokenizer, texts, common, _named(model), len(model.get_input_embeddings().weight))
     model.config.trimmed = {"model": files.fingerprint(str(source)), "tokens": len(kept), "of": model.config.vocab_size}
-    cut_model(model, kept)
+    new_ids = {old: new for new, old in enumerate(kept)}
+    cut_model(model, new_ids)
     model.save_pretrained(out)
-    (out / "tokenizer.json").write_text(json.dumps(cut_tokenizer(words, kept), ensure_ascii=False), "utf-8")
-    _write_settings(source, out, kept)
+    (out / "tokenizer.json").write_text(json.dumps(cut_tokenizer(words, new_ids), ensure_ascii=False), "utf-8")
+    _write_settings(source, out, new_ids)
     return dict(model.config.trimmed)
 
 
@@ -79,33 +79,27 @@ def kept_tokens(
     return sorted(number for number in wanted if number < rows)
 
 
-def cut_tokenizer(words: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
-    """tokenizer.json with the kept tokens only, numbered anew in their order."""
-    number = {old: new for new, old in enumerate(kept)}
-    vocab = {piece: number[old] for piece, old in words["model"]["vocab"].items() if old in number}
+def cut_tokenizer(words: Mapping[str, Any], new_ids: Mapping[int, int]) -> dict[str, Any]:
+    """tokenizer.json with the kept tokens only, under their new ids."""
+    vocab = {piece: new_ids[old] for piece, old in words["model"]["vocab"].items() if old in new_ids}
     merges = [[left, right] for left, right in _merges(words) if {left, right, left + right} <= vocab.keys()]
-    added = [{**token, "id": number[token["id"]]} for token in words["added_tokens"] if token["id"] in number]
+    added = [{**token, "id": new_ids[token["id"]]} for token in words["added_tokens"] if token["id"] in new_ids]
     cut = {**words, "added_tokens": added, "model": {**words["model"], "vocab": vocab, "merges": merges}}
-    return {**cut, "post_processor": _renumbered(words.get("post_processor"), number)}
+    return {**cut, "post_processor": _renumbered(words.get("post_processor"), new_ids)}
 
 
 @torch.no_grad()
-def cut_model(model: PreTrainedModel, kept: Sequence[int]) -> None:
-    """Leaves only the kept rows in table and head, and numbers the tokens of both configurations anew."""
-    rows = torch.tensor(kept)
-    table: Any = model.get_input_embeddings()
+def cut_model(model: PreTrainedModel, new_ids: Mapping[int, int]) -> None:
+    """Leaves only the kept rows in table and head, and gives the tokens of both configurations their new ids."""
+    rows = torch.tensor(list(new_ids))
     head: Any = model.get_output_embeddings()
-    tied = table.weight is head.weight
-    table.weight = nn.Parameter(table.weight[rows].clone())
-    head.weight = table.weight if tied else nn.Parameter(head.weight[rows].clone())
-    if isinstance(bias := getattr(head, "bias", None), Tensor):
-        head.bias = nn.Parameter(bias[rows].clone())
-    table.num_embeddings = head.out_features = model.config.vocab_size = len(kept)
-    number = {old: new for new, old in enumerate(kept)}
+    for end in {model.get_input_embeddings().weight, head.weight, head.bias} - {None}:  # the first two may be one
+        end[: len(rows)] = end[rows]
+    model.resize_token_embeddings(len(rows))
     for settings in (model.config, model.generation_config):
         for name, value in vars(settings).copy().items():
             if name.endswith("_token_id") and value is not None:
-                new = [number[old] for old in value] if isinstance(value, list) else number.get(value)
+                new = [new_ids[old] for old in value] if isinstance(value, list) else new_ids.get(value)
                 setattr(settings, name, new)
 
 
@@ -121,21 +115,20 @@ def _merges(words: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _renumbered(node: Any, number: Mapping[int, int]) -> Any:
+def _renumbered(node: Any, new_ids: Mapping[int, int]) -> Any:
     """A post-processor with the new ids of the special tokens that it writes, which all are kept."""
     if isinstance(node, list):
-        return [_renumbered(child, number) for child in node]
+        return [_renumbered(child, new_ids) for child in node]
     if not isinstance(node, dict):
         return node
-    return {k: [number[i] for i in v] if k == "ids" else _renumbered(v, number) for k, v in node.items()}
+    return {k: [new_ids[i] for i in v] if k == "ids" else _renumbered(v, new_ids) for k, v in node.items()}
 
 
-def _write_settings(source: Path, out: Path, kept: Sequence[int]) -> None:
-    """What else belongs to a tokenizer, with new ids where it names any."""
-    number = {old: new for new, old in enumerate(kept)}
+def _write_settings(source: Path, out: Path, new_ids: Mapping[int, int]) -> None:
+    """The other files of a tokenizer, with new ids where they name any."""
     settings = json.loads((source / "tokenizer_config.json").read_bytes())
     if added := settings.pop("added_tokens_decoder", None):
-        left = {str(number[int(old)]): token for old, token in added.items() if int(old) in number}
+        left = {str(new_ids[int(old)]): token for old, token in added.items() if int(old) in new_ids}
         settings["added_tokens_decoder"] = left
     (out / "tokenizer_config.json").write_text(json.dumps(settings, indent=2, ensure_ascii=False), "utf-8")
     for name in COPIED:
@@ -183,13 +176,9 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{changed(texts, source, out)} of {len(texts)} texts are read as other tokens")
 
 
-def _end(line: str) -> NoReturn:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(2)
-
-
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except SettingsError as error:
-        _end(" ".join(str(error).split()))
+        print("error:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)

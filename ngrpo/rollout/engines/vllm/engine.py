@@ -26,8 +26,8 @@ from ngrpo.targets import SettingsError
 
 GIB = 2**30
 BLOCK_SIZE = 32  # tokens of one block of the cache: the smallest that a CPU's attention takes
-# Names of vLLM's arguments that this version does not host, and the only value each of them may have.
-ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "speculative_config": None}
+# Arguments of vLLM that may have one value only: strategies are hosted by one engine per process, without speculation.
+FIXED = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "speculative_config": None}
 # One process, so that strategies and weights are handed over as they are; nothing is looked up or reported elsewhere.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
@@ -53,28 +53,26 @@ class VllmEngine:
         rows: int = 256,
         options: Mapping[str, Any] | None = None,
     ):
-        lines = [
-            line
-            for line in (installed.refusal(), self._refuses_options(options or {}, rows), _lacks(kv_cache_gib))
-            if line
-        ]
-        if lines:
-            raise SettingsError(lines)
         self.dtype, self.kv_cache_gib, self.rows = dtype, kv_cache_gib, rows
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.salts, self.asleep = itertools.count(), False
+        if lines := list(self._refusals()):
+            raise SettingsError(lines)
 
-    @staticmethod
-    def _refuses_options(options: Mapping[str, Any], rows: int) -> str | None:
-        tokens = options.get("max_num_batched_tokens")
-        if tokens is not None and tokens < rows:
-            rule = f"a pass takes a token of each of engine.rows={rows} rows"
-            return f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
-        odd = [name for name, only in ALONE.items() if options.get(name, only) != only]
-        if not odd:
-            return None
-        rule = "one engine per process, without speculation, is what strategies are hosted by"
-        return f"engine.options.{odd[0]}={options[odd[0]]}: {rule}; leave it out"
+    def _refusals(self) -> Iterator[str]:
+        """Why it cannot run here with these settings, one line for each reason."""
+        if refusal := installed.refusal():
+            yield refusal
+        if (tokens := self.options.get("max_num_batched_tokens", self.rows)) < self.rows:
+            rule = f"a pass takes a token of each of engine.rows={self.rows} rows"
+            yield f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
+        for name in (name for name, only in FIXED.items() if self.options.get(name, only) != only):
+            rule = "one engine per process, without speculation, is what strategies are hosted by"
+            yield f"engine.options.{name}={self.options[name]}: {rule}; leave it out"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        if self.kv_cache_gib >= memory and not torch.cuda.is_available():
+            rule = f"this machine has {memory:.1f} GiB"
+            yield f"engine.kv_cache_gib={self.kv_cache_gib:g}: {rule}; engine.kv_cache_gib=1"
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
         if strategy.acts_on:
@@ -183,14 +181,6 @@ def host(worker: Any, session: Session | None) -> None:
     """Inside vLLM: rows are the session's from now on."""
     runner = worker.worker.model_runner
     (runner if hasattr(runner, "host") else runner.model_state).host(session)
-
-
-def _lacks(gib: float) -> str | None:
-    """That this machine has not as much memory as the cache is to have, in one line; None where it has."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    if gib < there or torch.cuda.is_available():
-        return None
-    return f"engine.kv_cache_gib={gib:g}: this machine has {there:.1f} GiB; engine.kv_cache_gib=1"
 
 
 def _ranks() -> dict[str, str]:

