@@ -16,7 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import decode_step, prefill
 from ngrpo.rollout.records import Rollouts
-from ngrpo.rollout.sampling import Answers, displaced
+from ngrpo.rollout.sampling import Answers, fed_vectors
 
 CHUNK = 16_384  # rows of the table that are looked at together
 LISTED = 8  # neighbors of a token in the table
@@ -37,7 +37,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
         return []
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     row, time = where.unbind(dim=1)
-    steps, (fed, distance, cosine) = rollouts.steps[row, time], displaced(rollouts, where, strategy, table)
+    steps, (fed, distance, cosine) = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
     nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
     ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
     weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()

@@ -255,7 +255,7 @@ class Prompts:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
         return task if len(kept) == len(problems) else Subset(task, kept)
 
-    def after(self, text: str, problem: Problem) -> np.ndarray:
+    def with_prefix(self, text: str, problem: Problem) -> np.ndarray:
         """Ids of a problem's prompt with a text in front: in a chat as a system message, which one that is there follows."""
         form = self.prompting if problem.is_message else PLAIN
         asked: str | Messages = f"{text}\n{problem.prompt}"

@@ -1,4 +1,4 @@
-"""Answers of several draws as one batch, in one another's places, or kept for a later one: what resampling needs."""
+"""Answers of several draws joined to one batch, exchanged for one another, or packed for a later step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,20 +15,20 @@ from ngrpo.tasks.base import Problem, Score
 
 
 def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
-    """The groups numbered `groups` of several draws, counted through, as one batch."""
+    """The groups numbered `groups` of several draws, numbered consecutively, as one batch."""
     size = draws[0].rollouts.group_size
     rows = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
     problems = [problem for draw in draws for problem in draw.problems]
     rollouts, completions, scores, prompts = _rows(draws, rows)
-    asked = prompts if any(draw.asked for draw in draws) else None
+    overrides = prompts if any(draw.prompt_overrides for draw in draws) else None
     rollouts = replace(rollouts, group_size=size)
-    return Answers([problems[i] for i in groups.tolist()], rollouts, completions, scores, asked)
+    return Answers([problems[i] for i in groups.tolist()], rollouts, completions, scores, overrides)
 
 
 def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
-    """The answers, in whose places stand `others` where source (B,) names a row of them, and not -1.
+    """The answers, with the row source (B,) of `others` in place of each, except where source is -1.
 
-    They stand there as answers to the problem's own prompt; their log-probabilities stay those under the one they answered.
+    Such a row counts as an answer to the problem's own prompt; its log-probabilities stay those under the prompt it answered.
     """
     own, rows = answers.rollouts, torch.arange(len(source), device=source.device)
     taken = torch.where(source < 0, rows, len(rows) + source)
@@ -38,7 +38,7 @@ def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
 
 
 def _rows(draws: Sequence[Answers], rows: Tensor) -> tuple[Rollouts, list[str], list[Score], list[str]]:
-    """Rollouts, completions, scores and prompts of the rows numbered `rows` of several draws, counted through."""
+    """Rollouts, completions, scores and prompts of the rows numbered `rows` of several draws, numbered consecutively."""
 
     def chosen(field: str) -> list[Any]:
         values = [value for draw in draws for value in getattr(draw, field)]
@@ -72,19 +72,20 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
 
 
 def packed(answers: Answers) -> dict[str, Any]:
-    """The answers as plain containers with tensors on the CPU, as a checkpoint takes them."""
+    """The answers as plain containers with tensors on the CPU, as checkpoints need them."""
     scores = [asdict(replace(score, reward=float(score.reward))) for score in answers.scores]
     return {
         "problems": [asdict(problem) for problem in answers.problems],
         "rollouts": _moved(asdict(answers.rollouts), "cpu"),
         "completions": list(answers.completions),
-        "asked": None if answers.asked is None else list(answers.asked),
+        "asked": None if answers.prompt_overrides is None else list(answers.prompt_overrides),
         "scores": scores,
     }
 
 
 def unpacked(parts: Sequence[Mapping[str, Any] | None], ranks: Ranks, device: torch.device) -> Answers | None:
-    """This rank's of what every rank has packed (None: nothing); by another number of ranks whole groups are dealt out."""
+    """This rank's part of what all ranks packed (None: nothing). Packed by another number of ranks, whole groups are dealt
+    out to the ranks in turn."""
     mine = parts[ranks.rank : ranks.rank + 1] if len(parts) == ranks.world else parts
     found = [_unpacked(part, device) for part in mine if part is not None]
     groups = torch.arange(sum(len(answers.problems) for answers in found), device=device)
@@ -104,6 +105,6 @@ def _unpacked(part: Mapping[str, Any], device: torch.device) -> Answers:
 
 
 def _moved(values: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The same with all tensors on a device, however deep."""
+    """The same with all tensors, nested ones too, on a device."""
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
     return {name: _moved(value, device) if isinstance(value, dict) else value for name, value in moved.items()}

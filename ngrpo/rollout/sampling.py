@@ -1,4 +1,4 @@
-"""Problems to answered, scored rollouts, and what is said of a batch of them: what training and evaluation share."""
+"""From problems to scored answers, and the figures of a batch of them: what training and evaluation share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -22,20 +22,20 @@ from ngrpo.rollout.records import Rollouts, Vocabulary
 from ngrpo.rundir.schema import READING
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
 
-STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
-MEASURED_STEPS = 4096  # displacement is averaged over at most so many explored steps: enough for three digits
+STEP_ROWS = 64  # explored steps of an RL step that samples/steps.parquet keeps
+MEASURED_STEPS = 4096  # explored steps that displacement is averaged over, at most: enough for three digits
 
 
 class Ungraded(RuntimeError):
-    """More answers have no verdict than may: they would count as wrong, and the score would be too low."""
+    """Too many answers have no verdict: they would count as wrong, and the score would be too low."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Everything that turns a problem into a completion; `max_new_tokens` is the longest answer. `perturbed` are the prompts
-    of problems that are asked again, where any are."""
+    """Everything that turns a problem into an answer of at most `max_new_tokens` tokens. `perturbed`: the prompts of
+    retries, where the algorithm has any."""
 
     engine: Engine
     strategy: Exploration
@@ -46,10 +46,9 @@ class Sampler:
     def generate(
         self, problems: Sequence[Problem], identities: Sequence[tuple], ids: Sequence[np.ndarray] | None = None
     ) -> Rollouts:
-        """Rollouts of P problems for B = P * G rows, each drawn from the key of its identity.
+        """Rollouts of P problems in B = P * G rows, each drawn from the key of its identity.
 
-        ids: P prompts that stand for the problems' own; these are else among those that `prompts` have read. Raises
-        rollout.records.NotFinite.
+        ids: of P prompts in place of the problems' own, which `prompts` has encoded. Raises rollout.records.NotFinite.
         """
         ids = [self.prompts.ids[p.prompt, p.is_message] for p in problems] if ids is None else ids
         prompts, mask = padded(ids, self.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
@@ -60,20 +59,21 @@ class Sampler:
 class Answers:
     """Completions of P problems, G each, rows of one problem together: B = P * G texts and scores for `rollouts`.
 
-    asked: the B prompts that were answered, where not all are those of the problems; `rollouts.log_probs` are under these.
+    prompt_overrides: the B prompts that were answered, where some are not the problems' own; `rollouts.log_probs` are
+    conditioned on these.
     """
 
     problems: Sequence[Problem]
     rollouts: Rollouts
     completions: Sequence[str]
     scores: Sequence[Score]
-    asked: Sequence[str] | None = None
+    prompt_overrides: Sequence[str] | None = None
 
     @property
     def prompts(self) -> Sequence[str]:
         """The B prompts that were answered."""
         own = [problem.prompt for problem in self.problems for _ in range(self.rollouts.group_size)]
-        return own if self.asked is None else self.asked
+        return own if self.prompt_overrides is None else self.prompt_overrides
 
 
 def answer(
@@ -81,17 +81,17 @@ def answer(
     task: Task,
     problems: Sequence[Problem],
     identities: Sequence[tuple],
-    asked: Sequence[tuple[str, np.ndarray]] | None = None,
+    prompts: Sequence[tuple[str, np.ndarray]] | None = None,
 ) -> Answers:
-    """Completions of P problems for B = P * G rows, as Sampler.generate draws them, and their scores.
+    """Completions of P problems in B = P * G rows, as Sampler.generate draws them, and their scores.
 
-    asked: text and ids of P prompts that stand for the problems' own.
+    prompts: text and ids of P prompts in place of the problems' own.
     """
-    rollouts = sampler.generate(problems, identities, None if asked is None else [ids for _, ids in asked])
+    rollouts = sampler.generate(problems, identities, None if prompts is None else [ids for _, ids in prompts])
     completions = [sampler.strategy.vocabulary.text(ids) for ids in rollouts.answer_ids()]
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
-    prompted = None if asked is None else [text for text, _ in asked for _ in range(rollouts.group_size)]
-    return Answers(problems, rollouts, completions, task.score(every, completions), prompted)
+    overrides = None if prompts is None else [text for text, _ in prompts for _ in range(rollouts.group_size)]
+    return Answers(problems, rollouts, completions, task.score(every, completions), overrides)
 
 
 def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
@@ -103,13 +103,13 @@ def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
 
 
 def truncated(rollouts: Rollouts, strategy: Exploration) -> Tensor:
-    """(B,) bool: answers that do not end with a stop."""
+    """(B,) bool: which answers do not end with a stop."""
     ended = [strategy.vocabulary.stopped(ids) for ids in rollouts.answer_ids()]
     return ~torch.tensor(ended, device=rollouts.mask.device)
 
 
 def groups_of(answers: Answers, sampler: Sampler) -> Groups:
-    """What algorithms may know of the answers of a batch."""
+    """What an algorithm may know of the answers of a batch."""
     rollouts, size = answers.rollouts, answers.rollouts.group_size
     device = rollouts.mask.device
     return Groups(
@@ -127,7 +127,7 @@ def groups_of(answers: Answers, sampler: Sampler) -> Groups:
 def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per completion, with the columns of rundir.schema.SAMPLE_TYPES.
 
-    labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` are those whose vector the model read.
+    labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` counts those whose vector the model read.
     """
     rollouts = answers.rollouts
     log_probs = rollouts.log_probs.double().sum(dim=1).tolist()
@@ -163,7 +163,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
 
 
 def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> dict[str, float]:
-    """The figures of one RL step that need no second look at the model; `table` is the policy's embedding (V, D)."""
+    """The figures of an RL step that need no forward pass; `table` is the policy's embedding (V, D)."""
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64).view(-1, group)
     outcomes = np.array([score.outcome for score in answers.scores])
@@ -185,9 +185,11 @@ def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> 
 
 
 @torch.no_grad()
-def displaced(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the model read at `where` (N, 2), rebuilt from the record: the fed vectors (N, D), and ||fed - E[anchor]|| /
-    ||E[anchor]|| and the cosine between the two, both (N,); float32."""
+def fed_vectors(
+    rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the model read at `where` (N, 2), rebuilt from the record: fed vectors (N, D), their ||fed - E[anchor]|| /
+    ||E[anchor]||, and the cosine of fed and E[anchor], both (N,); float32."""
     row, time = where.unbind(dim=1)
     steps = rollouts.steps[row, time]
     fed = strategy.embed(steps, table, rollouts.draws[row, time]).float()
@@ -197,24 +199,24 @@ def displaced(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: T
 
 
 def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> dict[str, float]:
-    """What was fed at explored steps that the model read; anchor_weight, alpha(v*), where the record has recipes."""
+    """Figures of the explored steps whose vector the model read; anchor_weight, alpha(v*), where they have recipes."""
     where = rollouts.explored.nonzero()[:MEASURED_STEPS]
     if not len(where):
         return {"explored": 0.0, "displacement": 0.0}
     share = rollouts.explored.sum().double() / rollouts.consumed.sum()
-    _, distance, _ = displaced(rollouts, where, strategy, table)
+    _, distance, _ = fed_vectors(rollouts, where, strategy, table)
     found = {"explored": share.item(), "displacement": distance.mean().item()}
     weights = rollouts.steps[where.unbind(dim=1)].mix_weights
     return found if weights is None else found | {"anchor_weight": weights[:, 0].mean().item()}
 
 
 def path_column(score: Score) -> str:
-    """What stands in the column solution_path: the way to the answer, or else how the answer was read."""
+    """The column solution_path: the solution path, or else how the answer was read."""
     return score.solution_path or (f"{READING}{score.reading}" if score.reading else "")
 
 
 def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> None:
-    """Raises Ungraded where the shares of answers without a verdict, by outcome, add up to more than `limit`."""
+    """Raises Ungraded where the shares of the outcomes without a verdict add up to more than `limit`."""
     shares = {name: shares[name] for name in UNGRADED}
     if sum(shares.values()) > limit:
         text = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())

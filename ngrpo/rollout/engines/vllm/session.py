@@ -79,7 +79,7 @@ class Session:
         a preemption, or where a chunk of a prompt has not reached its end."""
         new = positions == self.count[rows]
         placeholders = rows + len(self.table)  # no token id, so it stands in no prompt
-        if new.device.type == "cpu" and not new.all():  # a CPU may look at values, and so computes nothing for the others
+        if new.device.type == "cpu" and not new.all():  # where values may be read, nothing is computed for the others
             some = new.nonzero().squeeze(1)
             if not len(some):
                 return placeholders
