@@ -1,6 +1,6 @@
-"""What each token of a tokenizer adds to a text, as bytes: decoding said once, for grading and for strategies alike.
+"""The bytes that each token of a tokenizer adds to a text: one rule of decoding for grading and for strategies.
 
-Decoding whole answers would do more than put pieces together: it may take out the space before a full stop, or every
+The tokenizer's own decoding of whole answers may do more than concatenate: remove the space before a full stop, or every
 special token, a delimiter among them.
 """
 
@@ -14,22 +14,22 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ngrpo.rollout.texts import Pieces
 from ngrpo.targets import SettingsError
 
-WORD_BEGINS = "\u2581"  # what SentencePiece writes for a space
+WORD_BEGINS = "\u2581"  # SentencePiece's character for a space
 PROBE = "So 3.5 , it is x.</think>\n\n\\boxed{12} caf\u00e9 \u03c0"
-BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # what it writes for bytes of which it has no piece
+BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")  # SentencePiece's token for a byte that no piece has
 FROM_CHARACTERS = {character: byte for byte, character in bytes_to_unicode().items()}
 
 
 def pieces(tokenizer: PreTrainedTokenizerBase, dropped: Collection[int]) -> Pieces:
-    """The pieces of every id; `dropped` ids, padding and stops, add nothing.
+    """The pieces of all ids; `dropped` ids, padding and stops, add nothing.
 
-    Raises ValueError where a probe's pieces do not make the text that the tokenizer itself decodes.
+    Raises ValueError where the pieces of a probe do not make the text that the tokenizer decodes.
     """
     kinds, added = _decoders(tokenizer), tokenizer.added_tokens_decoder
-    apart = b" " if kinds & {" ", "WordPiece"} else b""  # words stand apart from added tokens too
+    separator = b" " if kinds & {" ", "WordPiece"} else b""  # also between words and added tokens
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     every = [
-        apart + added[number].content.encode() if number in added else _piece(tokenizer, kinds, token)
+        separator + added[number].content.encode() if number in added else _piece(tokenizer, kinds, token)
         for number, token in enumerate(tokens)
     ]
     ids = tokenizer.encode(PROBE, add_special_tokens=False)
@@ -51,7 +51,7 @@ def _decoders(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 
 
 def _piece(tokenizer: PreTrainedTokenizerBase, kinds: set[str], token: str | bytes | None) -> bytes:
-    """What a token that is not an added one adds to a text; nothing where an id has no token."""
+    """What a token that is not an added token adds to a text; nothing where an id has no token."""
     if token is None or isinstance(token, bytes):
         return token or b""
     if "ByteLevel" in kinds:
