@@ -201,7 +201,9 @@ def _sampler(
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
 
-    words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
+    tokenizer, prompting = prompts.tokenizer, prompts.prompting
+    stops = prompting.stops(tokenizer)
+    words = vocabulary(tokenizer, model, prompting.answer_start, asked.answer_prefix, stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
     return Sampler(engine, strategy, prompts, limit, perturbed)

@@ -278,11 +278,6 @@ class Prompts:
             problem = f"{what} has the token {token!r} (id {most}), and the model's table ends at {self.rows - 1}"
             raise SettingsError(f"{problem}; take it out or choose another model")
 
-    @property
-    def stops(self) -> tuple[int | str, ...]:
-        """What ends an answer besides the end-of-text tokens."""
-        return self.prompting.stops(self.tokenizer)
-
     def report(self, vocabulary: Vocabulary) -> dict[str, Any]:
         """Prints, and returns for run.json, how the model is prompted: the first prompt as rendered, its last tokens, what
         ends an answer and its thinking part, and what was decided without a setting."""

@@ -63,10 +63,8 @@ class Vocabulary:
 
     def stopped(self, ids: Sequence[int]) -> bool:
         """Whether an answer of these ids ends with a stop id or a stop text."""
-        if ids[-1] in self.stops or not self.stop_texts or self.pieces is None:
-            return ids[-1] in self.stops
-        text = self.pieces.text(ids)
-        return any(stop in text for stop in self.stop_texts)
+        text = self.pieces.text(ids) if self.pieces and self.stop_texts else ""
+        return ids[-1] in self.stops or any(stop in text for stop in self.stop_texts)
 
     def ordinary(self, rows: int, device: torch.device | str = "cpu") -> Tensor:
         """(rows,) bool: which rows of an embedding table are ordinary tokens."""
