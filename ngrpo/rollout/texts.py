@@ -36,8 +36,9 @@ def transitions(
     """(states, rows) int32: the state after a token. State 0 is the empty text; the last state, which no token leaves, means
     that a pattern or a token of `stops` has ended the text. Rows without a piece add nothing. Without pieces, ids are symbols.
     """
-    delta = table = automaton(patterns, 256 if pieces else rows)
-    if pieces:
+    by_bytes = bool(pieces and patterns)
+    delta = table = automaton(patterns, 256 if by_bytes else rows)
+    if by_bytes:
         pieces = pieces[:rows]
         lengths = np.array([len(piece) for piece in pieces])
         begins, symbols = lengths.cumsum() - lengths, np.frombuffer(b"".join(pieces), np.uint8)
