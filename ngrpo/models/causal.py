@@ -137,7 +137,7 @@ class CausalModel(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def base(self) -> AbstractContextManager[None]:
-        """A context without adapters, in which the model computes as before training."""
+        """A context in which adapters are off, so that the model computes as before training; without any it does nothing."""
         return self.adapters.peft.disable_adapter() if self.adapters else nullcontext()
 
     @torch.no_grad()

@@ -133,8 +133,8 @@ class VllmEngine:
     def _start(self, model: CausalModel) -> Any:
         """vLLM with a model of this shape, whose weights are loaded later. Raises SettingsError where it does not start."""
         cuda = model.table.device.type == "cuda"
-        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", str(int(cuda)))
+        for variable, value in {**ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(cuda))}.items():
+            os.environ.setdefault(variable, value)
         v1 = os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
         settings: dict[str, Any] = {
             "load_format": "dummy", "skip_tokenizer_init": True, "dtype": self.dtype, "max_num_seqs": self.rows,
