@@ -163,8 +163,9 @@ def _tokens_refusal(place: Path) -> str | None:
             return f"its tokenizer.json has tokens up to {most}, and by config.json its table ends at {size - 1}"
     settings = _json(place / "generation_config.json")
     ends = settings.get("eos_token_id") if isinstance(settings, dict) else None
-    if odd := [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and type(end) is not int]:
-        return f"its generation_config.json says eos_token_id={json.dumps(odd[0])[:40]}, which is no token id"
+    ends = ends if isinstance(ends, list) else [ends]
+    if invalid := [end for end in ends if end is not None and type(end) is not int]:
+        return f"its generation_config.json says eos_token_id={json.dumps(invalid[0])[:40]}, which is no token id"
     return None
 
 

@@ -128,8 +128,8 @@ def vocabulary(
     named = {token.content: number for number, token in tokenizer.added_tokens_decoder.items()}
     given = [named.get(one, one) if isinstance(one, str) else one for one in stop]
     stops = configured if isinstance(configured, list) else [] if configured is None else [configured]
-    if odd := [one for one in stops if not isinstance(one, int)]:
-        raise SettingsError(f"generation_config.json: eos_token_id={odd[0]!r} is no token id; choose another model")
+    if invalid := [one for one in stops if not isinstance(one, int)]:
+        raise SettingsError(f"generation_config.json: eos_token_id={invalid[0]!r} is no token id; choose another model")
     stops = {token for token in (*stops, *given, tokenizer.eos_token_id) if isinstance(token, int)}
     if not stops:
         raise SettingsError(
