@@ -161,7 +161,7 @@ def note(config: DictConfig, run: RunDirectory, sampler: "Sampler", read: Mappin
         shown = ", ".join(f"{count} of {name}" for name, count in counts.items())
         print(f"note: prompts that are too long for the model are left out: {shown}")
     notes = {name: lines for name, one in read.items() if (lines := getattr(one, "notes", None))}
-    facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.tell(sampler.strategy.vocabulary)}
+    facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.report(sampler.strategy.vocabulary)}
     facts["trimmed"] = files.trimmed(composed.model_path(config))
     facts["control"] = str(OmegaConf.select(config, "algorithm.control._target_") or "").rpartition(".")[2]
     run.update(**{name: fact for name, fact in facts.items() if fact})
@@ -201,7 +201,9 @@ def _sampler(
     from ngrpo.models.loading import vocabulary
     from ngrpo.rollout.sampling import Sampler
 
-    words = vocabulary(prompts.tokenizer, model, prompts.prompting.answer_start, asked.answer_prefix, prompts.stops)
+    tokenizer, prompting = prompts.tokenizer, prompts.prompting
+    stops = prompting.stops(tokenizer)
+    words = vocabulary(tokenizer, model, prompting.answer_start, asked.answer_prefix, stops)
     with model.gathered():
         strategy.bind(words, model.table.detach())
     return Sampler(engine, strategy, prompts, limit, perturbed)

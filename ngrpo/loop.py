@@ -186,7 +186,7 @@ def record(
     rows, means = ranks.merge(sampling.sample_rows(answers, strategy.vocabulary, labels), figures)
     parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
     if parts.recorder:
-        if explored and len(where := sampling.explored_places(answers)):
+        if explored and len(where := answers.rollouts.explored.nonzero()[: sampling.STEP_ROWS]):
             steps = explored_steps(step, answers, where, strategy, parts.policy.model)
         parts.recorder.step(step, rows, means, clock.seconds, steps)
     # Before any checkpoint of the step: its update took answers without a verdict for wrong ones.

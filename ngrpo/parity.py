@@ -44,7 +44,7 @@ def parity(
 ) -> Parity:
     """Of rollouts that an engine made for these prompts (P, S), of a strategy that is prepared for these weights."""
     theirs = generate(model, strategy, prompts, mask, ours.keys, limit)
-    pairs = list(zip(texts(ours), texts(theirs), strict=True))
+    pairs = zip(ours.answer_ids(), theirs.answer_ids(), strict=True)
     parted = torch.tensor([mine != reference for mine, reference in pairs])
     width = min(ours.mask.shape[1], theirs.mask.shape[1])
     off = (ours.log_probs[:, :width] - theirs.log_probs[:, :width]).abs()[~parted]
@@ -61,12 +61,6 @@ def parity(
         reference_density_gap=gaps(model, strategy, theirs)[1],
         entropy_gap=entropy,
     )
-
-
-def texts(rollouts: Rollouts) -> list[list[int]]:
-    """The ids of every answer."""
-    pairs = zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
-    return [row[:length] for row, length in pairs]
 
 
 def gaps(model: CausalModel, strategy: Exploration, rollouts: Rollouts) -> tuple[float, float, float]:

@@ -20,7 +20,7 @@ def main(config: DictConfig) -> dict[str, Any]:
     from ngrpo.rundir.schema import read_results
 
     if config.run:
-        config.model.update(files.asked_in(config.run, config.trust_changed))
+        config.model.update(files.prompt_settings(config.run, config.trust_changed))
     request = cli.Request(config, "evaluation")
     with request.open() as run:
         if run.status == "finished":

@@ -16,7 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import decode_step, prefill
 from ngrpo.rollout.records import Rollouts
-from ngrpo.rollout.sampling import Answers, displacement
+from ngrpo.rollout.sampling import Answers, fed_vectors
 
 CHUNK = 16_384  # rows of the table that are looked at together
 LISTED = 8  # neighbors of a token in the table
@@ -25,17 +25,10 @@ Names = Callable[[int], str]  # token id -> its text
 
 def spread(rollouts: Rollouts, most: int) -> Tensor:
     """(N, 2) row and position of at most so many explored steps whose vector the model read, evenly over all of them."""
-    where = (rollouts.steps.explored & rollouts.consumed).nonzero()
+    where = rollouts.explored.nonzero()
     if len(where) <= most:
         return where
     return where[torch.linspace(0, len(where) - 1, most, device=where.device).long()]
-
-
-def fed_vectors(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor) -> Tensor:
-    """(N, D) float32: what the model read at `where` (N, 2), rebuilt from the record."""
-    row, time = where.unbind(dim=1)
-    with torch.no_grad():
-        return strategy.embed(rollouts.steps[row, time], table, rollouts.draws[row, time]).float()
 
 
 def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Tensor) -> list[dict[str, Any]]:
@@ -44,8 +37,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
         return []
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     row, time = where.unbind(dim=1)
-    steps, fed = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
-    distance, cosine = displacement(fed, steps, table)
+    steps, (fed, distance, cosine) = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
     nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
     ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
     weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()

@@ -21,8 +21,7 @@ from ngrpo.rollout.records import DecodeStep, Vocabulary
 
 class Exploration(nn.Module, ABC):
     """Base of every strategy; subclasses need `sample` and `log_prob`, and the rest where they differ. `thinking`, once
-    bound, tells which rows still think and which tokens are ordinary; `stop_texts` which rows end with a text that stops
-    them, where there are such texts.
+    bound, tells which rows still think and which tokens are ordinary; `stopping`, which rows have ended with a stop.
 
     deviates: how log_prob differs from the logarithm of the probability (or density) of what was drawn, where exploration
     acts and the objective wants it to; empty: it does not, and `python -m ngrpo.contract` holds draws against it.
@@ -40,7 +39,7 @@ class Exploration(nn.Module, ABC):
 
     vocabulary: Vocabulary
     thinking: Thinking
-    stop_texts: TextMatch | None
+    stopping: TextMatch
     temperature: float = 1.0
 
     def temperature_of(self, steps: DecodeStep) -> float | Tensor:
@@ -50,8 +49,8 @@ class Exploration(nn.Module, ABC):
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
         """Called once, before anything else, with the policy's vocabulary and input-embedding table (V, D)."""
         self.vocabulary, self.thinking = vocabulary, Thinking(vocabulary, len(table), table.device)
-        stops = tuple(tuple(text.encode()) for text in vocabulary.stop_texts)
-        self.stop_texts = TextMatch(vocabulary, stops, len(table), table.device) if stops else None
+        texts = tuple(tuple(text.encode()) for text in vocabulary.stop_texts)
+        self.stopping = TextMatch(vocabulary, texts, len(table), table.device, vocabulary.stops)
 
     def prepare(self, table: Tensor, step: int, head: Tensor | None = None) -> Mapping[str, float]:
         """Called before every RL step with the current table (V, D) and the output-embedding table, which is `table`

@@ -10,7 +10,7 @@ State = dict[str, Tensor]  # per-row tensors, rows first; the engine gathers the
 
 
 class TextMatch(nn.Module):
-    """Whether one of some texts has come to an end in each row, now or before; a state entry `read` (B,) int32.
+    """Whether each row has ended with one of some texts or stops, now or before; a state entry `read` (B,) int32.
 
     next: (states, V) int32, as rollout.texts.transitions makes it: one gather a decode step, and nothing is read back.
     """
@@ -18,12 +18,18 @@ class TextMatch(nn.Module):
     next: Tensor
 
     def __init__(
-        self, vocabulary: Vocabulary, patterns: tuple[Text, ...], rows: int, device: torch.device | str = "cpu"
+        self,
+        vocabulary: Vocabulary,
+        patterns: tuple[Text, ...],
+        rows: int,
+        device: torch.device | str = "cpu",
+        stops: tuple[int, ...] = (),
     ):
-        """patterns: bytes where the vocabulary has pieces, ids where it has none. rows: V, those of the table."""
+        """patterns: bytes where the vocabulary has pieces, ids where it has none. rows: V, those of the table. stops: ids
+        that end a text by themselves."""
         super().__init__()
         pieces = vocabulary.pieces.of if vocabulary.pieces else ()
-        table = torch.from_numpy(transitions(pieces, patterns, rows)).to(device)
+        table = torch.from_numpy(transitions(pieces, patterns, rows, stops)).to(device)
         self.register_buffer("next", table, persistent=False)
 
     def start(self, rows: int, device: torch.device) -> State:

@@ -1,7 +1,7 @@
-"""Which models are computed here as transformers computes them, told from what a config.json says; it imports no torch.
+"""Which models are computed here as transformers computes them, by their config.json; it imports no torch.
 
-An architecture is supported once it passes tests/models/test_architectures.py. Every other one is refused by its name,
-also one that transformers will add: its attention may have parts that ours would leave out without a word.
+An architecture is supported once it passes tests/models/test_architectures.py. All others are refused by name, also those
+that transformers will add: their attention may have parts that ours would silently leave out.
 """
 
 import json
@@ -23,8 +23,8 @@ SUPPORTED = (
     "qwen3",
     "smollm3",
 )
-MULTIMODAL = ("gemma3", "llava", "mistral3")  # whose text model is loaded by itself
-# What their weights are called in files, and in the text model.
+MULTIMODAL = ("gemma3", "llava", "mistral3")  # only their text model is loaded
+# Prefixes of their weights in files -> in the text model.
 TEXT_WEIGHTS = {
     r"^language_model\.model\.": "model.",
     r"^model\.language_model\.": "model.",
@@ -48,7 +48,7 @@ def known() -> dict[str, dict[str, Any]]:
 
 
 def has_shape(settings: Mapping[str, Any], name: str) -> bool:
-    """Whether a config.json says the sizes of the known checkpoint `name`; what it leaves out is taken to be so."""
+    """Whether a config.json has the sizes of the known checkpoint `name`; sizes that it leaves out count as equal."""
     sizes = known().get(name, {})
     return "hidden_size" in settings.keys() & sizes and all(
         settings.get(key, sizes[key]) == sizes[key] for key in sizes
@@ -56,12 +56,12 @@ def has_shape(settings: Mapping[str, Any], name: str) -> bool:
 
 
 def refusal(settings: Mapping[str, Any], trusted: bool = False) -> str | None:
-    """Why a model with this config.json is not computed here, as a phrase; None where it is.
+    """Why a model with this config.json is not supported, as a phrase; None where it is.
 
-    trusted: python that comes with a checkpoint may run. Such a model has no name that could be known; whether it is
-    computed rightly is seen when it is loaded.
+    trusted: Python code that comes with a checkpoint may run. The architecture of such a model is unknown; whether it is
+    computed correctly is checked when it is loaded.
     """
-    text = of_text(settings)
+    text = text_config(settings)
     model_type = str(text.get("model_type"))
     if "auto_map" in settings and (trusted or model_type not in SUPPORTED):
         return None if trusted else "is made by code that comes with it; model.trust_remote_code=true runs that"
@@ -78,8 +78,8 @@ def refusal(settings: Mapping[str, Any], trusted: bool = False) -> str | None:
     return None
 
 
-def of_text(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of the text model: those of a part of a multimodal model, which are tied where the whole says so."""
+def text_config(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the text model, which are one part of a multimodal model's config.json."""
     inner = settings.get("text_config")
     if settings.get("model_type") not in MULTIMODAL or not isinstance(inner, Mapping):
         return settings
@@ -87,15 +87,15 @@ def of_text(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def positions(settings: Mapping[str, Any]) -> int | None:
-    """How many tokens a text may have; None where that is not said.
+    """How many tokens a text may have; None where it is not known.
 
-    longrope turns all tokens of a text otherwise once one of them stands beyond the original positions: keys that were
-    computed before would be those of another model, so that a text ends there.
+    longrope rotates all tokens of a text differently once it is longer than the original positions, so keys in the cache
+    would be those of another model: a text ends there.
     """
-    text = of_text(settings)
+    text = text_config(settings)
     rope = text.get("rope_parameters") or text.get("rope_scaling")
     rope = rope if isinstance(rope, Mapping) else {}
-    most: Any = text.get("max_position_embeddings")
+    limit: Any = text.get("max_position_embeddings")
     if rope.get("rope_type", rope.get("type")) in LONGROPE:
-        most = text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or most
-    return most if isinstance(most, int) else None
+        limit = text.get("original_max_position_embeddings") or rope.get("original_max_position_embeddings") or limit
+    return limit if isinstance(limit, int) else None

@@ -1,7 +1,7 @@
-"""Any Hugging Face causal language model, seen as three things: an embedding table, a backbone and a head.
+"""Any Hugging Face causal language model as three parts: an embedding table, a backbone and a head.
 
-The head reads many hidden states a chunk at a time, in the backward pass too: no chunk's logits outlive it, and the head's
-gradient is one buffer that all chunks add to, where autograd alone would make one as large as the vocabulary per chunk.
+The head reads hidden states in chunks, in the backward pass too: logits of one chunk only are in memory, and the head's
+gradient is one buffer that all chunks add to, where autograd alone would allocate one as large as the head per chunk.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -21,19 +21,19 @@ from ngrpo.models.adapters import Adapters
 from ngrpo.models.attention import NAME, Layout, PackedRows
 from ngrpo.targets import SettingsError
 
-GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed in one go
-# Logits of one chunk. What is larger than 32 MiB, a CPU's allocator gives back at once and has to get anew.
+GRADIENT_ROWS = 2**14  # rows of the head whose gradient is computed at once
+# Logits of a chunk. A CPU's allocator returns blocks above 32 MiB to the system at once and has to get them again.
 CHUNK = {"cpu": 2**22, "cuda": 2**24}
-PROBE, STRIDE = 18, 9973  # tokens that a model is tried with when it is loaded, and a prime that spreads them
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # of the largest logit
+PROBE, STRIDE = 18, 9973  # tokens that a loaded model is compared on, and a prime that spreads them over the vocabulary
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6}  # relative to the largest logit
 CHUNK_TOKENS = 96  # at least: every chunk reads the whole head
 
-# What is wanted of the logits (n, V) of the states that begin at a place: tensors with one entry per state.
+# Takes logits (n, V) and the index of their first state; returns tensors with one entry per state.
 Reading = Callable[[Tensor, int], tuple[Tensor, ...]]
 
 
 class CausalModel(nn.Module):
-    """`table` (V, D), `hidden` and `logits` of an unmodified model, so that vectors can be fed in place of tokens."""
+    """`table` (V, D), `hidden` and `logits` of an unmodified model, so that it can be fed vectors in place of tokens."""
 
     def __init__(
         self,
@@ -43,18 +43,17 @@ class CausalModel(nn.Module):
         recompute: bool = False,
         compared: bool = False,
     ):
-        """compared: this model was found to be what transformers makes of it before, and is not compared again.
-
-        lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
+        """lora: r, alpha and target_modules of adapters; None or r None trains the model itself.
 
         recompute: keep only the input of each layer for the backward pass (gradient checkpointing).
+
+        compared: this model has been compared with that of transformers before and need not be again.
         """
         super().__init__()
         self.model, self.precision = model, precision
-        # Within it weights are whole, wherever their parts are kept; on one device they always are. Whoever cuts the model
-        # says how.
+        # A context in which weights are whole; on one device they always are. Sharding replaces it.
         self.gathered: Callable[[], AbstractContextManager[None]] = nullcontext
-        # Decoder layers: what is computed again in the backward pass, and cut over ranks, in one piece.
+        # Decoder layers: the units of gradient checkpointing and of sharding.
         self.layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
         self._recomputes = recompute
         config = model.config.get_text_config()
@@ -62,21 +61,22 @@ class CausalModel(nn.Module):
         self.divisor: float = getattr(config, "logits_scaling", 1.0)
         if not compared:
             self._compare()
-        self._names = set(model.state_dict())  # as a checkpoint has them: adapters lengthen some
+        self._names = set(model.state_dict())  # as in a checkpoint: adapters lengthen some
         model.set_attn_implementation(NAME)
         self.adapters = Adapters(model, lora) if lora and lora["r"] else None
         if recompute:
             model.activation_checkpointing_enable({"use_reentrant": False})
 
     def autocast(self) -> torch.autocast:
-        """The context to compute in: bfloat16 matmuls over the weights as they are, where precision asks for them."""
+        """The context to compute in: bfloat16 matmuls, whatever the dtype of the weights, where precision is bfloat16."""
         return torch.autocast(self.head.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @property
     def table(self) -> Tensor:
-        """What is fed for each token (V, D): the rows of the input embedding, times the scale that it has in Gemma.
+        """The vectors fed for each token (V, D): the rows of the input embedding, times its scale, which Gemma has.
 
-        With a scale every access makes the product anew, and gradients reach the weights through it: read it once a pass.
+        With a scale every access computes the product again, and gradients reach the weights through it: read it once per
+        forward pass.
         """
         embedding: Any = self.model.get_input_embeddings()
         scale = getattr(embedding, "embed_scale", None)
@@ -84,24 +84,23 @@ class CausalModel(nn.Module):
 
     @property
     def head(self) -> Tensor:
-        """The output-embedding table (V, D); that of the input embedding, without its scale, where the two are tied."""
+        """The output embedding (V, D); the input embedding, without its scale, where the two are tied."""
         return self.model.get_output_embeddings().weight  # pyright: ignore
 
     @property
     def attended(self) -> tuple[int, int]:
-        """Number of layers, and entries of what the attention heads of one give together."""
+        """Number of layers, and width of the output of all attention heads of a layer."""
         config = self.model.config.get_text_config()
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        return config.num_hidden_layers, config.num_attention_heads * head
+        return config.num_hidden_layers, config.num_attention_heads * head_width(config)
 
     def hidden(
         self, embeddings: Tensor, positions: Tensor, layout: Layout | None = None, cache: Cache | None = None
     ) -> Tensor:
         """Final hidden states (B, L, D) of fed vectors (B, L, D) at positions (B, L).
 
-        A layout tells which of them see each other; None means plain causal attention, and padding on the right.
+        A layout says which of them see each other; None means causal attention, with padding on the right.
         """
-        # Layers recompute in training mode only, which nothing else may see: there is no dropout in a replay.
+        # Layers recompute in training mode only, in which nothing else may be: there is no dropout in a replay.
         for layer in self.layers if self._recomputes else ():
             layer.training = cache is None and torch.is_grad_enabled()
         return self.model.base_model(
@@ -117,20 +116,20 @@ class CausalModel(nn.Module):
         return self.finished(self.model.get_output_embeddings()(hidden))  # pyright: ignore
 
     def finished(self, products: Tensor) -> Tensor:
-        """Logits (..., V), float32 at least, of what the head gives: divided (Granite), soft-capped (Gemma 2)."""
+        """Logits (..., V), float32 at least, from the head's products: divided (Granite), soft-capped (Gemma 2)."""
         logits = products.to(torch.promote_types(products.dtype, torch.float32))
         logits = logits if self.divisor == 1 else logits / self.divisor
         return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
 
     def learned(self) -> dict[str, Tensor]:
-        """All weights that training changes, by name: everything, or the adapters where there are some."""
+        """All weights that training changes, by name: the adapters where there are some, else all."""
         state = self.state_dict()
         if self.adapters is None:
             return state
         return {name: state[name] for name, value in self.named_parameters() if value.requires_grad}
 
     def load_learned(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `learned` gave. Raises ValueError where the names are not the same."""
+        """Load what `learned` returned. Raises ValueError where the names differ."""
         expected = set(self.learned())
         if set(state) != expected:
             names = sorted(set(state) ^ expected)[:3]
@@ -138,16 +137,16 @@ class CausalModel(nn.Module):
         self.load_state_dict(state, strict=False)
 
     def base(self) -> AbstractContextManager[None]:
-        """Within it the model computes as it was before training, where it has adapters to switch off."""
-        return self.adapters.off() if self.adapters else nullcontext()
+        """A context in which adapters are off, so that the model computes as before training; without any it does nothing."""
+        return self.adapters.peft.disable_adapter() if self.adapters else nullcontext()
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Names as a checkpoint has them and whole tensors, one after the other, adapters merged; of tied ones the first.
+        """(name in a checkpoint, whole tensor), one after the other, with adapters merged; of tied tensors the first only.
 
-        Outside of `gathered` each is put together in its turn, so all ranks ask for all.
+        Outside `gathered` each tensor is gathered in its turn, so all ranks must iterate over all.
         """
-        # Not of state_dict(), which would take apart what `gathered` has put together.
+        # Not from state_dict(), which would shard again what `gathered` has gathered.
         for name, value in (*self.model.named_parameters(), *self.model.named_buffers()):
             plain = name.replace(".base_layer.", ".")
             if plain in self._names:
@@ -155,31 +154,30 @@ class CausalModel(nn.Module):
                 yield plain, value.full_tensor() if isinstance(value, DTensor) else value
 
     def save(self, directory: Path) -> None:
-        """Config and safetensors for from_pretrained, adapters merged; the adapters alone in `adapter/` beside them.
+        """Config and safetensors for from_pretrained, with adapters merged; the adapters alone in `adapter/`.
 
-        Inside of `gathered`, where one rank may do it alone.
+        Must be called inside `gathered`, where one rank may do it alone.
         """
-        # Names as they are here: those of a file that held a multimodal model are none of its text model's.
+        # With the names of this model: those in the files of a multimodal model are not its text model's.
         self.model.save_pretrained(directory, save_original_format=False, state_dict=dict(self.weights()))
         if self.adapters is not None:
             self.adapters.write(directory / "adapter")
 
     @torch.no_grad()
     def _compare(self) -> None:
-        """Refuses models that our attention makes others than those that transformers runs, on one prompt of two ends.
+        """Refuses models whose logits with our attention are not those with transformers' own, on a prompt with two ends.
 
-        Their logits may be more than head(backbone(table[ids])) (caps and scales of another kind), their attention may have
-        parts that ours lacks (sinks) or not heed a layout: rows that share a beginning must be what stock attention makes
-        of each alone.
+        Logits may be more than head(backbone(table[ids])) (other caps and scales), and attention may have parts that ours
+        lacks (sinks) or may ignore the layout: rows that share a prefix must get what each gets alone.
         """
         table = self.table
-        line = torch.arange(PROBE, device=table.device)
-        ids, rows = line * STRIDE % len(table), torch.stack([line[:-1], torch.cat([line[:-2], line[-1:]])])
+        tokens = torch.arange(PROBE, device=table.device)
+        ids, rows = tokens * STRIDE % len(table), torch.stack([tokens[:-1], torch.cat([tokens[:-2], tokens[-1:]])])
         self.model.set_attn_implementation("eager")
         theirs = torch.cat([self.model(input_ids=ids[row][None]).logits[0, -1:] for row in rows])
         self.model.set_attn_implementation(NAME)
-        layout = PackedRows(rows, torch.tensor([*range(PROBE - 1), 2 * PROBE - 3], device=line.device))
-        positions = torch.tensor([[*range(PROBE - 1), PROBE - 2]], device=line.device)
+        layout = PackedRows(rows, torch.tensor([*range(PROBE - 1), 2 * PROBE - 3], device=table.device))
+        positions = torch.tensor([[*range(PROBE - 1), PROBE - 2]], device=table.device)
         ours = self.logits(self.hidden(F.embedding(ids[None], table), positions, layout))[0, -2:]
         tolerance = TOLERANCE.get(table.dtype, 0.03) * float(theirs.abs().max())
         if not torch.allclose(ours, theirs.to(ours.dtype), rtol=0, atol=tolerance):
@@ -190,17 +188,22 @@ class CausalModel(nn.Module):
             )
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Width of an attention head."""
+    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
 def chunk_tokens(vocabulary: int, device: str) -> int:
-    """Tokens whose logits are in memory at a time; device: its type."""
+    """Tokens whose logits are in memory at a time; device: a device type."""
     return max(CHUNK_TOKENS, CHUNK.get(device, 2**24) // vocabulary)
 
 
 def read_logits(
     model: CausalModel, hidden: Tensor, chunk: int, reading: Reading, learners: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """`reading` of the logits of hidden states (N, D), `chunk` at a time, put together.
+    """`reading` of the logits of hidden states (N, D), `chunk` states at a time, concatenated.
 
-    Gradients flow into the states, the head and `learners`: all else that `reading` depends on.
+    Gradients flow into the states, the head and `learners`, all other tensors that `reading` depends on.
     """
     if torch.is_grad_enabled() and len(hidden) > chunk and isinstance(model.model.get_output_embeddings(), nn.Linear):
         learners = [learner for learner in learners if learner.requires_grad]
@@ -216,7 +219,7 @@ def _read(model: CausalModel, hidden: Tensor, chunk: int, reading: Reading) -> t
 
 
 class _InChunks(torch.autograd.Function):
-    """Forward keeps nothing but its inputs; backward computes each chunk of logits again and its gradient by hand."""
+    """Forward keeps nothing but its inputs; backward recomputes each chunk of logits, and its gradient explicitly."""
 
     @staticmethod
     def forward(
@@ -231,41 +234,41 @@ class _InChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden, head, *learners = ctx.saved_tensors
-        of_hidden, of_learners = torch.empty_like(hidden), [torch.zeros_like(learner) for learner in learners]
-        of_head = torch.zeros_like(head) if head.requires_grad else None
+        hidden_grad, learner_grads = torch.empty_like(hidden), [torch.zeros_like(learner) for learner in learners]
+        head_grad = torch.zeros_like(head) if head.requires_grad else None
         with ctx.model.autocast():
             for start in range(0, len(hidden), ctx.chunk):
                 part = hidden[start : start + ctx.chunk]
-                wanted = [None if g is None else g[start : start + ctx.chunk] for g in gradients]
-                of_logits, more = _of_chunk(ctx.model, part, ctx.reading, start, wanted, learners)
+                grads = [None if g is None else g[start : start + ctx.chunk] for g in gradients]
+                logit_grad, more = _chunk_grads(ctx.model, part, ctx.reading, start, grads, learners)
                 with torch.autocast(part.device.type, enabled=False):
-                    of_hidden[start : start + ctx.chunk] = of_logits @ head.to(of_logits.dtype)
-                    if of_head is not None:
-                        _add_products(of_head, of_logits, part.to(of_logits.dtype))
-                for total, gradient in zip(of_learners, more, strict=True):
+                    hidden_grad[start : start + ctx.chunk] = logit_grad @ head.to(logit_grad.dtype)
+                    if head_grad is not None:
+                        _add_products(head_grad, logit_grad, part.to(logit_grad.dtype))
+                for total, gradient in zip(learner_grads, more, strict=True):
                     if gradient is not None:
                         total += gradient
-                del of_logits, more  # or they would stand beside the next chunk's
-        return None, None, None, of_hidden, of_head, *of_learners
+                del logit_grad, more  # or they would be in memory together with the next chunk's
+        return None, None, None, hidden_grad, head_grad, *learner_grads
 
 
-def _of_chunk(
-    model: CausalModel, part: Tensor, reading: Reading, start: int, wanted: Sequence[Tensor | None], learners: Sequence
+def _chunk_grads(
+    model: CausalModel, part: Tensor, reading: Reading, start: int, grads: Sequence[Tensor | None], learners: Sequence
 ) -> tuple[Tensor, Sequence[Tensor | None]]:
-    """The gradient of one chunk's logits, in the precision that the head computes in, and those of the learners."""
+    """The gradient with respect to a chunk's logits, in the precision of the head, and those of the learners."""
     raw = model.model.get_output_embeddings()(part).detach().requires_grad_()  # pyright: ignore
     with torch.enable_grad():
         found = reading(model.finished(raw), start)
-    pairs = [(value, g) for value, g in zip(found, wanted, strict=True) if value.requires_grad and g is not None]
+    pairs = [(value, g) for value, g in zip(found, grads, strict=True) if value.requires_grad and g is not None]
     values, given = zip(*pairs, strict=True)
-    of_logits, *more = torch.autograd.grad(values, [raw, *learners], given, allow_unused=True)
-    return of_logits, more
+    logit_grad, *more = torch.autograd.grad(values, [raw, *learners], given, allow_unused=True)
+    return logit_grad, more
 
 
-def _add_products(total: Tensor, of_logits: Tensor, part: Tensor) -> None:
-    """total (V, D) += of_logits (n, V) transposed times part (n, D), without a second tensor of that size."""
+def _add_products(total: Tensor, logit_grad: Tensor, part: Tensor) -> None:
+    """total (V, D) += logit_grad (n, V) transposed times part (n, D), without a second tensor of that size."""
     if total.dtype == part.dtype:
-        total.addmm_(of_logits.T, part)
+        total.addmm_(logit_grad.T, part)
         return
-    for rows, columns in zip(total.split(GRADIENT_ROWS), of_logits.split(GRADIENT_ROWS, dim=1), strict=True):
+    for rows, columns in zip(total.split(GRADIENT_ROWS), logit_grad.split(GRADIENT_ROWS, dim=1), strict=True):
         rows += columns.T @ part

@@ -1,8 +1,9 @@
-"""GPUs that a plan may name, what of a run fits them, and how long it takes by a stated model; no device is asked.
+"""GPUs that a plan may name, which overrides make a run fit on them, and how long it takes; no device is queried.
 
-The model of time. A decode step reads all weights and the keys and values of every row that still runs, and multiplies its
-tokens with all weights: it takes as long as the slower of the two. An update multiplies every token with all weights,
-forward and, twice that, backward. Devices reach the stated shares of their peaks, which are assumptions, not measurements.
+Time is that of a roofline. A decode step reads all weights and the keys and values of every unfinished row, and multiplies
+its tokens with all weights: it takes as long as the slower of the two. An update multiplies every token with all weights
+once in the forward pass and twice in the backward pass. Devices reach fixed shares of their peaks, which are assumptions
+and not measurements.
 """
 
 from collections.abc import Mapping
@@ -10,21 +11,23 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from ngrpo.models.sizes import BYTES, GIB, Plan, Shapes, Sizes, head_width, key_width, needs, shapes_of
+from ngrpo.models.causal import head_width
+from ngrpo.models.sizes import BYTES, GIB, Plan, Sizes, key_width, needs, skeleton
 
 TERA = 10**12
-USABLE = 0.94  # of the memory: the rest goes to the driver's context and to gaps between blocks
-NODES = (2, 4, 8, 16, 32, 64)  # numbers of devices that a run may be cut over
+USABLE = 0.94  # of the memory: the rest goes to the driver's context and to fragmentation
+NODES = (2, 4, 8, 16, 32, 64)  # numbers of devices that a run may be sharded over
 MATMUL, READING = 0.4, 0.6  # assumed shares of peak arithmetic and of peak bandwidth
 
-Change = tuple[str, dict[str, Any]]  # an override, and what it sets of the sizes
+Change = tuple[str, dict[str, Any]]  # an override, and the fields of Sizes that it sets
+MILD, STRONG = ("recompute", "rows", "precision"), ("lora", "parts", "engine")  # kinds of changes
 
 
 @dataclass(frozen=True)
 class Device:
-    """Peaks of one GPU: memory in GiB, dense bfloat16 arithmetic in 10^12 operations/s, bandwidth in 10^12 bytes/s."""
+    """Peaks of a GPU: memory in GiB, dense bfloat16 arithmetic in 10^12 operations/s, bandwidth in 10^12 bytes/s."""
 
     memory: float
     arithmetic: float
@@ -32,12 +35,12 @@ class Device:
 
     @property
     def free(self) -> int:
-        """Bytes that a process can have."""
+        """Bytes that a process can use."""
         return int(self.memory * GIB * USABLE)
 
 
-# NVIDIA's data sheets: tensor cores without sparsity and with float32 sums, SXM variants where there are several. Memory is
-# what the driver reports: error correction takes 3 of the L40S's 48, and a B200 has 180 of its 192 GB switched on.
+# From NVIDIA's data sheets: tensor cores without sparsity and with float32 accumulation, SXM variants where there are several.
+# Memory is what the driver reports: error correction takes 3 of the L40S's 48, and of a B200's 192 GB 180 are enabled.
 DEVICES = {
     "rtx4090": Device(24, 165, 1.008),
     "l40s": Device(45, 362, 0.864),
@@ -53,8 +56,8 @@ DEVICES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What a run repeats: RL steps, the mean answer in tokens, rows that an engine decodes at a time (None: all), passes over
-    the batch that learn, and that only score (log-probabilities before the update, a reference)."""
+    """The work of a run: RL steps, the mean answer in tokens, rows that the engine decodes at a time (None: all), and passes
+    over the batch with a gradient and without (old log-probabilities, a reference)."""
 
     steps: int
     answer_tokens: int
@@ -65,7 +68,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Time:
-    """Of one RL step on every device: operations, seconds by the model of this module."""
+    """Operations and seconds of an RL step, on each device."""
 
     rollout_operations: float
     update_operations: float
@@ -74,12 +77,12 @@ class Time:
 
     @property
     def seconds(self) -> float:
-        """Of the whole step."""
+        """Of the whole RL step."""
         return self.rollout_seconds + self.update_seconds
 
 
 def time(config: PreTrainedConfig, plan: Plan, work: Work, device: Device) -> Time:
-    """How long an RL step takes; `plan.sizes` is what one process of it has."""
+    """How long an RL step takes; `plan` is for one of its processes."""
     sizes, tied = plan.sizes, bool(getattr(config, "tie_word_embeddings", False))
     weights = plan.parameters - (0 if tied else config.vocab_size * config.hidden_size)  # the table is looked up only
     per_pair = 4 * config.num_hidden_layers * config.num_attention_heads * head_width(config)  # of query and key
@@ -101,55 +104,40 @@ def time(config: PreTrainedConfig, plan: Plan, work: Work, device: Device) -> Ti
 
 
 def fitting(config: PreTrainedConfig, sizes: Sizes, device: Device, devices: int = 1) -> tuple[list[str], Plan]:
-    """Overrides that together make a run on so many devices fit, the mildest that do, and the plan with all of them; where
-    nothing makes it fit, the strongest.
+    """The mildest overrides that make a run on `devices` devices fit, and the plan with all of them; the strongest where
+    none do.
 
-    Fewer devices are milder than the reference engine, and both than training adapters only.
+    Another engine is milder than more devices, and both are milder than training adapters only.
     """
-    variants, changes = Variants(config, sizes), _changes(sizes, devices)
-    plan = variants.plan({})
-    if plan.peak <= device.free:
-        return [], plan
+    changes = _changes(sizes, devices)
+    models: dict[bool, PreTrainedModel] = {}  # skeletons without and with adapters, which take a moment to build
+
+    def plan(chosen: Mapping[str, Change]) -> Plan:
+        changed = replace(sizes, **{name: value for _, values in chosen.values() for name, value in values.items()})
+        adapted = bool(changed.lora and changed.lora["r"])
+        if adapted not in models:
+            models[adapted] = skeleton(config, changed.lora)
+        return needs(config, changed, models[adapted])
+
+    if (least := plan({})).peak <= device.free:
+        return [], least
     chosen: dict[str, Change] = {}
-    cheap = {what: changes[what][-1] for what in ("recompute", "rows", "precision") if changes[what]}
-    for dear in product(_or_none(changes, "lora"), _or_none(changes, "parts"), _or_none(changes, "engine")):
-        chosen = cheap | {what: change for one in dear for what, change in one.items()}
-        plan = variants.plan(chosen)
-        if plan.peak <= device.free:
+    mild = {kind: changes[kind][-1] for kind in MILD if changes[kind]}
+    for strong in product(*([None, *changes[kind]] for kind in STRONG)):
+        chosen = mild | {kind: change for kind, change in zip(STRONG, strong, strict=True) if change}
+        if plan(chosen).peak <= device.free:
             break
     else:
-        return [override for override, _ in chosen.values()], plan
-    for what in reversed(cheap):
-        others = {key: change for key, change in chosen.items() if key != what}
-        milder = [others, *({**others, what: change} for change in changes[what])]
-        chosen = next(some for some in milder if variants.plan(some).peak <= device.free)
-    return [chosen[what][0] for what in changes if what in chosen], variants.plan(chosen)
-
-
-def _or_none(changes: Mapping[str, list[Change]], what: str) -> list[dict[str, Change]]:
-    return [{}, *({what: change} for change in changes[what])]
-
-
-class Variants:
-    """Plans of one model with one change or another, whose parameters are counted once."""
-
-    def __init__(self, config: PreTrainedConfig, sizes: Sizes):
-        self.config, self.sizes = config, sizes
-        self.shapes: dict[bool, Shapes] = {}
-
-    def plan(self, chosen: Mapping[str, Change]) -> Plan:
-        """With these changes."""
-        sizes = self.sizes
-        for _, changed in chosen.values():
-            sizes = replace(sizes, **changed)
-        adapted = bool(sizes.lora and sizes.lora["r"])
-        if adapted not in self.shapes:
-            self.shapes[adapted] = shapes_of(self.config, sizes.lora)
-        return needs(self.config, sizes, self.shapes[adapted])
+        return [override for override, _ in chosen.values()], plan(chosen)
+    for kind in reversed(mild):
+        others = {key: change for key, change in chosen.items() if key != kind}
+        milder = [others, *({**others, kind: change} for change in changes[kind])]
+        chosen = next(some for some in milder if plan(some).peak <= device.free)
+    return [chosen[kind][0] for kind in changes if kind in chosen], plan(chosen)
 
 
 def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:
-    """What may be changed -> the overrides that change it, mildest first."""
+    """Kind of change -> its overrides, mildest first; none where the run has it already."""
     rows, prompts = sizes.micro_rows, sizes.prompts * devices
     lora = {"lora": {"r": 16, "alpha": 32, "target_modules": "all-linear"}, "copies": 0}
     halves = [rows >> shift for shift in range(1, rows.bit_length())]
@@ -158,7 +146,7 @@ def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:
         "recompute": [("trainer.gradient_checkpointing=true", {"recompute": True})] * (not sizes.recompute),
         "rows": [(f"trainer.micro_batch_rows={half}", {"micro_rows": half}) for half in halves],
         "precision": [("trainer.precision=bfloat16", {"precision": "bfloat16"})] * (sizes.precision == "float32"),
-        "parts": [(f"trainer=fsdp trainer.devices={n}", _cut(sizes, n, prompts // n)) for n in parts],
+        "parts": [(f"trainer=fsdp trainer.devices={n}", _sharded(sizes, n, prompts // n)) for n in parts],
         "engine": [("engine=vllm engine.dtype=bfloat16", {"engine_cache": GIB, "engine_dtype": "bfloat16"})],
         "lora": [("model.lora.r=16", lora), ("model.lora.r=16 model.dtype=bfloat16", {**lora, "dtype": "bfloat16"})],
     }
@@ -167,15 +155,15 @@ def _changes(sizes: Sizes, devices: int) -> dict[str, list[Change]]:
     return found
 
 
-def _cut(sizes: Sizes, ranks: int, prompts: int) -> dict[str, Any]:
-    """The sizes of each of several devices that draw answers to so many prompts and keep parts of the weights."""
+def _sharded(sizes: Sizes, ranks: int, prompts: int) -> dict[str, Any]:
+    """The sizes of each of `ranks` processes that have `prompts` prompts and a shard of the weights."""
     updated = sizes.update_rows and sizes.update_rows * prompts // sizes.prompts
     rows = sizes.rows * prompts // sizes.prompts
     return {"ranks": ranks, "replicas": False, "prompts": prompts, "rows": rows, "update_rows": updated}
 
 
 def describe(name: str, count: int, work: Work, time: Time, runs: int, tokens: int) -> str:
-    """Operations, hours and GPU-hours as lines of text; tokens: of all answers of one RL step on all devices."""
+    """Operations, hours and GPU-hours as lines of text; tokens: of all answers of an RL step on all devices."""
     hours = work.steps * time.seconds / 3600
     share = f"{MATMUL:.0%} of the peak in arithmetic and {READING:.0%} in reading are assumed, not measured"
     lines = [

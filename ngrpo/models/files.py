@@ -1,6 +1,6 @@
-"""What the files of a model say before it is loaded: where they are, whether they are whole, words and positions.
+"""What is known of a model from its files before it is loaded: where it is, whether it is complete, tokens, positions.
 
-It imports no torch: a refused command line is answered at once.
+It imports no torch, so that a command line is refused at once.
 """
 
 import json
@@ -18,24 +18,21 @@ from ngrpo.models import architectures
 from ngrpo.rundir.schema import Unreadable, check_files, read_run
 
 BUNDLED = {"ngrpo:tiny": Path(__file__).resolve().with_name("tiny_qwen2")}  # models that come with the package, by name
-FINGERPRINTED = 2**24  # bytes of each file: enough to reach into the weights, past any header
-ASKED: dict[str, Any] = {
-    "prompt": str,
-    "answer_start": str | None,
-    "stop": list,
-}  # of a run's model, kept in its evaluation
+FINGERPRINTED = 2**24  # bytes of each file: enough to reach the weights after any header
+# Settings of a run's model that its evaluation keeps, and their types.
+PROMPT_SETTINGS: dict[str, Any] = {"prompt": str, "answer_start": str | None, "stop": list}
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def directory(path: str) -> Path | None:
-    """The directory of a bundled model or of a path; None if it is none."""
+    """The directory of a bundled model or at a path; None where there is none."""
     place = BUNDLED.get(path) or Path.cwd() / Path(path).expanduser()
     return place if place.is_dir() else None
 
 
 def fingerprint(path: str) -> str:
-    """Which weights a model directory holds: a digest of its config.json and of the head and size of every safetensors
-    file, so that it takes no time for large models either. A hub id stands for itself."""
+    """Identifies the weights in a model directory: a digest of config.json and of the first bytes and size of every
+    safetensors file, which is fast for large models too. A hub id is its own fingerprint."""
     place = directory(path)
     if place is None:
         return path
@@ -48,14 +45,14 @@ def fingerprint(path: str) -> str:
 
 
 def trimmed(path: str) -> dict[str, Any] | None:
-    """What config.json of a model directory says of a vocabulary that models.trim cut, here or before it was trained."""
+    """What config.json of a model directory says about a vocabulary cut by models.trim, before training or after."""
     place = directory(path)
     found = text_settings(place).get("trimmed") if place else None
     return found if isinstance(found, dict) else None
 
 
 def cached(name: str, kind: str) -> bool:
-    """Whether the hub's cache on this machine holds a repository (kind: model, with weights, or dataset); no hub is asked."""
+    """Whether this machine's hub cache holds a repository (kind: model, with weights, or dataset); offline."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -64,9 +61,9 @@ def cached(name: str, kind: str) -> bool:
 
 
 def refusal(path: Any, trusted: bool = False) -> str | None:
-    """Why no model can be loaded from `path`, as a phrase; None where it looks well or is a hub id.
+    """Why no model can be loaded from `path`, as a phrase; None where nothing is wrong or it is a hub id.
 
-    trusted: python that comes with it may run.
+    trusted: Python code that comes with it may run.
     """
     if not isinstance(path, str) or not path or not path.isprintable():
         return "must be a directory or a hub id such as Qwen/Qwen3-1.7B-Base"
@@ -104,25 +101,25 @@ def run_refusal(run: Any, trust_changed: bool) -> str | None:
     return f"hf/: {inner}" if inner else None
 
 
-def asked_in(run: str, trust_changed: bool) -> dict[str, Any]:
-    """How the model of a finished run was asked, which its evaluation keeps to. Raises Unreadable."""
+def prompt_settings(run: str, trust_changed: bool) -> dict[str, Any]:
+    """How the model of a finished run was prompted, which its evaluation repeats. Raises Unreadable."""
     record = read_run(run, trust_changed=trust_changed)
     if not trust_changed:
         check_files(record, "hf/")
-    asked = {key: value for key, value in record.config.get("model", {}).items() if key in ASKED}
-    wrong = [key for key, value in asked.items() if not isinstance(value, ASKED[key])]
-    stops = asked.get("stop", [])
+    found = {key: value for key, value in record.config.get("model", {}).items() if key in PROMPT_SETTINGS}
+    wrong = [key for key, value in found.items() if not isinstance(value, PROMPT_SETTINGS[key])]
+    stops = found.get("stop", [])
     wrong += ["stop"] if isinstance(stops, list) and not all(isinstance(one, (int, str)) for one in stops) else []
-    if "${" in json.dumps(asked):  # it would be resolved here, by whoever was sent the directory
+    if "${" in json.dumps(found):  # it would be resolved on the machine of whoever evaluates the run
         raise Unreadable(f"{run}/run.json is damaged (model holds an interpolation, and a run writes none)")
     if wrong:
-        raise Unreadable(f"{run}/run.json is damaged (model.{wrong[0]} is {json.dumps(asked[wrong[0]])[:40]})")
-    return asked
+        raise Unreadable(f"{run}/run.json is damaged (model.{wrong[0]} is {json.dumps(found[wrong[0]])[:40]})")
+    return found
 
 
 @lru_cache
 def tokenizer(place: Path) -> Tokenizer | None:
-    """The tokenizer of a model directory; None where it has no (readable) tokenizer.json."""
+    """The tokenizer of a model directory; None where it has no readable tokenizer.json."""
     try:
         return Tokenizer.from_file(str(place / "tokenizer.json"))
     except Exception:  # noqa: BLE001 - the Rust side raises nothing narrower, for a missing as for a broken file
@@ -130,12 +127,12 @@ def tokenizer(place: Path) -> Tokenizer | None:
 
 
 def ordinary_tokens(place: Path) -> int | None:
-    """How many tokens may be neighbors: neither special nor added, with a row in the table. None: cannot be told."""
-    words, size = tokenizer(place), rows(place)
-    if words is None:
+    """How many tokens may be neighbors: neither special nor added, with a row in the table. None: unknown."""
+    own, size = tokenizer(place), rows(place)
+    if own is None:
         return None
-    added = set(words.get_added_tokens_decoder())
-    return sum(1 for row in set(words.get_vocab().values()) - added if size is None or row < size)
+    added = set(own.get_added_tokens_decoder())
+    return sum(1 for row in set(own.get_vocab().values()) - added if size is None or row < size)
 
 
 def rows(place: Path) -> int | None:
@@ -150,24 +147,25 @@ def positions(place: Path) -> int | None:
 
 
 def text_settings(place: Path) -> Mapping[str, Any]:
-    """What config.json of a model directory says of the text model; nothing where there is none."""
+    """What config.json of a model directory says about the text model; empty where there is none."""
     settings = _json(place / "config.json")
-    return architectures.of_text(settings) if isinstance(settings, dict) else {}
+    return architectures.text_config(settings) if isinstance(settings, dict) else {}
 
 
 def _tokens_refusal(place: Path) -> str | None:
-    """Ordinary tokens without a row, and ends of a text that are none. Added tokens may lack a row, as that of images does
-    in Gemma's text models; a prompt that has one is refused."""
-    words, size = tokenizer(place), rows(place)
-    if words is not None and size is not None:
-        added = words.get_added_tokens_decoder()
-        most = max((row for row in words.get_vocab().values() if row not in added), default=0)
+    """Refuses ordinary tokens without a row, and end-of-text ids that are no ids. Added tokens may lack a row, as the image
+    token in Gemma's text models does; a prompt that has such a token is refused."""
+    own, size = tokenizer(place), rows(place)
+    if own is not None and size is not None:
+        added = own.get_added_tokens_decoder()
+        most = max((row for row in own.get_vocab().values() if row not in added), default=0)
         if most >= size:
             return f"its tokenizer.json has tokens up to {most}, and by config.json its table ends at {size - 1}"
     settings = _json(place / "generation_config.json")
     ends = settings.get("eos_token_id") if isinstance(settings, dict) else None
-    if odd := [end for end in (ends if isinstance(ends, list) else [ends]) if end is not None and type(end) is not int]:
-        return f"its generation_config.json says eos_token_id={json.dumps(odd[0])[:40]}, which is no token id"
+    ends = ends if isinstance(ends, list) else [ends]
+    if invalid := [end for end in ends if end is not None and type(end) is not int]:
+        return f"its generation_config.json says eos_token_id={json.dumps(invalid[0])[:40]}, which is no token id"
     return None
 
 
@@ -187,15 +185,9 @@ def _weights_refusal(place: Path) -> str | None:
         other = any(place.glob("*.bin")) or any(place.glob("*.pt"))
         return f"the directory has no *.safetensors{', and weights in pickles are not loaded' if other else ''}"
     for file in files:
-        if not _is_whole(file):
+        try:
+            with safe_open(file, framework="numpy"):  # which refuses one that is not as long as its header says
+                pass
+        except (OSError, SafetensorError):
             return f"{file.name} is missing or cut off"
     return None
-
-
-def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
-    try:
-        with safe_open(file, framework="numpy"):
-            return True
-    except (OSError, SafetensorError):
-        return False

@@ -1,4 +1,4 @@
-"""How the words of a problem become the ids that a model reads, and what ends its thinking part and its turn."""
+"""From the text of a problem to the ids of a prompt, and what ends the model's thinking part and its turn."""
 
 import json
 import signal
@@ -18,59 +18,53 @@ from ngrpo.rollout.records import Vocabulary
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Messages, Problem, Subset, Task
 
-FULL_WIDTH_BAR = "\uff5c"  # stands in the role tokens of the R1 tokenizers
-# What templates that ask for the date are told, whatever day it is: a problem is asked the same way tomorrow. It is the
-# day that Llama 3's own template names where it cannot ask.
+FULL_WIDTH_BAR = "\uff5c"  # in the role tokens of the R1 tokenizers
+# The date in chat templates that print one, whatever day it is, so that prompts are the same tomorrow. It is the one that
+# Llama 3's template falls back to.
 DATE = datetime(2024, 7, 26)
-DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # what a template may ask of it
-SAID = "Said."  # stands for a message where only what a template puts around it is wanted
-SWITCH = "enable_thinking"  # what templates call it
-SECONDS = 10  # that a template may take for one prompt
-LAST_TOKENS = 8  # of the first prompt, shown one by one
-
-# A problem's text as the model is asked, and whether the tokenizer puts its own begin-of-text token in front.
-Rendered = tuple[str, bool]
+DATE_CODES = ("-d", "-m", *"aAbBcdHIjmMpSwxXyYe")  # format codes that a template may use
+PLACEHOLDER = "Said."  # in place of a message, where only the text around it matters
+SWITCH = "enable_thinking"  # the template variable that turns thinking off
+SECONDS = 10  # that a template may take for a prompt
+LAST_TOKENS = 8  # of the first prompt, printed one by one
 
 
-def plain(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
-    """The text as it is, after the begin-of-text token where the tokenizer puts one."""
-    return text, True
+def _refused(reason: str, fix: str = "model.prompt=plain") -> SettingsError:
+    return SettingsError(f"model.prompt=chat: the tokenizer's chat template {reason}; {fix}")
 
 
-def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: Any) -> Rendered:
+def chat(tokenizer: PreTrainedTokenizerBase, text: str | Messages, **settings: Any) -> str:
     """A conversation, or a text as a user's message, in the checkpoint's chat template, up to where the assistant begins.
 
-    A template writes its own begin-of-text token, so the tokenizer must not add a second one. settings: what else it is
-    told. Raises ValueError where
-    the checkpoint has no template, and where its template does not take all that was said to the model.
+    settings: other variables of the template. Raises ValueError where the checkpoint has no template, and where its
+    template leaves out one of the messages.
     """
     if not tokenizer.chat_template:
         raise SettingsError(
             "model.prompt=chat: the tokenizer has no chat template; model.prompt=plain or model.prompt=r1"
         )
-    said = (("user", text),) if isinstance(text, str) else text
-    turns = [{"role": role, "content": content} for role, content in said]
+    messages = (("user", text),) if isinstance(text, str) else text
+    turns = [{"role": role, "content": content} for role, content in messages]
     try:
         rendered = render(tokenizer, turns, add_generation_prompt=True, **settings)
     except TemplateError as error:  # some templates know no system message
-        roles = ", ".join(role for role, _ in said)
-        refusal = f"model.prompt=chat: the tokenizer's chat template refuses the messages {roles} ({error})"
-        raise SettingsError(f"{refusal}; choose another model or data without them") from None
-    if isinstance(text, str):  # it may be trimmed or spelt otherwise, so that only a word of ours is looked for
-        lost = text not in rendered and SAID not in render(tokenizer, [{"role": "user", "content": SAID}])
-        role = "user" if lost else None
+        roles = ", ".join(role for role, _ in messages)
+        fix = "choose another model or data without them"
+        raise _refused(f"refuses the messages {roles} ({error})", fix) from None
+    if isinstance(text, str):  # which a template may trim or escape, so that only a placeholder has to come through
+        probe = [{"role": "user", "content": PLACEHOLDER}]
+        role = "user" if text not in rendered and PLACEHOLDER not in render(tokenizer, probe) else None
     else:
-        role = next((r for r, t in said if r != "assistant" and t not in rendered), None)
+        role = next((role for role, t in messages if role != "assistant" and t not in rendered), None)
     if role:
-        drops = f"model.prompt=chat: the tokenizer's chat template leaves a message of the {role}'s out"
-        raise SettingsError(f"{drops}; choose another model or data without it")
-    return rendered, False
+        raise _refused(f"leaves a message of the {role}'s out", "choose another model or data without it")
+    return rendered
 
 
-def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Rendered:
-    """`chat` of a model that thinks unless its template is told not to, as Qwen3: it is then asked for the answer alone.
+def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> str:
+    """`chat` with thinking turned off, for a model whose template has a switch for it, as Qwen3's.
 
-    Raises ValueError where the template cannot be told.
+    Raises ValueError where the template has none.
     """
     if SWITCH not in (tokenizer.chat_template or ""):
         raise SettingsError(
@@ -82,39 +76,33 @@ def no_thinking(tokenizer: PreTrainedTokenizerBase, text: str | Messages) -> Ren
 def render(
     tokenizer: PreTrainedTokenizerBase, turns: Sequence[Mapping[str, str]], date: datetime = DATE, **settings: Any
 ) -> str:
-    """The checkpoint's chat template for the turns of a talk on a date."""
+    """The checkpoint's chat template, rendered for the turns of a conversation on a date."""
     template = tokenizer.get_chat_template()
-    if "strftime_now" in template:  # transformers hands no function to a template: one is written in front of it
-        told = "".join(f"|replace('%{code}', '{date.strftime('%' + code)}')" for code in DATE_CODES)
-        template = f"{{%- macro strftime_now(text) %}}{{{{ text{told} }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
+    if "strftime_now" in template:  # transformers passes no functions to a template, so a macro is prepended
+        replaced = "".join(f"|replace('%{code}', '{date.strftime('%' + code)}')" for code in DATE_CODES)
+        template = f"{{%- macro strftime_now(text) %}}{{{{ text{replaced} }}}}{{%- endmacro %}}{{{{ '' }}}}{template}"
     settings = settings | {"chat_template": template, "tokenize": False}
     try:
         with _at_most(SECONDS):
             return str(tokenizer.apply_chat_template(turns, **settings))  # pyright: ignore[reportArgumentType]
     except (TemplateSyntaxError, SecurityError) as error:
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template is refused ({error}); model.prompt=plain"
-        ) from None
+        raise _refused(f"is refused ({error})") from None
     except (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError) as error:
         if isinstance(error, SettingsError):
             raise
-        told = " ".join(f"{type(error).__name__}: {error}".split())
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template fails ({told}); model.prompt=plain"
-        ) from None
+        message = " ".join(f"{type(error).__name__}: {error}".split())
+        raise _refused(f"fails ({message})") from None
 
 
 @contextmanager
 def _at_most(seconds: int) -> Iterator[None]:
-    """Ends a template that would run for ever. Only a main thread can be woken by an alarm; others wait."""
+    """Stops a template that would run forever; in the main thread only, as others get no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def end(number: int, frame: object) -> None:
-        raise SettingsError(
-            f"model.prompt=chat: the tokenizer's chat template takes more than {seconds} s; model.prompt=plain"
-        )
+        raise _refused(f"takes more than {seconds} s")
 
     before = signal.signal(signal.SIGALRM, end)
     signal.alarm(seconds)
@@ -126,16 +114,16 @@ def _at_most(seconds: int) -> Iterator[None]:
 
 
 def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat template writes after an assistant's message: an added token, else text; empty where nothing is told.
+    """What the chat template writes after an assistant's message: an added token, else text; empty where it writes nothing.
 
-    A base model's files often carry a template whose turn end is not their end-of-text token.
+    Base models often come with a template whose turn end is not their end-of-text token.
     """
-    if not tokenizer.chat_template:  # a task of its own prompts needs none
+    if not tokenizer.chat_template:  # which problems that are not messages do not need
         return ""
-    turns = [{"role": "user", "content": SAID}, {"role": "assistant", "content": SAID}]
+    turns = [{"role": "user", "content": PLACEHOLDER}, {"role": "assistant", "content": PLACEHOLDER}]
     try:
-        _, _, after = render(tokenizer, turns).rpartition(SAID)
-    except TemplateError:  # of a template that takes no message of the assistant's
+        _, _, after = render(tokenizer, turns).rpartition(PLACEHOLDER)
+    except TemplateError:  # where the template refuses assistant messages
         return ""
     added = {token.content for token in tokenizer.added_tokens_decoder.values()}
     after = after.strip()
@@ -143,12 +131,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and after everything that it reads.
+    """The special ids that the tokenizer puts before and after every text.
 
-    Raises ValueError where it does something else to the ids.
+    Raises ValueError where it does anything else to the ids.
     """
     bare, full = (tokenizer.encode("a", add_special_tokens=special) for special in (False, True))
-    if not bare:  # it does not know the letter
+    if not bare:  # the tokenizer lacks the letter
         return full, []
     for begin in range(len(full) - len(bare) + 1):
         if full[begin : begin + len(bare)] == bare:
@@ -158,33 +146,33 @@ def affixes(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
     )
 
 
-def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> Rendered:
+def r1(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     """The raw prompt `<|User|> ... <|Assistant|><think>` (arXiv 2606.10768, appendix A).
 
-    Where the tokenizer has DeepSeek's own tokens for the two roles, with full-width bars, these are used: spelt with
-    ASCII bars they would be read as ordinary text by the models that were trained on the tokens.
+    Where the tokenizer has DeepSeek's tokens for the two roles, with full-width bars, these are used: with ASCII bars,
+    models that were trained on the tokens would read ordinary text.
     """
     roles = ["<|User|>", "<|Assistant|>"]
     wide = [role.replace("|", FULL_WIDTH_BAR) for role in roles]
     user, assistant = wide if set(wide) <= set(tokenizer.get_vocab()) else roles
-    return f"{user}{text}{assistant}<think>\n", True
+    return f"{user}{text}{assistant}<think>\n"
 
 
-FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], Rendered]] = {
-    "plain": plain,
+FORMS: Mapping[str, Callable[[PreTrainedTokenizerBase, Any], str]] = {
+    "plain": lambda tokenizer, text: text,
     "chat": chat,
     "no_thinking": no_thinking,
     "r1": r1,
 }
-CHATS = ("chat", "no_thinking")  # those of the checkpoint's template
+CHATS = ("chat", "no_thinking")  # those that use the checkpoint's template
 
 
 @dataclass(frozen=True)
 class Prompting:
-    """What a model wants to be asked with: the form of a prompt, and the texts that end its thinking part and its answer.
+    """How a model is prompted: the form of its prompts, and the texts that end its thinking part and its answers.
 
     form          a name in FORMS
-    answer_start  None: the model has no thinking part, so strategies that act while it thinks act on the whole answer
+    answer_start  ends the thinking part; None: there is none, and strategies that act on it act on the whole answer
     stop          ids or texts that end an answer, besides the end-of-text tokens and, in a chat, the template's turn end
     """
 
@@ -200,9 +188,9 @@ class Prompting:
             raise SettingsError(f"model.answer_start={self.answer_start}: {reason}; model.answer_start=null")
 
     def encode(self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str | Messages]) -> list[list[int]]:
-        """Ids of the prompts for the texts or conversations of problems: once what the tokenizer puts in front, also where
-        the text has it already, and nothing of what it puts at the end, as an answer follows. Only chats have a form for
-        conversations."""
+        """Ids of the prompts for the texts or conversations of problems. What the tokenizer puts in front is there once,
+        also where a text begins with it already; what it puts at the end is left out, as an answer follows. Only chat
+        forms take conversations."""
         if self.form not in CHATS and any(not isinstance(text, str) for text in texts):
             kinds = "the problems are conversations with system messages or earlier turns, which only a chat template can ask"
             raise SettingsError(
@@ -211,8 +199,8 @@ class Prompting:
         rendered = [FORMS[self.form](tokenizer, text) for text in texts]
         if not rendered:
             return []
-        found: Any = tokenizer([text for text, _ in rendered], add_special_tokens=False)
-        before = affixes(tokenizer)[0] if rendered[0][1] else []
+        found: Any = tokenizer(rendered, add_special_tokens=False)
+        before = [] if self.form in CHATS else affixes(tokenizer)[0]  # a template writes its own begin-of-text token
         return [ids if ids[: len(before)] == before else [*before, *ids] for ids in found["input_ids"]]
 
     def stops(self, tokenizer: PreTrainedTokenizerBase) -> tuple[int | str, ...]:
@@ -221,10 +209,10 @@ class Prompting:
         return (*self.stop, ends) if ends else self.stop
 
     def settled(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-        """What was settled in silence, for run.json: the date that a template was told, ids that were not appended."""
+        """For run.json, what was decided without a setting: the date in the template, ids that were not appended."""
         found: dict[str, Any] = {}
         if self.form in CHATS and tokenizer.chat_template:
-            turns, other = [{"role": "user", "content": SAID}], DATE.replace(year=1999, month=1, day=2)
+            turns, other = [{"role": "user", "content": PLACEHOLDER}], DATE.replace(year=1999, month=1, day=2)
             if render(tokenizer, turns) != render(tokenizer, turns, other):
                 found["date"] = DATE.date().isoformat()
         after = [] if self.form in CHATS else affixes(tokenizer)[1]
@@ -236,9 +224,9 @@ PLAIN = Prompting()
 
 @dataclass(frozen=True)
 class Prompts:
-    """Every prompt that a run may ask, encoded once, before it begins, by its text and whether it is a message.
+    """Every prompt of a run, encoded once before it begins, by its text and whether it is a message.
 
-    room: the tokens that a prompt may have; rows: of the model's table, None where a prompt has none but its tokens.
+    room: tokens that a prompt may have, at most; rows: of the model's table, None: ids are not checked against it.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -248,16 +236,16 @@ class Prompts:
     ids: dict[tuple[str, bool], np.ndarray] = field(default_factory=dict)
 
     def read(self, task: Task, spare: int = 0) -> Task:
-        """Encodes the task's prompts and returns the task, without the messages that leave no room for the answer and
-        `spare` tokens more.
+        """Encodes the task's prompts and returns the task without the messages that leave no room for an answer and
+        `spare` more tokens.
 
-        Raises ValueError where nothing is left, or where a prompt that is no message is empty or does not fit.
+        Raises ValueError where no problem is left, or where a prompt that is not a message is empty or does not fit.
         """
         problems = list(task.problems)
         for message, form in ((True, self.prompting), (False, PLAIN)):
-            asked = [problem for problem in problems if problem.is_message is message]
-            encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in asked])
-            for problem, ids in zip(asked, encoded, strict=True):
+            alike = [problem for problem in problems if problem.is_message is message]
+            encoded = form.encode(self.tokenizer, [problem.messages or problem.prompt for problem in alike])
+            for problem, ids in zip(alike, encoded, strict=True):
                 self.ids[problem.prompt, message] = np.asarray(ids, np.int32)
                 self._refuse_unknown(f"{task.name}: a prompt", ids)
         for key, text in (("model.answer_start", self.prompting.answer_start), (task.name, task.answer_prefix)):
@@ -267,15 +255,15 @@ class Prompts:
             raise SettingsError(f"{task.name}: no prompt leaves room for the answer; set max_new_tokens")
         return task if len(kept) == len(problems) else Subset(task, kept)
 
-    def after(self, text: str, problem: Problem) -> np.ndarray:
-        """Ids of a problem's prompt with a text in front: in a chat as a system message, which one that is there follows."""
+    def with_prefix(self, text: str, problem: Problem) -> np.ndarray:
+        """Ids of a problem's prompt after a text: in a chat this is a system message, or the beginning of an existing one."""
         form = self.prompting if problem.is_message else PLAIN
-        asked: str | Messages = f"{text}\n{problem.prompt}"
+        prompt: str | Messages = f"{text}\n{problem.prompt}"
         if form.form in CHATS:
-            said = problem.messages or (("user", problem.prompt),)
-            system = "".join(f"\n{content}" for role, content in said[:1] if role == "system")
-            asked = (("system", text + system), *(said[1:] if system else said))
-        return np.asarray(form.encode(self.tokenizer, [asked])[0], np.int32)
+            messages = problem.messages or (("user", problem.prompt),)
+            system = "".join(f"\n{content}" for role, content in messages[:1] if role == "system")
+            prompt = (("system", text + system), *(messages[1:] if system else messages))
+        return np.asarray(form.encode(self.tokenizer, [prompt])[0], np.int32)
 
     def _fits(self, problem: Problem, room: int) -> bool:
         width = len(self.ids[problem.prompt, problem.is_message])
@@ -284,29 +272,24 @@ class Prompts:
         return 0 < width <= room
 
     def _refuse_unknown(self, what: str, ids: Sequence[int]) -> None:
-        """Added tokens may have no row of the table, as that of images in Gemma's text models."""
+        """Raises ValueError for added tokens that have no row in the table, as the image token in Gemma's text models."""
         if self.rows is not None and (most := max(ids, default=0)) >= self.rows:
             token = self.tokenizer.convert_ids_to_tokens(most)
-            told = f"{what} has the token {token!r} (id {most}), and the model's table ends at {self.rows - 1}"
-            raise SettingsError(f"{told}; take it out or choose another model")
+            problem = f"{what} has the token {token!r} (id {most}), and the model's table ends at {self.rows - 1}"
+            raise SettingsError(f"{problem}; take it out or choose another model")
 
-    @property
-    def stops(self) -> tuple[int | str, ...]:
-        """What ends an answer besides the end-of-text tokens."""
-        return self.prompting.stops(self.tokenizer)
-
-    def tell(self, words: Vocabulary) -> dict[str, Any]:
-        """Prints, and returns for run.json, how a model is asked: the first prompt as rendered, its last tokens, what
-        ends an answer and its thinking part, and what was settled in silence."""
+    def report(self, vocabulary: Vocabulary) -> dict[str, Any]:
+        """Prints, and returns for run.json, how the model is prompted: the first prompt as rendered, its last tokens, what
+        ends an answer and its thinking part, and what was decided without a setting."""
         names, first = self.tokenizer.convert_ids_to_tokens, next(iter(self.ids.values())).tolist()
-        asked = {
+        facts = {
             "prompt": self.tokenizer.decode(first, clean_up_tokenization_spaces=False),
             "last_tokens": names(first[-LAST_TOKENS:]),
-            "stops": dict(zip(names(list(words.stops)), words.stops, strict=True)),
-            "stop_texts": list(words.stop_texts),
-            "delimiter": {"text": words.delimiter or None, "tokens": names(list(words.answer_start))},
+            "stops": dict(zip(names(list(vocabulary.stops)), vocabulary.stops, strict=True)),
+            "stop_texts": list(vocabulary.stop_texts),
+            "delimiter": {"text": vocabulary.delimiter or None, "tokens": names(list(vocabulary.answer_start))},
             **self.prompting.settled(self.tokenizer),
         }
-        for name, value in asked.items():
+        for name, value in facts.items():
             print(f"asked: {name} {json.dumps(value, ensure_ascii=False)}")
-        return asked
+        return facts

@@ -1,20 +1,19 @@
-"""What a run will need, from sizes alone: no weights are read and nothing is allocated.
+"""The memory and disk that a run will need, from sizes alone: no weights are read and nothing is allocated.
 
-One process is counted; under DDP each has a whole copy, under FSDP a part.
+A plan is for one process; under DDP each has a whole copy of everything, under FSDP a shard.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ngrpo.models import architectures, files
 from ngrpo.models.adapters import Adapters
-from ngrpo.models.causal import chunk_tokens
+from ngrpo.models.causal import chunk_tokens, head_width
 from ngrpo.models.loading import read_config
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -34,14 +33,22 @@ class DoesNotFit(RuntimeError):
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of one process: `rows` answers are drawn together, `micro_rows` enter one forward and backward pass; lengths in
-    tokens; `dtype` of the weights, `precision` of the matmuls; `lora` as in model.lora; `copies` of frozen models and
-    `critics` beside the policy; `k` candidates per anchor, 0 without a neighbor table; `kept` checkpoints on disk;
-    `update_rows` answers of one optimizer step, None for all; `device`: cpu or cuda; `engine_cache` bytes of an engine that
-    keeps weights of its own, of `engine_dtype`, and a cache of that size; 0 without one; `ranks` that each keep a part;
-    `replicas`: several processes have whole copies; `records_vectors`: the strategy keeps a fed vector of every token;
-    `acts_on`: what else it acts on than what is fed; `retry_prompts` of up to `retry_tokens` are asked again at a time, 0
-    where none are."""
+    """Sizes of one process, lengths in tokens.
+
+    rows, prompts    answers that are drawn together, and their prompts
+    micro_rows       answers in one forward and backward pass
+    dtype            of the weights; precision: of the matmuls; lora: as model.lora
+    copies, critics  frozen models and critics beside the policy
+    recompute        gradient checkpointing
+    k                candidates per anchor, 0 without a neighbor table
+    kept             checkpoints on disk
+    update_rows      answers of one optimizer step; None: all
+    device           cpu or cuda
+    engine_cache     bytes of the cache of an engine that has weights of its own, in engine_dtype; 0 without such an engine
+    ranks            that each keep a shard; replicas: several processes keep whole copies
+    records_vectors  the strategy records a fed vector for every token; acts_on: as Exploration.acts_on
+    retry_prompts    prompts of up to retry_tokens that are retried at a time, 0 without retries
+    """
 
     rows: int
     prompts: int
@@ -70,7 +77,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes of what is there all the time, of what only a phase needs, and on disk; `peak` is that of the largest phase."""
+    """Bytes that are needed all the time, in each phase only, and on disk; `peak` is that of the largest phase."""
 
     parameters: int
     trained: int
@@ -83,32 +90,24 @@ class Plan:
 
     @property
     def peak(self) -> int:
-        """Bytes that the device must have."""
+        """Bytes that the device must have free."""
         phases = (self.rollout, self.update, self.step)
         return sum(self.resident.values()) + max(sum(phase.values()) for phase in phases)
 
 
-class Shapes(NamedTuple):
-    """A model without memory, and how many numbers each parameter has that is no adapter's."""
-
-    model: PreTrainedModel
-    counts: Sequence[int]
-
-
-def shapes_of(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> Shapes:
-    """Parameters are counted and not estimated; it takes a moment."""
+def skeleton(config: PreTrainedConfig, lora: Mapping[str, Any] | None) -> PreTrainedModel:
+    """The model on the meta device, with adapters where `lora` has a rank: parameters are counted, not estimated."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    counts = [p.numel() for p in model.parameters()]
     if lora and lora["r"]:
         Adapters(model, lora)
-    return Shapes(model, counts)
+    return model
 
 
 def architecture(path: str) -> PreTrainedConfig:
-    """The config of a model: of its directory, of a known checkpoint, else from the hub.
+    """The config of a model, from its directory, for a known checkpoint, or from the hub.
 
-    Raises ValueError where it cannot be had, and for an architecture that is not supported.
+    Raises ValueError where there is none, and for an architecture that is not supported.
     """
     known = architectures.known()
     if path in known and files.directory(path) is None:
@@ -116,111 +115,114 @@ def architecture(path: str) -> PreTrainedConfig:
     return read_config(path)
 
 
-def needs(config: PreTrainedConfig, sizes: Sizes, shapes: Shapes | None = None) -> Plan:
-    """The arithmetic, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table; shapes: of
-    it, where they are known.
+def needs(config: PreTrainedConfig, sizes: Sizes, model: PreTrainedModel | None = None) -> Plan:
+    """The plan, in bytes, for a model with P parameters of which p are trained, L layers and a (V, D) table. `model` is its
+    skeleton, where the caller has one.
 
-    weights      P of the policy, and P again for a reference and for a critic
-    gradients    p, with a critic those of its backbone too. They stay until the next update; in the backward pass of a
-                 single micro-batch they grow while activations go, so only several micro-batches have both
+    weights      P of the policy, and P more for a reference and for a critic
+    gradients    p, and those of a critic's backbone. They stay until the next update; in the backward pass of a single
+                 micro-batch they grow while activations are freed, so only several micro-batches need memory for both
     optimizer    2 p: AdamW's two moments
     neighbors    V k ids of 8 bytes
-    engine       P of its own and its cache, for an engine that keeps both; the rollout then has no cache of ours
-    cache        (prompts x prompt, or what is asked again, + rows x answer) x L x keys and values, in the dtype of the matmuls
+    engine       P of its own and its cache, for an engine that has both; the rollout then needs no KV cache
+    cache        (prompts x prompt, or those of retries, + rows x answer) x L x keys and values, in the dtype of the matmuls
     logits       rows x V: float32 logits and probabilities, float64 cumulative sums
-    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of the ends where layers are cut
+    copies       P of bfloat16 weights, where matmuls are in bfloat16 and weights are not; of table and head only, where
+                 layers are sharded
     activations  see `_activations`
-    scaled table V D of what is fed, and of its gradient, where the embedding has a scale
+    scaled table V D of fed vectors, and of their gradient, where the embedding has a scale
     head         logits of a chunk, whatever the length; see `_head`
     step         AdamW's temporaries: on a CPU two of the largest parameter, on GPUs one of every parameter
-    kept weights P while a strategy has noise on them
-    fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is put together
-    gathered     with several ranks of the above weights, gradients and moments are what one of them keeps. In the rollout
-                 policy and critic are whole; in the update their ends (table and head), with gradients, and of the layers,
-                 which are put together in the dtype of the matmuls, two, with the gradient of one and the sum of those
+    kept weights P while a strategy perturbs the weights
+    fed vectors  rows x answer x D in float32 where a strategy records them, twice while the record is assembled
+    gathered     with several ranks, the weights, gradients and moments above are one rank's shard. In the rollout, policy
+                 and critic are whole. In the update, table and head are whole, with gradients; of the layers, gathered in
+                 the dtype of the matmuls, two are, with the gradient of one and its reduced sum
     buckets      p where replicas sum their gradients (DDP)
     disk         checkpoints hold trained weights and moments, hf/ the weights
     """
-    model, counts = shapes or shapes_of(config, sizes.lora)
+    model = skeleton(config, sizes.lora) if model is None else model
+    counts = [p.numel() for name, p in model.named_parameters() if ".lora_" not in name]
     parameters, vocabulary, size = sum(counts), config.vocab_size, BYTES[sizes.dtype]
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     whole = sum(p.numel() for p in model.parameters())
     learners = trained + sizes.critics * (parameters - _ends(model))
     compute = 2 if "bfloat16" in (sizes.precision, sizes.dtype) else 4
-    asked = max(sizes.prompts * sizes.prompt_tokens, sizes.retry_prompts * sizes.retry_tokens)
-    held = asked + sizes.rows * sizes.new_tokens
+    prompt_tokens = max(sizes.prompts * sizes.prompt_tokens, sizes.retry_prompts * sizes.retry_tokens)
+    cached = prompt_tokens + sizes.rows * sizes.new_tokens
     table = vocabulary * config.hidden_size * size * hasattr(model.get_input_embeddings(), "embed_scale")
     several = (sizes.update_rows or sizes.rows) > sizes.micro_rows
-    fed, cut = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
-    part, models, ends = partial(_part, sizes.ranks), 1 + sizes.critics, _ends(model)
+    fed, sharded = sizes.rows * sizes.new_tokens * config.hidden_size * 4 * sizes.records_vectors, sizes.ranks > 1
+    models, ends = 1 + sizes.critics, _ends(model)
     layers = parameters - ends
     layer = layers // config.num_hidden_layers * (3 * compute + size)
+
+    def shard(size: int) -> int:
+        return -(-size // sizes.ranks)
+
     return Plan(
         parameters=parameters,
         trained=trained,
         sizes=sizes,
         resident={
-            "weights": part(whole * size),
-            "reference": part(sizes.copies * parameters * size),
-            "critic": part(sizes.critics * parameters * size),
-            "optimizer": part(2 * learners * size),
+            "weights": shard(whole * size),
+            "reference": shard(sizes.copies * parameters * size),
+            "critic": shard(sizes.critics * parameters * size),
+            "optimizer": shard(2 * learners * size),
             "neighbors": vocabulary * sizes.k * 8,
             "buckets": learners * size * sizes.replicas,
             "engine": (parameters * BYTES[sizes.engine_dtype] + sizes.engine_cache) * bool(sizes.engine_cache),
         },
         rollout={
-            "gathered": models * (layers * min(compute, size) + ends * size) * cut,
-            "gradients": part(learners * size),
-            "KV cache": held * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
+            "gathered": models * (layers * min(compute, size) + ends * size) * sharded,
+            "gradients": shard(learners * size),
+            "KV cache": cached * config.num_hidden_layers * 2 * key_width(config) * compute * (not sizes.engine_cache),
             "logits": sizes.rows * vocabulary * (4 + 4 + 8),
             "fed vectors": 2 * fed,
             "kept weights": whole * size * (sizes.acts_on == "weights"),
             "scaled table": table,
         },
         update={
-            "gathered": (2 * models * ends * size + layer) * cut,
-            "gradients": part(learners * size * several),
+            "gathered": (2 * models * ends * size + layer) * sharded,
+            "gradients": shard(learners * size * several),
             "fed vectors": fed,
-            "bfloat16 copies": (ends if cut else parameters) * 2 * (compute < size),
+            "bfloat16 copies": (ends if sharded else parameters) * 2 * (compute < size),
             "activations": _activations(model, sizes, compute),
             "head": _head(vocabulary, sizes, compute),
             "scaled table": 2 * table,
         },
         step={
-            "gradients": part(learners * size),
-            "temporaries": part(_temporaries(counts, trained, sizes) * size),
+            "gradients": shard(learners * size),
+            "temporaries": shard(_temporaries(counts, trained, sizes) * size),
         },
         disk={"checkpoints": sizes.kept * 3 * learners * size, "hf": parameters * size},
     )
 
 
-def _part(ranks: int, size: int) -> int:
-    return -(-size // ranks)
-
-
 def _head(vocabulary: int, sizes: Sizes, compute: int) -> int:
-    """Bytes of the logits that are in memory at a time (causal.chunk_tokens): their log-softmax, its gradient and theirs,
-    where there are several chunks the products themselves, and float32 beside bfloat16 products."""
+    """Bytes for a chunk of logits (causal.chunk_tokens): the log-softmax, its gradient and that of the logits; where there
+    are several chunks, the products of the head too; and float32 copies of bfloat16 products."""
     tokens, chunk = sizes.micro_rows * sizes.new_tokens, chunk_tokens(vocabulary, sizes.device)
     copies = 3 + (tokens > chunk) + (compute < LOGIT)
     return copies * LOGIT * vocabulary * min(chunk, tokens)
 
 
 def _temporaries(counts: Sequence[int], trained: int, sizes: Sizes) -> int:
-    """Numbers that AdamW holds beside moments and gradients: weight by weight on a CPU, of all at once on a GPU."""
+    """Numbers that AdamW needs besides moments and gradients: parameter by parameter on a CPU, for all at once on a GPU."""
     if sizes.device == "cuda":
         return trained
     return 2 * max(counts) * (trained == sum(counts))
 
 
 def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
-    """Bytes that autograd keeps of a micro-batch: of every layer, or of one layer and the inputs of all that recompute.
+    """Bytes that autograd keeps for a micro-batch: of every layer, or with gradient checkpointing of one layer and the inputs
+    of all.
 
-    A decoder layer with width D, heads of width H together, keys of width K, and an MLP of width I keeps two residual
-    streams and the inputs and outputs of its N norms (2 D + 2 N D, float32), attention output in its order (H), and gate,
-    its activation, up and product (4 I) of every token that is read, a prompt's once for its rows; norms of queries and
-    keys keep H + K twice. Attention sees whole rows and keeps queries and its output (2 H), keys and values (2 K) of each;
-    soft-capped scores are written out and kept before and after their softmax. A mask on attention is kept of each token (H).
+    A decoder layer has width D, heads of total width H, keys of width K and an MLP of width I. For every token that is read,
+    a prompt's once for all of its rows, it keeps two residual streams and the inputs and outputs of its N norms (2 D + 2 N D,
+    float32), attention output in the tokens' order (H), and gate, its activation, up and their product (4 I); norms of
+    queries and keys keep H + K twice; a mask on attention keeps H. Attention sees whole rows and keeps queries and output
+    (2 H), keys and values (2 K) for every token of each; soft-capped scores are kept before and after their softmax.
     """
     config = model.config
     width, inner, keys = config.hidden_size, config.intermediate_size, key_width(config)
@@ -240,13 +242,8 @@ def _activations(model: PreTrainedModel, sizes: Sizes, compute: int) -> int:
     return config.num_hidden_layers * (kept if sizes.recompute else layer) + layer * sizes.recompute + 4 * kept
 
 
-def head_width(config: PreTrainedConfig) -> int:
-    """Entries of one attention head."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-
-
 def key_width(config: PreTrainedConfig) -> int:
-    """Entries of the keys, or values, of a token in one layer."""
+    """Width of a token's keys, or values, in a layer."""
     return config.num_key_value_heads * head_width(config)
 
 
@@ -257,7 +254,7 @@ def _ends(model: PreTrainedModel) -> int:
 
 
 def available() -> list[tuple[str, int]]:
-    """(name, free bytes) of every device that a process could train on: the GPUs, else the machine itself."""
+    """(name, free bytes) of every device that a process could train on: the GPUs, or the machine's memory."""
     if torch.cuda.is_available():
         indices = range(torch.cuda.device_count())
         return [(f"cuda:{i} {torch.cuda.get_device_name(i)}", torch.cuda.mem_get_info(i)[0]) for i in indices]

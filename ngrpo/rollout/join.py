@@ -1,4 +1,4 @@
-"""Answers of several draws as one batch, in one another's places, or kept for a later one: what resampling needs."""
+"""Answers of several draws joined to one batch, exchanged for one another, or packed for a later step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -15,47 +15,41 @@ from ngrpo.tasks.base import Problem, Score
 
 
 def join(draws: Sequence[Answers], groups: Tensor) -> Answers:
-    """The groups numbered `groups` of several draws, counted through, as one batch."""
-    rollouts = join_rollouts([draw.rollouts for draw in draws])
-    size = rollouts.group_size
+    """The groups numbered `groups` of several draws, numbered consecutively, as one batch."""
+    size = draws[0].rollouts.group_size
     rows = (groups[:, None] * size + torch.arange(size, device=groups.device)).flatten()
     problems = [problem for draw in draws for problem in draw.problems]
-    texts = [text for draw in draws for text in draw.completions]
-    scores = [score for draw in draws for score in draw.scores]
-    asked = [text for draw in draws for text in draw.prompts] if any(draw.asked for draw in draws) else None
-    return Answers(
-        [problems[i] for i in groups.tolist()],
-        replace(rollouts.rows(rows), group_size=size),
-        [texts[i] for i in rows.tolist()],
-        [scores[i] for i in rows.tolist()],
-        asked and [asked[i] for i in rows.tolist()],
-    )
+    rollouts, completions, scores, prompts = _rows(draws, rows)
+    overrides = prompts if any(draw.prompt_overrides for draw in draws) else None
+    rollouts = replace(rollouts, group_size=size)
+    return Answers([problems[i] for i in groups.tolist()], rollouts, completions, scores, overrides)
 
 
 def exchanged(answers: Answers, others: Answers, source: Tensor) -> Answers:
-    """The answers, in whose places stand `others` where source (B,) names a row of them, and not -1.
+    """The answers, with the row source (B,) of `others` in place of each, except where source is -1.
 
-    They stand there as answers to the problem's own prompt; their log-probabilities stay those under the one they answered.
+    Such a row counts as an answer to the problem's own prompt; its log-probabilities stay those under the prompt it answered.
     """
     own, rows = answers.rollouts, torch.arange(len(source), device=source.device)
-    rollouts = join_rollouts([replace(own, group_size=1), replace(others.rollouts, group_size=1)])
-    rollouts = rollouts.rows(torch.where(source < 0, rows, len(rows) + source))
-    prompts = {"prompts": own.prompts, "prompt_mask": own.prompt_mask, "group_size": own.group_size}
+    taken = torch.where(source < 0, rows, len(rows) + source)
+    rollouts, completions, scores, prompts = _rows([answers, others], taken)
+    rollouts = replace(rollouts, prompts=own.prompts, prompt_mask=own.prompt_mask, group_size=own.group_size)
+    return Answers(answers.problems, rollouts, completions, scores, prompts)
 
-    def merged(mine: Sequence[Any], theirs: Sequence[Any]) -> list[Any]:
-        return [theirs[at] if at >= 0 else one for one, at in zip(mine, source.tolist(), strict=True)]
 
-    return Answers(
-        answers.problems,
-        replace(rollouts, **prompts),
-        merged(answers.completions, others.completions),
-        merged(answers.scores, others.scores),
-        merged(answers.prompts, others.prompts),
-    )
+def _rows(draws: Sequence[Answers], rows: Tensor) -> tuple[Rollouts, list[str], list[Score], list[str]]:
+    """Rollouts, completions, scores and prompts of the rows numbered `rows` of several draws, numbered consecutively."""
+
+    def chosen(field: str) -> list[Any]:
+        values = [value for draw in draws for value in getattr(draw, field)]
+        return [values[i] for i in rows.tolist()]
+
+    rollouts = join_rollouts([draw.rollouts for draw in draws]).rows(rows)
+    return rollouts, chosen("completions"), chosen("scores"), chosen("prompts")
 
 
 def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
-    """Rows of several batches with the same group size as one: prompts padded on the left, answers on the right."""
+    """Rows of several batches as one batch of single-row groups: prompts padded on the left, answers on the right."""
     width = max(part.prompts.shape[1] for part in parts)
     length = max(part.mask.shape[1] for part in parts)
 
@@ -63,8 +57,7 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         return torch.cat([F.pad(value, (width - value.shape[1], 0)) for value in values])
 
     def right(values: Sequence[Tensor]) -> Tensor:
-        padding = [(0, 0) * (value.dim() - 2) + (0, length - value.shape[1]) for value in values]
-        return torch.cat([F.pad(value, pad) for value, pad in zip(values, padding, strict=True)])
+        return torch.cat([F.pad(v, (0, 0) * (v.dim() - 2) + (0, length - v.shape[1])) for v in values])
 
     return Rollouts(
         prompts=left([part.prompts for part in parts]),
@@ -74,24 +67,25 @@ def join_rollouts(parts: Sequence[Rollouts]) -> Rollouts:
         log_probs=right([part.log_probs for part in parts]),
         entropy=None if any(part.entropy is None for part in parts) else right([part.entropy for part in parts]),  # pyright: ignore
         keys=torch.cat([part.keys for part in parts]),
-        group_size=parts[0].group_size,
+        group_size=1,
     )
 
 
 def packed(answers: Answers) -> dict[str, Any]:
-    """The answers as plain containers with tensors on the CPU, as a checkpoint takes them."""
+    """The answers as plain containers with tensors on the CPU, as checkpoints need them."""
     scores = [asdict(replace(score, reward=float(score.reward))) for score in answers.scores]
     return {
         "problems": [asdict(problem) for problem in answers.problems],
         "rollouts": _moved(asdict(answers.rollouts), "cpu"),
         "completions": list(answers.completions),
-        "asked": None if answers.asked is None else list(answers.asked),
+        "asked": None if answers.prompt_overrides is None else list(answers.prompt_overrides),
         "scores": scores,
     }
 
 
 def unpacked(parts: Sequence[Mapping[str, Any] | None], ranks: Ranks, device: torch.device) -> Answers | None:
-    """This rank's of what every rank has packed (None: nothing); by another number of ranks whole groups are dealt out."""
+    """This rank's part of what all ranks packed (None: nothing). Packed by another number of ranks, whole groups are dealt
+    out to the ranks in turn."""
     mine = parts[ranks.rank : ranks.rank + 1] if len(parts) == ranks.world else parts
     found = [_unpacked(part, device) for part in mine if part is not None]
     groups = torch.arange(sum(len(answers.problems) for answers in found), device=device)
@@ -111,6 +105,6 @@ def _unpacked(part: Mapping[str, Any], device: torch.device) -> Answers:
 
 
 def _moved(values: Mapping[str, Any], device: torch.device | str) -> dict[str, Any]:
-    """The same with all tensors on a device, however deep."""
+    """The same with all tensors, nested ones too, on a device."""
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
     return {name: _moved(value, device) if isinstance(value, dict) else value for name, value in moved.items()}

@@ -1,8 +1,8 @@
 """Randomness as an input: a row's identity is hashed to a key, and a counter-based generator turns (key, decode step)
 into uniforms and normals.
 
-Because a draw depends on the row's key and its step alone, it is the same for any batch size, row order, padding or
-worker count, and it can be regenerated at training time instead of being stored.
+A draw depends on nothing but the row's key and its decode step. So it is the same for any batch size, row order, padding or
+worker count, and training can regenerate it instead of storing it.
 Generator: Philox4x32-10 (Salmon et al., 2011, "Parallel random numbers: as easy as 1, 2, 3"), in integer tensor
 arithmetic so that a CPU and a GPU give the same words.
 """
@@ -25,7 +25,7 @@ _UNIFORMS, _NORMALS, _WIDE = 0, 1, 2  # third counter word: which family of draw
 
 
 def row_key(*identity: str | int) -> int:
-    """The signed 64-bit key of one row, from what identifies it (seed, RL step, problem id, sample index, ...)."""
+    """The signed 64-bit key of the row with this identity (seed, RL step, problem id, sample index, ...)."""
     text = "\x1f".join(str(part) for part in identity)
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little", signed=True)
 
@@ -40,7 +40,7 @@ def philox(counter: tuple[Tensor | int, ...], key: Tensor) -> tuple[Tensor, Tens
     words = [torch.as_tensor(word, dtype=torch.int64, device=key.device) for word in counter]
     if key.device.type != "cpu":
         return _rounds(words, key)
-    # The same arithmetic by numpy, whose operations cost a fraction of torch's where there are few numbers.
+    # The same arithmetic in numpy, whose operations cost a fraction of torch's on few numbers.
     with np.errstate(over="ignore"):
         arrays = _rounds([word.numpy() for word in words], key.numpy())
     return tuple(torch.from_numpy(np.asarray(array)) for array in arrays)  # pyright: ignore
@@ -100,18 +100,18 @@ class Draws:
         return torch.stack(self._pairs(width, _WIDE), dim=-1).flatten(-2)[..., :width]
 
     def _pairs(self, width: int, family: int) -> tuple[Tensor, Tensor]:
-        """Two uniforms for every other of `width` numbers per step."""
+        """Uniforms for the even and for the odd ones of `width` numbers per step."""
         blocks = torch.arange((width + 1) // 2, device=self.rows.device)
         words = philox((self.steps[..., None], blocks, family, 0), self.rows[..., None])
         return _unit(words[0], words[1]), _unit(words[2], words[3])
 
     def precompute(self) -> "Draws":
-        """Itself, with both uniforms computed, so that parts of it are mere look-ups."""
+        """Itself, with both uniforms computed, so that indexing it only looks them up."""
         assert self.token.shape == self.explore.shape
         return self
 
     def __getitem__(self, index: Tensor | tuple) -> "Draws":
-        """The draws at `index`; uniforms that were already computed come along."""
+        """The draws at `index`, with the uniforms that were computed before."""
         rows, steps = torch.broadcast_tensors(self.rows, self.steps)
         part = Draws(rows[index], steps[index])
         for name in ("token", "explore"):

@@ -1,4 +1,4 @@
-"""Prompts with something in front: what a problem is asked with a second time, as text and as ids."""
+"""The prompts of a retry: random words in front of a problem's prompt, as text and as ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from ngrpo.tasks.base import Problem, Task
 
 @dataclass(frozen=True)
 class Perturbed:
-    """The prompts of a run, with the words of a retry in front of them."""
+    """The prompts of a run with the words of a retry in front."""
 
     retry: Retry
     prompts: Prompts
@@ -29,28 +29,27 @@ class Perturbed:
         texts = {str(tokenizer.decode([i])).strip() for i in ordinary}
         return sorted(text for text in texts if text.isprintable() and any(map(str.isalpha, text)))
 
-    def ask(self, problem: Problem, key: int) -> tuple[str, np.ndarray]:
-        """The problem's prompt after the words that a key draws, or as many of them as fit: a transcript, and its ids."""
+    def prompt(self, problem: Problem, key: int) -> tuple[str, np.ndarray]:
+        """The problem's prompt after the words that a key draws, or as many of them as fit: as a transcript and as ids."""
         words = self.retry.drawn(self.vocabulary, key)
-        ids = self.prompts.after(self.retry.text(words), problem)
+        ids = self.prompts.with_prefix(self.retry.text(words), problem)
         while len(ids) > self.prompts.room and len(words) > self.retry.words[0]:
             words = words[: max(self.retry.words[0], len(words) * 7 // 8)]
-            ids = self.prompts.after(self.retry.text(words), problem)
+            ids = self.prompts.with_prefix(self.retry.text(words), problem)
         return f"{self.retry.text(words)}\n{problem.prompt}", ids
 
     def read(self, task: Task) -> Task:
-        """The task without the messages that leave no room for the fewest words in front, were they the longest ones; see
-        Prompts.read.
+        """As Prompts.read, but without messages that leave no room for the fewest words, even if these are the longest ones.
 
-        Raises SettingsError where the model's form of a prompt takes nothing in front, and where nothing fits.
+        Raises SettingsError where the model's form of a prompt does not take these problems, and where nothing fits.
         """
         encode, first, fewest = self.prompts.tokenizer.encode, next(iter(task.problems)), self.retry.words[0]
         longest = max(self.vocabulary, key=lambda word: len(encode(f" {word}", add_special_tokens=False)))
         form = self.prompts.prompting if first.is_message else PLAIN
         own = form.encode(self.prompts.tokenizer, [first.messages or first.prompt])[0]
-        spare = len(self.prompts.after(self.retry.text([longest] * fewest), first)) - len(own)
+        spare = len(self.prompts.with_prefix(self.retry.text([longest] * fewest), first)) - len(own)
         try:
             return self.prompts.read(task, spare)
         except SettingsError as error:
-            told = f"algorithm.retry.words={list(self.retry.words)}: {spare} tokens may stand in front of a prompt"
-            raise SettingsError(f"{told}, and {error}; algorithm.retry.words=[0,{fewest // 2}]") from None
+            rule = f"algorithm.retry.words={list(self.retry.words)}: {spare} tokens may stand in front of a prompt"
+            raise SettingsError(f"{rule}, and {error}; algorithm.retry.words=[0,{fewest // 2}]") from None

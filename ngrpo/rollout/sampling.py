@@ -1,4 +1,4 @@
-"""Problems to answered, scored rollouts, and what is said of a batch of them: what training and evaluation share."""
+"""From problems to scored answers, and the figures of a batch of them: what training and evaluation share."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from ngrpo.algorithm.advantages import homogeneous
 from ngrpo.algorithm.inputs import Groups
@@ -17,24 +18,24 @@ from ngrpo.models.prompting import Prompts
 from ngrpo.rollout.engines.base import Engine
 from ngrpo.rollout.keys import row_keys
 from ngrpo.rollout.perturbed import Perturbed
-from ngrpo.rollout.records import DecodeStep, Rollouts, Vocabulary
+from ngrpo.rollout.records import Rollouts, Vocabulary
 from ngrpo.rundir.schema import READING
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Problem, Score, Task
 
-STEP_ROWS = 64  # explored steps of one RL step that samples/steps.parquet keeps
-MEASURED_STEPS = 4096  # displacement is averaged over at most so many explored steps: enough for three digits
+STEP_ROWS = 64  # explored steps of an RL step that samples/steps.parquet keeps
+MEASURED_STEPS = 4096  # explored steps that displacement is averaged over, at most: enough for three digits
 
 
 class Ungraded(RuntimeError):
-    """More answers have no verdict than may: they would count as wrong, and the score would be too low."""
+    """Too many answers have no verdict: they would count as wrong, and the score would be too low."""
 
     exit_code = 3
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """Everything that turns a problem into a completion; `max_new_tokens` is the longest answer. `perturbed` are the prompts
-    of problems that are asked again, where any are."""
+    """Everything that turns a problem into an answer of at most `max_new_tokens` tokens. `perturbed`: the prompts of
+    retries, where the algorithm has any."""
 
     engine: Engine
     strategy: Exploration
@@ -42,25 +43,37 @@ class Sampler:
     max_new_tokens: int
     perturbed: Perturbed | None = None
 
+    def generate(
+        self, problems: Sequence[Problem], identities: Sequence[tuple], ids: Sequence[np.ndarray] | None = None
+    ) -> Rollouts:
+        """Rollouts of P problems in B = P * G rows, each drawn from the key of its identity.
+
+        ids: of P prompts in place of the problems' own, which `prompts` has encoded. Raises rollout.records.NotFinite.
+        """
+        ids = [self.prompts.ids[p.prompt, p.is_message] for p in problems] if ids is None else ids
+        prompts, mask = padded(ids, self.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+        return self.engine.generate(self.strategy, prompts, mask, row_keys(identities), self.max_new_tokens)
+
 
 @dataclass(frozen=True)
 class Answers:
     """Completions of P problems, G each, rows of one problem together: B = P * G texts and scores for `rollouts`.
 
-    asked: the B prompts that were answered, where not all are those of the problems; `rollouts.log_probs` are under these.
+    prompt_overrides: the B prompts that were answered, where some are not the problems' own; `rollouts.log_probs` are
+    conditioned on these.
     """
 
     problems: Sequence[Problem]
     rollouts: Rollouts
     completions: Sequence[str]
     scores: Sequence[Score]
-    asked: Sequence[str] | None = None
+    prompt_overrides: Sequence[str] | None = None
 
     @property
     def prompts(self) -> Sequence[str]:
         """The B prompts that were answered."""
         own = [problem.prompt for problem in self.problems for _ in range(self.rollouts.group_size)]
-        return own if self.asked is None else self.asked
+        return own if self.prompt_overrides is None else self.prompt_overrides
 
 
 def answer(
@@ -68,42 +81,35 @@ def answer(
     task: Task,
     problems: Sequence[Problem],
     identities: Sequence[tuple],
-    asked: Sequence[tuple[str, np.ndarray]] | None = None,
+    prompts: Sequence[tuple[str, np.ndarray]] | None = None,
 ) -> Answers:
-    """Completions of P problems for B = P * G rows, each drawn from the key of its identity, and their scores.
+    """Completions of P problems in B = P * G rows, as Sampler.generate draws them, and their scores.
 
-    asked: text and ids of P prompts that stand for the problems' own; these are else among those that the sampler's prompts
-    have read. Raises rollout.records.NotFinite.
+    prompts: text and ids of P prompts in place of the problems' own.
     """
-    ids = [sampler.prompts.ids[p.prompt, p.is_message] for p in problems] if asked is None else [i for _, i in asked]
-    prompts, mask = padded(ids, sampler.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
-    keys = row_keys(identities)
-    rollouts = sampler.engine.generate(sampler.strategy, prompts, mask, keys, sampler.max_new_tokens)
-    texts = [
-        row[:length] for row, length in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
-    ]
-    completions = [sampler.strategy.vocabulary.text(row) for row in texts]
+    rollouts = sampler.generate(problems, identities, None if prompts is None else [ids for _, ids in prompts])
+    completions = [sampler.strategy.vocabulary.text(ids) for ids in rollouts.answer_ids()]
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
-    prompted = None if asked is None else [text for text, _ in asked for _ in range(rollouts.group_size)]
-    return Answers(problems, rollouts, completions, task.score(every, completions), prompted)
+    overrides = None if prompts is None else [text for text, _ in prompts for _ in range(rollouts.group_size)]
+    return Answers(problems, rollouts, completions, task.score(every, completions), overrides)
 
 
 def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:
     """Prompts as ids and mask, both (P, S), left-padded."""
-    width, lengths = max(map(len, ids)), torch.tensor([len(row) for row in ids])
-    rows = [np.concatenate((np.full(width - len(row), pad), row)) for row in ids]
-    return torch.from_numpy(np.stack(rows)).long(), torch.arange(width)[None] >= width - lengths[:, None]
+    rows = [torch.from_numpy(row).long() for row in ids]
+    mask = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    left: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+    return pad_sequence(rows, padding_value=pad, **left), pad_sequence(mask, **left)
 
 
 def truncated(rollouts: Rollouts, strategy: Exploration) -> Tensor:
-    """(B,) bool: answers that do not end with a stop."""
-    rows = zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
-    ended = [strategy.vocabulary.stopped(row[:length]) for row, length in rows]
+    """(B,) bool: which answers do not end with a stop."""
+    ended = [strategy.vocabulary.stopped(ids) for ids in rollouts.answer_ids()]
     return ~torch.tensor(ended, device=rollouts.mask.device)
 
 
 def groups_of(answers: Answers, sampler: Sampler) -> Groups:
-    """What algorithms may know of the answers of a batch."""
+    """What an algorithm may know of the answers of a batch."""
     rollouts, size = answers.rollouts, answers.rollouts.group_size
     device = rollouts.mask.device
     return Groups(
@@ -121,19 +127,18 @@ def groups_of(answers: Answers, sampler: Sampler) -> Groups:
 def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per completion, with the columns of rundir.schema.SAMPLE_TYPES.
 
-    labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` are those whose vector the model read.
+    labels: run, benchmark, exploration, algorithm, step, seed. `explored_steps` counts those whose vector the model read.
     """
     rollouts = answers.rollouts
-    tokens, lengths = rollouts.steps.tokens.tolist(), rollouts.lengths.tolist()
     log_probs = rollouts.log_probs.double().sum(dim=1).tolist()
-    entropies = [None] * len(lengths)
+    entropies = [None] * len(log_probs)
     if rollouts.entropy is not None:
         entropies = (rollouts.entropy.double().sum(dim=1) / rollouts.lengths).tolist()
-    explored = (rollouts.steps.explored & rollouts.consumed).sum(dim=1).tolist()
+    explored = rollouts.explored.sum(dim=1).tolist()
     rows, prompts = [], answers.prompts
-    for row, (text, score) in enumerate(zip(answers.completions, answers.scores, strict=True)):
+    columns = zip(answers.completions, rollouts.answer_ids(), answers.scores, strict=True)
+    for row, (text, ids, score) in enumerate(columns):
         problem = answers.problems[row // rollouts.group_size]
-        ids = tokens[row][: lengths[row]]
         rows.append(
             {
                 **labels,
@@ -142,7 +147,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
                 "prompt": prompts[row],
                 "completion": text,
                 "token_ids": ids,
-                "n_tokens": lengths[row],
+                "n_tokens": len(ids),
                 "finish_reason": "stop" if vocabulary.stopped(ids) else "length",
                 "gold": problem.gold,
                 "extracted": score.extracted,
@@ -157,13 +162,8 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
     return rows
 
 
-def explored_places(answers: Answers) -> Tensor:
-    """(N, 2) rows and positions of the first few explored steps whose vector the model read."""
-    return (answers.rollouts.steps.explored & answers.rollouts.consumed).nonzero()[:STEP_ROWS]
-
-
 def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> dict[str, float]:
-    """The figures of one RL step that need no second look at the model; `table` is the policy's embedding (V, D)."""
+    """The figures of an RL step that need no forward pass; `table` is the policy's embedding (V, D)."""
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     rewards = torch.tensor([score.reward for score in answers.scores], dtype=torch.float64).view(-1, group)
     outcomes = np.array([score.outcome for score in answers.scores])
@@ -184,35 +184,39 @@ def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> 
     }
 
 
-def displacement(fed: Tensor, steps: DecodeStep, table: Tensor) -> tuple[Tensor, Tensor]:
-    """||fed - E[anchor]|| / ||E[anchor]|| and the cosine between the two, both (N,), for fed vectors (N, D)."""
+@torch.no_grad()
+def fed_vectors(
+    rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the model read at `where` (N, 2), rebuilt from the record: fed vectors (N, D), their ||fed - E[anchor]|| /
+    ||E[anchor]||, and the cosine of fed and E[anchor], both (N,); float32."""
+    row, time = where.unbind(dim=1)
+    steps = rollouts.steps[row, time]
+    fed = strategy.embed(steps, table, rollouts.draws[row, time]).float()
     anchor = F.embedding(steps.anchors, table).float()
-    distance = (fed.float() - anchor).norm(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)
-    return distance, F.cosine_similarity(fed.float(), anchor, dim=-1)
+    distance = (fed - anchor).norm(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)
+    return fed, distance, F.cosine_similarity(fed, anchor, dim=-1)
 
 
 def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> dict[str, float]:
-    """What was fed at explored steps that the model read; anchor_weight, alpha(v*), where the record has recipes."""
-    read = rollouts.consumed
-    where = (rollouts.steps.explored & read).nonzero()[:MEASURED_STEPS]
-    share = (rollouts.steps.explored & read).sum().double() / read.sum().clamp(min=1)
+    """Figures of the explored steps whose vector the model read; anchor_weight, alpha(v*), where they have recipes."""
+    where = rollouts.explored.nonzero()[:MEASURED_STEPS]
     if not len(where):
         return {"explored": 0.0, "displacement": 0.0}
-    row, time = where.unbind(dim=1)
-    steps = rollouts.steps[row, time]
-    with torch.no_grad():
-        fed = strategy.embed(steps, table, rollouts.draws[row, time])
-    found = {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
-    return found if steps.mix_weights is None else found | {"anchor_weight": steps.mix_weights[:, 0].mean().item()}
+    share = rollouts.explored.sum().double() / rollouts.consumed.sum()
+    _, distance, _ = fed_vectors(rollouts, where, strategy, table)
+    found = {"explored": share.item(), "displacement": distance.mean().item()}
+    weights = rollouts.steps[where.unbind(dim=1)].mix_weights
+    return found if weights is None else found | {"anchor_weight": weights[:, 0].mean().item()}
 
 
 def path_column(score: Score) -> str:
-    """What stands in the column solution_path: the way to the answer, or else how the answer was read."""
+    """The column solution_path: the solution path, or else how the answer was read."""
     return score.solution_path or (f"{READING}{score.reading}" if score.reading else "")
 
 
 def refuse_ungraded(where: str, shares: Mapping[str, float], limit: float) -> None:
-    """Raises Ungraded where the shares of answers without a verdict, by outcome, add up to more than `limit`."""
+    """Raises Ungraded where the shares of the outcomes without a verdict add up to more than `limit`."""
     shares = {name: shares[name] for name in UNGRADED}
     if sum(shares.values()) > limit:
         text = ", ".join(f"{name} {100 * share:.1f} %" for name, share in shares.items())

@@ -109,9 +109,9 @@ def _draw(sampler: Sampler, task: Task, config: TrainingConfig, place: tuple[int
     return _answered(sampler, task, problems, [(*place, p.id, i) for p in problems for i in range(config.group_size)])
 
 
-def _answered(sampler: Sampler, task: Task, problems: list[Problem], identities: list[tuple], asked=None) -> Answers:
+def _answered(sampler: Sampler, task: Task, problems: list[Problem], identities: list[tuple], prompts=None) -> Answers:
     try:
-        return answer(sampler, task, problems, identities, asked)
+        return answer(sampler, task, problems, identities, prompts)
     except NotFinite as error:
         raise NotFinite(f"RL step {identities[0][1]}: {error}") from error
 
@@ -131,7 +131,7 @@ def _asked_again(
     rescued, whole = 0, drawn
     for part in wrong.split(max(1, len(drawn.completions) // each)) if len(wrong) else ():
         asked = [(drawn.problems[group], number) for group in part.tolist() for number in range(retry.prompts)]
-        prompts = [sampler.perturbed.ask(p, row_key(*place, p.id, "filler", number)) for p, number in asked]
+        prompts = [sampler.perturbed.prompt(p, row_key(*place, p.id, "filler", number)) for p, number in asked]
         identities = [(*place, p.id, "retry", number, i) for p, number in asked for i in range(retry.answers)]
         others = _answered(sampler, task, [problem for problem, _ in asked], identities, prompts)
         found = groups_of(others, sampler)
@@ -155,9 +155,9 @@ def _figures_of_retries(retried: list[tuple[float, float, float]], ranks: Ranks)
 
 def _off_policy(answers: Answers, waiting: Answers | None) -> Tensor | None:
     """(B,) bool: rows that have waited, which come first, and those that answered another prompt than the problem's."""
-    if waiting is None and answers.asked is None:
+    if waiting is None and answers.prompt_overrides is None:
         return None
-    own = replace(answers, asked=None).prompts
+    own = replace(answers, prompt_overrides=None).prompts
     other = torch.tensor([asked != prompt for asked, prompt in zip(answers.prompts, own, strict=True)])
     waited = torch.arange(len(other)) < (0 if waiting is None else len(waiting.completions))
     return (other | waited).to(answers.rollouts.mask.device)

@@ -1,7 +1,7 @@
 """The temperature at which one strategy is as uncertain as another: found before a run, on held-out problems, and kept."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,10 +11,9 @@ from scipy.optimize import brentq
 from ngrpo.evaluation.benchmarks import batch_plan
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import ALONE, Ranks
-from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.sampling import Sampler, padded
+from ngrpo.rollout.sampling import Sampler
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.tasks.base import Problem, Task
+from ngrpo.tasks.base import Task
 from ngrpo.training.replay import replay_in_micro_batches
 
 SAMPLES = 8  # answers to a problem
@@ -85,19 +84,15 @@ class Matching:
         tokens that have a log-probability, in the contexts that the sampler's strategy makes for itself."""
         total = tokens = 0.0
         for start, end in batch_plan(len(self.task.problems), SAMPLES, self.rows):
-            rollouts = sampler.engine.generate(*self._asked(sampler, self.task.problems[start:end]))
+            problems = self.task.problems[start:end]
+            rows = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
+            rollouts = sampler.generate(problems, rows)
             options = {"entropy": True, "tempered": True}
             found = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
             assert found is not None
             total += found.double().sum().item()
             tokens += rollouts.loss_mask.sum().item()
         return total / max(tokens, 1)
-
-    def _asked(self, sampler: Sampler, problems: Sequence[Problem]) -> tuple:
-        prompts = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
-        keys = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
-        pad = sampler.prompts.tokenizer.pad_token_id or 0
-        return sampler.strategy, *padded(prompts, pad), row_keys(keys), sampler.max_new_tokens  # pyright: ignore
 
 
 def crossing(value: Callable[[float], float], start: float) -> float | None:

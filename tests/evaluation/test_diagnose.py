@@ -23,6 +23,7 @@ from ngrpo.evaluation import mechanism
 from ngrpo.evaluation.diagnosis import token_of
 from ngrpo.models.files import BUNDLED
 from ngrpo.rollout.engines.transformers import generate
+from ngrpo.rollout.sampling import fed_vectors
 from ngrpo.rundir.schema import read_run
 
 TINY = BUNDLED["ngrpo:tiny"]
@@ -78,7 +79,7 @@ def test_steps_are_taken_evenly_from_the_whole_batch(setting, make_strategy, mak
     some = mechanism.spread(rollouts, 7)
     assert len(some) == 7 and torch.equal(some[[0, -1]], every[[0, -1]]) and len(some.unique(dim=0)) == 7
     strategy = make_strategy("gaussian_noise", model, vocabulary)
-    fed = mechanism.fed_vectors(rollouts, some, strategy, model.table.detach())
+    fed, *_ = fed_vectors(rollouts, some, strategy, model.table.detach())
     anchor = F.embedding(rollouts.steps.tokens[some[:, 0], some[:, 1]], model.table)
     assert ((fed - anchor).norm(dim=-1) > 0.05 * anchor.norm(dim=-1)).all()
 

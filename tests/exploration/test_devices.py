@@ -50,12 +50,12 @@ def test_no_decode_step_reads_a_value_back(
     model = make_model()
     strategy = make_strategy(strategy_name, model, make_vocabulary(), **changes).to(META)
     monkeypatch.setattr(torch, "autocast", lambda *given, **named: nullcontext())  # it knows no such device
-    table, rows = torch.empty(model.table.shape, device=META), engine.Decoding(ROWS, {}, META)
-    state, stops = strategy.start(ROWS, META), torch.tensor(strategy.vocabulary.stops, device=META)
+    table, rows = torch.empty(model.table.shape, device=META), engine.Decoding(ROWS, strategy, META)
+    state = strategy.start(ROWS, META)
     for time in range(3):
         logits, draws = torch.empty(ROWS, SIZE, device=META), draws_on(META, time)
         step, log_prob, state = strategy.sample_and_log_prob(logits, state, draws, table)
-        rows.record(step, log_prob, engine.entropy(logits), stops)
+        rows.record(step, log_prob, engine.entropy(logits))
         fed = strategy.embed(step, table, draws)
         assert fed.shape == table[:ROWS].shape and log_prob.shape == (ROWS,)
         assert all(value.is_meta for value in (fed, log_prob, step.tokens, step.role, step.explored, *state.values()))

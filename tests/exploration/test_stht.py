@@ -10,7 +10,6 @@ from decode_step import (
     one_step,
     ordinary_logits,
     random,
-    texts,
     thinking_part,
     towards,
     trapped_table,
@@ -84,7 +83,7 @@ def test_soft_tokens_without_noise_and_temperature_are_the_greedy_text(
         model, vocabulary = make_model(seed=seed, dtype=torch.float64), make_vocabulary(seed=seed)
         soft, greedy = ready(SoftTokens(1e-4, 1e-9), model, vocabulary), ready(TokenSampling(1e-6), model, vocabulary)
         made, expected = (make_rollouts(model, part, prompts=6, group=2) for part in (soft, greedy))
-        for a, b in zip(texts(made), texts(expected), strict=True):
+        for a, b in zip(made.answer_ids(), expected.answer_ids(), strict=True):
             assert thinking_part(a, vocabulary) == thinking_part(b, vocabulary)
             compared += len(thinking_part(a, vocabulary))
     assert compared > 200
@@ -144,10 +143,12 @@ def test_think_limit_over_whole_texts(setting, ready, make_rollouts):
     rollouts = make_rollouts(model, strategy)
     inserted = [*vocabulary.answer_start, *vocabulary.answer_prefix]
     full = [
-        row for row, text in enumerate(texts(rollouts)) if thinking_part(text, vocabulary) == [*text[:4], *inserted[:2]]
+        row
+        for row, text in enumerate(rollouts.answer_ids())
+        if thinking_part(text, vocabulary) == [*text[:4], *inserted[:2]]
     ]
     assert len(full) > 4
     for row in full:
-        assert texts(rollouts)[row][4:8] == inserted
+        assert rollouts.answer_ids()[row][4:8] == inserted
         assert rollouts.steps.role[row, :9].tolist()[:8] == [GAUSSIAN] * 4 + [FORCED] * 4
         assert rollouts.loss_mask[row, 4:8].any().item() is False

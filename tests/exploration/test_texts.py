@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from decode_step import random, recipe, texts, thinking_part
+from decode_step import random, recipe, thinking_part
 from strategies import gaussian_noise, neighbor_mix
 
 from ngrpo.algorithm.inputs import LossInputs
@@ -38,7 +38,7 @@ def test_exploring_nowhere_is_token_sampling_to_the_last_bit(setting, ready, mak
     model, vocabulary = setting
     ours, plain = ready(strategy, model, vocabulary), ready(TokenSampling(), model, vocabulary)
     made, expected = (make_rollouts(model, part, new_tokens=20) for part in (ours, plain))
-    assert texts(made) == texts(expected)
+    assert made.answer_ids() == expected.answer_ids()
     assert torch.equal(made.log_probs, expected.log_probs) and torch.equal(made.entropy, expected.entropy)
     loss, gradient = loss_and_gradient(model, ours, made)
     expected_loss, expected_gradient = loss_and_gradient(model, plain, expected)
@@ -54,7 +54,7 @@ def test_mixing_everywhere_with_one_candidate_is_greedy_until_the_answer(
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
         mixing, greedy = ready(neighbor_mix(1.0, 1), model, vocabulary), ready(TokenSampling(1e-6), model, vocabulary)
         made, expected = (make_rollouts(model, part, group=1, prompts=6) for part in (mixing, greedy))
-        for a, b in zip(texts(made), texts(expected), strict=True):
+        for a, b in zip(made.answer_ids(), expected.answer_ids(), strict=True):
             assert thinking_part(a, vocabulary) == thinking_part(b, vocabulary)
             compared += len(thinking_part(a, vocabulary))
     assert compared > 100
@@ -67,7 +67,7 @@ def test_mixing_everywhere_makes_thinking_independent_of_the_seed_and_equal_in_a
     for seed in range(6):
         model, vocabulary = make_model(seed=seed), make_vocabulary(seed=seed)
         strategy = ready(neighbor_mix(1.0, 3), model, vocabulary)
-        runs = [texts(make_rollouts(model, strategy, prompts=6, group=3, seed=s)) for s in "ab"]
+        runs = [make_rollouts(model, strategy, prompts=6, group=3, seed=s).answer_ids() for s in "ab"]
         for first in range(0, 18, 3):
             group = [text for run in runs for text in run[first : first + 3]]
             thoughts = {tuple(thinking_part(text, vocabulary)) for text in group}
@@ -85,7 +85,7 @@ def test_masking_removes_the_mixed_steps_from_the_loss_and_nothing_else(setting,
         for mode in ("keep", "mask")
     )
     kept, masked = (make_rollouts(model, part) for part in (keep, mask))
-    assert texts(kept) == texts(masked) and torch.equal(kept.loss_mask, kept.mask)
+    assert kept.answer_ids() == masked.answer_ids() and torch.equal(kept.loss_mask, kept.mask)
     assert masked.steps.explored.any() and torch.equal(masked.loss_mask, masked.mask & ~masked.steps.explored)
     log_probs = replay(model, mask, masked).log_probs
     assert not log_probs[masked.steps.explored].any()

@@ -60,7 +60,3 @@ def thinking_part(tokens: list[int], vocabulary: Vocabulary) -> list[int]:
     a, b = vocabulary.answer_start
     ends = [i + 2 for i in range(len(tokens) - 1) if tokens[i : i + 2] == [a, b]]
     return tokens[: ends[0]] if ends else tokens
-
-
-def texts(rollouts) -> list[list[int]]:
-    return [row[:n] for row, n in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]

@@ -54,7 +54,7 @@ def test_an_attention_that_does_not_heed_the_layout_is_refused(monkeypatch):
 
 def test_a_large_model_is_compared_once_for_its_weights_and_again_where_the_mark_is_damaged(tmp_path, monkeypatch):
     monkeypatch.setenv("NGRPO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(loading, "COMPARED_FROM", 0)
+    monkeypatch.setattr(loading, "REMEMBERED_FROM", 0)
     seen, compare = [], CausalModel._compare
     monkeypatch.setattr(CausalModel, "_compare", lambda self: seen.append(self) or compare(self))
     place, other = tmp_path / "model", tmp_path / "other"
@@ -81,6 +81,6 @@ def test_a_large_model_is_compared_once_for_its_weights_and_again_where_the_mark
 def test_a_cache_that_cannot_be_written_to_is_none(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("NGRPO_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(loading, "COMPARED_FROM", 0)
+    monkeypatch.setattr(loading, "REMEMBERED_FROM", 0)
     made(LlamaConfig(**SMALL)).save_pretrained(tmp_path / "model")
     assert len(loading.load(str(tmp_path / "model")).table) == 97

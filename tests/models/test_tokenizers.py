@@ -202,8 +202,8 @@ def test_what_is_asked_is_told_once_at_the_start(capsys):
     problem = Problem("p", "Two and two?", "4", is_message=True)
     task: Any = SimpleNamespace(problems=[problem], name="t", answer_prefix="")
     prompts.read(task)
-    words = words_of(tokenizer, "</think>", [*prompts.stops, "Question:"], 151643)
-    asked = prompts.tell(words)
+    words = words_of(tokenizer, "</think>", [*prompts.prompting.stops(tokenizer), "Question:"], 151643)
+    asked = prompts.report(words)
     assert asked["prompt"].endswith("<|im_start|>user\nTwo and two?<|im_end|>\n<|im_start|>assistant\n")
     assert asked["last_tokens"][-3:] == ["<|im_start|>", "assistant", "\u010a"]
     assert asked["stops"] == {"<|endoftext|>": 151643, "<|im_end|>": 151645} and asked["stop_texts"] == ["Question:"]

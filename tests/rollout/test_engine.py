@@ -29,10 +29,6 @@ def vocabulary(make_vocabulary):
     return make_vocabulary()
 
 
-def texts(rollouts: Rollouts) -> list[list[int]]:
-    return [row[:n] for row, n in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)]
-
-
 def prompt_texts(rollouts: Rollouts) -> list[list[int]]:
     return [row[mask].tolist() for row, mask in zip(rollouts.prompts, rollouts.prompt_mask, strict=True)]
 
@@ -55,7 +51,7 @@ def test_decoding_is_a_full_forward_pass(make_model, make_vocabulary, ready, mak
     rollouts = make_rollouts(model, ready(TokenSampling(), model, vocabulary), prompts=6, group=2, new_tokens=40)
     oracle = peer(make_model, family, tied=tied, dtype=torch.float64)
     assert rollouts.lengths.max() > 7 and rollouts.prompt_mask.sum(dim=1).unique().numel() == 6
-    for row, (prompt, text) in enumerate(zip(prompt_texts(rollouts), texts(rollouts), strict=True)):
+    for row, (prompt, text) in enumerate(zip(prompt_texts(rollouts), rollouts.answer_ids(), strict=True)):
         log_p = peer_logits(oracle, prompt + text)[len(prompt) - 1 : -1].log_softmax(-1)
         expected = log_p.gather(1, torch.tensor(text)[:, None]).squeeze(1)
         made = rollouts.log_probs[row, : len(text)].double()
@@ -78,7 +74,7 @@ def test_greedy_is_the_peer_s_generate(make_model, make_vocabulary, make_prompts
         eos_token_id=list(vocabulary.stops),
         pad_token_id=0,
     )[:, prompts.shape[1] :]
-    for text, row in zip(texts(ours), theirs.tolist(), strict=True):
+    for text, row in zip(ours.answer_ids(), theirs.tolist(), strict=True):
         assert row[: len(text)] == text and not any(row[len(text) :])
 
 
@@ -123,13 +119,13 @@ def batch(exact, vocabulary, ready, make_prompts, make_keys):
     keys = make_keys(30).view(6, 5)
     whole = generate(exact, strategy, prompts, mask, keys.flatten(), 24)
     assert whole.lengths.min() < 24 and whole.lengths.max() == 24
-    return strategy, prompts, mask, keys, np.array(texts(whole), dtype=object).reshape(6, 5)
+    return strategy, prompts, mask, keys, np.array(whole.answer_ids(), dtype=object).reshape(6, 5)
 
 
 def decode(model, batch, prompts, samples: slice | torch.Tensor = slice(None), limit: int = 24) -> np.ndarray:
     strategy, all_prompts, mask, keys, _ = batch
     made = generate(model, strategy, all_prompts[prompts], mask[prompts], keys[prompts][:, samples].flatten(), limit)
-    return np.array([*texts(made), None], dtype=object)[:-1].reshape(len(made.prompts) // made.group_size, -1)
+    return np.array([*made.answer_ids(), None], dtype=object)[:-1].reshape(len(made.prompts) // made.group_size, -1)
 
 
 def test_other_batch_sizes_give_equal_tokens(exact, batch):
@@ -161,7 +157,7 @@ def test_more_padding_gives_equal_tokens(exact, batch, extra):
     wide, wide_mask = (torch.nn.functional.pad(value, (extra, 0)) for value in (prompts, mask))
     wide[~wide_mask] = 33  # whatever stands in the padding
     made = generate(exact, strategy, wide, wide_mask, keys.flatten(), 24)
-    assert texts(made) == expected.flatten().tolist()
+    assert made.answer_ids() == expected.flatten().tolist()
 
 
 def test_a_shorter_limit_gives_the_beginning_of_the_same_texts(exact, batch):
@@ -208,9 +204,9 @@ def test_in_float32_only_a_uniform_beside_a_cdf_edge_can_change_a_token(
     prompts, mask = make_prompts(6)
     keys = make_keys(24, "float32").view(6, 4)
     together, apart = (ready(Watched(1.0), model, vocabulary) for _ in range(2))
-    whole = texts(generate(model, together, prompts, mask, keys.flatten(), 20))
+    whole = generate(model, together, prompts, mask, keys.flatten(), 20).answer_ids()
     parts = [
-        texts(generate(model, apart, prompts[p : p + 1, cut:], mask[p : p + 1, cut:], keys[p, s : s + 1], 20))[0]
+        generate(model, apart, prompts[p : p + 1, cut:], mask[p : p + 1, cut:], keys[p, s : s + 1], 20).answer_ids()[0]
         for p in range(6)
         for cut in [int(mask[p].long().argmax())]  # no padding here, some there
         for s in range(4)
@@ -292,7 +288,7 @@ def test_every_row_ends_with_a_stop_or_at_the_limit(
         rollouts = make_rollouts(
             model, make_strategy(strategy_name, model, vocabulary), prompts=6, group=6, new_tokens=20
         )
-        for text in texts(rollouts):
+        for text in rollouts.answer_ids():
             assert not set(text[:-1]) & set(vocabulary.stops)
             assert text[-1] in vocabulary.stops or len(text) == 20
             ends.add(text[-1] if text[-1] in vocabulary.stops else "limit")
@@ -301,11 +297,11 @@ def test_every_row_ends_with_a_stop_or_at_the_limit(
 
 def test_each_of_several_stops_ends_a_text(exact, vocabulary, make_rollouts, ready):
     assert len(vocabulary.stops) == 2
-    both = texts(make_rollouts(exact, ready(TokenSampling(), exact, vocabulary), group=16, new_tokens=24))
+    both = make_rollouts(exact, ready(TokenSampling(), exact, vocabulary), group=16, new_tokens=24).answer_ids()
     assert {text[-1] for text in both if len(text) < 24} == set(vocabulary.stops)
     for stop in vocabulary.stops:
         only = Vocabulary(vocabulary.size, vocabulary.reserved, (stop,))
-        alone = texts(make_rollouts(exact, ready(TokenSampling(), exact, only), group=16, new_tokens=24))
+        alone = make_rollouts(exact, ready(TokenSampling(), exact, only), group=16, new_tokens=24).answer_ids()
         for text, longer in zip(both, alone, strict=True):
             assert longer[: len(text)] == text, "the same uniforms, the same text"
             assert len(longer) == len(text) or text[-1] != stop

@@ -36,7 +36,7 @@ def test_the_ids_are_those_of_the_words_and_then_of_the_prompt():
     asker = perturbed(100)
     asker.read(TASK)
     for problem in TASK.problems:
-        text, ids = asker.ask(problem, row_key(problem.id))
+        text, ids = asker.prompt(problem, row_key(problem.id))
         own = asker.prompts.ids[problem.prompt, False].tolist()
         words = text.removesuffix(f"\n{problem.prompt}").split(" ")
         assert asker.prompts.tokenizer.convert_ids_to_tokens(ids.tolist()[: -len(own)]) == words
@@ -50,8 +50,8 @@ def test_no_prompt_outgrows_its_room_nor_falls_below_the_fewest_words():
         one.read(TASK)
     cut = 0
     for problem in TASK.problems:
-        text, ids = asker.ask(problem, row_key(problem.id))
-        whole, _ = wide.ask(problem, row_key(problem.id))
+        text, ids = asker.prompt(problem, row_key(problem.id))
+        whole, _ = wide.prompt(problem, row_key(problem.id))
         own = len(asker.prompts.ids[problem.prompt, False])
         assert own + 3 <= len(ids) <= room and whole.startswith(text.partition("\n")[0])
         cut += text != whole
@@ -71,9 +71,9 @@ def test_in_a_chat_the_words_are_a_system_message_which_one_that_is_there_follow
     prompts = Prompts(tokenizer, Prompting("chat", None), 100)
     alone = Problem("p", "how many apples", "", is_message=True)
     talk = Problem("q", "as text", "", is_message=True, messages=(("system", "then"), ("user", "how many pears")))
-    assert tokenizer.decode(prompts.after("coins cards", alone)) == tokenizer.decode(
+    assert tokenizer.decode(prompts.with_prefix("coins cards", alone)) == tokenizer.decode(
         tokenizer.encode("system : coins cards . user : how many apples . assistant")
     )
-    assert tokenizer.decode(prompts.after("coins cards", talk)) == tokenizer.decode(
+    assert tokenizer.decode(prompts.with_prefix("coins cards", talk)) == tokenizer.decode(
         tokenizer.encode("system : coins cards then . user : how many pears . assistant")
     )

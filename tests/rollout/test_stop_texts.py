@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from decode_step import texts
 from strategies import neighbor_mix
 
 from ngrpo.exploration.token_sampling import TokenSampling
@@ -29,11 +28,11 @@ def test_a_row_is_what_it_would_be_up_to_the_token_in_which_a_stop_ends(
 ):
     monkeypatch.setattr(engine, "COMPACT_BELOW", below)
     model, vocabulary = setting
-    whole = texts(make_rollouts(model, ready(strategy, model, stopping(vocabulary)), new_tokens=24))
+    whole = make_rollouts(model, ready(strategy, model, stopping(vocabulary)), new_tokens=24).answer_ids()
     words = stopping(vocabulary, *STOPS)
     made = make_rollouts(model, ready(strategy, model, words), new_tokens=24)
     ended = 0
-    for row, full in zip(texts(made), whole, strict=True):
+    for row, full in zip(made.answer_ids(), whole, strict=True):
         said = [b"".join((*LETTERS, *[b""] * 4)[token] for token in full[: n + 1]).decode() for n in range(len(full))]
         end = next((n + 1 for n, text in enumerate(said) if any(stop in text for stop in STOPS)), len(full))
         assert row == full[:end]
@@ -42,7 +41,7 @@ def test_a_row_is_what_it_would_be_up_to_the_token_in_which_a_stop_ends(
         assert said[end - 1].startswith(graded) and not any(stop in graded for stop in STOPS)
         ended += end < len(full)
     assert ended > 8, "and not all in the same decode step"
-    assert truncated(made, strategy).tolist() == [not words.stopped(row) for row in texts(made)]
+    assert truncated(made, strategy).tolist() == [not words.stopped(row) for row in made.answer_ids()]
 
 
 def test_a_text_is_cut_where_the_first_of_several_stops_ends():
@@ -59,8 +58,8 @@ def test_looking_for_a_stop_reads_nothing_back(setting, ready):
     model, vocabulary = setting
     meta = torch.device("meta")
     strategy = ready(TokenSampling(), model, stopping(vocabulary, *STOPS)).to(meta)
-    rows = engine.Decoding(4, {}, meta, strategy.stop_texts)
+    rows = engine.Decoding(4, strategy, meta)
     logits, draws = torch.empty(4, SIZE, device=meta), engine.draws_from(torch.arange(4, device=meta), 0)
     step, log_prob, _ = strategy.sample_and_log_prob(logits, {}, draws[torch.arange(4, device=meta), 0], model.table)
-    rows.record(step, log_prob, engine.entropy(logits), torch.tensor((0,), device=meta))
+    rows.record(step, log_prob, engine.entropy(logits))
     assert rows.finished.is_meta and rows.read["read"].is_meta

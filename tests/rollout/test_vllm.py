@@ -14,7 +14,7 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts
-from ngrpo.parity import gaps, texts
+from ngrpo.parity import gaps
 from ngrpo.rollout.engines.transformers import generate
 from ngrpo.rollout.engines.vllm import installed
 from ngrpo.rollout.engines.vllm.engine import VllmEngine
@@ -126,7 +126,7 @@ def test_rows_without_a_mixture_are_those_of_plain_sampling_whatever_their_neigh
     theirs, ours = (bundled.engine.generate(strategy, *asked) for strategy in (plain, mixed))
     untouched = (~ours.steps.explored).all(dim=1).nonzero().squeeze(1)
     assert 8 <= len(untouched) <= 56
-    assert texts(ours.rows(untouched)) == texts(theirs.rows(untouched))
+    assert ours.rows(untouched).answer_ids() == theirs.rows(untouched).answer_ids()
     width = int(ours.lengths[untouched].max())
     off = ours.log_probs[untouched, :width] - theirs.log_probs[untouched, :width]
     assert off.abs().max() < 1e-5
@@ -145,7 +145,7 @@ def test_a_prompt_that_repeats_a_mixed_text_is_not_given_what_was_fed_there(bund
     prompts, mask = padded(repeated, 0)
     plain = ready(TokenSampling(), bundled.model, bundled.words)
     ours = bundled.engine.generate(plain, prompts, mask, make_keys(8), 8)
-    assert texts(ours) == texts(generate(bundled.model, plain, prompts, mask, make_keys(8), 8))
+    assert ours.answer_ids() == generate(bundled.model, plain, prompts, mask, make_keys(8), 8).answer_ids()
     assert gaps(bundled.model, plain, ours)[0] < 1e-4
     assert first.steps.explored.any(dim=1).all(), "every text was mixed"
 
@@ -190,7 +190,7 @@ def test_after_an_update_and_a_sync_the_weights_are_the_new_ones(
         later = changed(model)
         after, theirs = held(engine, strategy, later, prompts, mask, make_keys(32), 24)
         assert before.parted == after.parted == 0
-        same = sum(one == other for one, other in zip(texts(ours), texts(theirs), strict=True))
+        same = sum(one == other for one, other in zip(ours.answer_ids(), theirs.answer_ids(), strict=True))
         assert same < 24, "an update that changes nothing would show nothing"
     finally:
         engine.close()

@@ -16,7 +16,7 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines.transformers import TransformersEngine
 from ngrpo.rollout.sampling import Sampler
 from ngrpo.rundir.schema import checksum_of
-from ngrpo.training.matching import CLOSE, FARTHEST, Matching, Unmatched, crossing
+from ngrpo.training.matching import CLOSE, FARTHEST, SAMPLES, Matching, Unmatched, crossing
 
 LIMIT = 12
 SMALL = [
@@ -65,15 +65,15 @@ def test_plain_sampling_at_a_temperature_is_matched_by_that_temperature(setting,
     assert found["answers"] == 64 and found == matching(both.other.strategy).settle(model), "the same again"
 
 
-def test_the_entropies_are_those_of_what_is_drawn_from(setting, make_strategy, matching, make_keys):
+def test_the_entropies_are_those_of_what_is_drawn_from(setting, make_strategy, matching):
     """Against every answer read alone, without a cache, in float64."""
     model, vocabulary = setting
     both = matching(make_strategy("neighbor_mix", model, vocabulary, rate=0.9, k=4))
     found = both.settle(model)
-    strategy, total, tokens = both.sampler.strategy, 0.0, 0
-    _, prompts, mask, keys, limit = both._asked(both.sampler, both.task.problems)  # pyright: ignore
-    rollouts = both.sampler.engine.generate(strategy, prompts, mask, keys, limit)
-    for row in range(len(keys)):
+    total, tokens = 0.0, 0
+    rows = [("match", 0, problem.id, sample) for problem in both.task.problems for sample in range(SAMPLES)]
+    rollouts = both.sampler.generate(both.task.problems, rows)
+    for row in range(len(rows)):
         length = int(rollouts.lengths[row])
         prompt = rollouts.prompts[row, rollouts.prompt_mask[row]]
         line = torch.cat((prompt, rollouts.steps.tokens[row, :length]))

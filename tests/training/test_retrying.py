@@ -46,7 +46,7 @@ def off_policy(parts: Made) -> torch.Tensor:
 def drawn_again(parts: Made, problem, step: int, draw: int = 0):
     """Texts, verdicts and log-probabilities of the second asking, one problem at a time."""
     assert parts.sampler.perturbed is not None
-    asked = [parts.sampler.perturbed.ask(problem, row_key(3, step, draw, problem.id, "filler", v)) for v in range(3)]
+    asked = [parts.sampler.perturbed.prompt(problem, row_key(3, step, draw, problem.id, "filler", v)) for v in range(3)]
     identities = [(3, step, draw, problem.id, "retry", v, i) for v in range(3) for i in range(2)]
     return answer(parts.sampler, parts.task, [problem] * 3, identities, asked)
 

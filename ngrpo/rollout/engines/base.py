@@ -1,7 +1,7 @@
-"""The seam between whoever wants answers and whatever decodes them: all that a caller may know of an engine.
+"""The interface of an engine: all that its callers may rely on.
 
-An engine hosts the strategies as they are; none of them is written a second time for it. Training, evaluation, diagnosis
-and benchmarks go through these verbs, and nothing outside an engine touches a cache or a decode loop.
+An engine runs the strategies as they are; none is written a second time for it. Training, evaluation, diagnosis and
+benchmarks call these methods, and nothing outside an engine touches a cache or a decode loop.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from ngrpo.rollout.records import Rollouts
 
 
 class Engine(Protocol):
-    """What decodes. P prompts, B = P * G rows, S prompt length, T answer length."""
+    """Decodes answers. P prompts, B = P * G rows, S prompt length, T answer length."""
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        """Why this engine cannot run a strategy on the model at a directory or hub id, in one line with what mends it; None
-        where it can.
+        """Why this engine cannot run a strategy on the model at a directory or hub id, in one line with an override that
+        fixes it; None where it can.
 
-        Asked before anything is loaded.
+        Called before anything is loaded.
         """
         ...
 
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
-        """From now on `generate` samples from these weights, those after RL step `step`, and the strategies, already
-        bound, are prepared for them. Returns the figures that these give of it."""
+        """From now on `generate` samples from these weights, those after RL step `step`. Prepares the strategies, already
+        bound, for them, and returns their figures."""
         ...
 
     def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
@@ -39,9 +39,9 @@ class Engine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Give back the memory that only generation needs; the next `sync` takes it again."""
+        """Free the memory that only generation needs, until the next `sync`."""
         ...
 
     def close(self) -> None:
-        """Give everything back, for good."""
+        """Free everything, for good."""
         ...

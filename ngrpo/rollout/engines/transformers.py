@@ -1,17 +1,16 @@
 """Decoding with fed vectors over an unmodified transformers model: prefill once per prompt, fan out, decode, compact.
 
-In reading order: `generate`, `prefill`, `decode`, `decode_step`, and
-`assemble`, which turns the recorded steps into Rollouts. On an accelerator nothing is read back within a decode step.
+In reading order: `generate`, `prefill`, `decode`, `decode_step`, and `assemble`, which turns the recorded steps into
+Rollouts. On an accelerator nothing is read back within a decode step.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import Exploration, State, TextMatch
+from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.scores import entropy
 from ngrpo.models.attention import KeyValueCache, Masks, PackedRows, common_prefix
 from ngrpo.models.causal import CausalModel
@@ -19,17 +18,17 @@ from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import FORCED, DecodeStep, Rollouts, combine
 
 COMPACT_BELOW = 0.95  # finished rows leave once fewer than this share of the batch is unfinished
-DRAW_BLOCK = 64  # decode steps whose uniforms are made in one go
-SYNC_EVERY = 16  # decode steps between two looks at unfinished rows on an accelerator; a CPU looks at every one
+DRAW_BLOCK = 64  # decode steps whose uniforms are computed at once
+SYNC_EVERY = 16  # decode steps after which an accelerator counts unfinished rows; a CPU does after every one
 
 
 class TransformersEngine:
-    """The reference engine: decodes with the very model that is trained, in this process; see engines.base.Engine."""
+    """The reference engine: decodes with the model that is trained, in this process; see engines.base.Engine."""
 
     model: CausalModel | None = None
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
-        return None  # every model that can be loaded
+        return None  # it runs every model that can be loaded
 
     def sync(self, model: CausalModel, step: int, *strategies: Exploration) -> Mapping[str, float]:
         self.model = model
@@ -45,7 +44,7 @@ class TransformersEngine:
             return generate(self.model, strategy, prompts.to(device), mask.to(device), keys.to(device), limit)
 
     def sleep(self) -> None:
-        """Nothing is kept between calls: a cache lives as long as the call that fills it."""
+        """There is nothing to free: a cache lives as long as the call that fills it."""
 
     def close(self) -> None:
         self.model = None
@@ -55,7 +54,7 @@ class TransformersEngine:
 def generate(
     model: CausalModel, strategy: Exploration, prompts: Tensor, prompt_mask: Tensor, keys: Tensor, limit: int
 ) -> Rollouts:
-    """What Engine.generate promises, for a model in eval mode and tensors on its device."""
+    """Engine.generate, for a model in eval mode and tensors on its device."""
     with strategy.perturbed(model), model.autocast():
         logits, cache = prefill(model, prompts, prompt_mask, limit)
         cache.fan_out(len(keys) // len(prompts))
@@ -70,7 +69,7 @@ def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens
     """Logits (P, V) after the left-padded prompts (P, S) and the cache that holds them, with room for `new_tokens`."""
     cache = KeyValueCache(prompt_mask, new_tokens, common_prefix(prompts, prompt_mask))
     columns = torch.arange(int(cache.lengths.max()), device=prompts.device)
-    source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, where no query looks
+    source = columns + (prompts.shape[1] - cache.lengths)[:, None]  # padded on the right, which no query sees
     ids = prompts.gather(1, source.clamp(max=prompts.shape[1] - 1))
     layout = PackedRows.of_prompts(len(prompts), len(columns), cache.shared, ids.device)
     line, positions = ids.flatten()[layout.places], layout.places % len(columns)
@@ -81,10 +80,9 @@ def prefill(model: CausalModel, prompts: Tensor, prompt_mask: Tensor, new_tokens
 def decode(
     model: CausalModel, strategy: Exploration, logits: Tensor, cache: KeyValueCache, keys: Tensor, limit: int
 ) -> "Decoding":
-    """Decode steps from the first logits (B, V) on, until all rows have ended or have `limit` tokens."""
+    """Decode steps, from the first logits (B, V) until all rows have ended or have `limit` tokens."""
     device = logits.device
-    rows = Decoding(len(keys), strategy.start(len(keys), device), device, strategy.stop_texts)
-    stops = torch.tensor(strategy.vocabulary.stops, device=device)
+    rows = Decoding(len(keys), strategy, device)
     sync_every = 1 if device.type == "cpu" else SYNC_EVERY
     block, table = draws_from(keys, 0), model.table
     for position in range(limit):
@@ -92,7 +90,7 @@ def decode(
             block = draws_from(keys, position)
         draws = block[rows.alive, position % DRAW_BLOCK]
         step, log_prob, rows.state = strategy.sample_and_log_prob(logits, rows.state, draws, table)
-        rows.record(step, log_prob, entropy(logits), stops)
+        rows.record(step, log_prob, entropy(logits))
         if position + 1 == limit:
             break
         fed = strategy.embed(step, table, draws)
@@ -114,37 +112,34 @@ def decode_step(model: CausalModel, fed: Tensor, cache: KeyValueCache) -> Tensor
 
 
 def draws_from(keys: Tensor, position: int) -> Draws:
-    """The random numbers (B, DRAW_BLOCK) of every row from one decode position on, uniforms made in one go."""
+    """The random numbers (B, DRAW_BLOCK) of every row from a decode position on, with uniforms precomputed."""
     steps = torch.arange(position, position + DRAW_BLOCK, device=keys.device)
     return Draws(keys[:, None], steps[None]).precompute()
 
 
 class Decoding:
-    """The rows still being decoded (`alive`, their numbers), and what was recorded of every decode step: rows, step, its
-    log-probability, entropy, and which of the rows had not finished before it. `stop_texts` end rows as stops do."""
+    """The rows still being decoded (`alive`, their numbers), and what was recorded at every decode step: rows, step,
+    log-probability, entropy, and which of the rows had not finished before."""
 
-    def __init__(self, rows: int, state: State, device: torch.device, stop_texts: TextMatch | None = None):
+    def __init__(self, rows: int, strategy: Exploration, device: torch.device):
         self.alive = torch.arange(rows, device=device)
         self.finished = torch.zeros(rows, dtype=torch.bool, device=device)
-        self.state = state
-        self.stop_texts, self.read = stop_texts, stop_texts.start(rows, device) if stop_texts else {}
+        self.state = strategy.start(rows, device)
+        self.stopping, self.read = strategy.stopping, strategy.stopping.start(rows, device)
         self.recorded: list[tuple[Tensor, DecodeStep, Tensor, Tensor, Tensor]] = []
 
-    def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor, stops: Tensor) -> None:
+    def record(self, step: DecodeStep, log_prob: Tensor, entropies: Tensor) -> None:
         log_prob = log_prob.masked_fill(step.role == FORCED, 0)
         self.recorded.append((self.alive, step, log_prob, entropies, ~self.finished))
-        self.finished = self.finished | torch.isin(step.tokens, stops)
-        if self.stop_texts:
-            ended, self.read = self.stop_texts.push(self.read, step.tokens)
-            self.finished = self.finished | ended
+        self.finished, self.read = self.stopping.push(self.read, step.tokens)
 
     def shrink(self) -> Tensor | None:
-        """Indices of the rows to keep, if it is time for the finished ones to leave: the last rows fill their gaps."""
-        going_on = (~self.finished).nonzero().squeeze(-1)
-        if len(going_on) and len(going_on) > COMPACT_BELOW * len(self.alive):
+        """Indices of the rows to keep, if enough have finished to drop them: the last rows fill their gaps."""
+        unfinished = (~self.finished).nonzero().squeeze(-1)
+        if len(unfinished) and len(unfinished) > COMPACT_BELOW * len(self.alive):
             return None
-        keep = torch.arange(len(going_on), device=going_on.device)
-        keep[self.finished[: len(going_on)]] = going_on[going_on >= len(going_on)]
+        keep = torch.arange(len(unfinished), device=unfinished.device)
+        keep[self.finished[: len(unfinished)]] = unfinished[unfinished >= len(unfinished)]
         self.alive, self.finished = self.alive[keep], self.finished[keep]
         self.state = {name: value[keep] for name, value in self.state.items()}
         self.read = {name: value[keep] for name, value in self.read.items()}
@@ -161,7 +156,5 @@ def assemble(decoding: Decoding, prompts: Tensor, prompt_mask: Tensor, keys: Ten
             whole[rows, time] = value * mask.view(-1, *[1] * (value.dim() - 1))
         return whole
 
-    whole = combine(steps, place)
-    if whole.scores is None and not whole.explored.any():  # settled here, so that rate 0 is token sampling to the bit
-        whole = replace(whole, mix_ids=None, mix_weights=None)
+    whole = combine(steps, place).without_unused_recipes()
     return Rollouts(prompts, prompt_mask, whole, place(unfinished), place(log_probs), place(entropies), keys, group)

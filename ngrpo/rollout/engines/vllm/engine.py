@@ -1,6 +1,6 @@
-"""vLLM as an engine: stock, in this process, with the strategies that the reference engine runs.
+"""vLLM as an engine: unmodified, in this process, with the same strategies as the reference engine.
 
-It is fed the weights of the policy at every `sync`, and a session hosts the strategy while rows are decoded.
+Every `sync` loads the policy's weights into it, and a session runs the strategy while rows are decoded.
 """
 
 import copy
@@ -25,10 +25,10 @@ from ngrpo.rundir.checkpoints import rng_state, set_rng_state
 from ngrpo.targets import SettingsError
 
 GIB = 2**30
-BLOCK_SIZE = 32  # tokens of one block of the cache: the smallest that a CPU's attention takes
-# Names of vLLM's arguments that this version does not host, and the only value each of them may have.
-ALONE = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "speculative_config": None}
-# One process, so that strategies and weights are handed over as they are; nothing is looked up or reported elsewhere.
+BLOCK_SIZE = 32  # tokens in a block of the cache: the smallest that vLLM's attention takes on a CPU
+# vLLM's arguments that may have one value only: a strategy runs in one engine per process, without speculation.
+FIXED = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "data_parallel_size": 1, "speculative_config": None}
+# One process, so that strategies and weights need not be serialized; no usage statistics are sent.
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_CONFIGURE_LOGGING": "1",
@@ -38,10 +38,10 @@ ENVIRONMENT = {
 class VllmEngine:
     """See engines.base.Engine. The model is loaded at the first `sync`.
 
-    dtype          of the weights and of what is computed: "float32" or "bfloat16"
-    kv_cache_gib   memory for keys and values, GiB; where it is short, rows are preempted and computed again
+    dtype          of weights and computation: "float32" or "bfloat16"
+    kv_cache_gib   memory for keys and values, GiB; where it runs short, rows are preempted and recomputed
     rows           decoded at a time, at most
-    options        other arguments of vllm.LLM, by their names there; those that are None stay as they are
+    options        other arguments of vllm.LLM; None leaves vLLM's default
     """
 
     llm: Any = None
@@ -53,28 +53,26 @@ class VllmEngine:
         rows: int = 256,
         options: Mapping[str, Any] | None = None,
     ):
-        lines = [
-            line
-            for line in (installed.refusal(), self._refuses_options(options or {}, rows), _lacks(kv_cache_gib))
-            if line
-        ]
-        if lines:
-            raise SettingsError(lines)
         self.dtype, self.kv_cache_gib, self.rows = dtype, kv_cache_gib, rows
         self.options = {name: value for name, value in (options or {}).items() if value is not None}
         self.salts, self.asleep = itertools.count(), False
+        if lines := list(self._refusals()):
+            raise SettingsError(lines)
 
-    @staticmethod
-    def _refuses_options(options: Mapping[str, Any], rows: int) -> str | None:
-        tokens = options.get("max_num_batched_tokens")
-        if tokens is not None and tokens < rows:
-            rule = f"a pass takes a token of each of engine.rows={rows} rows"
-            return f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
-        odd = [name for name, only in ALONE.items() if options.get(name, only) != only]
-        if not odd:
-            return None
-        rule = "one engine per process, without speculation, is what strategies are hosted by"
-        return f"engine.options.{odd[0]}={options[odd[0]]}: {rule}; leave it out"
+    def _refusals(self) -> Iterator[str]:
+        """Why it cannot run here with these settings, a line for each reason."""
+        if refusal := installed.refusal():
+            yield refusal
+        if (tokens := self.options.get("max_num_batched_tokens", self.rows)) < self.rows:
+            rule = f"a pass takes a token of each of engine.rows={self.rows} rows"
+            yield f"engine.options.max_num_batched_tokens={tokens}: {rule}; engine.rows={tokens}"
+        for name in (name for name, only in FIXED.items() if self.options.get(name, only) != only):
+            rule = "one engine per process, without speculation, is what strategies are hosted by"
+            yield f"engine.options.{name}={self.options[name]}: {rule}; leave it out"
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
+        if self.kv_cache_gib >= memory and not torch.cuda.is_available():
+            rule = f"this machine has {memory:.1f} GiB"
+            yield f"engine.kv_cache_gib={self.kv_cache_gib:g}: {rule}; engine.kv_cache_gib=1"
 
     def refuses(self, strategy: Exploration, model: str) -> str | None:
         if strategy.acts_on:
@@ -90,9 +88,9 @@ class VllmEngine:
             self.llm = self._start(model)
         if self.asleep:
             self.llm.wake_up()
-        self.llm.collective_rpc(weights.hand_over, args=(model,))
+        self.llm.collective_rpc(weights.load, args=(model,))
         self.asleep = False
-        self.llm.reset_prefix_cache()  # it holds keys and values of the weights before
+        self.llm.reset_prefix_cache()  # it holds keys and values of the old weights
         return {name: value for figures in prepared for name, value in figures.items()}
 
     def generate(self, strategy: Exploration, prompts: Tensor, mask: Tensor, keys: Tensor, limit: int) -> Rollouts:
@@ -104,8 +102,8 @@ class VllmEngine:
         (table,) = self.llm.collective_rpc(weights.table)
         starts = mask.sum(dim=1).repeat_interleave(group).cpu().numpy()
         session = Session(strategy, table, keys, starts, limit)
-        salt = str(next(self.salts))  # prompts are shared within a rollout, and nothing across
-        asked = [{"prompt_token_ids": texts[row // group], "cache_salt": salt} for row in range(len(keys))]
+        salt = str(next(self.salts))  # so that cached prompts are shared within a rollout only
+        requests = [{"prompt_token_ids": texts[row // group], "cache_salt": salt} for row in range(len(keys))]
         settings = [
             import_module("vllm").SamplingParams(
                 temperature=0, max_tokens=limit, ignore_eos=True, stop_token_ids=[FINISHED], detokenize=False,
@@ -115,15 +113,14 @@ class VllmEngine:
         ]  # fmt: skip
         self.llm.collective_rpc(host, args=(session,))
         try:
-            self.llm.generate(asked, settings, use_tqdm=False)
+            self.llm.generate(requests, settings, use_tqdm=False)
         finally:
             self.llm.collective_rpc(host, args=(None,))
         fan = torch.arange(len(prompts), device=prompts.device).repeat_interleave(group)
-        where = table.device
-        return session.rollouts(prompts[fan].to(where), mask[fan].to(where), group)
+        return session.rollouts(prompts[fan].to(table.device), mask[fan].to(table.device), group)
 
     def sleep(self) -> None:
-        """Weights, keys and values go; a CPU keeps them, as vLLM has no sleep there."""
+        """Frees weights, keys and values; a CPU keeps them, as vLLM has no sleep mode there."""
         if self.llm is not None and self.options.get("enable_sleep_mode"):
             self.llm.sleep(level=2)
             self.asleep = True
@@ -134,40 +131,38 @@ class VllmEngine:
         self.llm = None
 
     def _start(self, model: CausalModel) -> Any:
-        """vLLM with a model of this shape, whose weights come later. Raises SettingsError where it does not fit."""
+        """vLLM with a model of this shape, whose weights are loaded later. Raises SettingsError where it does not start."""
         cuda = model.table.device.type == "cuda"
-        os.environ.update({name: value for name, value in ENVIRONMENT.items() if name not in os.environ})
-        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", str(int(cuda)))
-        first = os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
+        for variable, value in {**ENVIRONMENT, "VLLM_USE_V2_MODEL_RUNNER": str(int(cuda))}.items():
+            os.environ.setdefault(variable, value)
+        v1 = os.environ["VLLM_USE_V2_MODEL_RUNNER"] == "0"
         settings: dict[str, Any] = {
             "load_format": "dummy", "skip_tokenizer_init": True, "dtype": self.dtype, "max_num_seqs": self.rows,
             "max_model_len": -1, "kv_cache_memory_bytes": int(self.kv_cache_gib * GIB), "block_size": BLOCK_SIZE,
             "enable_prefix_caching": True, "enforce_eager": not cuda, "enable_sleep_mode": cuda, "seed": 0,
-            "async_scheduling": not first, "disable_log_stats": True,
+            "async_scheduling": not v1, "disable_log_stats": True,
         }  # fmt: skip
         if ranks := _ranks():
             settings["distributed_executor_backend"] = "external_launcher"
         name, longest = type(model.model).__name__, architectures.positions(model.model.config.to_dict())
-        if (
-            longest and longest < model.model.config.max_position_embeddings
-        ):  # vLLM asks how long texts may get, not are
+        if longest and longest < model.model.config.max_position_embeddings:  # vLLM itself would allow the latter
             settings["max_model_len"] = longest
-        if first:
+        if v1:
             settings["worker_cls"] = "ngrpo.rollout.engines.vllm.v1.Worker"
         else:
             settings["hf_overrides"] = {"architectures": [plugin.PREFIX + name]}
         self.options = {"enable_sleep_mode": cuda, **self.options}
         with tempfile.TemporaryDirectory() as place, undisturbed(ranks):
             config = copy.deepcopy(model.model.config)
-            config.architectures = [name]  # which a model that was never saved does not say
+            config.architectures = [name]  # missing where a model was never saved
             config.save_pretrained(place)
             try:
                 return import_module("vllm").LLM(model=place, **{**settings, **self.options})
             except ValueError as error:
-                told = " ".join(str(error).split()).partition(" [type=")[0][:300]
+                message = " ".join(str(error).split()).partition(" [type=")[0][:300]
                 more = f"engine.kv_cache_gib={self.kv_cache_gib * 2:g} doubles it"
-                fix = more if "memory" in told or "cache" in told else "engine=transformers"
-                raise SettingsError(f"engine=vllm: vLLM does not start ({told}); {fix}") from error
+                fix = more if "memory" in message or "cache" in message else "engine=transformers"
+                raise SettingsError(f"engine=vllm: vLLM does not start ({message}); {fix}") from error
 
     def _refuse_long(self, prompt: int, limit: int) -> None:
         most = self.llm.llm_engine.model_config.max_model_len
@@ -180,23 +175,15 @@ class VllmEngine:
 
 
 def host(worker: Any, session: Session | None) -> None:
-    """Inside vLLM: rows are the session's from now on."""
+    """Inside vLLM: from now on the session feeds and samples its rows."""
     runner = worker.worker.model_runner
     (runner if hasattr(runner, "host") else runner.model_state).host(session)
 
 
-def _lacks(gib: float) -> str | None:
-    """That this machine has not as much memory as the cache is to have, in one line; None where it has."""
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    if gib < there or torch.cuda.is_available():
-        return None
-    return f"engine.kv_cache_gib={gib:g}: this machine has {there:.1f} GiB; engine.kv_cache_gib=1"
-
-
 def _ranks() -> dict[str, str]:
-    """Which of several training processes this one is, by the variables that vLLM reads of a launcher; none for one alone.
+    """This training process's rank, as the variables of a launcher that vLLM reads; none where there is one process.
 
-    With them vLLM takes the group that is there for a launcher's, and makes of every rank an engine for itself.
+    With them vLLM takes the existing process group for a launcher's, and runs an engine in every rank.
     """
     distributed = torch.distributed
     if not (distributed.is_initialized() and distributed.get_world_size() > 1):
@@ -207,8 +194,11 @@ def _ranks() -> dict[str, str]:
 
 @contextmanager
 def undisturbed(variables: Mapping[str, str]) -> Iterator[None]:
-    """Within it the environment has these variables, random generators may be seeded and torch.set_num_threads be replaced,
-    as vLLM does when it starts: afterwards all are as they were, so that a run that goes on draws what it would have drawn."""
+    """Sets environment variables, and afterwards restores them, random generators and torch.set_num_threads.
+
+    vLLM seeds the generators and replaces that function when it starts; a run must go on with the numbers that it would
+    have drawn.
+    """
     state, setter, threads, before = rng_state(), torch.set_num_threads, torch.get_num_threads(), dict(os.environ)
     os.environ.update(variables)
     try:

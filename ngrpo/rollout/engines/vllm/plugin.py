@@ -1,12 +1,12 @@
-"""What vLLM loads in each of its processes, by the entry point `vllm.general_plugins`; it may be called more than once."""
+"""The entry point `vllm.general_plugins`, which vLLM calls in each of its processes, perhaps more than once."""
 
 from ngrpo.rollout.engines.vllm.installed import ARCHITECTURES
 
-PREFIX = "Ngrpo"  # of the names that the engine asks for, so that vLLM's own stay what they are
+PREFIX = "Ngrpo"  # of the architectures that are registered, so that vLLM's own stay as they are
 
 
 def register() -> None:
-    """Makes the architectures known whose second runner hosts sessions."""
+    """Registers the architectures that run sessions in vLLM's second model runner."""
     from vllm import ModelRegistry  # pyright: ignore[reportAttributeAccessIssue]
 
     for name in ARCHITECTURES.values():

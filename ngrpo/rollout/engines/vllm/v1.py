@@ -1,6 +1,6 @@
-"""vLLM's first model runner, which is what a CPU runs: a worker whose runner feeds and samples what a session says.
+"""vLLM's first model runner, the one for CPUs: a session decides what it feeds and samples.
 
-Two things are overridden: `_model_forward`, which vLLM documents as a place for subclasses, and the sampler.
+Two things are overridden: `_model_forward`, which vLLM documents as an extension point, and the sampler.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from ngrpo.rollout.engines.vllm.session import Session
 
 
 class SessionSampler(Sampler):
-    """Draws what the session's strategy draws."""
+    """Returns what the session samples."""
 
     session: Session | None = None
 
@@ -28,14 +28,14 @@ class SessionSampler(Sampler):
 
 
 class Runner(CPUModelRunner):
-    """The CPU's runner, fed by the session of its sampler where there is one."""
+    """The CPU's runner, which feeds what its sampler's session says, where there is one."""
 
     def __init__(self, vllm_config: Any, device: torch.device):
         super().__init__(vllm_config, device)
         self.sampler = SessionSampler(self.sampler.logprobs_mode, self.sampler.use_fp64_gumbel)
 
     def host(self, session: Session | None) -> None:
-        """Rows are the session's from now on, None: vLLM's own again."""
+        """From now on the session feeds and samples all rows; None: vLLM does so again."""
         self.sampler.session = session
 
     def _model_forward(
@@ -55,7 +55,7 @@ class Runner(CPUModelRunner):
 
 
 class Worker(CPUWorker):
-    """The CPU's worker with such a runner."""
+    """The CPU's worker with this runner."""
 
     def init_device(self) -> None:
         super().init_device()

@@ -1,4 +1,4 @@
-"""vLLM's second model runner, its default on a GPU: stock, with models whose state feeds and samples what a session says."""
+"""vLLM's second model runner, its default on GPUs: unmodified, with models whose state feeds and samples by a session."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from ngrpo.rollout.engines.vllm.session import Session
 
 
 class SessionState(DefaultModelState):
-    """What is fed goes through one buffer, `fed`, which captured graphs read; `rows` is the session's row of each slot."""
+    """Fed vectors go through one buffer, `fed`, which captured graphs read; `rows` has the session's row of each slot."""
 
     supports_prompt_embeds = False
     session: Session | None = None
@@ -24,7 +24,7 @@ class SessionState(DefaultModelState):
         self.rows = np.zeros(self.max_num_reqs, dtype=np.int64)
 
     def host(self, session: Session | None) -> None:
-        """Rows are the session's from now on, None: vLLM's own again."""
+        """From now on the session feeds and samples all rows; None: vLLM does so again."""
         self.session = session
 
     def add_request(self, req_index: int, new_req_data: Any) -> None:
@@ -50,12 +50,12 @@ class SessionState(DefaultModelState):
 
 
 class SessionSampler(Sampler):
-    """The stock sampler, whose tokens are those of the session that a state hosts."""
+    """vLLM's sampler, which returns what the state's session samples, where there is one."""
 
     def __init__(self, stock: Any, state: SessionState):
-        self.__dict__.update(stock.__dict__)  # its own constructor would make buffers that are there already
+        self.__dict__.update(stock.__dict__)  # its own constructor would allocate the buffers a second time
         self.state = state
-        # Counts of tokens by their numbers, for penalties that no row has: what a row is told is beyond their end.
+        # Token counts, for penalties that no row has: a row's placeholder is an id beyond their end.
         self.penalties_state.output_bin_counts = None
 
     def sample(self, logits: torch.Tensor, *others: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -64,8 +64,8 @@ class SessionSampler(Sampler):
         return self.state.session.sample(logits), logits
 
 
-class Hosting:
-    """A model whose runner keeps such a state."""
+class WithSession:
+    """A model whose runner keeps a SessionState."""
 
     @staticmethod
     def get_model_state_cls() -> type[SessionState]:
@@ -73,9 +73,9 @@ class Hosting:
 
 
 def __getattr__(name: str) -> type:
-    """vLLM's own class of an architecture, with such a state, by the name that the plug-in registers it under."""
+    """vLLM's own class of an architecture with a SessionState, by the name that the plug-in registers."""
     if not name.startswith(PREFIX):
         raise AttributeError(name)
     own = ModelRegistry.models[name.removeprefix(PREFIX)].load_model_cls()
-    globals()[name] = type(name, (Hosting, own), {"__module__": __name__})
+    globals()[name] = type(name, (WithSession, own), {"__module__": __name__})
     return globals()[name]
