@@ -254,7 +254,7 @@ def test_the_estimate_over_the_success_rate_is_that_of_the_truncated_likelihood(
 )
 def test_rewards_that_are_no_success_rate_are_refused(rewards, correct):
     given = groups(rewards, correct=correct)
-    with pytest.raises(ValueError, match="a wrong answer must earn 0; algorithm=grpo"):
+    with pytest.raises(ValueError, match="wrong answers must have reward 0; algorithm=grpo"):
         over_success_rate(given.rewards, given)
 
 
@@ -307,7 +307,7 @@ def test_shifted_advantages_keep_their_sum_and_follow_the_closed_form():
 
 def test_right_answers_that_earn_differently_are_refused():
     given = groups([[1.0, 0.5, 0]])
-    with pytest.raises(ValueError, match="right answers of a group earn differently"):
+    with pytest.raises(ValueError, match="rewards of right answers of a group differ"):
         uniform_correct(given.rewards, given)
 
 
