@@ -35,15 +35,14 @@ class AnnealedTemperature(TokenSampling):
         return steps.scale[..., None]
 
     def annealed(self, logits: Tensor, tau: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(..., V) whose softmax is the distribution at temperatures tau (...,)."""
-        return filtered(tempered(logits, 1.0) / tau[..., None], self.top_p, keep)
+        """(..., V) whose softmax is the distribution at temperatures tau (..., 1)."""
+        return filtered(tempered(logits, 1.0) / tau, self.top_p, keep)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         tau = self.schedule(draws.steps.expand(len(logits)))
-        tokens = draw_token(self.annealed(logits, tau), draws.token)
+        tokens = draw_token(self.annealed(logits, tau[:, None]), draws.token)
         unexplored = torch.zeros_like(tokens, dtype=torch.bool)
         return DecodeStep(tokens, torch.full_like(tokens, TOKEN), unexplored, scale=tau), state
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
-        assert steps.scale is not None
-        return token_log_prob(self.annealed(logits, steps.scale, keep=steps.tokens), steps.tokens)
+        return token_log_prob(self.annealed(logits, self.temperature_of(steps), steps.tokens), steps.tokens)

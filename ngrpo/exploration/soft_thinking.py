@@ -80,6 +80,9 @@ class SoftThinking(Exploration):
         full = (low >= self.low_steps) & ~ends & bool(self.vocabulary.answer_start)
         return {**state, "low": low.masked_fill(full, 0), "insert": state["insert"].masked_fill(full, 0)}
 
-    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
+    def temperature_of(self, steps: DecodeStep) -> Tensor:
         assert steps.scale is not None
-        return token_log_prob(tempered(logits, 1.0) / steps.scale[..., None], steps.tokens)
+        return steps.scale[..., None]
+
+    def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
+        return token_log_prob(tempered(logits, 1.0) / self.temperature_of(steps), steps.tokens)
