@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ngrpo import composed
 from ngrpo.cli import each_strategy
-from ngrpo.exploration.base import Exploration, State, held
+from ngrpo.exploration.base import Exploration, State, settings_of
 from ngrpo.rollout.keys import Draws, row_key
 from ngrpo.rollout.records import DIRICHLET, GAUSSIAN, GUMBEL, TOKEN, DecodeStep, Vocabulary
 from ngrpo.rundir import interrupts
@@ -160,16 +160,18 @@ def log_prob(strategy: Exploration, setting: Setting, seen: Record, z: Array) ->
         return strategy.log_prob(step, logits, setting.table.double()).double().numpy()
 
 
-def promised(strategy: Exploration, setting: Setting, cell: Cell, seen: Record, rate: Any, deviates: bool) -> Findings:
+def cell_findings(
+    strategy: Exploration, setting: Setting, cell: Cell, seen: Record, rate: Any, deviates: bool
+) -> Findings:
     """Findings about the rows of one cell: tokens are distributed as exp(log_prob) says, only with a closed gate if that
-    deviates; importance weights of a density have mean 1; exploration acts only with an open gate, whatever its uniform."""
+    deviates; importance weights of a density have mean 1; exploration acts only with an open gate, however wide."""
     share = float(deviates) if rate is None else rate
     is_open, explored = seen["gate"] < share, seen["explored"]
     rows = ~is_open if deviates else np.ones_like(explored)
     if rows.any() and (seen["role"][rows] == TOKEN).all():
         tokens = {"tokens": np.arange(V), "role": np.full(V, TOKEN), "explored": np.zeros(V, bool)}
         density = np.exp(log_prob(strategy, setting, rows_of(seen, np.zeros(V, int)) | tokens, cell.z))
-        yield from drawn(seen["tokens"][rows], density, is_open[rows], 0.0 if deviates else share)
+        yield from token_findings(seen["tokens"][rows], density, is_open[rows], 0.0 if deviates else share)
     elif rows.any() and np.isin(seen["role"], DENSITIES).all():
         weights = np.exp(np.subtract(*(log_prob(strategy, setting, seen, z) for z in (0.9 * cell.z, cell.z))))
         score = (weights.mean() - 1) / (weights.std() + 1e-12) * len(weights) ** 0.5
@@ -180,7 +182,7 @@ def promised(strategy: Exploration, setting: Setting, cell: Cell, seen: Record, 
         yield counts("gate uniforms where exploration acted", np.bincount(tenths, minlength=10), np.full(10, 0.1))
 
 
-def drawn(tokens: Array, density: Array, flags: Array, share: Any) -> Findings:
+def token_findings(tokens: Array, density: Array, flags: Array, share: Any) -> Findings:
     """Tokens (N,) have probabilities `density` (V,), and a `share`, a number or (V,), of each is flagged (N,). Tokens that a
     filter cuts are never drawn, and the probabilities of the others sum to 1."""
     table = np.bincount(2 * tokens + flags, minlength=2 * V).reshape(V, 2)
@@ -194,13 +196,18 @@ def examine(strategy: Exploration, setting: Setting, rows: int = ROWS, claims: C
     """Findings about the first `rows` rows of a strategy or a mutant, those of further claims included."""
     draws, found = setting.draws(rows), []
     record = setting.play(strategy, draws)
-    rate = {name.rpartition(".")[2]: value for name, value in held(strategy)}.get("rate")  # of its gate, if it has one
+    rate = {name.rpartition(".")[2]: value for name, value in settings_of(strategy)}.get(
+        "rate"
+    )  # of its gate, if it has one
     dense = bool(np.isin(record["role"], DENSITIES).any())  # then tokens outside thinking follow log_prob exactly
     for number, cell in enumerate(setting.cells):
         seen = rows_of(record, setting.cell[:rows].numpy() == number)
         deviates = bool(strategy.deviates) and (cell.thinking or not dense)
         try:
-            part = [*promised(strategy, setting, cell, seen, rate, deviates), *(claims(cell, seen) if claims else ())]
+            part = [
+                *cell_findings(strategy, setting, cell, seen, rate, deviates),
+                *(claims(cell, seen) if claims else ()),
+            ]
         except (ValueError, LookupError, TypeError) as error:
             part = [Finding("the record can be checked", 0.0, " ".join(str(error).split()))]
         found += part
@@ -208,7 +215,7 @@ def examine(strategy: Exploration, setting: Setting, rows: int = ROWS, claims: C
     plain = rows_of(record, ~record["explored"])
     yield from (*pooled(found), near("fed vectors are finite", np.isfinite(record["fed"])))
     yield near("plain rows are fed their token's embedding", plain["fed"], setting.table.numpy()[plain["tokens"]], 0.0)
-    yield from streams(strategy, setting, rate)
+    yield from stream_findings(strategy, setting, rate)
     if not vars(strategy).get("_mutated"):  # of a mutant it would only show how it was made
         for index in torch.arange(COMPARED).flip(0).split(COMPARED * 2 // 3):
             yield from same("in another batch", setting.play(strategy, draws[index]), rows_of(record, index))
@@ -222,7 +229,7 @@ def same(what: str, ours: Record, theirs: Record) -> Findings:
         yield near(f"{name} {what}", a, b) if comparable else near(f"{name} {what}", a is b)
 
 
-def streams(strategy: Exploration, setting: Setting, rate: float | None) -> Findings:
+def stream_findings(strategy: Exploration, setting: Setting, rate: float | None) -> Findings:
     """With other token uniforms, rows whose token is the same are the same in everything else; with other uniforms and noise
     of exploration, rows whose gate stays closed keep their tokens; sample_and_log_prob agrees with log_prob."""
     sources, start = ((0, 0), (1, 0), (0, 1)), strategy.start(COMPARED, torch.device("cpu"))
@@ -263,7 +270,7 @@ def mutant(strategy: Exploration, sampler: Any = None, **changes: Callable[[Any]
 
 def _numbers(strategy: Exploration) -> Iterator[tuple[str, Exploration]]:
     """Copies of a strategy with one number each changed by a tenth, integers by one, and tables of numbers a tenth larger."""
-    for name, value in (*held(strategy), *strategy.named_buffers()):
+    for name, value in (*settings_of(strategy), *strategy.named_buffers()):
         is_number, is_table = type(value) in (int, float) and 0 < abs(value) < np.inf, isinstance(value, Tensor)
         if is_number or (is_table and value.is_floating_point()):
             other = value + 1 if type(value) is int else value * (1.1 if is_table or value > 1 else 0.9)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 SLOTS = ("reweight", "token_advantage", "loss")  # the parts whose functions declare requirements
-# Requirement -> the part of the algorithm that breaks it wherever it is set. The fourth, `plain_rewards`: nothing shapes the
+# Requirement -> the part of the algorithm that breaks it where it is set. One more, `plain_rewards`: nothing shapes the
 # task's rewards or adds to them.
 BROKEN_BY = {
     "every_group": "group_filter",  # no group is left out
@@ -14,7 +14,7 @@ BROKEN_BY = {
 
 
 def requires(**reasons: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Declares what a function requires of the rest of its algorithm (names of requirements) and why."""
+    """Declares what a function requires of the rest of its algorithm, `plain_rewards` or keys of BROKEN_BY, and why."""
 
     def declare(function: Callable[..., Any]) -> Callable[..., Any]:
         function.requires = reasons  # pyright: ignore[reportFunctionMemberAccess]

@@ -86,10 +86,7 @@ class Exploration(nn.Module, ABC):
 
     def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
         """The fed vectors (..., D), differentiable in the table: E[token], or the mixture where exploration acted."""
-        fed = F.embedding(steps.tokens, table)
-        if steps.mix_ids is None:
-            return fed
-        return where_explored(steps, fed, lambda places: mixture(steps[places], table))
+        return feed(steps, table)
 
     @abstractmethod
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
@@ -110,6 +107,14 @@ class Matched(NamedTuple):
     name: str
     strategy: Exploration
     problems: int
+
+
+def feed(steps: DecodeStep, table: Tensor) -> Tensor:
+    """(..., D): E[token], or the mixture where exploration acted."""
+    fed = F.embedding(steps.tokens, table)
+    if steps.mix_ids is None:
+        return fed
+    return where_explored(steps, fed, lambda places: mixture(steps[places], table))
 
 
 def mixture(steps: DecodeStep, table: Tensor) -> Tensor:
@@ -137,11 +142,11 @@ def one_hot_elsewhere(mixed: Tensor, tokens: Tensor, ids: Tensor, weights: Tenso
     return torch.where(mixed[:, None], ids, tokens[:, None]), torch.where(mixed[:, None], weights, plain)
 
 
-def held(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def settings_of(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values of the numbers, strings and None that a strategy and its parts hold as attributes."""
     for name, value in {**vars(owner).get("_modules", {}), **vars(owner)}.items():
         public = name[0] != "_" and name not in ("training", "vocabulary") and not isinstance(value, type | Tensor)
         if public and (value is None or isinstance(value, bool | int | float | str)):
             yield prefix + name, value
         elif public and hasattr(value, "__dict__") and not inspect.isroutine(value):
-            yield from held(value, f"{prefix}{name}.")
+            yield from settings_of(value, f"{prefix}{name}.")
