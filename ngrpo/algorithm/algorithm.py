@@ -84,7 +84,7 @@ class Algorithm:
             raise SettingsError(found)
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
             raise SettingsError(f"algorithm.top_k={self.top_k}: the loss needs the likeliest tokens; algorithm.top_k=1")
-        _ = self.corrected  # which refuses settings that do not go together
+        _ = self.correction_rule  # which refuses settings that do not go together
 
     @property
     def asks(self) -> frozenset[str]:
@@ -112,7 +112,7 @@ class Algorithm:
         """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection
         or a correction of the whole batch."""
         several = self.inner_epochs * self.mini_batches > 1
-        return several or self.penalizes_reward or self.select is not None or self.corrected.of_batch
+        return several or self.penalizes_reward or self.select is not None or self.correction_rule.of_batch
 
     @property
     def needs_rollout_entropy(self) -> bool:
@@ -130,7 +130,7 @@ class Algorithm:
             return torch.ones_like(groups.correct[:, 0])
         return self.group_filter(self.shaped(groups))
 
-    def counts(self, groups: Groups) -> Tensor:
+    def rows_in_loss(self, groups: Groups) -> Tensor:
         """(P, G) bool: answers of kept groups that enter the loss."""
         rows = torch.ones_like(groups.correct)
         if self.row_filter is not None:
@@ -165,7 +165,7 @@ class Algorithm:
             advantages = self.reweight(advantages, groups)
         return advantages.float().view(-1, 1).expand(mask.shape)
 
-    def matched(self, advantages: Tensor, groups: Groups, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+    def rescaled(self, advantages: Tensor, groups: Groups, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
         """(B, T) advantages scaled to GRPO's mean |advantage| on the tokens that count; `total` sums over ranks."""
         if self.match_norm is None:
             return advantages
@@ -188,19 +188,19 @@ class Algorithm:
         return TokenLoss(loss, policy.clipped), divergence.detach()
 
     @property
-    def corrected(self) -> Correction:
+    def correction_rule(self) -> Correction:
         """The correction for an engine that differs from the policy."""
         names = ("level", "cap", "floor", "measure", "normalize")
         return Correction(self.correction, **{name: getattr(self, f"correction_{name}") for name in names})
 
-    def corrections(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
+    def correction_weights(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
         """(B, T) weights for an engine whose log-probabilities are not the policy's; None: there are none, or they were
         computed for the whole batch."""
-        correction = self.corrected
+        correction = self.correction_rule
         if correction.of_batch or correction.kind in ("none", "bypass"):
             return None
         return correction.weigh(old, rollout, mask)[0]
 
-    def weights(self, mask: Tensor, counts: Counts) -> Tensor:
+    def token_weights(self, mask: Tensor, counts: Counts) -> Tensor:
         """(B, T): the weight of each token's loss within the whole mini-batch."""
         return AGGREGATIONS[self.aggregation](mask, counts)

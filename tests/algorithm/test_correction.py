@@ -138,7 +138,7 @@ def test_weights_multiply_the_policy_s_loss_after_its_clip_and_neither_the_kl_no
 
 def test_nothing_is_corrected_unless_asked_and_weights_have_no_gradient():
     algorithm = Algorithm(lambda rewards: rewards, lambda inputs: None, "token_mean", {"coefficient": 0.0})  # pyright: ignore
-    assert algorithm.corrections(OLD, ENGINE, ALL) is None
+    assert algorithm.correction_weights(OLD, ENGINE, ALL) is None
     old = OLD.clone().requires_grad_()
     assert not Correction("tis", "sequence").weigh(old, ENGINE, ALL)[0].requires_grad
 

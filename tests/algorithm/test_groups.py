@@ -183,7 +183,7 @@ def test_a_filter_sees_rewards_after_shaping_and_verdicts_before():
     assert (
         not advantages.group_normalized(shaped)[0].any() and advantages.group_normalized(shaped)[kept].any(dim=1).all()
     )
-    assert filtered(mixed).counts(given).tolist() == [[k] * 3 for k in kept.tolist()]
+    assert filtered(mixed).rows_in_loss(given).tolist() == [[k] * 3 for k in kept.tolist()]
     plain = Algorithm(advantages.group_normalized, losses.clipped_surrogate, "token_mean", {}, group_filter=mixed)
     assert plain.keeps(given).tolist() == [True, True, False, False, True]
 
@@ -365,4 +365,4 @@ def test_a_control_stands_in_for_rewards_and_verdicts_wherever_they_are_asked_fo
     shaped = algorithm.shaped(given)
     assert shaped.rewards.tolist() == [[1, 1], [0, 1]] and shaped.correct.tolist() == [[True, True], [False, True]]
     assert algorithm.keeps(given).tolist() == [False, True]
-    assert algorithm.counts(given).tolist() == [[False, False], [False, True]]
+    assert algorithm.rows_in_loss(given).tolist() == [[False, False], [False, True]]
