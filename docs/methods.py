@@ -84,11 +84,14 @@ def head(path: Path) -> tuple[str, str]:
 
 def files_of(path: Path) -> list[Path]:
     """The parts that a file includes, then the file."""
-    parts = [
-        part for part in (yaml.safe_load(path.read_text("utf-8")) or {}).get("defaults", ()) if isinstance(part, str)
-    ]
-    found = [path.parent / f"{part}.yaml" for part in parts if part != "_self_"]
+    parts = [part for part in defaults_of(path) if isinstance(part, str) and part != "_self_"]
+    found = [CONF / f"{part[1:]}.yaml" if part[0] == "/" else path.parent / f"{part}.yaml" for part in parts]
     return [*(inner for part in found for inner in files_of(part)), path]
+
+
+def defaults_of(path: Path) -> list[Any]:
+    """The defaults list of a file."""
+    return (yaml.safe_load(path.read_text("utf-8")) or {}).get("defaults", [])
 
 
 def leaves_of(path: Path) -> Iterator[tuple[str, Any, str]]:
@@ -206,11 +209,14 @@ def tested_by(name: str, own: list[str]) -> str:
 
 
 def presets(group: str, name: str) -> str:
-    """Links to the experiments that choose a method, alone or in a list."""
+    """Links to the experiments that choose a method, themselves or in their parts, alone or in a list."""
     found = []
     for path in sorted((CONF / "experiment").rglob("*.yaml")):
+        if path.parent.name == "part":
+            continue
+        parts = [part for file in files_of(path) for part in defaults_of(file) if isinstance(part, dict)]
+        chosen = [part[f"override /{group}"] for part in parts if f"override /{group}" in part][-1:]
         content = yaml.safe_load(path.read_text("utf-8")) or {}
-        chosen = [part.get(f"override /{group}") for part in content.get("defaults", ()) if isinstance(part, dict)]
         sweeper = content.get("hydra", {}).get("sweeper", {})
         for listed in (sweeper.get("params") or {}, *(sweeper.get("besides") or ())):
             chosen += str(listed.get(group, "")).split(",")

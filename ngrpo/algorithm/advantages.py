@@ -1,6 +1,6 @@
 """Advantages: pure functions, one per published formula.
 
-Most take the rewards of groups (P, G) float64 and give (P, G) float64; the last ones shape those of tokens (B, T).
+Most take the rewards of groups (P, G) float64 and give (P, G) float64; the last two shape advantages of tokens (B, T).
 """
 
 from math import comb, sqrt
@@ -15,7 +15,7 @@ TIE = 1e-9  # rewards of a group closer than this, relative to their size, count
 
 
 def homogeneous(rewards: Tensor) -> Tensor:
-    """(P,) bool: groups whose rewards are all the same, so that they carry no preference."""
+    """(P,) bool: groups whose rewards are all equal, so that they carry no preference."""
     spread = rewards.amax(dim=1) - rewards.amin(dim=1)
     return spread <= TIE * rewards.abs().amax(dim=1).clamp(min=1)
 
@@ -23,8 +23,8 @@ def homogeneous(rewards: Tensor) -> Tensor:
 def group_normalized(rewards: Tensor, *, ddof: int = 1, eps: float = 1e-6) -> Tensor:
     """(r - mean) / (std + eps) within each group; exactly 0 in a homogeneous one.
 
-    Source: GRPO, arXiv 2402.03300, section 4.1.2. The paper does not say which standard deviation: ddof 1 is the sample
-    one, which verl uses, 0 the population one. Raises ValueError for groups of one.
+    Source: GRPO, arXiv 2402.03300, section 4.1.2. The paper does not say which standard deviation: ddof 1 is that of a
+    sample, as in verl, 0 that of a population. Raises ValueError for groups of one.
     """
     _require_groups(rewards)
     centered = rewards - rewards.mean(dim=1, keepdim=True)
@@ -53,13 +53,12 @@ def with_virtual_samples(
     """(r - mean) / (std + eps) with the statistics of the group plus `virtual` samples that earned `maximum`.
 
     The virtual samples have no tokens, so a group in which every answer is wrong gets the same negative advantage
-    everywhere instead of none; virtual 0 is GRPO. Source: NGRPO, arXiv 2509.18851, equation 6, where ddof 0 is
-    printed and the released code and the paper's numbers use 1. Raises ValueError for groups of one and for a maximum
-    below a reward, which would turn the sign of a right answer.
+    everywhere instead of none; virtual 0 is GRPO. Source: NGRPO, arXiv 2509.18851, equation 6, which prints ddof 0,
+    while the released code and the paper's numbers use 1. Raises ValueError for groups of one and for a maximum below a
+    reward, which would flip the sign of a right answer.
     """
     _require_groups(rewards)
-    if virtual and rewards.numel() and float(rewards.max()) > maximum + TIE:
-        most = float(rewards.max())
+    if virtual and rewards.numel() and (most := float(rewards.max())) > maximum + TIE:
         raise ValueError(
             f"algorithm.advantage.maximum={maximum}: a reward is {most}, and a virtual sample must earn at least that; "
             f"algorithm.advantage.maximum={most}"
@@ -70,9 +69,9 @@ def with_virtual_samples(
 
 
 def signed(rewards: Tensor, *, correct: float = 1.0, wrong: float = -1.0) -> Tensor:
-    """`correct` for an answer that earned something, `wrong` for the others; no group statistics.
+    """`correct` for answers with a positive reward, `wrong` for the others; no group statistics.
 
-    Sources: REINFORCE with +-1; W-REINFORCE, arXiv 2506.01347 (correct 0.1); with a row filter PSR and NSR of the same
+    Sources: REINFORCE with +-1; W-REINFORCE, arXiv 2506.01347 (correct 0.1); with a row filter, PSR and NSR of the same
     paper. Raises ValueError for rewards that are not 0 or 1.
     """
     _require_binary(rewards)
@@ -80,7 +79,7 @@ def signed(rewards: Tensor, *, correct: float = 1.0, wrong: float = -1.0) -> Ten
 
 
 def pass_at_k(rewards: Tensor, *, pass_k: int, eps: float = 1e-6) -> Tensor:
-    """The analytic advantage of pass@k training from the c correct answers of a group of N.
+    """The analytic advantage of pass@k training in a group of N answers, c of them right.
 
     rho = 1 - C(N-c, k) / C(N, k) and sd = sqrt(rho (1 - rho)) are mean and deviation of the reward of k random answers;
     right answers get (1 - rho) / (sd + eps), wrong ones (1 - rho - C(N-c-1, k-1) / C(N-1, k-1)) / (sd + eps). k = 1 is
@@ -103,10 +102,10 @@ def pass_at_k(rewards: Tensor, *, pass_k: int, eps: float = 1e-6) -> Tensor:
 
 
 def policy_at_k(rewards: Tensor, *, pass_k: int) -> Tensor:
-    """G times the weights s_i - b_i of an unbiased gradient of the best reward among k answers ("loo - 1" baseline).
+    """G times the weights s_i - b_i of an unbiased gradient of the best reward of k answers ("loo - 1" baseline).
 
-    s_i - b_i = 1 / C(N, k) sum over subsets I of size k with i of (max g(I) - max g(I without i)); the factor G makes a
-    mean over answers of the paper's sum. Rewards need not be binary. Source: PKPO, arXiv 2505.15201, equation 33. Raises
+    s_i - b_i = 1 / C(N, k) sum over subsets I of size k with i of (max g(I) - max g(I without i)); the factor G turns the
+    paper's sum over answers into a mean. Rewards need not be binary. Source: PKPO, arXiv 2505.15201, equation 33. Raises
     ValueError for pass_k outside 2..N.
     """
     size = rewards.shape[1]
@@ -134,27 +133,27 @@ def entropy_shaped(tokens: AnswerTokens, *, strength: float = 0.4, bound: float 
 
 
 @requires(
-    every_group="leaves out the groups without variance, of which RL-ZVP learns",
-    no_whitening="whitens advantages over the batch, beside which those of RL-ZVP have another scale",
+    every_group="leaves out the groups without variance, from which RL-ZVP learns",
+    no_whitening="whitens advantages over the batch, which gives them another scale than those of RL-ZVP",
 )
 def zero_variance(tokens: AnswerTokens, *, alpha: float = 0.1) -> Tensor:
-    """Where all answers of a group are right +alpha H, where all are wrong -alpha (max H - H), else A; all (B, T).
+    """+alpha H in all-right groups, -alpha (max H - H) in all-wrong ones, else A; all (B, T).
 
-    H is in nats, its maximum that of the answer's own tokens that count, right or wrong is the task's verdict. Source:
-    RL-ZVP, arXiv 2509.21880, by summaries that agree; the paper's text was not read, so which policy's entropy it takes
-    is not verified: here that of the policy before its first update.
+    H is the entropy in nats, its maximum that over the answer's tokens that count; right and wrong are the task's verdict.
+    Source: RL-ZVP, arXiv 2509.21880, after summaries that agree; the paper's text was not read, so which policy's entropy
+    it takes is not verified: here it is that of the policy before its first update.
     """
     correct, entropy = tokens.groups.correct, tokens.entropy.detach()
-    right, wrong = (found.repeat_interleave(correct.shape[1])[:, None] for found in (correct.all(1), ~correct.any(1)))
+    right, wrong = (each.repeat_interleave(correct.shape[1])[:, None] for each in (correct.all(1), ~correct.any(1)))
     highest = entropy.masked_fill(~tokens.mask, 0).amax(dim=1, keepdim=True)
-    learned = torch.where(right, alpha * entropy, alpha * (entropy - highest)).to(tokens.advantages.dtype)
-    return torch.where(right | wrong, learned, tokens.advantages) * tokens.mask
+    shaped = torch.where(right, alpha * entropy, alpha * (entropy - highest)).to(tokens.advantages.dtype)
+    return torch.where(right | wrong, shaped, tokens.advantages) * tokens.mask
 
 
 def _require_binary(rewards: Tensor) -> None:
-    if not ((rewards == 0) | (rewards == 1)).all():
-        strange = rewards[(rewards != 0) & (rewards != 1)][0].item()
-        raise ValueError(f"a reward is {strange:g}: this advantage is defined for rewards of 0 and 1; algorithm=grpo")
+    others = rewards[(rewards != 0) & (rewards != 1)]
+    if len(others):
+        raise ValueError(f"a reward is {others[0]:g}: this advantage is defined for rewards of 0 and 1; algorithm=grpo")
 
 
 def _require_pass_k(pass_k: int, least: int, size: int) -> None:

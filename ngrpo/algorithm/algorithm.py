@@ -1,6 +1,6 @@
 """An algorithm as configured: reward shaping x group and row filters x advantage x token selection x loss x aggregation x KL.
 
-It puts published formulas together and does not know models, prompts or processes.
+It combines published formulas and knows nothing of models, prompts or processes.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,40 +16,35 @@ from ngrpo.algorithm.correction import Correction
 from ngrpo.algorithm.inputs import AnswerTokens, Counts, Groups, LossInputs, TokenLoss, Tokens
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, Loss
 from ngrpo.algorithm.retry import Retry
-
-
-class Incomplete(ValueError):
-    """A loss asks for what the algorithm does not compute."""
-
-    exit_code = 2
+from ngrpo.targets import SettingsError
 
 
 @dataclass(frozen=True)
 class Algorithm:
     """
     advantage        rewards (P, G) -> (P, G); with a critic (token rewards, values, mask), all (B, T) -> advantages, returns
-    loss             LossInputs -> TokenLoss; what it needs besides log-probabilities it declares (losses.asks)
+    loss             LossInputs -> TokenLoss; it declares what it needs besides log-probabilities (losses.asks)
     aggregation      a name in losses.AGGREGATIONS
     kl               coefficient, placement (loss, reward) and estimator (k1, k2, k3; None: k3 in the loss, k1 in the reward)
-    control          Groups -> rewards (P, G) that stand in for the task's, verdicts too; None: the task's
-    reward_shaping   name -> Groups -> rewards (P, G), one after the other
+    control          Groups -> rewards (P, G) that replace the task's rewards and verdicts; None: the task's
+    reward_shaping   name -> Groups -> rewards (P, G), applied one after the other
     bonus            Groups, features (P, G, D) of their answers, a key of the RL step -> (P, G) added to rewards after filters;
                      features of groups without a right answer are 0
     group_filter     Groups -> (P,) bool, true where a group is kept; None keeps all
-    retry            how all-wrong groups are asked again, before a filter; None: they are not
+    retry            how all-wrong groups are retried, before the filter; None: they are not
     max_resamples    how often a step may draw new prompts to replace groups that were not kept
     carry_surplus    groups kept beyond a full batch wait for the next step; False: they are dropped
     row_filter       Groups -> (P, G) bool, true where an answer enters the loss
     reweight         (advantages (P, G), Groups) -> (P, G)
     token_advantage  AnswerTokens -> advantages (B, T)
-    match_norm       "grpo": advantages are scaled to the mean |advantage| that GRPO gives the same batch; None: they stay
+    match_norm       "grpo": advantages are scaled to the mean |advantage| that GRPO gives the same batch; None: not scaled
     select           Tokens -> (B, T) bool, for losses that treat some tokens differently
     select_per       "step": chosen once, among the step's tokens; "update": before each update, among its mini-batch's
     tempered         entropy and likeliest tokens are of softmax(logits / temperature), as ratios are; False: softmax(logits)
-    correction       for an engine that differs from the policy; it and what begins with it: see algorithm.correction
+    correction       for an engine that differs from the policy; see algorithm.correction for all fields of that prefix
     entropy_bonus    weight of the policy's entropy, added to the objective
-    top_k            number of likeliest tokens whose log-probabilities the loss is given
-    pass_k           the k of pass@k, for advantages that name it in the configuration
+    top_k            how many of the likeliest tokens the loss gets log-probabilities of
+    pass_k           the k of pass@k, for advantages that refer to it in the configuration
     critic           learning_rate and clip of the value function; None: no critic
     """
 
@@ -86,13 +81,10 @@ class Algorithm:
 
     def __post_init__(self) -> None:
         if found := refusals(self):
-            raise Incomplete(found[0])
+            raise SettingsError(found)
         if self.asks & {"top_log_probs", "greedy"} and self.top_k < 1:
-            raise Incomplete(f"algorithm.top_k={self.top_k}: the loss asks for the likeliest tokens; algorithm.top_k=1")
-        try:
-            _ = self.corrected
-        except ValueError as error:
-            raise Incomplete(str(error)) from None
+            raise SettingsError(f"algorithm.top_k={self.top_k}: the loss needs the likeliest tokens; algorithm.top_k=1")
+        _ = self.correction_rule  # which refuses settings that do not go together
 
     @property
     def asks(self) -> frozenset[str]:
@@ -107,7 +99,7 @@ class Algorithm:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether the policy as it was before training is asked for log-probabilities or features."""
+        """Whether the policy as it was before training is used, for log-probabilities or features."""
         return self.regularized or self.bonus is not None
 
     @property
@@ -117,10 +109,10 @@ class Algorithm:
 
     @property
     def needs_old_log_probs(self) -> bool:
-        """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection,
-        a correction that looks at the batch."""
+        """Whether log-probs from before the first update are used: by a second update, a KL in the reward, a selection
+        or a correction of the whole batch."""
         several = self.inner_epochs * self.mini_batches > 1
-        return several or self.penalizes_reward or self.select is not None or self.corrected.of_batch
+        return several or self.penalizes_reward or self.select is not None or self.correction_rule.of_batch
 
     @property
     def needs_rollout_entropy(self) -> bool:
@@ -129,23 +121,24 @@ class Algorithm:
 
     @property
     def kl_estimate(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """The estimator that is named, else that of the placement: PPO's penalty is k1, GRPO's loss has k3."""
+        """The configured estimator, else that of the placement: PPO's penalty is k1, GRPO's loss has k3."""
         return KL_ESTIMATORS[self.kl["estimator"] or {"reward": "k1", "loss": "k3"}[self.kl["placement"]]]
 
     def keeps(self, groups: Groups) -> Tensor:
-        """(P,) bool: groups that may enter the step; a filter sees the task's verdicts and the shaped rewards."""
+        """(P,) bool: groups that may enter the step; the filter sees the task's verdicts and the shaped rewards."""
         if self.group_filter is None:
             return torch.ones_like(groups.correct[:, 0])
         return self.group_filter(self.shaped(groups))
 
-    def counts(self, groups: Groups) -> Tensor:
+    def rows_in_loss(self, groups: Groups) -> Tensor:
         """(P, G) bool: answers of kept groups that enter the loss."""
-        seen = self._controlled(groups)
-        rows = torch.ones_like(groups.correct) if self.row_filter is None else self.row_filter(seen)
+        rows = torch.ones_like(groups.correct)
+        if self.row_filter is not None:
+            rows = self.row_filter(self._controlled(groups))
         return rows & self.keeps(groups)[:, None]
 
     def shaped(self, groups: Groups) -> Groups:
-        """The same with the rewards after all shaping."""
+        """The groups with their rewards after all shaping."""
         groups = self._controlled(groups)
         for shape in (self.reward_shaping or {}).values():
             groups = replace(groups, rewards=shape(groups))
@@ -158,32 +151,32 @@ class Algorithm:
         return replace(groups, rewards=rewards, correct=rewards > 0)
 
     def penalty(self, old: Tensor | None, reference: Tensor | None) -> Tensor | float:
-        """(B, T) what the KL to the reference takes from the reward of each token; 0 where it is no part of the reward."""
+        """(B, T) what the KL to the reference subtracts from each token's reward; 0 where it is not in the reward."""
         if old is None or reference is None or not self.penalizes_reward:
             return 0.0
         return self.kl["coefficient"] * self.kl_estimate(old, reference)
 
     def group_advantages(self, groups: Groups, penalty: Tensor | float, mask: Tensor) -> Tensor:
-        """(B, T) float32, every token of an answer alike; a token's penalty counts against its answer."""
-        taken = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
+        """(B, T) float32, the same for every token of an answer, whose reward is reduced by the penalties of its tokens."""
+        penalties = (torch.zeros_like(mask, dtype=torch.float32) + penalty) * mask
         rewards = groups.rewards if groups.bonus is None else groups.rewards + groups.bonus
-        advantages = self.advantage(rewards - taken.double().sum(dim=1).view(rewards.shape))
+        advantages = self.advantage(rewards - penalties.double().sum(dim=1).view(rewards.shape))
         if self.reweight is not None:
             advantages = self.reweight(advantages, groups)
         return advantages.float().view(-1, 1).expand(mask.shape)
 
-    def matched(self, advantages: Tensor, groups: Groups, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
-        """(B, T) advantages with the mean size that GRPO's would have on the tokens that count; `total`: over all ranks."""
+    def rescaled(self, advantages: Tensor, groups: Groups, mask: Tensor, total: Callable[[Tensor], Tensor]) -> Tensor:
+        """(B, T) advantages scaled to GRPO's mean |advantage| on the tokens that count; `total` sums over ranks."""
         if self.match_norm is None:
             return advantages
-        plain = group_normalized(groups.rewards).view(-1, 1).expand(mask.shape)
-        own, other = total(torch.stack([(a.double().abs() * mask).sum() for a in (advantages, plain)]))
-        return advantages * (other / own).to(advantages.dtype) if own > 0 else advantages
+        grpo = group_normalized(groups.rewards).view(-1, 1).expand(mask.shape)
+        own, target = total(torch.stack([(a.double().abs() * mask).sum() for a in (advantages, grpo)]))
+        return advantages * (target / own).to(advantages.dtype) if own > 0 else advantages
 
     def token_loss(self, inputs: LossInputs, reference: Tensor | None = None) -> tuple[TokenLoss, Tensor]:
-        """The loss of every token with all that is added to it, and the KL to the reference, both (B, T)."""
+        """The loss of every token, KL and entropy bonus included, and the KL to the reference, both (B, T)."""
         policy = self.loss(inputs)
-        loss = policy.loss if inputs.correction is None else policy.loss * inputs.correction  # clipped before
+        loss = policy.loss if inputs.correction is None else policy.loss * inputs.correction  # after the clip
         divergence = torch.zeros_like(inputs.log_probs)
         if reference is not None:
             divergence = self.kl_estimate(inputs.log_probs, reference)
@@ -195,21 +188,19 @@ class Algorithm:
         return TokenLoss(loss, policy.clipped), divergence.detach()
 
     @property
-    def corrected(self) -> Correction:
-        """What is done about an engine that differs from the policy."""
-        bounds = (self.correction_cap, self.correction_floor)
-        return Correction(
-            self.correction, self.correction_level, *bounds, self.correction_measure, self.correction_normalize
-        )
+    def correction_rule(self) -> Correction:
+        """The correction for an engine that differs from the policy."""
+        names = ("level", "cap", "floor", "measure", "normalize")
+        return Correction(self.correction, **{name: getattr(self, f"correction_{name}") for name in names})
 
-    def corrections(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
-        """(B, T) weights for log-probabilities of the engine that are not those of the policy; None: there are none, or they
-        were settled with the batch."""
-        correction = self.corrected
+    def correction_weights(self, old: Tensor, rollout: Tensor, mask: Tensor) -> Tensor | None:
+        """(B, T) weights for an engine whose log-probabilities are not the policy's; None: there are none, or they were
+        computed for the whole batch."""
+        correction = self.correction_rule
         if correction.of_batch or correction.kind in ("none", "bypass"):
             return None
         return correction.weigh(old, rollout, mask)[0]
 
-    def weights(self, mask: Tensor, counts: Counts) -> Tensor:
-        """(B, T): what each token's loss counts for within the whole mini-batch."""
+    def token_weights(self, mask: Tensor, counts: Counts) -> Tensor:
+        """(B, T): the weight of each token's loss within the whole mini-batch."""
         return AGGREGATIONS[self.aggregation](mask, counts)

@@ -1,4 +1,4 @@
-"""What an algorithm with a critic computes: advantages of tokens from values, whitened, and the loss of the values.
+"""Algorithms with a critic: advantages of tokens from values (GAE), their whitening, and the loss of the values.
 
 Pure functions, one per published formula.
 """
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-WHITENING = 1e-8  # added to the variance of advantages, as verl does: without a signal they stay small
+WHITENING = 1e-8  # added to the variance of advantages, as verl does, so that they stay small without a signal
 
 
 def generalized(
@@ -17,7 +17,7 @@ def generalized(
     """Advantages and returns, both (B, T), from token rewards, values and mask (B, T); 0 where the mask is false.
 
     delta_t = r_t + gamma V_{t+1} - V_t, A_t = delta_t + gamma lam A_{t+1}, return = A + V; the value after the last token
-    is 0, and tokens that do not count are stepped over. Source: GAE, arXiv 1506.02438, equations 11 to 16.
+    is 0, and tokens that do not count are skipped. Source: GAE, arXiv 1506.02438, equations 11 to 16.
     """
     advantages = torch.zeros_like(values)
     next_value, running = values.new_zeros(len(values)), values.new_zeros(len(values))
@@ -40,23 +40,23 @@ def whitened(
 ) -> tuple[Tensor, Tensor]:
     """Advantages, whitened over all tokens that count, and returns, both (B, T) float32; `total` sums over ranks.
 
-    advantage: token rewards, values and mask, all (B, T) -> advantages and returns. The reward (P, G) of an answer stands
-    at its last token that counts, penalties (B, T) at their own.
+    advantage: token rewards, values and mask, all (B, T) -> advantages and returns. The reward (P, G) of an answer goes to
+    its last token that counts; penalties are per token (B, T).
     """
     last = mask & (mask.flip(1).cumsum(dim=1).flip(1) == 1)
-    tokens = last * rewards.view(-1, 1).to(values.dtype) - penalty * mask
-    advantages, returns = advantage(tokens, values, mask)
-    seen = advantages[mask].double()
-    count, first, second = total(torch.stack((mask.sum().double(), seen.sum(), seen.square().sum())))
-    mean = first / count.clamp(min=1)
-    variance = (second - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
+    token_rewards = last * rewards.view(-1, 1).to(values.dtype) - penalty * mask
+    advantages, returns = advantage(token_rewards, values, mask)
+    counted = advantages[mask].double()
+    count, added, squares = total(torch.stack((mask.sum().double(), counted.sum(), counted.square().sum())))
+    mean = added / count.clamp(min=1)
+    variance = (squares - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1)
     return ((advantages - mean) / (variance + WHITENING).sqrt() * mask).float(), returns.float()
 
 
 def clipped_value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None = 0.5) -> Tensor:
     """0.5 max((V - R)^2, (clip(V, V_old - clip, V_old + clip) - R)^2), (B, T); clip None: 0.5 (V - R)^2.
 
-    Source: the PPO implementation as described in arXiv 2005.12729, section 3 (value function clipping).
+    Source: value function clipping of PPO implementations, arXiv 2005.12729, section 3.
     """
     plain = (values - returns).square()
     if clip is None:

@@ -1,7 +1,4 @@
-"""The records that published formulas take and give. P prompts, G group, B = P * G rows, T answer length.
-
-Nothing in the rooms of `algorithm` knows models, prompts or processes.
-"""
+"""The records that published formulas take and return. P prompts, G group, B = P * G rows, T answer length."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,17 +8,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Groups:
-    """Facts of P groups of G answers, each (P, G), before any token is weighed.
+    """P groups of G answers, each field (P, G).
 
     rewards    float64, as the task gave them; for a group filter, after all shaping
     correct    bool, the task's verdict: a right answer that is punished for its length is still right
     lengths    int64, tokens
     truncated  bool, cut off at the limit
-    log_probs  float64, sum over the answer's tokens at the time of the rollout
+    log_probs  float64, sum over the answer's tokens, by the rollout engine
     parsed     bool, an answer was found in the text
     keys       int64, the answers' random keys
-    limit      the longest answer that is allowed, in tokens
-    bonus      float64, what is added to the rewards before they become advantages; None: nothing
+    limit      the longest answer allowed, in tokens
+    bonus      float64, added to the rewards before they become advantages; None: nothing
     """
 
     rewards: Tensor
@@ -36,7 +33,7 @@ class Groups:
 
 
 class AnswerTokens(NamedTuple):
-    """The tokens of a step whose advantages are shaped one by one, each (B, T), detached.
+    """The tokens of a step, for advantages that are shaped per token; each field (B, T), detached.
 
     advantages
     entropy     nats, before the first update; of softmax(logits / temperature) unless algorithm.tempered is false
@@ -51,14 +48,14 @@ class AnswerTokens(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Detached facts of the tokens among which some are selected, each (B, T).
+    """The tokens among which some are selected, each field (B, T), detached.
 
-    log_probs  under the weights of the moment: before the first update, or with select_per="update" before this one
+    log_probs  under the current weights: before the first update, or with select_per="update" before this one
     advantages
     entropy    nats, under the same weights; of softmax(logits / temperature) unless algorithm.tempered is false
-    uniform    [0, 1), float64, a number of the token's own that nothing else is drawn from
+    uniform    [0, 1), float64, a random number of the token that nothing else uses
     mask       bool, the tokens that count
-    old        log-probabilities that the loss's ratio is to; with select_per="step" its ratio is 1 still
+    old        the denominator of the loss's ratio, as log-probabilities; with select_per="step" the ratio is still 1
     """
 
     log_probs: Tensor
@@ -71,18 +68,18 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class LossInputs:
-    """What a loss is given of a micro-batch, each (B, T) and masked. From `entropy` on they are there where the loss asks.
+    """A micro-batch as the loss gets it, each field (B, T) and masked. Fields from `entropy` on only if the loss asks for them.
 
-    log_probs      of the recorded steps under the current weights, with their gradient
-    old            the same from before the first update, detached
+    log_probs      of the recorded steps under the current weights, with gradient
+    old            the same before the first update, detached
     advantages
     mask           bool, true on the tokens that count
-    correction     weights for an engine that differs from the policy, detached; None: nothing is corrected
-    selected       bool, tokens that the algorithm's `select` has chosen
-    entropy        nats of softmax(logits / temperature), with its gradient; algorithm.tempered false: of softmax(logits)
-    top_log_probs  (B, T, K) its logarithm at the K likeliest tokens, K = algorithm.top_k, with their gradient
+    correction     weights for an engine that differs from the policy, detached; None: no correction
+    selected       bool, tokens chosen by the algorithm's `select`
+    entropy        nats, of softmax(logits / temperature), with gradient; algorithm.tempered false: of softmax(logits)
+    top_log_probs  (B, T, K) log-probabilities of the K likeliest tokens, K = algorithm.top_k, with gradient
     greedy         bool, the text token is the likeliest
-    hidden         (B, T, D) the states that the steps were drawn from, with their gradient
+    hidden         (B, T, D) the hidden states that the steps were drawn from, with gradient
     """
 
     log_probs: Tensor
@@ -111,8 +108,8 @@ class TokenLoss(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """Sizes of a whole mini-batch over all micro-batches and ranks: tokens that count, sequences that have any, the longest
-    answer that is allowed, and micro-batches."""
+    """Sizes of a whole mini-batch over all micro-batches and ranks: tokens that count, sequences with such tokens, the
+    longest answer allowed, and micro-batches."""
 
     tokens: Tensor
     sequences: Tensor

@@ -1,7 +1,7 @@
 """Policy losses, KL estimators and token aggregations: pure functions, one per published formula.
 
-A loss takes LossInputs and gives a TokenLoss. An aggregation gives each token's weight within the whole mini-batch, so
-that the loss of any split into micro-batches or ranks sums to the same number.
+A loss maps LossInputs to a TokenLoss. An aggregation gives each token's weight within the whole mini-batch, so that the
+loss of any split into micro-batches or ranks sums to the same number.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,12 +12,12 @@ from torch import Tensor
 from ngrpo.algorithm.combinations import requires
 from ngrpo.algorithm.inputs import Counts, LossInputs, TokenLoss
 
-LOG_RATIO_LIMIT = 20.0  # exp() of more than this overflows long before it means anything (verl uses the same bound)
+LOG_RATIO_LIMIT = 20.0  # exp() of anything larger has no meaning and soon overflows (verl uses the same bound)
 Loss = Callable[..., TokenLoss]
 
 
 def asks(*names: str) -> Callable[[Loss], Loss]:
-    """Declares which optional fields of LossInputs a loss needs; without it a loss is given none of them."""
+    """Declares which optional fields of LossInputs a loss needs; without it a loss gets none of them."""
 
     def declare(loss: Loss) -> Loss:
         loss.asks = frozenset(names)  # pyright: ignore[reportFunctionMemberAccess]
@@ -43,7 +43,7 @@ def sequence_surrogate(
 ) -> TokenLoss:
     """The clipped surrogate of one ratio per answer, s = exp(mean over its tokens of log pi - log pi_old).
 
-    Every token carries the loss of its answer: sequence_mean_token_mean makes a mean over answers of it.
+    Every token carries the loss of its answer, so sequence_mean_token_mean is the mean over answers.
     Source: GSPO, arXiv 2507.18071, equations 5 to 7.
     """
     ratio = _row_mean(log_ratio(inputs), inputs.mask).exp().expand_as(inputs.log_probs)
@@ -53,10 +53,10 @@ def sequence_surrogate(
 def sequence_token_surrogate(
     inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4, dual_clip: float | None = None
 ) -> TokenLoss:
-    """The same with s_t = sg[s] pi_t / sg[pi_t]: the value of the answer's ratio, the gradient of the token's.
+    """sequence_surrogate with s_t = sg[s] pi_t / sg[pi_t]: the value of the answer's ratio, the gradient of the token's.
 
-    Equal advantages within an answer give the gradient of `sequence_surrogate`. Source: GSPO-token, arXiv 2507.18071,
-    equations 13 and 14.
+    With equal advantages within an answer it has the gradient of `sequence_surrogate`. Source: GSPO-token, arXiv
+    2507.18071, equations 13 and 14.
     """
     value = _row_mean(log_ratio(inputs), inputs.mask).detach()
     ratio = (value + inputs.log_probs - inputs.log_probs.detach()).exp()
@@ -64,7 +64,7 @@ def sequence_token_surrogate(
 
 
 def geometric_surrogate(inputs: LossInputs, *, clip: float = 0.4) -> TokenLoss:
-    """-A times the geometric mean over the answer's ratios, each clipped in log space on the side that A rewards.
+    """-A times the geometric mean of the answer's ratios, each clipped in log space on the side that A rewards.
 
     log r is capped at clip where A > 0 and floored at -clip where A < 0; A is the answer's mean advantage. Every token
     carries the loss of its answer. Source: GMPO, arXiv 2507.20673.
@@ -80,16 +80,14 @@ def clipped_weight(inputs: LossInputs, *, clip_low: float = 1.0, clip_high: floa
     """-sg[clip(r, 1 - clip_low, 1 + clip_high)] A log pi: the ratio is a bounded weight, so every token keeps its gradient.
 
     Source: CISPO, arXiv 2506.13585, equation 4; ScaleRL, arXiv 2510.13786, bounds r by 5 and not from below. `clipped`
-    tells where the weight was bounded.
+    is true where the weight was bounded.
     """
     ratio = log_ratio(inputs).exp().detach()
     weight = ratio.clamp(1 - clip_low, 1 + clip_high)
     return TokenLoss(-weight * inputs.advantages * inputs.log_probs, (weight != ratio) & inputs.mask)
 
 
-@requires(
-    no_other_prompt="the loss has no ratio to the probability that an answer had under the prompt it was given to"
-)
+@requires(no_other_prompt="the loss has no ratio to an answer's probability under the prompt that it was sampled with")
 def reinforce(inputs: LossInputs) -> TokenLoss:
     """-A log pi: the score-function estimator, no ratio and no clip (Williams, 1992). One update per rollout."""
     return TokenLoss(-inputs.advantages * inputs.log_probs, torch.zeros_like(inputs.mask))
@@ -101,7 +99,7 @@ def log_ratio(inputs: LossInputs) -> Tensor:
 
 
 def _row_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """(B, 1): mean over the tokens of each answer that count."""
+    """(B, 1): mean over the tokens that count of each answer."""
     return (values * mask).sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -144,19 +142,19 @@ KL_ESTIMATORS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": kl_k1, 
 
 
 def token_mean(mask: Tensor, counts: Counts) -> Tensor:
-    """Every token weighs the same: 1 / number of tokens of the whole batch. Source: DAPO, arXiv 2503.14476, equation 12; verl's
-    token-mean today."""
+    """Every token has the same weight, 1 / number of tokens of the whole batch. Source: DAPO, arXiv 2503.14476, equation 12;
+    verl's token-mean today."""
     return mask / counts.tokens.clamp(min=1)
 
 
 def token_mean_of_micro_batches(mask: Tensor, counts: Counts) -> Tensor:
-    """The mean over a micro-batch's tokens, and of these means over micro-batches: tokens of a micro-batch with short answers
-    weigh more, and trainer.micro_batch_rows changes the result. Source: verl of early 2025, and forks of it, as N-GRPO's."""
+    """The mean over micro-batches of the mean over their tokens: tokens of micro-batches with short answers weigh more, and
+    trainer.micro_batch_rows changes the result. Source: verl of early 2025 and its forks, such as N-GRPO's."""
     return mask / (mask.sum().clamp(min=1) * counts.micro_batches)
 
 
 def sequence_mean_token_mean(mask: Tensor, counts: Counts) -> Tensor:
-    """Every sequence weighs the same, and its tokens share: 1 / (L_i n). Source: GRPO, arXiv 2402.03300, equation 3."""
+    """Every sequence has the same weight, split over its tokens: 1 / (L_i n). Source: GRPO, arXiv 2402.03300, equation 3."""
     return mask / (mask.sum(dim=1, keepdim=True).clamp(min=1) * counts.sequences.clamp(min=1))
 
 

@@ -1,6 +1,6 @@
 """Which tokens a loss treats differently, and the losses that do: pure functions, one per published rule.
 
-They look at all tokens of a process that a step, or with select_per="update" an update, has; never at a micro-batch.
+A selection sees all tokens of an RL step in its process (with select_per="update", of an update), never a micro-batch.
 """
 
 from dataclasses import replace
@@ -55,10 +55,10 @@ def covariance_band(
 ) -> Tensor:
     """(B, T) bool: of the tokens with a covariance between low and high a random `share` of all, at least one.
 
-    Tokens that a clip at 1 - clip_low or 1 + clip_high already leaves without gradient are not among them; before the
-    first update there are none. Chosen by the tokens' own uniforms, so a rerun chooses the same. Source: Clip-Cov, arXiv
-    2505.22617. verl (compute_policy_loss_clip_cov) chooses anew at every update, from the log-probabilities of the
-    moment, within each micro-batch: select_per="update" does so within the mini-batch.
+    Tokens that a clip at 1 - clip_low or 1 + clip_high leaves without gradient anyway are never chosen; before the first
+    update there are none. Chosen by the tokens' own uniforms, so a rerun chooses the same. Source: Clip-Cov, arXiv
+    2505.22617. verl (compute_policy_loss_clip_cov) chooses at every update, from the current log-probabilities, within
+    each micro-batch: select_per="update" does so within the mini-batch.
     """
     value, ratio = covariance(tokens), (tokens.log_probs - tokens.old).exp()
     cut = ((tokens.advantages > 0) & (ratio > 1 + clip_high)) | ((tokens.advantages < 0) & (ratio < 1 - clip_low))
@@ -68,16 +68,16 @@ def covariance_band(
 def covariance_top(tokens: Tokens, *, share: float = 2e-4) -> Tensor:
     """(B, T) bool: the `share` of tokens with the highest covariance, at least one; of equal ones the first.
 
-    Source: KL-Cov, arXiv 2505.22617. verl (compute_policy_loss_kl_cov) chooses anew at every update, from the
-    log-probabilities of the moment, within each micro-batch: select_per="update" does so within the mini-batch.
+    Source: KL-Cov, arXiv 2505.22617. verl (compute_policy_loss_kl_cov) chooses at every update, from the current
+    log-probabilities, within each micro-batch: select_per="update" does so within the mini-batch.
     """
     return _highest(covariance(tokens), tokens.mask, share, tokens.mask)
 
 
-def _highest(values: Tensor, among: Tensor, share: float, mask: Tensor) -> Tensor:
-    """The highest max(1, floor(share * tokens that count)) of `values`, of those marked in `among`."""
-    count = min(max(1, int(share * int(mask.sum()))), int(among.sum()))
-    order = values.double().masked_fill(~among, -torch.inf).flatten().sort(descending=True, stable=True).indices
+def _highest(values: Tensor, eligible: Tensor, share: float, mask: Tensor) -> Tensor:
+    """(B, T) bool: the max(1, floor(share * tokens that count)) highest `values` of the eligible tokens."""
+    count = min(max(1, int(share * int(mask.sum()))), int(eligible.sum()))
+    order = values.double().masked_fill(~eligible, -torch.inf).flatten().sort(descending=True, stable=True).indices
     chosen = torch.zeros(values.numel(), dtype=torch.bool, device=values.device)
     chosen[order[:count]] = True
     return chosen.view(values.shape)
@@ -90,7 +90,7 @@ def _highest(values: Tensor, among: Tensor, share: float, mask: Tensor) -> Tenso
 def selected_only(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: float = 0.2) -> TokenLoss:
     """The clipped surrogate on the selected tokens (B, T), 0 on the others, which still count in denominators.
 
-    Source: "Beyond the 80/20 Rule", arXiv 2506.01939, with the tokens of highest entropy.
+    Source: "Beyond the 80/20 Rule", arXiv 2506.01939, which selects the tokens of highest entropy.
     """
     selected, whole = inputs.chosen, clipped_surrogate(inputs, clip_low=clip_low, clip_high=clip_high)
     return TokenLoss(whole.loss * selected, whole.clipped & selected)
@@ -107,7 +107,7 @@ def selected_clipped(inputs: LossInputs, *, clip_low: float = 0.2, clip_high: fl
 def selected_penalized(inputs: LossInputs, *, coefficient: float = 1.0) -> TokenLoss:
     """-r A, plus coefficient |log r| on the selected tokens; no clip. Source: KL-Cov, arXiv 2505.22617.
 
-    At the first update |log r| is 0 and has no gradient there (torch takes 0), so the penalty acts from the second on.
+    At the first update |log r| is 0, where torch's gradient is 0 too, so the penalty acts from the second update on.
     """
     change = log_ratio(inputs)
     loss = -change.exp() * inputs.advantages + coefficient * change.abs() * inputs.chosen
@@ -118,12 +118,12 @@ def selected_penalized(inputs: LossInputs, *, coefficient: float = 1.0) -> Token
 def top_smoothed(
     inputs: LossInputs, *, smoothing: float = 0.01, penalty: float = 1.1, clip_low: float = 0.2, clip_high: float = 0.2
 ) -> TokenLoss:
-    """The clipped surrogate that spreads the gradient of right answers over the K likeliest tokens, on selected tokens.
+    """The clipped surrogate; at selected tokens of right answers the gradient is spread over the K likeliest tokens.
 
-    A > 0: r becomes (1 - a) r + a/K sum_k r~_k, where r~_k has the value of r and the gradient of the k-th likeliest
-    token's log-probability (top_log_probs (B, T, K)), at the temperature of r as in the released code (CLR-Lab/SimKO).
-    A < 0: A is multiplied by `penalty` where the text token is the likeliest (`greedy` (B, T)). Source: SimKO, arXiv
-    2510.14807.
+    A > 0: r becomes (1 - a) r + a/K sum_k r~_k, a = smoothing, where r~_k has the value of r and the gradient of the k-th
+    likeliest token's log-probability (top_log_probs (B, T, K)), at the temperature of r as in the released code
+    (CLR-Lab/SimKO). A < 0: A is multiplied by `penalty` where the text token is the likeliest (`greedy` (B, T)). Source:
+    SimKO, arXiv 2510.14807.
     """
     assert inputs.top_log_probs is not None and inputs.greedy is not None
     ratio, top, advantages, selected = log_ratio(inputs).exp(), inputs.top_log_probs, inputs.advantages, inputs.chosen

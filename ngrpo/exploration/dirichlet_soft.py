@@ -1,4 +1,4 @@
-"""Soft thinking in mixtures drawn from a Dirichlet distribution around the policy: a variant in SofT-GRPO's code."""
+"""Soft thinking with weights from a Dirichlet distribution around the policy: a variant in SofT-GRPO's code."""
 
 import torch
 from torch import Tensor
@@ -7,15 +7,15 @@ from ngrpo.exploration.perturbed import Noise
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import DIRICHLET
 
-SMALLEST = 0.01  # of alpha: log-weights of about -1 / alpha stay small enough for float32
-ROUNDS = 8  # proposals per gamma variate; all are rejected with a probability below 1e-10
+SMALLEST = 0.01  # of alpha, so that log-weights, about -1 / alpha, fit float32
+ROUNDS = 8  # proposals per gamma variate; the probability that all are rejected is below 1e-10
 
 
 class Dirichlet(Noise):
     """w ~ Dir(alpha), alpha = max(concentration * p, 0.01) over the candidates, y = log w, weights = w.
 
     log_prob = (lgamma(sum alpha') - sum lgamma(alpha') + sum alpha' y) / K: the log-density with respect to the product
-    of dw / w, which differs from the usual one by a factor without parameters and stays finite for tiny weights.
+    of dw / w, which differs from the usual one by a factor without parameters and is finite for tiny weights.
     """
 
     role = DIRICHLET
@@ -44,7 +44,7 @@ class Dirichlet(Noise):
 
 
 def log_gamma_variates(alpha: Tensor, draws: Draws) -> Tensor:
-    """(B, K) float64 logarithms of Gamma(alpha, 1) variates by ROUNDS keyed proposals each.
+    """(B, K) float64 logarithms of Gamma(alpha, 1) variates, from ROUNDS proposals each.
 
     Source: Marsaglia and Tsang, 2000, "A simple method for generating gamma variables"; below 1 a variate is that of
     alpha + 1 times u^(1 / alpha).
@@ -57,6 +57,6 @@ def log_gamma_variates(alpha: Tensor, draws: Draws) -> Tensor:
     v = (1 + x / torch.sqrt(9 * d)) ** 3
     log_v = v.clamp(min=1e-300).log()
     accepted = (v > 0) & (u[..., 1:].log() < 0.5 * x.square() + d * (1 - v + log_v))
-    chosen = accepted.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first of them
+    chosen = accepted.to(torch.uint8).argmax(dim=-1, keepdim=True)  # the first that was accepted
     log_gamma = d.squeeze(-1).log() + log_v.gather(-1, chosen).squeeze(-1)
     return log_gamma + torch.where(boosted, u[..., 0].log() / alpha, torch.zeros_like(alpha))

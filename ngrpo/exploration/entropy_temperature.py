@@ -1,14 +1,14 @@
-"""A control for any strategy: plain sampling that is as uncertain as the strategy, since heat alone might explain its gain."""
+"""A control for any strategy: plain sampling of the same entropy, since a higher temperature alone might explain its gain."""
 
 from ngrpo.exploration.base import Exploration, Matched
 from ngrpo.exploration.token_sampling import TokenSampling
 
 
 class EntropyTemperature(TokenSampling):
-    """o ~ softmax(z / tau), fed = E[o], tau such that sampling at tau has the mean entropy that `strategy` has.
+    """o ~ softmax(z / tau), fed = E[o], tau such that sampling at tau has the same mean entropy as `strategy`.
 
-    Until training.matching has found tau, on at most so many held-out `problems`, it is `temperature`. `match` is the name
-    of the strategy. No paper's: the question is whether a trick is more than a higher temperature.
+    training.matching finds tau on at most `problems` held-out problems; until then it is `temperature`. `match` is the
+    name of the strategy. Not from a paper: the question is whether a trick is more than a higher temperature.
     """
 
     def __init__(

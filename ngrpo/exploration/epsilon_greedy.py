@@ -15,8 +15,8 @@ from ngrpo.rollout.records import TOKEN, DecodeStep, Vocabulary
 class EpsilonGreedy(TokenSampling):
     """o ~ p' = (1 - epsilon) softmax(z / temperature) + epsilon u, u uniform over ordinary tokens and stops.
 
-    log_prob = log p', whichever of the two a token came from. A random token may be the likeliest one too, so `explored`
-    marks where the uniform part was drawn from.
+    log_prob = log p', whichever of the two a token came from. `explored` marks where the uniform part was drawn from, even
+    if its token happens to be the likeliest.
     """
 
     allowed: Tensor
@@ -36,12 +36,12 @@ class EpsilonGreedy(TokenSampling):
         self.register_buffer("ids", allowed.nonzero().squeeze(-1), persistent=False)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
-        anything = self.ids[(draws.token * len(self.ids)).long()]
-        random = draws.explore < self.epsilon
-        tokens = torch.where(random, anything, draw_token(self.scores(logits), draws.token))
-        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), random), state
+        uniform = self.ids[(draws.token * len(self.ids)).long()]
+        explored = draws.explore < self.epsilon
+        tokens = torch.where(explored, uniform, draw_token(self.scores(logits), draws.token))
+        return DecodeStep(tokens, torch.full_like(tokens, TOKEN), explored), state
 
     def log_prob(self, steps: DecodeStep, logits: Tensor, table: Tensor) -> Tensor:
-        own = token_log_prob(tempered(logits, self.temperature), steps.tokens) + math.log1p(-self.epsilon)
-        uniform = torch.full_like(own, math.log(self.epsilon / len(self.ids)))
-        return torch.where(self.allowed[steps.tokens], torch.logaddexp(own, uniform), own)
+        softmax = token_log_prob(tempered(logits, self.temperature), steps.tokens) + math.log1p(-self.epsilon)
+        uniform = torch.full_like(softmax, math.log(self.epsilon / len(self.ids)))
+        return torch.where(self.allowed[steps.tokens], torch.logaddexp(softmax, uniform), softmax)

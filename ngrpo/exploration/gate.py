@@ -1,4 +1,4 @@
-"""When exploration acts while a row thinks: by chance, and where the next token is uncertain enough."""
+"""When exploration acts while a row thinks: with some probability, and where the next token is uncertain enough."""
 
 from torch import Tensor
 

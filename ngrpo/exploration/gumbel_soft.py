@@ -8,16 +8,16 @@ from ngrpo.exploration.scores import gumbel
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import GUMBEL
 
-RELIABLE = -3.0  # candidates of smaller log-probability count in no density
-SLACK = 1e-3  # clamped noise stands exactly at a bound: rounding must not decide whether it has a gradient
+RELIABLE = -3.0  # candidates of smaller log-probability are left out of the density
+SLACK = 1e-3  # clamped noise is exactly at a bound, where rounding must not decide whether it has a gradient
 
 
 class Gumbel(Noise):
     """y = l + noise_factor * g, g ~ Gumbel(0, 1) clamped to `clamp` (null: not), weights = softmax(y / soft_temperature).
 
     log_prob = mean of -g' - exp(-g') over candidates with l' > -3, g' = clamp((y - l') / noise_factor): the Gumbel
-    log-density of the noise that the current policy would have needed, but for a constant. Clamp, mean and bound are
-    those of the released code. Without clamp and with noise_factor 1, the displayed token is an exact sample of p.
+    log-density, up to a constant, of the noise that gives y under the current policy. Clamp, mean and bound are those of
+    the released code. Without clamp and with noise_factor 1, the text token is an exact sample of p.
     """
 
     role = GUMBEL

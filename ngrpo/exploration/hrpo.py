@@ -17,12 +17,12 @@ C = 8.0  # sharpness of the gate
 
 
 class HybridReasoning(TokenSampling):
-    """Thinking: fed = a x + sqrt(1 - a^2 + 1e-8) (i h), x = E[o] of the sampled token o, h = p E / ||p||_2 with p what o
-    is drawn from, r = sigmoid(W_r x + b_r), i = sigmoid(W_i x + b_i), a = exp(-c softplus(-Lambda) r), c = 8.
+    """Thinking: fed = a x + sqrt(1 - a^2 + 1e-8) (i h), x = E[o] of the sampled token o, h = p E / ||p||_2 with o ~ p,
+    r = sigmoid(W_r x + b_r), i = sigmoid(W_i x + b_i), a = exp(-c softplus(-Lambda) r), c = 8.
 
-    At first a = u^r with u ~ U(r_min, r_max) per coordinate, so the token prevails. h is recorded, without gradient;
-    the gates are computed anew with it. Reserved tokens, stops and the delimiter that ends the thinking part are fed as
-    they are, and so is all that follows. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
+    Initially a = u^r with u ~ U(r_min, r_max) per coordinate, so the token dominates. h is recorded, without gradient; a
+    replay computes the gates again. Reserved tokens, stops and the delimiter that ends the thinking part are fed as they
+    are, and so are all tokens after it. Source: the released code, Yueeeeeeee/HRPO at 8b49045.
     """
 
     records_vectors = True
@@ -44,7 +44,7 @@ class HybridReasoning(TokenSampling):
         self.gate_learning_rate, self.lambda_learning_rate = gate_learning_rate, lambda_learning_rate
 
     def bind(self, vocabulary: Vocabulary, table: Tensor) -> None:
-        """Makes the gates where there are none yet, so that gates that were trained or loaded stay."""
+        """Makes the gates only if there are none yet, so that trained or loaded ones stay."""
         super().bind(vocabulary, table)
         if not list(self.parameters()):
             self._make_gates(table)
@@ -52,7 +52,7 @@ class HybridReasoning(TokenSampling):
     def _make_gates(self, table: Tensor) -> None:
         width, dtype = table.shape[-1], torch.promote_types(table.dtype, torch.float32)
         generator = torch.Generator().manual_seed(row_key("hrpo gates", self.seed) % 2**63)
-        bound = 1 / math.sqrt(width)  # what torch gives a linear layer
+        bound = 1 / math.sqrt(width)  # torch's own initialization of a linear layer
         self.reset, self.input = (nn.Linear(width, width, device=table.device, dtype=dtype) for _ in range(2))
         for parameter in (*self.reset.parameters(), *self.input.parameters()):
             parameter.data.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
@@ -72,8 +72,8 @@ class HybridReasoning(TokenSampling):
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores = self.scores(logits)
         tokens = draw_token(scores, draws.token)
-        _, state = self.thinking.push(state, tokens)
-        soft = state["thinking"] & self.thinking.ordinary[tokens]
+        ended, state = self.thinking.push(state, tokens)
+        soft = ~ended & self.thinking.ordinary[tokens]
         with torch.autocast(scores.device.type, enabled=False):
             p = scores.softmax(dim=-1)
             hidden = (p / p.norm(dim=-1, keepdim=True)) @ table.detach().to(p.dtype)
@@ -85,7 +85,7 @@ class HybridReasoning(TokenSampling):
         return torch.exp(-C * F.softplus(-self.Lambda) * torch.sigmoid(self.reset(x)))
 
     def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
-        """Every step goes through the gates, so that their parameters have a gradient whatever was explored."""
+        """Every step goes through the gates, so that their parameters always have a gradient."""
         assert steps.offset is not None
         fed = F.embedding(steps.tokens, table)
         x = fed.to(self.Lambda.dtype)

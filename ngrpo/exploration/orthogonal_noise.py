@@ -1,11 +1,10 @@
-"""Noise in the directions in which the other likely tokens differ from the anchor: only in N-GRPO's code, not its paper."""
+"""Noise in the directions in which other likely tokens differ from the anchor: in N-GRPO's code, not in its paper."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ngrpo.exploration.base import where_explored
-from ngrpo.exploration.mixing import Around, Recipe
+from ngrpo.exploration.mixing import Recipe, StepRows
 from ngrpo.exploration.scores import candidates, tempered
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import DecodeStep
@@ -17,8 +16,8 @@ class OrthogonalNoise(Recipe):
 
     noise  "scalar": xi_j is one standard normal, so fed - e_1 is orthogonal to e_1; "elementwise": xi_j ~ N(0, I) of
            (D,), as released, which is orthogonal to nothing
-    A record keeps the ids, the weights (1 for the anchor) and no noise: xi comes back from the row's key, and the
-    vectors from the current table. Source: ZJUSCL/N-GRPO at d9c94fe, whose training pass forgets the noise.
+    A record has the ids and weights (1 for the anchor) but no noise: xi is regenerated from the row's key, the vectors from
+    the current table. Source: ZJUSCL/N-GRPO at d9c94fe, whose training pass omits the noise.
     """
 
     ordinary: Tensor
@@ -27,22 +26,16 @@ class OrthogonalNoise(Recipe):
         super().__init__()
         self.k, self.noise = k, noise
 
-    def bind(self, ordinary: Tensor, table: Tensor) -> None:
+    def bind(self, ordinary: Tensor) -> None:
         self.register_buffer("ordinary", ordinary, persistent=False)
 
-    def record(self, rows: Around) -> dict[str, Tensor]:
+    def record(self, rows: StepRows) -> dict[str, Tensor]:
         others = rows.logits.masked_fill(~self.ordinary, -torch.inf)
         ids = candidates(others.scatter(-1, rows.anchors[:, None], torch.inf), self.k)
         weights = tempered(rows.logits.gather(-1, ids[:, 1:]), rows.temperature).softmax(dim=-1)
         return rows.mixture(ids, F.pad(weights, (1, 0), value=1.0))
 
-    def embed(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
-        fed = F.embedding(steps.tokens, table)
-        if steps.mix_ids is None or steps.mix_weights is None:
-            return fed
-        return where_explored(steps, fed, lambda at: self._moved(steps[at], table, draws[at]))
-
-    def _moved(self, steps: DecodeStep, table: Tensor, draws: Draws) -> Tensor:
+    def vectors(self, steps: DecodeStep, fed: Tensor, table: Tensor, draws: Draws) -> Tensor:
         assert steps.mix_ids is not None and steps.mix_weights is not None
         vectors = F.embedding(steps.mix_ids, table)
         first, others = vectors[..., :1, :], vectors[..., 1:, :]

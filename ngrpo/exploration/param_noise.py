@@ -1,4 +1,4 @@
-"""Noise in the space of parameters: all answers of an RL step come from one perturbed policy."""
+"""Parameter noise: all answers of an RL step come from one perturbed policy."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,25 +10,28 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import row_key
 from ngrpo.targets import SettingsError
 
-TARGETS = {"all": "", "mlp": ".mlp."}  # what stands in the names of parameters that noise is added to
-STEP, TOLERANCE = 1.01, 1.1  # factor of one adaptation of sigma, and how far off the target calls for it
-SMALLEST, LARGEST = 1e-6, 0.5  # of an adapted sigma
+TARGETS = {"all": "", "mlp": ".mlp."}  # substrings of the names of parameters that get noise
+STEP, TOLERANCE = (
+    1.01,
+    1.1,
+)  # factors: of one adaptation of sigma, and of the deviation from the target that calls for it
+SMALLEST, LARGEST = 1e-6, 0.5  # bounds of an adapted sigma
 
 
 class ParameterNoise(TokenSampling):
-    """Token sampling from the weights w + sigma N(0, I), drawn anew for every RL step and shared by all of its answers.
+    """Token sampling from the weights w + sigma N(0, I), with new noise in every RL step, shared by all of its answers.
 
-    What is trained, evaluated and replayed has no noise; algorithm.correction weighs each token by min(pi(o) / pi~(o), cap),
+    Training, evaluation and replay have no noise; algorithm.correction weights each token by min(pi(o) / pi~(o), cap),
     pi~ the perturbed policy. Source: the released code of PSN (arXiv 2602.02555), baibizhe/psn_rlvr at 6a27058, whose filter
-    of names does nothing, so that noise is on every parameter (targets=all). The paper, whose text was not read, is said
-    to perturb MLP layers (mlp), and to have a scheduler by semantic similarity, which is left out.
+    of names has no effect, so that every parameter gets noise (targets=all). The paper, whose text was not read, is said
+    to perturb MLP layers (mlp), and to have a scheduler by semantic similarity, which is not implemented.
 
-    sigma      standard deviation, whatever the size of a weight; drawn in float32 and added before rounding
-    target_kl  nats: after a step whose mean of log pi~(o) - log pi(o) is above 1.1 of it sigma is divided by 1.01, below
-               1 / 1.1 of it multiplied; None: sigma stays
+    sigma      standard deviation, independent of the size of a weight; drawn in float32 and added before rounding
+    target_kl  nats: after a step whose mean of log pi~(o) - log pi(o) is more than 1.1 times it, sigma is divided by 1.01,
+               after one where it is less than 1 / 1.1 times it, multiplied; None: sigma is constant
 
-    Noise comes from seed, step and the parameter's name, so that every rank draws the same. It is drawn where the weights
-    are: a GPU's is not that of a CPU.
+    Noise depends on seed, step and the parameter's name, so that every rank draws the same. It is drawn on the weights'
+    device: a GPU draws other noise than a CPU.
     """
 
     acts_on = "weights"
@@ -55,10 +58,9 @@ class ParameterNoise(TokenSampling):
     def adapt(self, figures: Mapping[str, float]) -> None:
         if self.target_kl is None:
             return
-        found = figures["noise_kl"]
-        if found > TOLERANCE * self.target_kl:
+        if figures["noise_kl"] > TOLERANCE * self.target_kl:
             self.sigma.div_(STEP).clamp_(SMALLEST, LARGEST)
-        elif found < self.target_kl / TOLERANCE:
+        elif figures["noise_kl"] < self.target_kl / TOLERANCE:
             self.sigma.mul_(STEP).clamp_(SMALLEST, LARGEST)
 
     @contextmanager
@@ -68,9 +70,9 @@ class ParameterNoise(TokenSampling):
             return
         chosen = {name: p for name, p in model.named_parameters() if TARGETS[self.targets] in name}
         if not chosen:
-            what = f"exploration.targets={self.targets}: the model has no modules named {self.targets}"
-            raise SettingsError(f"{what}; exploration.targets=all")
-        kept = {name: p.detach().clone() for name, p in chosen.items()}  # to take noise away again would round
+            problem = f"exploration.targets={self.targets}: the model has no modules named {self.targets}"
+            raise SettingsError(f"{problem}; exploration.targets=all")
+        kept = {name: p.detach().clone() for name, p in chosen.items()}  # subtracting the noise again would round
         self.inside = True
         try:
             with torch.no_grad():

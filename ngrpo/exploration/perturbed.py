@@ -1,4 +1,4 @@
-"""Thinking in mixtures of randomly perturbed candidates, whose density is trained; the noise is a part of its own."""
+"""Thinking in mixtures of randomly perturbed candidates, trained by their density; the kind of noise is exchangeable."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -13,11 +13,11 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.keys import Draws
 from ngrpo.rollout.records import TOKEN, DecodeStep
 
-CUT = -1e30  # score of a candidate outside the nucleus: finite, because records are multiplied by masks
+CUT = -1e30  # score of a candidate outside the nucleus; finite, because records are multiplied by masks
 
 
 class Noise(ABC):
-    """What perturbs candidates, how weights come of it, and its density. `role` is that of the steps it makes."""
+    """How candidates are perturbed, the weights that result, and the density. `role` is that of its steps."""
 
     role: ClassVar[int]
 
@@ -31,22 +31,22 @@ class Noise(ABC):
 
     @abstractmethod
     def density(self, scores: Tensor, log_p: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """What each candidate adds to the log-density (..., K) of y under l', and which of them count (..., K) bool."""
+        """Each candidate's term of the log-density of y under l' (..., K), and which of them count (..., K) bool."""
 
 
 class PerturbedThinking(TokenSampling):
-    """Thinking: candidates = the `thinking_top_k` likeliest tokens, less those outside the nucleus `thinking_top_p` of
-    what these renormalize to; their log-probabilities l (temperature included), renormalized again, are perturbed to
-    scores y, y is turned into weights, and the weighted sum of their embeddings is fed, detached from the table. The
-    text gains the candidate of largest weight. The answer is sampled like any text, at `temperature` and `top_p`.
+    """Thinking: candidates = the `thinking_top_k` likeliest tokens, renormalized, minus those outside the nucleus
+    `thinking_top_p`; their log-probabilities l (temperature included), renormalized again, are perturbed to scores y, y is
+    turned into weights, and the weighted sum of their embeddings is fed, detached from the table. The text token is the
+    candidate of largest weight. The answer is sampled as usual, at `temperature` and `top_p`.
 
-    log_prob of a thinking step is the density of the recorded y under the current l' over the recorded candidates, a
-    mean over candidates and not a sum, as released. A displayed token that is reserved, a stop or the end of the
-    delimiter is fed as it is and keeps its density. Any token of the vocabulary may be a candidate, or no text would
-    end. Source: zz1358m/SofT-GRPO-master at 2b9d8ec (paper: arXiv 2511.06411).
+    log_prob of a thinking step is the density of the recorded y under the current l' of the recorded candidates, their
+    mean and not their sum, as released. A text token that is reserved, a stop or the end of the delimiter is fed as it is
+    and keeps its density. Any token of the vocabulary may be a candidate, or no text would end. Source:
+    zz1358m/SofT-GRPO-master at 2b9d8ec (paper: arXiv 2511.06411).
     """
 
-    deviates = "the density of a thought is a mean over candidates"
+    deviates = "the density of a thinking step is a mean over candidates"
 
     def __init__(
         self,
@@ -63,14 +63,14 @@ class PerturbedThinking(TokenSampling):
         return self.thinking.start(rows, device)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
-        soft = state["thinking"]
+        soft = self.thinking.active(state)
         ids, log_p = self._candidates(logits)
         scores = self.noise.perturb(log_p, draws).to(log_p.dtype).masked_fill(log_p.isneginf(), CUT)
         scores, order = scores.sort(dim=-1, descending=True, stable=True)
         ids = ids.gather(-1, order)
         tokens = torch.where(soft, ids[:, 0], draw_token(self.scores(logits), draws.token))
-        _, state = self.thinking.push(state, tokens)
-        explored = state["thinking"] & self.thinking.ordinary[tokens]
+        ended, state = self.thinking.push(state, tokens)
+        explored = ~ended & self.thinking.ordinary[tokens]
         weights = self.noise.weigh(scores)
         plain = F.one_hot(torch.zeros_like(tokens), weights.shape[-1]).to(weights.dtype)
         weights = torch.where(explored[:, None], weights, plain)
@@ -96,6 +96,6 @@ class PerturbedThinking(TokenSampling):
         valid = steps.scores > CUT / 2
         scores = tempered(logits.gather(-1, steps.mix_ids), self.temperature)
         log_p = scores.masked_fill(~valid, -torch.inf).log_softmax(dim=-1)
-        each, counted = self.noise.density(steps.scores, log_p.masked_fill(~valid, 0.0), valid)
-        soft = torch.where(counted, each, torch.zeros_like(each)).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
+        terms, counted = self.noise.density(steps.scores, log_p.masked_fill(~valid, 0.0), valid)
+        soft = torch.where(counted, terms, torch.zeros_like(terms)).sum(dim=-1) / counted.sum(dim=-1).clamp(min=1)
         return torch.where(steps.role == self.noise.role, soft.to(hard.dtype), hard)

@@ -1,11 +1,11 @@
-"""From logits to a distribution over tokens and to one token of it: temperature, filters, candidates, inverse CDF."""
+"""From logits to a distribution over tokens and a sample of it: temperature, filters, candidates, inverse CDF."""
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 BLOCK = 128  # tokens
-LARGE = 4096  # tokens of a vocabulary from which on blocks are faster
+LARGE = 4096  # tokens; for larger vocabularies blocks are faster
 
 
 def tempered(logits: Tensor, temperature: float) -> Tensor:
@@ -17,7 +17,7 @@ def tempered(logits: Tensor, temperature: float) -> Tensor:
 def nucleus(scores: Tensor, top_p: float) -> Tensor:
     """(..., V) bool: the smallest set of tokens, likeliest first and ties by lowest id, whose probability reaches top_p.
 
-    Source: Holtzman et al., 2020 (arXiv 1904.09751). The likeliest token is always in.
+    Source: Holtzman et al., 2020 (arXiv 1904.09751). It always has the likeliest token.
     """
     ordered, order = scores.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
     before = ordered.cumsum(dim=-1) - ordered
@@ -27,12 +27,12 @@ def nucleus(scores: Tensor, top_p: float) -> Tensor:
 def candidates(scores: Tensor, count: int) -> Tensor:
     """(..., count) ids of the largest scores (..., V), largest first, ties by lowest id.
 
-    topk alone leaves open which of several equal scores it takes, so those level with the last one are chosen anew.
+    topk does not specify which of several equal scores it takes, so those equal to the last one are chosen again.
     """
     values, ids = scores.topk(min(count + 1, scores.shape[-1]), dim=-1)
-    unsure = values[..., count - 1] == values[..., -1]
+    ties = values[..., count - 1] == values[..., -1]
     values, ids = values[..., :count], ids[..., :count]
-    if scores.device.type != "cpu" or unsure.any():  # any other would have to be waited for
+    if scores.device.type != "cpu" or ties.any():  # elsewhere, asking would wait for the device
         ids = _lowest(scores, values, ids)
     ids = ids.sort(dim=-1).values
     order = scores.gather(-1, ids).sort(dim=-1, descending=True, stable=True).indices
@@ -40,13 +40,13 @@ def candidates(scores: Tensor, count: int) -> Tensor:
 
 
 def _lowest(scores: Tensor, values: Tensor, ids: Tensor) -> Tensor:
-    """The ids (..., count) of the largest scores with those level with the last replaced by the lowest that are."""
+    """The ids (..., count) of the largest scores, where those of scores equal to the last are the lowest such ids."""
     count = values.shape[-1]
     places = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device)
-    level = torch.where(scores == values[..., -1:], -places, -scores.shape[-1]).topk(count, dim=-1).indices
+    equal = torch.where(scores == values[..., -1:], -places, -scores.shape[-1]).topk(count, dim=-1).indices
     above = (values > values[..., -1:]).sum(dim=-1, keepdim=True)
     slots = torch.arange(count, device=scores.device)
-    return torch.where(slots < above, ids, level.gather(-1, (slots - above).clamp(min=0)))
+    return torch.where(slots < above, ids, equal.gather(-1, (slots - above).clamp(min=0)))
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
@@ -64,11 +64,13 @@ def near_best(scores: Tensor, min_p: float) -> Tensor:
 def filtered(
     scores: Tensor, top_p: float, keep: Tensor | None = None, top_k: int | None = None, min_p: float = 0.0
 ) -> Tensor:
-    """Scores (..., V) with -inf where a filter cuts; `keep` (...,) names one token that stays in whatever happens.
+    """Scores (..., V) with -inf where a filter cuts; `keep` (...,) are tokens that are never cut.
 
-    The order is that of transformers: top-k, then top-p over what top-k left, renormalized, then min-p over what is
-    left of that. The likeliest token always stays.
+    The order is that of transformers: top-k, then top-p and min-p, each over what the filter before it left, renormalized.
+    The likeliest token always stays.
     """
+    if top_k is None and top_p >= 1 and min_p <= 0:
+        return scores
     left = scores.detach()
     if top_k is not None:
         left = left.masked_fill(~largest(left, top_k), -torch.inf)
@@ -76,8 +78,6 @@ def filtered(
         left = left.masked_fill(~nucleus(left, top_p), -torch.inf)
     if min_p > 0:
         left = left.masked_fill(~near_best(left, min_p), -torch.inf)
-    if top_k is None and top_p >= 1 and min_p <= 0:
-        return scores
     inside = left != -torch.inf
     if keep is not None:
         inside = inside.scatter(-1, keep[..., None], True)
@@ -87,7 +87,7 @@ def filtered(
 def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
     """(B,) tokens by the inverse CDF of softmax(scores) in token-id order, accumulated in float64.
 
-    A large vocabulary is summed by blocks, and token by token in the block of the target only.
+    A large vocabulary is summed in blocks, and token by token only in the block of the target.
     """
     p, target = scores.softmax(dim=-1), uniform.double()[:, None]
     if p.shape[-1] <= LARGE:
@@ -105,9 +105,11 @@ def draw_token(scores: Tensor, uniform: Tensor) -> Tensor:
 
 
 def _inverse(cdf: Tensor, target: Tensor) -> Tensor:
-    """(B, 1) first places where cdf (B, N) exceeds target (B, 1), none where nothing was added any more by rounding."""
+    """(B, 1) the first places where cdf (B, N) exceeds target (B, 1), never ones of probability 0."""
     place = torch.searchsorted(cdf, target, right=True)
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())  # rounding must not reach a token of probability 0
+    last = torch.searchsorted(
+        cdf, cdf[:, -1:].contiguous()
+    )  # beyond it, probabilities are 0; rounding must not get there
     return torch.minimum(place, last).clamp(max=cdf.shape[-1] - 1)  # NaN sorts past the end
 
 

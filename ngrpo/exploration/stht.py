@@ -1,6 +1,6 @@
 """Soft and fuzzy tokens of "Soft Tokens, Hard Truths" (arXiv 2509.19170): thinking in noisy expected embeddings.
 
-The Gaussian density of the fed vector is its log-probability while the model thinks; the answer is made of hard tokens.
+While the model thinks, log_prob is the Gaussian density of the fed vector; the answer is made of hard tokens.
 """
 
 import math
@@ -21,9 +21,9 @@ class SoftTokens(Exploration):
     log_prob = log N(fed; h, sigma^2 I), differentiable through h in logits and table (section 3 of the paper).
     soft_temperature 0.5 gives soft tokens, 1e-4 fuzzy ones.
 
-    The text of the thinking part is its greedy shadow (argmax). Where that ends with `answer_start`, or after
-    `think_limit` thinking tokens, where it is inserted, `answer_prefix` is inserted and hard tokens follow, drawn at
-    `temperature`. Inserted text carries no loss.
+    The text of the thinking part is its greedy shadow (argmax). After `think_limit` thinking tokens `answer_start` is
+    inserted; after it, inserted or not, `answer_prefix` is inserted and hard tokens follow, drawn at `temperature`.
+    Inserted text carries no loss.
     """
 
     records_vectors = True
@@ -53,7 +53,7 @@ class SoftTokens(Exploration):
     def start(self, rows: int, device: torch.device) -> State:
         """`thought`: thinking tokens so far; `insert`: position in the inserted text, -1 while thinking."""
         counts = torch.zeros(rows, dtype=torch.int64, device=device)
-        return {"thought": counts, "insert": counts - 1, **self.thinking.answer.start(rows, device)}
+        return {"thought": counts, "insert": counts - 1, **self.thinking.start(rows, device)}
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         step, _, state = self.sample_and_log_prob(logits, state, draws, table)
@@ -91,14 +91,14 @@ class SoftTokens(Exploration):
         return {**state, "insert": state["insert"].masked_fill(over, 0)}
 
     def _advance(self, state: State, tokens: Tensor, thinking: Tensor) -> State:
-        """Counters after `tokens`; a thinking part that ended by itself continues at the answer's prefix."""
-        ended, state = self.thinking.answer.push(state, tokens)
+        """Counters after `tokens`; a thinking part that ended by itself goes on with the answer's prefix."""
+        ended, state = self.thinking.push(state, tokens)
         insert = torch.where(thinking, state["insert"], state["insert"] + 1)
         insert = insert.masked_fill(thinking & ended, len(self.vocabulary.answer_start))
         return {**state, "thought": state["thought"] + thinking, "insert": insert}
 
     def _expected(self, logits: Tensor, table: Tensor) -> Tensor:
-        """h (..., D) in float32 at least, whatever precision the model runs in: the density needs it."""
+        """h (..., D) in float32 at least, which the density needs, whatever precision the model runs in."""
         scores = tempered(logits, self.soft_temperature)
         with torch.autocast(scores.device.type, enabled=False):
             return scores.softmax(dim=-1) @ table.to(scores.dtype)
@@ -114,7 +114,7 @@ class SoftTokens(Exploration):
         return self._scored(steps, logits, self._expected(logits[chosen_places(steps.role == GAUSSIAN)], table))
 
     def _scored(self, steps: DecodeStep, logits: Tensor, mean: Tensor) -> Tensor:
-        """log_prob, given the expected embeddings (N, D) of the steps with a density."""
+        """log_prob, given the expected embeddings (N, D) of the Gaussian steps."""
         soft = steps.role == GAUSSIAN
         assert steps.offset is not None and steps.scale is not None
         places, others = chosen_places(soft), chosen_places(~soft)
@@ -126,7 +126,7 @@ class SoftTokens(Exploration):
 
 
 def gaussian_log_density(value: Tensor, mean: Tensor, sigma: Tensor) -> Tensor:
-    """(N,) log N(value; mean, sigma^2 I) of vectors (N, D) with one standard deviation per row, (N,)."""
+    """(N,) log N(value; mean, sigma^2 I) of vectors (N, D), with one standard deviation per row (N,)."""
     width = value.shape[-1]
     distance = (value - mean).square().sum(dim=-1)
     return -distance / (2 * sigma.square()) - width * (sigma.log() + 0.5 * math.log(2 * math.pi))

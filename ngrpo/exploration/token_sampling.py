@@ -1,4 +1,4 @@
-"""Plain token sampling at a temperature, optionally filtered: the baseline that every trick has to beat."""
+"""Plain token sampling at a temperature, optionally filtered: the baseline for every trick."""
 
 import torch
 from torch import Tensor
@@ -12,8 +12,8 @@ from ngrpo.rollout.records import TOKEN, DecodeStep
 class TokenSampling(Exploration):
     """o ~ softmax(z / temperature), fed = E[o].
 
-    With top_k, top_p < 1 or min_p > 0 the log-probability is that of the renormalized filter of the current logits; the
-    text token is counted in even where the filter has moved away from it, so that it keeps a gradient.
+    With top_k, top_p < 1 or min_p > 0 the log-probability is that of the filtered, renormalized current logits; the text
+    token is always kept, even if the filter would now cut it, so that it has a gradient.
     """
 
     def __init__(self, temperature: float = 1.0, top_p: float = 1.0, top_k: int | None = None, min_p: float = 0.0):
@@ -21,7 +21,7 @@ class TokenSampling(Exploration):
         self.temperature, self.top_p, self.top_k, self.min_p = temperature, top_p, top_k, min_p
 
     def scores(self, logits: Tensor, keep: Tensor | None = None) -> Tensor:
-        """(..., V) whose softmax tokens are drawn from; `keep` (...,) are tokens that no filter cuts."""
+        """(..., V) whose softmax tokens are drawn from; `keep` (...,) are tokens that are never cut."""
         return filtered(tempered(logits, self.temperature), self.top_p, keep, self.top_k, self.min_p)
 
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:

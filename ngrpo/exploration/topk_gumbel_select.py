@@ -1,4 +1,4 @@
-"""Mixtures of tokens that Gumbel noise picks: what N-GRPO's code calls "Gumbel Soft-Thinking" (`topk-gumbel`)."""
+"""Mixtures of tokens selected by Gumbel noise: what N-GRPO's code calls "Gumbel Soft-Thinking" (`topk-gumbel`)."""
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from ngrpo.rollout.records import TOKEN, DecodeStep
 
 
 class TopkGumbelSelect(TokenSampling):
-    """Where a row thinks and the gate is open: candidates = the k ordinary tokens of largest z / temperature + Gumbel
+    """While a row thinks and the gate is open: candidates = the k ordinary tokens of largest z / temperature + Gumbel
     noise, weights = softmax of their z / temperature without noise, fed = sum of weight * E[c].
 
-    text_token  "anchor": the text gains the token of largest noisy score, which is an exact sample of softmax(z /
-                temperature), so the token's log-probability is that of what was drawn; "sampled" (released): it gains
-                the token drawn by the inverse CDF, so text and mixture are independent
+    text_token  "anchor": the text token is that of the largest noisy score, which is an exact sample of softmax(z /
+                temperature), so its log-probability is exact; "sampled" (released): it is drawn by the inverse CDF, so
+                text and mixture are independent
     Where either token is reserved, a stop or ends the thinking part, the step is a plain one. Source: ZJUSCL/N-GRPO at
     d9c94fe, without its second softmax.
     """
@@ -32,15 +32,15 @@ class TopkGumbelSelect(TokenSampling):
     def sample(self, logits: Tensor, state: State, draws: Draws, table: Tensor) -> tuple[DecodeStep, State]:
         scores, ordinary = self.scores(logits), self.thinking.ordinary
         tokens = draw_token(scores, draws.token)
-        chosen = state["thinking"] & self.gate.open(logits, draws, self.temperature)
+        chosen = self.thinking.active(state) & self.gate.open(logits, draws, self.temperature)
         places = chosen_places(chosen)
         noisy = scores[places] + gumbel(draws[places].uniforms(scores.shape[-1])).to(scores.dtype)
         anchors = tokens.clone()
         anchors[places] = noisy.argmax(dim=-1)
         if self.text_token == "anchor":
             tokens = torch.where(chosen, anchors, tokens)
-        _, state = self.thinking.push(state, tokens)
-        mixed = chosen & ordinary[anchors] & state["thinking"] & ordinary[tokens]
+        ended, state = self.thinking.push(state, tokens)
+        mixed = chosen & ordinary[anchors] & ~ended & ordinary[tokens]
         role = torch.full_like(tokens, TOKEN)
         if not len(noisy):
             return DecodeStep(tokens, role, mixed), state

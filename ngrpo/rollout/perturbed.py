@@ -31,12 +31,12 @@ class Perturbed:
 
     def prompt(self, problem: Problem, key: int) -> tuple[str, np.ndarray]:
         """The problem's prompt after the words that a key draws, or as many of them as fit: as a transcript and as ids."""
-        words = self.retry.drawn(self.vocabulary, key)
-        ids = self.prompts.with_prefix(self.retry.text(words), problem)
+        words = self.retry.draw_words(self.vocabulary, key)
+        ids = self.prompts.with_prefix(self.retry.prefix(words), problem)
         while len(ids) > self.prompts.room and len(words) > self.retry.words[0]:
             words = words[: max(self.retry.words[0], len(words) * 7 // 8)]
-            ids = self.prompts.with_prefix(self.retry.text(words), problem)
-        return f"{self.retry.text(words)}\n{problem.prompt}", ids
+            ids = self.prompts.with_prefix(self.retry.prefix(words), problem)
+        return f"{self.retry.prefix(words)}\n{problem.prompt}", ids
 
     def read(self, task: Task) -> Task:
         """As Prompts.read, but without messages that leave no room for the fewest words, even if these are the longest ones.
@@ -47,7 +47,7 @@ class Perturbed:
         longest = max(self.vocabulary, key=lambda word: len(encode(f" {word}", add_special_tokens=False)))
         form = self.prompts.prompting if first.is_message else PLAIN
         own = form.encode(self.prompts.tokenizer, [first.messages or first.prompt])[0]
-        spare = len(self.prompts.with_prefix(self.retry.text([longest] * fewest), first)) - len(own)
+        spare = len(self.prompts.with_prefix(self.retry.prefix([longest] * fewest), first)) - len(own)
         try:
             return self.prompts.read(task, spare)
         except SettingsError as error:

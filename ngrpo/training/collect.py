@@ -92,7 +92,7 @@ def collect(
     order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))
     beyond = order[share : int(keeps.sum())]
     answers = draws[0] if len(draws) == 1 else join(draws, order[:share].sort().values)
-    counted = algorithm.counts(groups_of(answers, sampler)).flatten()
+    counted = algorithm.rows_in_loss(groups_of(answers, sampler)).flatten()
     figures = _figures_of_retries(retried, ranks)
     if algorithm.group_filter is not None:
         fresh = torch.cat(kept[before:]).double().mean().item()

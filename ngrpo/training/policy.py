@@ -124,10 +124,10 @@ class Policy(lightning.LightningModule):
         given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
         correction = batch.correction
         if correction is None:
-            correction = algorithm.corrections(old, batch.rollouts.log_probs, mask)
+            correction = algorithm.correction_weights(old, batch.rollouts.log_probs, mask)
         inputs = LossInputs(old=old, correction=correction, **given)
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
-        loss = (tokens.loss * algorithm.weights(mask, counts)).sum()
+        loss = (tokens.loss * algorithm.token_weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
         gap = gap if batch.off_policy is None else gap.masked_fill(batch.off_policy, 0)  # there it is not the engine's
         seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
@@ -179,7 +179,7 @@ class Policy(lightning.LightningModule):
             entropy = (old or self.replayed(rollouts)).entropy if entropy is None else entropy
             facts = (advantages, entropy, mask, groups)
             advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
-        advantages = algorithm.matched(advantages, groups, mask, ranks.sum)
+        advantages = algorithm.rescaled(advantages, groups, mask, ranks.sum)
         other = None if other is None else other[:, None].expand_as(mask)
         batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, other)
         batch = self._corrected(batch, ranks)
@@ -187,7 +187,7 @@ class Policy(lightning.LightningModule):
 
     def _corrected(self, batch: Batch, ranks: Ranks) -> Batch:
         """The batch after what a correction for the engine settles before the first update."""
-        correction, engine = self.algorithm.corrected, batch.rollouts.log_probs
+        correction, engine = self.algorithm.correction_rule, batch.rollouts.log_probs
         if correction.kind == "bypass":
             return replace(batch, old=engine)
         if not correction.of_batch or batch.old is None:

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ngrpo.algorithm.algorithm import Algorithm, Incomplete
+from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.correction import LARGE_GAP, Correction, large_gap, settled
 from ngrpo.algorithm.inputs import LossInputs, TokenLoss
+from ngrpo.targets import SettingsError
 
 OLD, ENGINE = torch.tensor([[-1.0, -2.0, -0.5, -3.0]]), torch.tensor([[-1.2, -3.5, -0.4, -0.5]])
 ALL = torch.ones(1, 4, dtype=torch.bool)
@@ -109,10 +110,10 @@ def test_the_same_engine_weighs_every_token_with_one(case):
     ],
 )
 def test_what_does_not_go_together_is_one_line(given, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SettingsError, match=words):
         Correction(**given)
     named = {f"correction_{name}" if name != "kind" else "correction": value for name, value in given.items()}
-    with pytest.raises(Incomplete, match=words):
+    with pytest.raises(SettingsError, match=words):
         Algorithm(lambda rewards: rewards, lambda inputs: None, "token_mean", {"coefficient": 0.0}, **named)  # pyright: ignore
 
 
@@ -137,7 +138,7 @@ def test_weights_multiply_the_policy_s_loss_after_its_clip_and_neither_the_kl_no
 
 def test_nothing_is_corrected_unless_asked_and_weights_have_no_gradient():
     algorithm = Algorithm(lambda rewards: rewards, lambda inputs: None, "token_mean", {"coefficient": 0.0})  # pyright: ignore
-    assert algorithm.corrections(OLD, ENGINE, ALL) is None
+    assert algorithm.correction_weights(OLD, ENGINE, ALL) is None
     old = OLD.clone().requires_grad_()
     assert not Correction("tis", "sequence").weigh(old, ENGINE, ALL)[0].requires_grad
 

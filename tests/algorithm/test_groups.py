@@ -183,7 +183,7 @@ def test_a_filter_sees_rewards_after_shaping_and_verdicts_before():
     assert (
         not advantages.group_normalized(shaped)[0].any() and advantages.group_normalized(shaped)[kept].any(dim=1).all()
     )
-    assert filtered(mixed).counts(given).tolist() == [[k] * 3 for k in kept.tolist()]
+    assert filtered(mixed).rows_in_loss(given).tolist() == [[k] * 3 for k in kept.tolist()]
     plain = Algorithm(advantages.group_normalized, losses.clipped_surrogate, "token_mean", {}, group_filter=mixed)
     assert plain.keeps(given).tolist() == [True, True, False, False, True]
 
@@ -254,7 +254,7 @@ def test_the_estimate_over_the_success_rate_is_that_of_the_truncated_likelihood(
 )
 def test_rewards_that_are_no_success_rate_are_refused(rewards, correct):
     given = groups(rewards, correct=correct)
-    with pytest.raises(ValueError, match="a wrong answer must earn 0; algorithm=grpo"):
+    with pytest.raises(ValueError, match="wrong answers must have reward 0; algorithm=grpo"):
         over_success_rate(given.rewards, given)
 
 
@@ -307,7 +307,7 @@ def test_shifted_advantages_keep_their_sum_and_follow_the_closed_form():
 
 def test_right_answers_that_earn_differently_are_refused():
     given = groups([[1.0, 0.5, 0]])
-    with pytest.raises(ValueError, match="right answers of a group earn differently"):
+    with pytest.raises(ValueError, match="rewards of right answers of a group differ"):
         uniform_correct(given.rewards, given)
 
 
@@ -365,4 +365,4 @@ def test_a_control_stands_in_for_rewards_and_verdicts_wherever_they_are_asked_fo
     shaped = algorithm.shaped(given)
     assert shaped.rewards.tolist() == [[1, 1], [0, 1]] and shaped.correct.tolist() == [[True, True], [False, True]]
     assert algorithm.keeps(given).tolist() == [False, True]
-    assert algorithm.counts(given).tolist() == [[False, False], [False, True]]
+    assert algorithm.rows_in_loss(given).tolist() == [[False, False], [False, True]]

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from ngrpo.algorithm import losses, selections
-from ngrpo.algorithm.algorithm import Algorithm, Incomplete
+from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.critic import clipped_value_loss
 from ngrpo.algorithm.inputs import Counts, LossInputs
 from ngrpo.algorithm.losses import AGGREGATIONS, KL_ESTIMATORS, kl_k1, kl_k2, kl_k3
+from ngrpo.targets import SettingsError
 
 
 def on_tensors(loss):
@@ -716,7 +717,7 @@ def test_an_algorithm_asks_for_what_its_loss_declares_and_its_bonus_needs():
     assert algorithm(losses.clipped_surrogate).asks == frozenset()
     smoothed = partial(selections.top_smoothed, smoothing=0.1)
     assert algorithm(smoothed, top_k=3).asks == {"selected", "top_log_probs", "greedy"}
-    with pytest.raises(Incomplete, match=r"algorithm\.top_k=0"):
+    with pytest.raises(SettingsError, match=r"algorithm\.top_k=0"):
         algorithm(smoothed)
     assert algorithm(losses.reinforce, entropy_bonus=0.1).asks == {"entropy"}
     assert algorithm(selections.selected_only, entropy_bonus=-0.1).asks == {"selected", "entropy"}

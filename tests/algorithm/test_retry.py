@@ -54,7 +54,7 @@ def test_a_group_of_one_keeps_its_failure_and_few_answers_leave_places_as_they_a
 
 def test_the_words_in_front_are_so_many_and_all_alike_likely():
     retry = Retry(words=(3, 6), boundary="Then:")
-    texts = [retry.text(retry.drawn(WORDS, row_key("filler", i))) for i in range(4000)]
+    texts = [retry.prefix(retry.draw_words(WORDS, row_key("filler", i))) for i in range(4000)]
     lines = [text.split("\n") for text in texts]
     assert {line[1] for line in lines} == {"Then:"} and len(set(texts)) > 3990
     sizes = Counter(len(line[0].split()) for line in lines)
@@ -63,12 +63,16 @@ def test_the_words_in_front_are_so_many_and_all_alike_likely():
     expected = sum(counts.values()) / len(WORDS)
     assert set(counts) == set(WORDS) and len(set(WORDS)) == len(WORDS)
     assert sum((count - expected) ** 2 / expected for count in counts.values()) < 1.6 * len(WORDS)
-    assert retry.text(retry.drawn(WORDS, 5)) == retry.text(retry.drawn(WORDS, 5)) != retry.text(retry.drawn(WORDS, 6))
+    assert (
+        retry.prefix(retry.draw_words(WORDS, 5))
+        == retry.prefix(retry.draw_words(WORDS, 5))
+        != retry.prefix(retry.draw_words(WORDS, 6))
+    )
 
 
 def test_words_and_boundary_can_each_stand_alone():
-    assert (retry := Retry(words=(0, 0), boundary="Then:")).text(retry.drawn(WORDS, 1)) == "Then:"
-    text = (retry := Retry(words=(2, 2), boundary=None)).text(retry.drawn(WORDS, 1))
+    assert (retry := Retry(words=(0, 0), boundary="Then:")).prefix(retry.draw_words(WORDS, 1)) == "Then:"
+    text = (retry := Retry(words=(2, 2), boundary=None)).prefix(retry.draw_words(WORDS, 1))
     assert "\n" not in text and len(text.split()) == 2
 
 

@@ -111,7 +111,7 @@ def ours(given, loss, aggregation, *, beta=0.0, entropy_bonus=0.0, selected=None
     )
     tokens, _ = algorithm.token_loss(facts, given["reference"] if beta else None)
     counts = Counts(mask.sum().double(), mask.any(dim=1).sum().double(), LIMIT)
-    total = (tokens.loss * algorithm.weights(mask, counts)).sum()
+    total = (tokens.loss * algorithm.token_weights(mask, counts)).sum()
     return total.detach(), torch.autograd.grad(total, leaf)[0]
 
 

@@ -110,7 +110,7 @@ def test_no_reserved_stop_or_padded_row_is_a_neighbor(table, metric):
     strategy = bound(neighbor_mix(1.0, 6, metric), table)
     anchors = torch.tensor([i for i in range(V) if i not in TRAPS])
     assert isinstance(strategy.recipe, Neighbors)
-    found = strategy.recipe.neighbors.candidates(anchors)
+    found = strategy.recipe.neighbors.ids[anchors]
     assert not torch.isin(found, torch.tensor(TRAPS)).any()
     assert torch.equal(found[:, 1:], nearest(table, 5, metric, VOCABULARY.ordinary(V))[anchors])
 

@@ -274,7 +274,7 @@ def test_candidates_are_the_anchor_and_then_its_neighbors():
     table, embedding = made(), random_table(50, 8)
     table.refresh(embedding, 0)
     anchors = torch.tensor([7, 2, 7, 0])
-    found = table.candidates(anchors)
+    found = table.ids[anchors]
     assert torch.equal(found[:, 0], anchors)
     assert torch.equal(found[:, 1:], nearest(embedding, 2, "cosine", table.ordinary)[anchors])
 
@@ -321,7 +321,7 @@ def test_drift_is_the_share_of_entries_that_are_new():
 def test_one_candidate_needs_no_search(monkeypatch):
     searched, table = counted(monkeypatch), made(k=1)
     assert table.refresh(random_table(50, 8), 0) == {} and not searched
-    assert table.candidates(torch.tensor([9])).tolist() == [[9]]
+    assert table.ids[[9]].tolist() == [[9]]
 
 
 def test_a_checkpoint_carries_the_table_and_when_it_was_made(monkeypatch):

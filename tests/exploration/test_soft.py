@@ -126,6 +126,7 @@ def test_the_answer_is_sampled_with_its_own_filters_and_never_aborted(table):
         tempered = (logits[time].double() / 1.2).log_softmax(-1).gather(1, steps[time].tokens[:, None]).squeeze(1)
         made = strategy.log_prob(steps[time], logits[time], table).double()
         torch.testing.assert_close(made, tempered, rtol=0, atol=1e-5)
+        assert (strategy.temperature_of(steps[time]) == 1.2).all() and (strategy.temperature_of(steps[0]) == 0.3).all()
     cold = bound(SoftThinking(entropy_threshold=0.5, low_steps=2), table)
     later = steps_under(cold, table, [towards([10]), towards([11]), *[towards([20])] * 6])
     assert [step.tokens.item() for step in later] == [10, 11] + [20] * 6, "it ended by itself, though it was cold"

@@ -55,7 +55,7 @@ def test_thinking_ends_with_the_token_in_which_the_text_has_the_delimiter(name, 
         state, seen = thinking.start(1, torch.device("cpu")), []
         for token in ids:
             _, state = thinking.push(state, torch.tensor([token]))
-            seen.append(bool(state["thinking"]))
+            seen.append(bool(thinking.active(state)))
         end = end_of(tokenizer, ids, delimiter)
         assert seen == [place < end for place in range(len(ids))], tokenizer.convert_ids_to_tokens(ids)
         merged += tokenizer.decode([ids[end]]) not in (delimiter, delimiter[-1])

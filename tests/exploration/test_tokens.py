@@ -124,7 +124,7 @@ def test_thinking_ends_with_the_delimiter_and_for_good():
     state, seen = thinking.start(2, torch.device("cpu")), []
     for tokens in ([10, 5], [11, 11], [20, 10], [21, 11], [22, 22]):
         ended, state = thinking.push(state, torch.tensor(tokens))
-        seen.append((ended.tolist(), state["thinking"].tolist()))
+        seen.append((ended.tolist(), thinking.active(state).tolist()))
     assert [s[0] for s in seen] == [[0, 0], [1, 0], [1, 0], [1, 1], [1, 1]]
     assert [s[1] for s in seen] == [[1, 1], [0, 1], [0, 1], [0, 0], [0, 0]]
     never = TextMatch(VOCABULARY, (), V)

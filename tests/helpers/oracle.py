@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy import special, stats
 
 from ngrpo import contract
-from ngrpo.contract import ENDS, VOCABULARY, Array, Cell, Finding, Record, Setting, V, counts, drawn, near
+from ngrpo.contract import ENDS, VOCABULARY, Array, Cell, Finding, Record, Setting, V, counts, near, token_findings
 from ngrpo.exploration.base import Exploration
 from ngrpo.rollout.records import TOKEN
 
@@ -41,7 +41,7 @@ class Law:
 
     def __init__(self, strategy: Exploration, setting: Setting):
         self.strategy, self.setting = strategy, setting
-        self.held = {name.rpartition(".")[2]: value for name, value in contract.held(strategy)}
+        self.held = {name.rpartition(".")[2]: value for name, value in contract.settings_of(strategy)}
         self.rows = setting.table.double().numpy()
         self.tracks = bool(strategy.start(1, torch.device("cpu")))
 
@@ -81,7 +81,7 @@ class Law:
 
     def tokens(self, seen: Record, density: Array, explored: ArrayLike) -> Iterator[Finding]:
         """Tokens and `explored` together, with probabilities `density` (V,) and, given the token, `explored` (V,)."""
-        yield from drawn(seen["tokens"], density, seen["explored"], explored)
+        yield from token_findings(seen["tokens"], density, seen["explored"], explored)
 
 
 def likeliest(cell: Cell) -> int:

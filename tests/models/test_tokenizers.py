@@ -82,7 +82,7 @@ def test_pieces_with_marks_for_spaces_and_bytes(strip):
         state, seen = thinking.start(1, torch.device("cpu")), []
         for token in ids:
             _, state = thinking.push(state, torch.tensor([token]))
-            seen.append(bool(state["thinking"]))
+            seen.append(bool(thinking.active(state)))
         assert seen.count(False) == len([n for n in range(len(ids)) if "</think>" in tokenizer.decode(ids[: n + 1])])
 
 
