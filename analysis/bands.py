@@ -67,7 +67,6 @@ def paired_curves(
     training_runs: bool = False,
     level: float = 0.95,
     draws: int = DRAWS,
-    seed: int = 0,
     top: float = 100.0,
 ) -> Curve:
     """pass@k of the second arm less that of the first, problem by problem, with a band that holds for all k at once.
@@ -82,7 +81,7 @@ def paired_curves(
     """
     arms = [first, second]
     gaps = second.mean(axis=0) - first.mean(axis=0)
-    found, rng = parts(arms, top), np.random.default_rng(seed)
+    found, rng = parts(arms, top), np.random.default_rng(0)
     squares = found.of_problems * _limit(gaps - gaps.mean(axis=0), len(gaps) - 1, level, draws, rng) ** 2
     if training_runs:
         several = [values.mean(axis=1) / np.sqrt(len(values) * (len(values) - 1)) for values in arms if len(values) > 1]

@@ -19,22 +19,12 @@ import pyarrow.parquet as pq
 from analysis.fairness import PLAIN, as_uncertain, controls
 from analysis.intervals import Array
 from analysis.load import LoadError
-from analysis.statistics import false_discovery, paired, solved_by_one_only
+from analysis.statistics import false_discovery, paired
 from ngrpo.evaluation import passk
 from ngrpo.rundir.schema import READING, read_run
 
-LEVEL = 0.95
 COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",
            "explored_steps", "reward")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over problems with its 95 % interval; nan where one problem tells nothing of others."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -160,11 +150,10 @@ def group_shares(solved: Sequence[int] | np.ndarray, n: int, group: int) -> tupl
     return right, wrong
 
 
-def estimate(values: Array, level: float = LEVEL) -> Estimate:
-    """Mean of (P,) shares in percent with an interval over problems, see `passk.mean_interval`."""
+def estimate(values: Array) -> tuple[float, float, float]:
+    """Mean of (P,) shares in percent and its 95 % interval over problems, nan for one; see `passk.mean_interval`."""
     values = 100 * np.asarray(values, dtype=np.float64)
-    low, high = passk.mean_interval(values, level, top=100)
-    return Estimate(float(values.mean()), float(low), float(high))
+    return float(values.mean()), *map(float, passk.mean_interval(values, top=100))
 
 
 def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:
@@ -189,8 +178,7 @@ def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
               "cut": answers.cut.mean(axis=1)}  # fmt: skip
     row: dict[str, Any] = {}
     for label, values in shares.items():
-        found = estimate(values)
-        row |= {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
+        row |= zip((label, f"{label}_low", f"{label}_high"), estimate(values), strict=True)
     ways = answers.paths if tells_paths(base) else answers.finals
     row |= {"texts": distinct(answers.texts).mean(), "ways": distinct(ways).mean()}
     some = answers.solved > 0
@@ -226,16 +214,15 @@ def _pairs(sampled: Sampled) -> pd.DataFrame:
 
 def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
     n = answers.correct.shape[1]
-    found = paired(100 * other.solved / n, 100 * answers.solved / n, top=100)
-    row: dict[str, Any] = {"gap": found.difference.value, "low": found.difference.low, "high": found.difference.high}
-    row |= {"p": found.difference.p, "wins": found.wins, "ties": found.ties, "losses": found.losses}
-    row |= {"both": found.both, "only_it": found.only_second, "only_other": found.only_first, "neither": found.neither}
-    row["p_only"] = solved_by_one_only(found.only_first, found.only_second)
-    row |= {
-        "broken": int((answers.malformed & ~other.malformed).sum()),
-        "mended": int((~answers.malformed & other.malformed).sum()),
-    }
-    row |= {"answers": int(answers.malformed.size), "valid": int((~other.malformed).sum())}
     before, after = (100 * sample.malformed.mean(axis=1) for sample in (other, answers))
     low, high = passk.paired_interval(before, after, top=100)
-    return row | {"ill_change": float((after - before).mean()), "ill_low": float(low), "ill_high": float(high)}
+    return {
+        **vars(paired(100 * other.solved / n, 100 * answers.solved / n, top=100)),
+        "broken": int((answers.malformed & ~other.malformed).sum()),
+        "mended": int((~answers.malformed & other.malformed).sum()),
+        "answers": int(answers.malformed.size),
+        "valid": int((~other.malformed).sum()),
+        "ill_change": float((after - before).mean()),
+        "ill_low": float(low),
+        "ill_high": float(high),
+    }

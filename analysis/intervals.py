@@ -31,8 +31,8 @@ class Parts:
     df_seeds: Array
 
 
-def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95, top: float = 1.0) -> tuple[float, float]:
-    """Interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
+def two_level(first: ArrayLike | None, second: ArrayLike, top: float = 1.0) -> tuple[float, float]:
+    """95 % interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
 
     half^2 = t(df_s)^2 v_s + t(df_p)^2 v_p, each variance with the t of its own degrees of freedom (the method of variance
     estimates recovery, Zou and Donner 2008, of two independent parts): v_p of the problems, steadied by pseudo-problems, v_s
@@ -52,9 +52,9 @@ def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95, t
         raise ValueError(f"need (S, P) with the same problems, got shapes {' and '.join(str(v.shape) for v in arms)}")
     if arms[0].shape[1] < 2:
         return np.nan, np.nan
-    found, tail = parts(arms, top), (1 + level) / 2
-    of_seeds = stats.t.ppf(tail, found.df_seeds) ** 2 * found.of_seeds
-    half = np.sqrt(of_seeds + stats.t.ppf(tail, found.df_problems) ** 2 * found.of_problems)
+    found = parts(arms, top)
+    of_seeds = stats.t.ppf(0.975, found.df_seeds) ** 2 * found.of_seeds
+    half = np.sqrt(of_seeds + stats.t.ppf(0.975, found.df_problems) ** 2 * found.of_problems)
     low, high = np.clip([found.center - half, found.center + half], -top if len(arms) > 1 else 0.0, top)
     return float(low), float(high)
 

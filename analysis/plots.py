@@ -129,9 +129,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     figure, axes = _panels(len(study.benchmarks))
     for axis, benchmark in zip(axes, study.benchmarks, strict=True):
         n = rates.n[benchmark]
-        for arm in study.arms:
-            if not rates.has(benchmark, arm):
-                continue
+        for arm in rates.arms(benchmark, study.arms):
             curves = [rates.values(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
             bands = np.array([two_level(None, c, top=100) for c in curves])
             color, marker, line = looks[arm]
@@ -296,8 +294,8 @@ def _gains(comparison: Comparison, arm: str) -> Any:
     """(S,) gain in mean@n of each seed of an arm, averaged over its benchmarks."""
     rates, found = comparison.rates, []
     for benchmark, names in comparison.metrics.items():
-        new, old = rates(benchmark, arm, names[0]), rates(benchmark, UNTRAINED, names[0])
-        if new is not None and old is not None:
+        if rates.has(benchmark, arm, UNTRAINED):
+            new, old = (rates.values(benchmark, name, names[0]) for name in (arm, UNTRAINED))
             found.append(new.mean(axis=1) - old.mean())
     return np.mean(found, axis=0)
 

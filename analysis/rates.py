@@ -38,10 +38,6 @@ class Rates:
         self.copies = {benchmark: len(units) - int(units.max()) - 1 for benchmark, units in self._units.items()}
         self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
 
-    def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
-        """(S, U) in percent, None where the arm lacks the benchmark."""
-        return self.values(benchmark, arm, metric) if self.has(benchmark, arm) else None
-
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
         return self._once(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
@@ -53,6 +49,10 @@ class Rates:
     def has(self, benchmark: str, *arms: str) -> bool:
         """Whether all of these arms were evaluated on the benchmark."""
         return all((benchmark, arm) in self.tables for arm in arms)
+
+    def arms(self, benchmark: str, arms: Sequence[str]) -> list[str]:
+        """Those of these arms that were evaluated on the benchmark."""
+        return [arm for arm in arms if self.has(benchmark, arm)]
 
     def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
         return self.estimate(benchmark, self.tables[benchmark, arm].to_numpy(), metric)

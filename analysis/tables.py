@@ -165,7 +165,7 @@ def _pairs(comparison: Comparison) -> Table:
                "solved by both", "by it only", "by the other only", "by neither", "p (only)"]  # fmt: skip
     rows = [
         [Cell(r.arm), Cell(r.against), Cell(r.benchmark), _signed(r.gap), Cell(_range(r.low, r.high), r.low), _p(r.p),
-         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_arm, r.only_other, r.neither)),
+         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_it, r.only_other, r.neither)),
          _p(r.p_only)]
         for r in comparison.pairs.itertuples()
     ]  # fmt: skip

@@ -19,14 +19,13 @@ SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
 def verdict(comparison: Comparison) -> list[str]:
     """Sentences, the first of which says who wins or why nobody does."""
     fairness, tests = comparison.fairness, comparison.tests
-    head = [f"{_winners(comparison)}"]
-    if fairness.missing:
-        head = ["No winner is named, because this comparison is not complete."]
+    complete = not fairness.missing
+    head = _winners(comparison) if complete else "No winner is named, because this comparison is not complete."
     rows = _declared(tests)
     lines = [headline(row, len(tests[tests["family"] == row.family]), fairness.controls) for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
         lines.append(f"{len(rows) - SHOWN} more declared comparisons stand in the table of differences.")
-    return [*head, *lines, *_needed(comparison), *fairness.missing, *_exploratory(comparison), *_of_curves(comparison),
+    return [head, *lines, *_needed(comparison), *fairness.missing, *_exploratory(comparison), *_of_curves(comparison),
             *comparison.notes]  # fmt: skip
 
 
@@ -85,7 +84,7 @@ def _better(tests: pd.DataFrame, arm: str, other: str) -> set[tuple[str, str]]:
 
 def _of_curves(comparison: Comparison) -> list[str]:
     """Where one arm gains and where it loses over k, a sentence for each pair on a declared benchmark that shows either."""
-    benchmarks = {benchmark for benchmark, _ in comparison.plan.primary}
+    benchmarks = {benchmark for benchmark, _ in comparison.primary}
     widest = {
         (found.arm, found.against, found.benchmark): found for found in comparison.curves
     }  # training runs, if any
@@ -122,7 +121,7 @@ def _needed(comparison: Comparison) -> list[str]:
         if (part["seeds"] == 0).any():
             sizes = ["the seeds at hand do not differ, so that nothing can be told"]
         many = "two seeds of each must be there to tell how many" if part["now"].min() < 2 else ", ".join(sizes)
-        what = f"{comparison.plan.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
+        what = f"{comparison.declared.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
         lines.append(f"To find {what} with 80 %: {many}.")
     return lines
 
@@ -135,6 +134,6 @@ def _exploratory(comparison: Comparison) -> list[str]:
     more = f"; {len(shown)} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * bool(
         len(shown)
     )
-    kind = "" if comparison.plan.chosen else ", chosen by default: primary= declares others"
-    primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.plan.primary)
+    kind = "" if comparison.declared.primary else ", chosen by default: primary= declares others"
+    primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.primary)
     return [f"Declared: {primary}{kind}. The other {len(rows)} comparisons are exploratory{more}."]
