@@ -4,13 +4,15 @@ and not with the same number of answers.
 It words and sorts the evaluations that runs made on their way.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
 from analysis.comparison import Comparison
 from analysis.intervals import Array, two_level
 from analysis.load import Study
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, estimate, words
 from ngrpo.evaluation.passk import k_grid
 
 SHARES = (0.25, 0.5, 1.0)  # of what the cheapest method spent
@@ -59,8 +61,8 @@ def _best(comparison: Comparison, benchmark: str, arm: str, bought: float) -> Ce
         return Cell("-")
     n, more = min(int(SLACK * bought), most), "+" * (int(SLACK * bought) > most)
     values = comparison.rates.values(benchmark, arm, f"pass@{n}")
-    low, high = two_level(None, values, top=100)
-    return Cell(f"{n}{more}: {values.mean():.1f} [{low:.1f}, {high:.1f}]", float(values.mean()))
+    cell = estimate(values.mean(), *two_level(None, values, top=100))
+    return replace(cell, text=f"{n}{more}: {cell.text}")
 
 
 def _reached(part: pd.DataFrame, comparison: Comparison, metric: str, unit: str, budget: float) -> dict[str, Array]:
@@ -78,16 +80,11 @@ def _row(
     benchmark: str, metric: str, unit: str, budget: float, arms: list[str], reached: dict[str, Array]
 ) -> list[Cell]:
     name, size = UNITS[unit]
-    cells = [Cell(benchmark), Cell(metric), Cell(f"{budget / size:,.3g} {name}", budget)]
-    for arm in arms:
-        if arm not in reached:
-            cells.append(Cell("-"))
-            continue
-        low, high = two_level(None, reached[arm], top=100)
-        cells.append(Cell(f"{reached[arm].mean():.1f} [{low:.1f}, {high:.1f}]", float(reached[arm].mean())))
+    cells = [*words(benchmark, metric), Cell(f"{budget / size:,.3g} {name}", budget)]
+    known = {arm: estimate(values.mean(), *two_level(None, values, top=100)) for arm, values in reached.items()}
+    cells += [known.get(arm, Cell("-")) for arm in arms]
     first, second = sorted(reached, key=lambda arm: -reached[arm].mean())[:2]
-    gap = f"{first}, {reached[first].mean() - reached[second].mean():+.1f}"
-    if min(len(reached[first]), len(reached[second])) > 1:
-        low, high = two_level(reached[second], reached[first], top=100)
-        gap += f" [{low:+.1f}, {high:+.1f}]"
-    return [*cells, Cell(f"{gap} over {second}")]
+    seeds = min(len(reached[first]), len(reached[second]))
+    interval = two_level(reached[second], reached[first], top=100) if seeds > 1 else (np.nan, np.nan)
+    gap = estimate(reached[first].mean() - reached[second].mean(), *interval, sign="+")
+    return [*cells, Cell(f"{first}, {gap.text} over {second}")]

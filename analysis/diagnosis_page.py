@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import neighbors, tables
 from analysis.diagnosis import Diagnosis, tells_paths
 from analysis.fairness import PLAIN
 from analysis.recommendation import recommend
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, estimate, number, p_value, words
 
 PAGE, NUMBERS, PAIRS = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv"
 
@@ -65,7 +64,10 @@ def _room(diagnosis: Diagnosis) -> Table:
         "all_wrong",
         "malformed",
     ]
-    rows = [[Cell(row["strategy"]), *(_estimate(row, name) for name in names)] for row in _rows(diagnosis.arms)]
+    rows = [
+        [Cell(row["strategy"]), *(estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names)]
+        for row in _rows(diagnosis.arms)
+    ]
     note = (
         f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed "
         f"and all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be "
@@ -82,9 +84,9 @@ def _variety(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "different texts", f"different {ways}", f"right {ways}", "ways per text", "tokens per answer",
              "tokens/s", "speed"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), _number(r["texts"], 1), _number(r["ways"], 1), _number(r["right_ways"], 1),
-         _number(r["ways"] / r["texts"], 2), _number(r["tokens_per_answer"], 0), _number(r["tokens_per_second"], 0),
-         Cell(f"{r['speed']:.2f}x", r["speed"])]
+        [Cell(r["strategy"]), number(r["texts"], 1), number(r["ways"], 1), number(r["right_ways"], 1),
+         number(r["ways"] / r["texts"], 2), number(r["tokens_per_answer"], 0), number(r["tokens_per_second"], 0),
+         number(r["speed"], 2, "x")]
         for r in _rows(diagnosis.arms)
     ]  # fmt: skip
     note = f"of the {n} answers to a problem, mean over problems; texts that share a way differ in wording only; "
@@ -98,8 +100,8 @@ def _inputs(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "explored steps", "displacement", "cosine to anchor", "nearest token changed", "next token changed",
              "KL of the next token"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), _percent(r["explored"]), _number(r["displacement"], 3), _number(r["cosine"], 3),
-         _percent(r["changed"]), _percent(r["next_changed"]), _number(r["next_kl"], 3)]
+        [Cell(r["strategy"]), number(r["explored"], 1, " %"), number(r["displacement"], 3), number(r["cosine"], 3),
+         number(r["changed"], 1, " %"), number(r["next_changed"], 1, " %"), number(r["next_kl"], 3)]
         for r in _rows(diagnosis.arms) if r["explored"]
     ]  # fmt: skip
     note = ("explored steps: share of all steps; the rest over the kept ones of steps.parquet: distance of the fed vector from "
@@ -113,12 +115,12 @@ def _pairs(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "against", f"mean@{n}", "p", "wins/ties/losses", "solved by both/it/other/none", "p (only)", "broken",
              "mended", "not well-formed"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), Cell(r["against"]), _change(r["gap"], r["low"], r["high"]), _p(r["p"]),
+        [*words(r["strategy"], r["against"]), estimate(r["gap"], r["low"], r["high"], "+"), p_value(r["p"]),
          Cell(f"{r['wins']}/{r['ties']}/{r['losses']}", r["wins"] - r["losses"]),
          Cell(f"{r['both']}/{r['only_it']}/{r['only_other']}/{r['neither']}", r["only_it"] - r["only_other"]),
-         _p(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
+         p_value(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
          Cell(f"{r['mended']} of {r['answers'] - r['valid']}", r["mended"]),
-         _change(r["ill_change"], r["ill_low"], r["ill_high"])]
+         estimate(r["ill_change"], r["ill_low"], r["ill_high"], "+")]
         for r in _rows(diagnosis.pairs)
     ]  # fmt: skip
     note = (
@@ -132,29 +134,6 @@ def _pairs(diagnosis: Diagnosis) -> Table:
 
 def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
     return frame.to_dict("records")
-
-
-def _estimate(row: dict[str, Any], name: str) -> Cell:
-    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    inside = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-    return Cell(f"{value:.1f}{inside}", value)
-
-
-def _change(value: float, low: float, high: float) -> Cell:
-    inside = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
-    return Cell(f"{value:+.1f}{inside}", value)
-
-
-def _number(value: float, digits: int) -> Cell:
-    return Cell("-", None) if np.isnan(value) else Cell(f"{value:,.{digits}f}", value)
-
-
-def _percent(value: float) -> Cell:
-    return Cell("-", None) if np.isnan(value) else Cell(f"{value:.1f} %", value)
-
-
-def _p(value: float) -> Cell:
-    return Cell("-") if np.isnan(value) else Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

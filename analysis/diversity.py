@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from analysis.load import UNTRAINED, Study
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, number, words
 from ngrpo.rundir.schema import READING
 
 LONGEST = 512  # tokens of an answer that enter edit distances and n-grams
@@ -105,7 +105,7 @@ def _answers(study: Study) -> Table:
             ways = frame["solution_path"].fillna("")
             right = frame[(frame["outcome"] == "correct") & (ways != "") & ~ways.str.startswith(READING)]
             paths = right.groupby(["seed", "problem_id"])["solution_path"].nunique()
-            told = [Cell(arm), Cell(benchmark), _cell(answers, 2), _cell(paths.mean() if len(paths) else np.nan, 2)]
+            told = [*words(arm, benchmark), number(answers, 2), number(paths.mean() if len(paths) else np.nan, 2)]
             entropy, share = frame["entropy_mean"].mean(), (frame["explored_steps"] / frame["n_tokens"]).mean()
             if n > 1:
                 generator = np.random.default_rng(0)
@@ -114,8 +114,8 @@ def _answers(study: Study) -> Table:
                 figures = np.mean([of_group(texts[at], generator) for at in chosen], axis=0)
             else:
                 figures = [np.nan] * 3
-            rows.append([*told, *(_cell(value, 3) for value in figures), _cell(entropy, 3), _cell(share, 3),
-                         _cell(frame["n_tokens"].mean(), 1)])  # fmt: skip
+            rows.append([*told, *(number(value, 3) for value in figures), number(entropy, 3), number(share, 3),
+                         number(frame["n_tokens"].mean(), 1)])  # fmt: skip
     note = (f"per problem and seed over its samples; distinct-2, normalized token edit distance and self-BLEU over {GROUPS} "
             f"groups and {PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip
     return Table("diversity", "Diversity of the evaluated answers", heads, rows, note)
@@ -154,12 +154,12 @@ def _drift(study: Study) -> Table:
         moved = (steps["nearest"] != steps["anchor"]).mean()
         cosine = steps["cosine"]
         cells = [
-            _cell(len(steps), 0),
-            _cell(cosine.mean(), 4),
-            _cell(cosine.min(), 3),
-            _cell((cosine < CLOSE).mean(), 3),
+            number(len(steps), 0),
+            number(cosine.mean(), 4),
+            number(cosine.min(), 3),
+            number((cosine < CLOSE).mean(), 3),
         ]
-        rows.append([Cell(arm), *cells, _cell(steps["displacement"].mean(), 3), _cell(moved, 3)])
+        rows.append([Cell(arm), *cells, number(steps["displacement"].mean(), 3), number(moved, 3)])
     heads = [
         "method",
         "steps",
@@ -179,7 +179,3 @@ def steps_of(study: Study, arm: str) -> pd.DataFrame | None:
     paths = [Path(run.path, "samples", "steps.parquet") for run in study.runs[study.runs["arm"] == arm].itertuples()]
     parts = [pq.read_table(path).to_pandas() for path in paths if arm != UNTRAINED and path.exists()]
     return pd.concat(parts, ignore_index=True) if parts else None
-
-
-def _cell(value: float, digits: int) -> Cell:
-    return Cell("-" if np.isnan(value) else f"{value:,.{digits}f}", None if np.isnan(value) else float(value))

@@ -330,3 +330,10 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
     ):
         done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_one_problem_has_an_estimate_and_no_interval(tmp_path):
+    for arm in ("token_sampling", "gaussian_noise"):
+        make_run(tmp_path, arm, 0, [4])
+    table = tables.of_comparison(compare(load([tmp_path]), "token_sampling"))[0]
+    assert [row[2].text for row in table.rows] == ["50.0", "50.0"] and "nan" not in tables.markdown(table)
