@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
 from benchmarks.arms import BASELINE, STRATEGIES, Bench, Workload, equal, imposed, natural
-from benchmarks.measuring import between
+from benchmarks.measuring import between, timed
 from benchmarks.options import Options
 from benchmarks.reporting import SPREAD, Table
 from benchmarks.strategies import overhead_rows, split
@@ -50,7 +49,7 @@ def _of(model: str, bench: Bench, workloads: list[Workload], repeats: int) -> li
         timings = between(calls, _plain(hosted, engine, workload, lengths), repeats)
         shape = {"model": model, "workload": workload.name, "tokens": int(lengths.sum())}
         rows += [{**shape, "what": name, **split(pairs)} for name, pairs in timings.items()]
-    seconds = [_seconds(lambda: engine.sync(bench.model, 0)) for _ in range(HAND_OVERS)]
+    seconds = [timed(lambda: engine.sync(bench.model, 0)).seconds for _ in range(HAND_OVERS)]
     engine.close()
     return [*rows, {"model": model, "what": "weights handed over", "seconds": seconds}]
 
@@ -72,12 +71,6 @@ def _plain(bench: Bench, engine: VllmEngine, workload: Workload, lengths: Tensor
         return lengths
 
     return run
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
 
 
 def tables(measured: list[dict[str, Any]]) -> list[Table]:

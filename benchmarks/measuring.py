@@ -1,4 +1,4 @@
-"""Paired timings with their spread, and peak memory."""
+"""Paired timings, and peak memory."""
 
 import gc
 import os
@@ -15,23 +15,6 @@ from typing import Any
 import torch
 
 MIB = 2**20
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median, quartiles and range of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-        return cls(median, low, high, min(values), max(values))
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,6 @@ python -m benchmarks.memory --arm NAME --threads N --limit N
 
 import argparse
 import json
-import subprocess
-import sys
 from typing import Any
 
 import torch
@@ -15,7 +13,7 @@ from benchmarks.arms import STRATEGIES, Bench, Workload, equal
 from benchmarks.measuring import resident
 from benchmarks.options import Options
 from benchmarks.reporting import Table
-from benchmarks.turns import REPOSITORY, environment
+from benchmarks.turns import output
 
 TITLE = "Memory of generation"
 PEER = "transformers generate"
@@ -25,16 +23,14 @@ def measure(options: Options) -> list[dict[str, Any]]:
     """MiB before and at most, of each arm."""
     rows = []
     for name in (PEER, *list(STRATEGIES)[: 1 if options.quick else None]):
-        command = [sys.executable, "-m", "benchmarks.memory", f"--arm={name}"]
-        command += [f"--threads={options.threads}", f"--limit={options.limit}"]
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment(options.threads), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(
-                "\n".join([f"{name} ended with status {done.returncode}:", *done.stderr.splitlines()[-5:]])
-            )
-        rows.append({"arm": name, **json.loads(done.stdout)})
+        command = [
+            "-m",
+            "benchmarks.memory",
+            f"--arm={name}",
+            f"--threads={options.threads}",
+            f"--limit={options.limit}",
+        ]
+        rows.append({"arm": name, **json.loads(output(command, options.threads))})
     return rows
 
 

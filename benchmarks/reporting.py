@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as RichTable
+from tabulate import tabulate
 
-from benchmarks.measuring import Spread, interval
+from benchmarks.measuring import interval
 
 SPREAD = ("median", "95 % of it", "middle half", "range")
 
@@ -23,27 +23,18 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def rich(self) -> RichTable:
-        """For the terminal."""
-        table = RichTable(title=self.title, title_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
     def markdown(self) -> str:
-        """For a file."""
-        rule = [":---", *["---:"] * (len(self.columns) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
+        """For a file, and as readable in a terminal."""
+        alignment = ["left", *["right"] * (len(self.columns) - 1)]
+        body = tabulate(self.rows, self.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+        return f"**{self.title}**\n\n{body}\n"
 
 
 def figures(values: Sequence[float], form: str = ".2f", unit: str = "") -> list[str]:
     """Cells for the median, its 95 % bootstrap interval, quartiles and range."""
-    spread = Spread.of(values)
-    pairs = (interval(values), (spread.low, spread.high), (spread.lowest, spread.highest))
-    return [f"{spread.median:{form}}{unit}", *(f"{low:{form}} to {high:{form}}{unit}" for low, high in pairs)]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    pairs = (interval(values), (low, high), (min(values), max(values)))
+    return [f"{median:{form}}{unit}", *(f"{low:{form}} to {high:{form}}{unit}" for low, high in pairs)]
 
 
 def rate(tokens: float, seconds: Sequence[float]) -> str:

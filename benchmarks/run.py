@@ -19,7 +19,6 @@ from types import ModuleType
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import engines, generation, growth, memory, methods, models, plan, roofline, step, strategies
@@ -109,20 +108,20 @@ def summarize(folder: Path) -> Path:
 
 def main() -> None:
     """Measure, print, write, one part after the other."""
-    arguments, console, say = parse(), Console(), Console(stderr=True).print
+    arguments = parse()
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
     gc.freeze()  # collecting before every timing otherwise takes longer than what is timed: libraries have many objects
     for part in arguments.part:
-        say(f"{part} ...")
+        print(f"{part} ...", file=sys.stderr)
         context, measured = measure(part, options)
         for table in PARTS[part].tables(measured):
-            console.print(table.rich())
+            print(table.markdown(), flush=True)
         if arguments.out:
             folder = folder_of(context, arguments.out)
             write(part, context, measured, folder)
-            say(str(summarize(folder)))
+            print(summarize(folder), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ TITLE = "Whole GRPO step"
 OURS, THEIRS = "benchmarks.step_ngrpo", "benchmarks.step_trl"
 OUR_ROWS = 32  # trainer.micro_batch_rows, where it is not set
 WARM_UP = 2  # steps of each that are left out
+Steps = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,9 @@ def _of(case: Case, options: Options) -> dict[str, Any]:
         if models.is_random(case.model):
             given["lengths"] = folder / "lengths.json"
             given["lengths"].write_text(json.dumps(lengths(case)), encoding="utf-8")
-        tried = {rows: _alone(THEIRS, folder / f"try-{rows}", options, rows, given) for rows in case.their_rows}
+        tried = {rows: _alone(folder / f"try-{rows}", options.threads, rows, given) for rows in case.their_rows}
         rows = min(tried, key=lambda rows: tried[rows]["seconds"])
-        ours, theirs = _paired(folder, options, given, rows, case.pairs)
+        ours, theirs = paired_steps(folder, options.threads, given, rows, case.pairs)
     shape = {"model": case.model, "prompts": case.prompts, "group": case.group, "limit": case.limit}
     chosen = {"tried": {str(rows): step for rows, step in tried.items()}, "trl_rows": rows, "our_rows": OUR_ROWS}
     return {**shape, **chosen, "ngrpo": ours, "trl": theirs}
@@ -69,25 +70,23 @@ def lengths(case: Case) -> list[int]:
     return Bench.load().ours(BASELINE, Workload("lengths", task, case.group, case.limit, stops=True))().tolist()
 
 
-def _arm(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> Arm:
+def _arm(module: str, place: Path, threads: int, rows: int, given: dict[str, Any]) -> Arm:
     place.mkdir()
-    return Arm(module, place / "log", options.threads, rows=rows, place=place, **given)
+    return Arm(module, place / "log", threads, rows=rows, place=place, **given)
 
 
-def _alone(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The second step."""
-    with _arm(module, place, options, rows, given) as arm:
+def _alone(place: Path, threads: int, rows: int, given: dict[str, Any]) -> dict[str, Any]:
+    """TRL's second step."""
+    with _arm(THEIRS, place, threads, rows, given) as arm:
         return [arm.step() for _ in range(2)][1]
 
 
-def _paired(
-    folder: Path, options: Options, given: dict[str, Any], rows: int, pairs: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Steps of both, taken in turns; who begins changes with every pair."""
-    steps: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+def paired_steps(folder: Path, threads: int, given: dict[str, Any], their_rows: int, pairs: int) -> tuple[Steps, Steps]:
+    """Our steps and TRL's, taken in turns; who begins changes with every pair. given: `turns.parse` of both."""
+    steps: tuple[Steps, Steps] = ([], [])
     with (
-        _arm(OURS, folder / "ngrpo", options, OUR_ROWS, given) as ours,
-        _arm(THEIRS, folder / "trl", options, rows, given) as theirs,
+        _arm(OURS, folder / "ngrpo", threads, OUR_ROWS, given) as ours,
+        _arm(THEIRS, folder / "trl", threads, their_rows, given) as theirs,
     ):
         for pair in range(WARM_UP + pairs):
             for index in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -95,7 +94,7 @@ def _paired(
     return steps[0][WARM_UP:], steps[1][WARM_UP:]
 
 
-def column(steps: list[dict[str, Any]], name: str) -> list[float]:
+def column(steps: Steps, name: str) -> list[float]:
     """One figure of every step."""
     return [step[name] for step in steps]
 

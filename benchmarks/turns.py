@@ -1,13 +1,16 @@
-"""Two trainers that take turns step by step, each in a process of its own: both ends of the line between them.
+"""What is measured in processes of its own: commands that run to their end, and two trainers that take turns step by step.
 
-The one that waits sleeps, so a machine that slows down slows both.
+Of two trainers the one that waits sleeps, so a machine that slows down slows both.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Self
@@ -20,6 +23,28 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 def environment(threads: int) -> dict[str, str]:
     """Of a child that computes with so many threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
+
+
+def output(command: Sequence[str], threads: int, timeout: float | None = None, **variables: str) -> str:
+    """What a Python command prints; SystemExit with its last words where it fails or takes more seconds than `timeout`.
+
+    Processes that it started end with it.
+    """
+    started = subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, env={**environment(threads), **variables}, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    printed, errors = "", f"not done after {timeout} seconds"
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            printed, errors = started.communicate(timeout=timeout)
+    finally:
+        if started.returncode != 0:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+    if started.returncode != 0:
+        raise SystemExit("\n".join([f"{' '.join(command)} did not finish:", *errors.splitlines()[-5:]]))
+    return printed
 
 
 class Arm:
