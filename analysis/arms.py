@@ -19,8 +19,12 @@ NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two runs differ beyond their strategy and seed: what makes a comparison unfair."""
     keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
-    knobs = {key for key in keys if "." not in key and key not in SHARED and not key.startswith("data:")}
-    return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
+    return [k for k in keys if not (k in NOT_COMPARED or is_knob(k) or k.split(".")[0] in OF_STRATEGY)]
+
+
+def is_knob(key: str) -> bool:
+    """Whether a key of a configuration is a knob of its strategy, which stands at the top level."""
+    return "." not in key and key not in SHARED and not key.startswith("data:")
 
 
 def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

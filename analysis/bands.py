@@ -7,6 +7,7 @@ S training seeds, P problems, n samples, K values of k.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,15 @@ class Curve:
 
     def stretches(self, verdict: str) -> list[tuple[int, int]]:
         """The (first, last) k of each unbroken run of this verdict."""
-        found: list[tuple[int, int]] = []
-        for k, said in zip(self.ks, self.verdicts, strict=True):
-            if said == verdict:
-                goes_on = bool(found) and self.ks.index(found[-1][1]) + 1 == self.ks.index(k)
-                found[-1:] = [(found[-1][0], k)] if goes_on else [*found[-1:], (k, k)]
-        return found
+        runs = [[k for k, _ in run] for found, run in groupby(zip(self.ks, self.verdicts, strict=True), lambda pair: pair[1])
+                if found == verdict]  # fmt: skip
+        return [(run[0], run[-1]) for run in runs]
+
+    def ranges(self, verdict: str) -> str:
+        """Those stretches in words, as `1 to 8, 32`; empty where there is none."""
+        return ", ".join(
+            f"{first} to {last}" if last > first else str(first) for first, last in self.stretches(verdict)
+        )
 
 
 def every_k(n: int) -> list[int]:

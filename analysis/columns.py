@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
-from analysis.samples import COUNTED
+from analysis.samples import COUNTED, pc
 
-pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
 IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "example_id", "prompt_id", "problem_idx", "id")
 RUN_IDS = ("uid",)  # verl makes them anew in every run: of use where no text names the problem
 TEXTS = ("problem", "question", "prompt", "input", "instruction")
@@ -231,7 +229,7 @@ class Hashed(Mapping[str, np.ndarray]):
         found = np.concatenate(
             [pd.unique(reduce(mix, [known[codes] for known, codes in cells])) for cells in zip(*columns, strict=True)]
         )
-        return _distinct_in_place(found)
+        return distinct(found)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.concatenate([known[codes] for known, codes in self._parts[name]])
@@ -253,12 +251,8 @@ def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def distinct(hashed: np.ndarray) -> int:
-    """How many there are."""
-    return _distinct_in_place(hashed.copy())
-
-
-def _distinct_in_place(hashed: np.ndarray) -> int:
-    hashed.sort()  # a table of as many as there are rows would take ten times their room
+    """How many different ones there are; sorts them in place, as a table of them would take ten times their room."""
+    hashed.sort()
     return int((hashed[1:] != hashed[:-1]).sum()) + bool(len(hashed))
 
 

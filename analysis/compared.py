@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.arms import NOT_COMPARED, SHARED
+from analysis.arms import NOT_COMPARED, is_knob
 from analysis.load import Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
@@ -36,13 +36,10 @@ def table(study: Study) -> Table:
 
 def _of_records(records: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     def every(*path: str) -> list[Any]:
-        found = []
-        for record in records:
-            value: Any = record
-            for name in path:
-                value = value.get(name) if isinstance(value, Mapping) else None
-            found.append(value)
-        return found
+        values: list[Any] = list(records)
+        for name in path:
+            values = [value.get(name) if isinstance(value, Mapping) else None for value in values]
+        return values
 
     data = [f"{name} {version}" for record in records for name, version in (record.get("data") or {}).items()]
     machines = [_machine(record.get("hardware") or {}) for record in records]
@@ -72,13 +69,10 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 def _differing(study: Study) -> dict[str, list[str]]:
     """Settings other than the strategy's own that differ between runs."""
-    configs = list(study.runs["config"])
-    keys = dict.fromkeys(key for config in configs for key in config)
-    found = {}
-    for key in keys:
+    configs, found = list(study.runs["config"]), {}
+    for key in dict.fromkeys(key for config in configs for key in config):
         values = [json.dumps(config.get(key), default=str) for config in configs]
-        knob = "." not in key and key not in SHARED
-        if len(set(values)) > 1 and key not in NOT_COMPARED and not knob and not key.startswith(BESIDES):
+        if len(set(values)) > 1 and not (key in NOT_COMPARED or is_knob(key) or key.startswith(BESIDES)):
             found[f"differs: {key}"] = [value.strip('"') for value in values]
     return found
 

@@ -52,20 +52,11 @@ def _subject(diagnosis: Diagnosis) -> str:
 
 def _room(diagnosis: Diagnosis) -> Table:
     group, n = diagnosis.sampled.config["group_size"], diagnosis.sampled.baseline.correct.shape[1]
-    heads = ["strategy", f"mean@{n}", *([f"pass@{group}"] if group < n else []), f"pass@{n}", "head room", "all right", "mixed",
-             "all wrong", "not well-formed"]  # fmt: skip
-    names = [
-        "mean",
-        *(["pass_group"] if group < n else []),
-        "pass",
-        "room",
-        "all_right",
-        "mixed",
-        "all_wrong",
-        "malformed",
-    ]
+    heads = {"mean": f"mean@{n}"} | ({"pass_group": f"pass@{group}"} if group < n else {})
+    heads |= {"pass": f"pass@{n}", "room": "head room", "all_right": "all right", "mixed": "mixed", "all_wrong": "all wrong",
+              "malformed": "not well-formed"}  # fmt: skip
     rows = [
-        [Cell(row["strategy"]), *(estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in names)]
+        [Cell(row["strategy"]), *(estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in heads)]
         for row in _rows(diagnosis.arms)
     ]
     note = (
@@ -73,7 +64,7 @@ def _room(diagnosis: Diagnosis) -> Table:
         f"and all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be "
         "read, or cut off"
     )
-    return Table("room", "Head room and groups", heads, rows, note)
+    return Table("room", "Head room and groups", ["strategy", *heads.values()], rows, note)
 
 
 def _variety(diagnosis: Diagnosis) -> Table:

@@ -20,16 +20,8 @@ LONGEST = 512  # tokens of an answer that enter edit distances and n-grams
 GROUPS = 60  # groups per method and benchmark that are compared token by token
 PAIRS = 2  # of answers of a group
 CLOSE = 0.95  # cosine to the anchor below which N-GRPO's appendix E counts a mixed vector as displaced
-COLUMNS = (
-    "problem_id",
-    "extracted",
-    "solution_path",
-    "outcome",
-    "token_ids",
-    "entropy_mean",
-    "explored_steps",
-    "n_tokens",
-)
+COLUMNS = ("problem_id", "extracted", "solution_path", "outcome", "token_ids", "entropy_mean", "explored_steps",
+           "n_tokens")  # fmt: skip
 
 
 def tables(study: Study) -> list[Table]:
@@ -130,11 +122,8 @@ def _samples(study: Study, arm: str, benchmark: str) -> pd.DataFrame | None:
 
 
 def _training(study: Study) -> Table:
-    names = [
-        name
-        for name in ("reward", "informative", "distinct", "entropy", "explored", "displacement", "length")
-        if name in study.metrics
-    ]
+    known = ("reward", "informative", "distinct", "entropy", "explored", "displacement", "length")
+    names = [name for name in known if name in study.metrics]
     rows = []
     for arm, part in study.metrics.groupby("arm", sort=False) if names else ():
         last = part["step"].max()
@@ -153,22 +142,11 @@ def _drift(study: Study) -> Table:
             continue
         moved = (steps["nearest"] != steps["anchor"]).mean()
         cosine = steps["cosine"]
-        cells = [
-            number(len(steps), 0),
-            number(cosine.mean(), 4),
-            number(cosine.min(), 3),
-            number((cosine < CLOSE).mean(), 3),
-        ]
-        rows.append([Cell(arm), *cells, number(steps["displacement"].mean(), 3), number(moved, 3)])
-    heads = [
-        "method",
-        "steps",
-        "mean cosine",
-        "least cosine",
-        f"share below {CLOSE}",
-        "displacement",
-        "nearest token changed",
-    ]
+        cells = [number(len(steps), 0), number(cosine.mean(), 4), number(cosine.min(), 3)]
+        shares = [(cosine < CLOSE).mean(), steps["displacement"].mean(), moved]
+        rows.append([Cell(arm), *cells, *(number(share, 3) for share in shares)])
+    heads = ["method", "steps", "mean cosine", "least cosine", f"share below {CLOSE}", "displacement",
+             "nearest token changed"]  # fmt: skip
     note = ("explored steps that samples/steps.parquet keeps: cosine of the fed vector to its anchor (N-GRPO, appendix E), its "
             "distance in units of the anchor's length, and how often the nearest token is no longer the anchor")  # fmt: skip
     return Table("drift", "What exploration fed", heads, rows, note)

@@ -4,7 +4,7 @@ It compares configurations and counts seeds; it looks at no result.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from analysis.arms import UNTRAINED, differing
@@ -30,7 +30,7 @@ class Fairness:
     apart: dict[str, list[str]]
     missing: list[str]
     controls: dict[str, list[str]]
-    random_rewards: list[str] = field(default_factory=list)
+    random_rewards: list[str]
 
     def must_beat(self, arm: str) -> list[str]:
         """What an arm has to beat besides the baseline before it is named."""
@@ -49,7 +49,7 @@ def judge(study: Study, baseline: str) -> Fairness:
     ranked = [arm for arm in trained if arm not in apart and arm not in chance]
     strategies = {arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]}
     greedy, uncertain = controls(strategies), as_uncertain(strategies)
-    every = {arm: [found[arm] for found in (greedy, uncertain) if arm in found] for arm in {**greedy, **uncertain}}
+    every = {arm: [pairs[arm] for pairs in (greedy, uncertain) if arm in pairs] for arm in {**greedy, **uncertain}}
     return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, greedy), every, chance)
 
 
@@ -98,23 +98,23 @@ def _missing(
     apart: Mapping[str, list[str]],
     controls: Mapping[str, str],
 ) -> list[str]:
+    arms = [baseline, *ranked]
     if study.taken:
-        return [*_missing_files(study, [baseline, *ranked]), *_same_seeds(study, [baseline, *ranked])]
-    lines = _same_seeds(study, [baseline, *ranked])
+        return [*_missing_files(study, arms), *_same_seeds(study, arms)]
+    lines = _same_seeds(study, arms)
     if UNTRAINED not in study.arms:
         lines.append("the untrained model is missing: evaluation.before=true, or evaluate.py model=<the base model>")
     plain = study.runs[study.runs["exploration"] == PLAIN]["arm"]
     if not set(plain) - {UNTRAINED}:
         lines.append(f"plain token sampling is missing: train.py exploration={PLAIN}")
-    for arm in [baseline, *ranked]:
-        if _needs_control(strategy_of(configs[arm])) and arm not in controls:
-            rate = setting(strategy_of(configs[arm]), "rate")
+    for arm in arms:
+        strategy = strategy_of(configs[arm])
+        if _needs_control(strategy) and arm not in controls:
+            rate = setting(strategy, "rate")
             rate = "null" if rate is None else rate
             lines.append(f"{arm} has no rate-matched control: train.py exploration=rate_matched_greedy mix_rate={rate}")
-    for arm in [baseline, *ranked]:
-        seeds = study.runs[study.runs["arm"] == arm]["seed"].nunique()
-        if seeds < SEEDS:
-            lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
+    for arm, seeds in _few_seeds(study, arms).items():
+        lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
     lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in apart.items()]
     return lines
 
@@ -126,27 +126,27 @@ def _same_seeds(study: Study, arms: list[str]) -> list[str]:
         part = study.counts[study.counts["arm"] == arm]
         wide = part.pivot_table(index=["benchmark", "problem_id"], columns="seed", values="c", sort=False)
         mixed = int(((part["c"] > 0) & (part["c"] < part["n"])).sum()) / max(1, wide.shape[1])
-        twins = [
-            seed for at, seed in enumerate(wide) if any(wide[seed].equals(wide[other]) for other in wide.columns[:at])
-        ]
-        if twins and mixed >= SOME:
-            named = ", ".join(map(str, twins))
-            lines.append(f"of {arm}, seed {named} solved the same as an earlier one: no seed of its own")
+        twins = wide.columns[wide.T.duplicated()]
+        if len(twins) and mixed >= SOME:
+            seeds = ", ".join(map(str, twins))
+            lines.append(f"of {arm}, seed {seeds} solved the same as an earlier one: no seed of its own")
     return lines
+
+
+def _few_seeds(study: Study, arms: list[str]) -> dict[str, int]:
+    """Arm -> its training seeds, of those that have less than SEEDS."""
+    seeds = {arm: study.runs[study.runs["arm"] == arm]["seed"].nunique() for arm in arms}
+    return {arm: count for arm, count in seeds.items() if count < SEEDS}
 
 
 def _missing_files(study: Study, arms: list[str]) -> list[str]:
     """What files of other tools lack: of how they were made nothing is known, and nothing can be asked for but more files."""
-    lines = (
-        [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"] if len(arms) == 1 else []
-    )
-    few = [arm for arm in arms if study.runs[study.runs["arm"] == arm]["seed"].nunique() < SEEDS]
-    if few and len(arms) > 1:
-        lines.append(
-            f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
-            f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"
-        )
-    return lines
+    if len(arms) == 1:
+        return [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"]
+    if few := list(_few_seeds(study, arms)):
+        return [f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
+                f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"]  # fmt: skip
+    return []
 
 
 def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:

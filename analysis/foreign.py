@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -148,21 +149,16 @@ def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
 
 
 class Texts:
-    """The texts of a file, those read last kept for the next seed or benchmark that asks for the same."""
+    """The texts of a file, those read last kept for the next seed or benchmark that needs the same."""
 
     def __init__(self, file: ForeignFile):
         self.file = file
-        self._texts: dict[Any, pd.DataFrame] = {}
+        self.read = lru_cache(maxsize=1)(self._read)
 
-    def read(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """`samples` with these columns of TEXTS and the sample's number; kept for the next."""
-        asked = (frozenset(names), None if problems is None else frozenset(problems))
-        if asked not in self._texts:
-            self._texts = {asked: self._read(sorted(names), self.file.samples(problems))}
-        return self._texts[asked]
-
-    def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
-        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.file.columns}
+    def _read(self, names: frozenset[str], problems: frozenset[str] | None) -> pd.DataFrame:
+        """`samples` with these columns of TEXTS and the sample's number."""
+        frame = self.file.samples(problems)
+        roles = {name: TEXTS[name] for name in sorted(names) if TEXTS[name] in self.file.columns}
         number = self.file.columns.get("sample")
         wanted = {self.file.columns[role] for role in roles.values()} | ({number} if number else set())
         at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
@@ -203,13 +199,11 @@ class Part:
         file = self.texts.file
         if "token_ids" in wanted and (file.counts_only or "completion" not in file.columns):
             raise LoadError(f"samples: {file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
-        own = {"n_tokens"} & set(file.numbers)
-        texts = self.texts.read(set(wanted) & set(TEXTS) - own, problems)
+        names = frozenset(wanted) & set(TEXTS) - ({"n_tokens"} & set(file.numbers))
+        texts = self.texts.read(names, None if problems is None else frozenset(problems))
         texts = texts[(texts["seed"] == self.seed) & (texts["benchmark"] == self.benchmark)]
-        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {
-            name: texts[name] for name in texts
-        }
-        return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
+        known = {"outcome": texts["correct"].map({True: "correct", False: "wrong"}), **texts}
+        return pd.DataFrame({n: known.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
     def prompts(self) -> dict[str, str]:
         """problem_id -> the text of the problem, of its first row; empty where the file has no texts."""

@@ -3,7 +3,7 @@
 It is read by columns, a batch at a time; what is kept of keys is hashed, and answers are not kept.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 
 from analysis import columns, repeats, rows
-from analysis.columns import COUNTS, Verdicts, pc, strings
-from analysis.samples import LoadError
+from analysis.columns import COUNTS, Verdicts
+from analysis.samples import LoadError, pc
 
 TEXT_COLUMNS = {
     "prompt": columns.TEXTS,
@@ -297,11 +297,7 @@ class ForeignFile:
 
     def _numbers(self, column: pa.Array, name: str, start: int) -> np.ndarray:
         """(rows,) float64; nan where a length is missing."""
-        try:
-            numbers = pc.cast(column, pa.float64())
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-        found = numbers.to_numpy(zero_copy_only=False)
+        found = self._cast(lambda cells: pc.cast(cells, pa.float64()), column, name).to_numpy(zero_copy_only=False)
         if name != "n_tokens" and len(odd := np.flatnonzero((np.floor(found) != found) | ~np.isfinite(found))):
             cell = self._strings(column, name)[int(odd[0])].as_py()
             told = f"row {start + odd[0] + 1}: {str(cell)!r} is no whole number"
@@ -309,7 +305,10 @@ class ForeignFile:
         return found
 
     def _strings(self, column: pa.Array, name: str) -> pa.Array:
+        return self._cast(columns.strings, column, name)
+
+    def _cast(self, cast: Callable[[pa.Array], pa.Array], column: pa.Array, name: str) -> pa.Array:
         try:
-            return strings(column)
+            return cast(column)
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error

@@ -23,7 +23,6 @@ from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_fil
 READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
 USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
 MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
-Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
 
 
 @dataclass(frozen=True)
@@ -185,20 +184,14 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
-    run |= {
-        "control": record.content.get("control"),
-        "wall_seconds": record.content.get("wall_seconds"),
-        "step": max(files),
-        "files": files[max(files)],
-    }
+    run |= {name: record.content.get(name) for name in ("control", "wall_seconds")}
+    run |= {"step": max(files), "files": files[max(files)], "metrics": None, "timings": None}
     if labels["algorithm"] == "none" and max(files) == 0:
-        return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
+        return [{**run, "arm": UNTRAINED}]
     needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
-    tables = {name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}
-    rows = [{**run, "arm": None, **tables}]
-    if 0 in files and max(files) > 0:
-        rows.insert(0, {**run, "arm": UNTRAINED, "step": 0, "files": files[0], "metrics": None, "timings": None})
-    return rows
+    trained = {**run, "arm": None, **{name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}}
+    before = {**run, "arm": UNTRAINED, "step": 0, "files": files.get(0)}
+    return [before, trained] if 0 in files and max(files) > 0 else [trained]
 
 
 def _labels(path: Path) -> dict[str, str]:
@@ -242,7 +235,7 @@ def study_of(
     other_kinds: Mapping[str, str] | None = None,
     taken: Sequence[str] = (),
 ) -> Study:
-    """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
+    """Runs with their arms as a study; `files` of a run maps benchmarks to a `SampleFile`, or what reads like it."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
         run["arm"] = " ".join(run["arm"].split())  # a line break in a value of the command line would end a table's row

@@ -6,7 +6,6 @@ or load but the page's own style and script, by their digests.
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -19,6 +18,7 @@ from markupsafe import Markup  # comes with jinja2
 from analysis.comparison import Comparison
 from analysis.load import UNTRAINED, Study
 from analysis.tables import Table, html_table
+from ngrpo.rundir.files import write_atomically
 
 PROBLEMS, SAMPLES = 12, 3  # per benchmark; per problem and method
 TEXT = 250_000  # characters of all completions together: what keeps a page below a megabyte
@@ -34,7 +34,7 @@ def write(
     tables: Sequence[Table],
     figures: Sequence[tuple[Path, str]],
     path: Path,
-    why: str = "",
+    why: str,
 ) -> None:
     """The page at `path`, whole or not at all."""
     environment = Environment(
@@ -58,9 +58,7 @@ def write(
         f"up to {PROBLEMS} in all, with {SAMPLES} completions of every method; all are in the sample files.",
         left_out=[visible(f"{row.path}: {row.reason}") for row in study.left_out.itertuples()],
     )
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    write_atomically(path, text.encode())
 
 
 def visible(text: str) -> str:

@@ -57,7 +57,8 @@ def shrink(path: Path) -> None:
     small.save(path, optimize=True)
 
 
-Looks = dict[str, tuple[Any, Any, Any]]
+Look = tuple[Any, Any, Any]  # color, marker, dashes
+Looks = dict[str, Look]
 Drawn = tuple[Any, str] | None
 
 
@@ -69,6 +70,19 @@ def _panels(count: int, width: float = 2.6, height: float = 2.2, **options: Any)
     for axis in axes.flat[count:]:
         axis.axis("off")
     return figure, list(axes.flat[:count])
+
+
+def _line(
+    axis: Any, x: Any, middle: Any, low: Any, high: Any, look: Look, label: Any, alpha: float = 0.12, **style: Any
+) -> None:
+    """A line with its band."""
+    axis.plot(x, middle, color=look[0], linestyle=look[2], label=label, **{"linewidth": 1.2, **style})
+    axis.fill_between(x, low, high, color=look[0], alpha=alpha, linewidth=0)
+
+
+def _log_k(axis: Any, n: int) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
 
 
 def _legend(figure: Any, axis: Any) -> None:
@@ -112,7 +126,7 @@ def _forest(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     return figure, f"Differences of mean@n with Welch's 95 % interval over training seeds{far}."
 
 
-def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], window: tuple[float, float]) -> None:
+def _interval(axis: Any, place: int, row: Any, look: Look, window: tuple[float, float]) -> None:
     mark = _off_scale(row.gap, window)
     if mark:
         left = row.gap < window[0]
@@ -131,20 +145,10 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
         n = rates.n[benchmark]
         for arm in rates.arms(benchmark, study.arms):
             curves = [rates.values(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
-            bands = np.array([two_level(None, c, top=100) for c in curves])
-            color, marker, line = looks[arm]
-            axis.plot(
-                k_grid(n),
-                [c.mean() for c in curves],
-                color=color,
-                marker=marker,
-                linestyle=line,
-                markersize=3,
-                label=arm,
-            )
-            axis.fill_between(k_grid(n), bands[:, 0], bands[:, 1], color=color, alpha=0.12, linewidth=0)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
+            low, high = np.transpose([two_level(None, c, top=100) for c in curves])
+            style = {"linewidth": 1.5, "marker": looks[arm][1], "markersize": 3}
+            _line(axis, k_grid(n), [c.mean() for c in curves], low, high, looks[arm], arm, **style)
+        _log_k(axis, n)
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
     _legend(figure, axes[0])
     return figure, "Unbiased pass@k against k; bands: 95 % for other problems and seeds."
@@ -152,27 +156,22 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 def _paired(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     """Differences of pass@k curves from the baseline's, of training runs where there are seeds enough for that."""
-    scopes = {
-        (f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline
-    }  # the last is widest
-    benchmarks = list(dict.fromkeys(benchmark for _, benchmark in scopes))
+    widest = {(f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline}
+    benchmarks = list(dict.fromkeys(benchmark for _, benchmark in widest))
     if not benchmarks:
         return None
     figure, axes = _panels(len(benchmarks))
     for axis, benchmark in zip(axes, benchmarks, strict=True):
-        for (arm, where), found in scopes.items():
+        for (arm, where), found in widest.items():
             if where == benchmark:
-                (color, _, line), curve = looks[arm], found.curve
-                axis.plot(curve.ks, curve.value, color=color, linestyle=line, linewidth=1.2, label=arm)
-                axis.fill_between(curve.ks, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+                curve = found.curve
+                _line(axis, curve.ks, curve.value, curve.low, curve.high, looks[arm], arm, alpha=0.15)
         axis.axhline(0, color="#555555", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        ticks = k_grid(comparison.rates.n[benchmark])
-        axis.set_xticks(ticks, [str(k) for k in ticks])
+        _log_k(axis, comparison.rates.n[benchmark])
         axis.set(title=benchmark, xlabel="k")
     axes[0].set_ylabel("points of pass@k")
     _legend(figure, axes[0])
-    runs = any(found.scope == SCOPES[1] for found in scopes.values())
+    runs = any(found.scope == SCOPES[1] for found in widest.values())
     scope = "other training runs and problems" if runs else "other problems, these checkpoints only"
     return (
         figure,
@@ -188,9 +187,8 @@ def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     for axis, name in zip(axes, names, strict=True):
         for arm, part in study.metrics.groupby("arm", sort=False):
             wide = part.pivot(index="step", columns="seed", values=name).rolling(SMOOTH, 1).mean()
-            color, _, line = looks[str(arm)]
-            axis.plot(wide.index, wide.mean(axis=1), color=color, linestyle=line, linewidth=1.2, label=arm)
-            axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.12, linewidth=0)
+            values = (wide.mean(axis=1), wide.min(axis=1), wide.max(axis=1))
+            _line(axis, wide.index, *values, looks[str(arm)], arm)
         axis.set(title={"informative": "share of informative groups"}.get(name, name), xlabel="RL step")
     _legend(figure, axes[0])
     return figure, f"Training rollouts, moving mean over {SMOOTH} RL steps; bands: range over seeds."

@@ -10,7 +10,7 @@ SURE = 10.0  # bits: a thousand to one against the same answers by chance
 
 def recurring(keys: np.ndarray) -> int | None:
     """The first row whose key, a hash, an earlier row has; None where there is none."""
-    if distinct(keys) == len(keys):
+    if distinct(keys.copy()) == len(keys):
         return None
     return int(pd.Series(keys).duplicated().to_numpy().argmax())
 

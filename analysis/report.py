@@ -3,7 +3,6 @@
 It puts the rooms of the analysis together; it computes nothing itself.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from analysis.declared import Declared
 from analysis.load import MOST, Study, describe_kinds
 from analysis.tables import Table
 from analysis.verdict import verdict
+from ngrpo.rundir.files import write_atomically
 
 WHY_SEEDS = (
     "The headline test takes the training seed as its unit. Resampling problems alone treats one lucky training run as the "
@@ -55,7 +55,7 @@ def write(
     whole = {"results": comparison.estimates, "paired_pass_at_k": tables.every_k(comparison), "tests": comparison.tests}
     for name, frame in whole.items():  # the cells of the table of tests are rounded
         tables.write_frame(frame, out / f"{name}.csv")
-    _put(out / "report.md", _markdown(study, comparison, sentences, [about, *made], figures))
+    write_atomically(out / "report.md", _markdown(study, comparison, sentences, [about, *made], figures).encode())
     page.write(study, comparison, sentences, [about, *made], figures, out / "report.html", WHY_SEEDS)
     shown = study.left_out[~study.left_out["path"].isin(list(study.other_kinds))]  # the files list those too
     told = [*study.taken, *_left_out(shown), *describe_kinds(study.other_kinds), *_without_texts(study, made)]
@@ -94,9 +94,3 @@ def _without_texts(study: Study, made: Sequence[Table]) -> list[str]:
 
 def _left_out(rows: pd.DataFrame) -> list[str]:
     return [f"left out: {row.path}: {row.reason}" for row in rows.itertuples()]
-
-
-def _put(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)

@@ -17,9 +17,8 @@ def without_run(root: Path) -> list[dict[str, str]]:
     left_out: dict[str, str] = {}
     for record in sorted(root.rglob("sweeps/*.json"), key=lambda path: path.stat().st_mtime):
         left_out |= dict(_jobs(record))
-    for folder in sorted(
-        {path.parent for name in ("trials.csv", "journal.log") for path in root.rglob(f"sweeps/*/{name}")}
-    ):
+    searches = {path.parent for name in ("trials.csv", "journal.log") for path in root.rglob(f"sweeps/*/{name}")}
+    for folder in sorted(searches):
         left_out |= dict(_trials(folder))
     return [{"path": path, "reason": reason} for path, reason in left_out.items()]
 
@@ -49,7 +48,5 @@ def _trials(folder: Path) -> Iterable[tuple[str, str]]:
         for row in csv.DictReader(file):
             if row.get("state") == "FAIL":
                 values = ", ".join(f"{key}={row[key]}" for key in row if key not in NOT_PARAMETERS and row[key])
-                yield (
-                    f"{folder} trial {row['number']} ({values})",
-                    row["reason"] or "its worker died or had no room for it",
-                )
+                reason = row["reason"] or "its worker died or had no room for it"
+                yield f"{folder} trial {row['number']} ({values})", reason

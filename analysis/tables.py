@@ -147,15 +147,11 @@ def _tests(comparison: Comparison) -> Table:
 
 
 def every_k(comparison: Comparison) -> pd.DataFrame:
-    """arm, baseline, benchmark, k, difference, low, high, verdict, scope: paired pass@k curves with simultaneous bands."""
-    parts = [
-        pd.DataFrame({"arm": f.arm, "baseline": f.against, "benchmark": f.benchmark, "k": f.curve.ks,
-                      "difference": f.curve.value, "low": f.curve.low, "high": f.curve.high, "verdict": f.curve.verdicts,
-                      "scope": f.scope})
-        for f in comparison.curves
-    ]  # fmt: skip
+    """Paired pass@k curves with simultaneous bands, a row for each k."""
+    rows = [(f.arm, f.against, f.benchmark, *point, f.scope) for f in comparison.curves
+            for point in zip(f.curve.ks, f.curve.value, f.curve.low, f.curve.high, f.curve.verdicts, strict=True)]  # fmt: skip
     columns = ["arm", "baseline", "benchmark", "k", "difference", "low", "high", "verdict", "scope"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _curves(comparison: Comparison) -> Table:
@@ -165,7 +161,7 @@ def _curves(comparison: Comparison) -> Table:
         cells = words(found.arm, found.against, found.benchmark, found.scope)
         for verdict in ("gains", "loses"):
             stretches = found.curve.stretches(verdict)
-            cells.append(Cell(", ".join(f"{a} to {b}" if b > a else str(a) for a, b in stretches) or "-"))
+            cells.append(Cell(found.curve.ranges(verdict) or "-"))
             cells.append(Cell(f"{stretches[0][0]:,}", stretches[0][0]) if stretches else Cell("-"))
         rows.append(cells)
     columns = ["method", "against", "benchmark", "holds for", "gains for k", "first gain", "loses for k", "first loss"]

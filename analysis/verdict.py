@@ -85,15 +85,12 @@ def _better(tests: pd.DataFrame, arm: str, other: str) -> set[tuple[str, str]]:
 def _of_curves(comparison: Comparison) -> list[str]:
     """Where one arm gains and where it loses over k, a sentence for each pair on a declared benchmark that shows either."""
     benchmarks = {benchmark for benchmark, _ in comparison.primary}
-    widest = {
-        (found.arm, found.against, found.benchmark): found for found in comparison.curves
-    }  # training runs, if any
+    # Of training runs, if there are bands for them.
+    widest = {(found.arm, found.against, found.benchmark): found for found in comparison.curves}
     lines = []
     for found in widest.values():
-        parts = []
-        for verdict_ in ("gains", "loses"):
-            if stretches := found.curve.stretches(verdict_):
-                parts.append(f"{verdict_} for k = {', '.join(_stretch(*ends) for ends in stretches)}")
+        ranges = {word: found.curve.ranges(word) for word in ("gains", "loses")}
+        parts = [f"{word} for k = {ks}" for word, ks in ranges.items() if ks]
         if found.benchmark in benchmarks and parts:
             scope = "Of training runs" if found.scope == SCOPES[1] else "Of these checkpoints only"
             told = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
@@ -102,18 +99,12 @@ def _of_curves(comparison: Comparison) -> list[str]:
     return lines
 
 
-def _stretch(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first} to {last}"
-
-
 def _needed(comparison: Comparison) -> list[str]:
     """How many seeds would find the declared difference, a sentence for each row of the declared family."""
     if comparison.needed.empty:
         return []
-    lines = []
-    for (arm, other, benchmark, metric), part in comparison.needed.groupby(
-        ["arm", "against", "benchmark", "metric"], sort=False
-    ):
+    lines, keys = [], ["arm", "against", "benchmark", "metric"]
+    for (arm, other, benchmark, metric), part in comparison.needed.groupby(keys, sort=False):
         sizes = [
             f"{'more than 200' if pd.isna(row.seeds) else f'{row.seeds:.0f}'} seeds of each at {row.problems} problems"
             for row in part.itertuples()
@@ -128,11 +119,11 @@ def _needed(comparison: Comparison) -> list[str]:
 
 def _exploratory(comparison: Comparison) -> list[str]:
     rows = comparison.tests[comparison.tests["family"] == "exploratory"]
-    shown = rows[rows["words"].isin(["better", "worse"])]
     if rows.empty:
         return []
-    more = f"; {len(shown)} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * bool(
-        len(shown)
+    count = int(rows["words"].isin(["better", "worse"]).sum())
+    more = f"; {count} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * (
+        count > 0
     )
     kind = "" if comparison.declared.primary else ", chosen by default: primary= declares others"
     primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.primary)
