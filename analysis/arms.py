@@ -27,7 +27,7 @@ def is_knob(key: str) -> bool:
     return "." not in key and key not in SHARED and not key.startswith("data:")
 
 
-def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def name_arms(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Names arms after what varies: strategy, algorithm, then the keys in which arms of one name differ."""
     several = len({run["algorithm"] for run in runs if run["arm"] is None}) > 1
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -40,8 +40,8 @@ def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             rest = {key: value for key, value in run["config"].items() if key not in hidden}
             groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     for name, variants in groups.items():
-        shown = {text: json.loads(text) for text in variants}
-        configs = [{k: v for k, v in of[0]["config"].items() if k in shown[text]} for text, of in variants.items()]
+        settings = {text: json.loads(text) for text in variants}
+        configs = [{k: v for k, v in of[0]["config"].items() if k in settings[text]} for text, of in variants.items()]
         every = dict.fromkeys(key for config in configs for key in config)
         keys = [key for key in every if len({json.dumps(c.get(key)) for c in configs}) > 1]
         keys = [key for key in keys if not key.startswith("exploration.")] or keys

@@ -22,7 +22,7 @@ UNITS = {"tokens": ("million tokens", 1e6), "seconds": ("hours", 3600.0)}
 
 def table(comparison: Comparison) -> Table:
     """A row per benchmark, metric and budget: what each method had reached, and how far the best is ahead of the next."""
-    found, rows = comparison.on_the_way, []
+    found, rows = comparison.trajectory, []
     arms = list(dict.fromkeys(found["arm"]))
     for benchmark, part in found.groupby("benchmark", sort=False):
         for metric in comparison.metrics[str(benchmark)][:2]:

@@ -110,7 +110,7 @@ class Verdicts:
         """Whether they say the same of every sample."""
         return np.array_equal(self.values, other.values)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The name with the share that is right."""
         values = self.values
         return f"{self.name} (mean {values[values != GAP].mean():.3f})"
@@ -143,13 +143,13 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
     scored = [one for one in found if one.strange and one.numbers and one.odd]
     if not named and usable and scored and _tokens(usable[0].name) & OF_THE_FORM:
         row, word = scored[0].odd or (0, "")
-        told = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
-        return [], f"{told}; columns.verdict={usable[0].name} takes another"
+        message = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
+        return [], f"{message}; columns.verdict={usable[0].name} takes another"
     unlike = [one for one in usable[1:] if not one.same(usable[0])]
     if unlike:
         names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *unlike))
-        told = " and ".join(one.told() for one in (usable[0], *unlike))
-        return [], f"holds verdicts that differ: {told}; choose {names}"
+        message = " and ".join(one.summary() for one in (usable[0], *unlike))
+        return [], f"holds verdicts that differ: {message}; choose {names}"
     return usable, None
 
 
@@ -277,8 +277,8 @@ def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem:
 
 def sums(group: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
     """(groups,) the sum of cells of each group, or its size; a part at a time, since `bincount` copies what it is given."""
-    made = np.zeros(int(group.max()) + 1)
+    totals = np.zeros(int(group.max()) + 1)
     for at in range(0, len(group), PART):
         part = slice(at, at + PART)
-        made += np.bincount(group[part], None if cells is None else cells[part], minlength=len(made))
-    return made
+        totals += np.bincount(group[part], None if cells is None else cells[part], minlength=len(totals))
+    return totals

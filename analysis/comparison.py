@@ -17,7 +17,7 @@ from analysis.fairness import SEEDS, Fairness, judge
 from analysis.intervals import two_level
 from analysis.load import UNTRAINED, LoadError, Study
 from analysis.power import detectable, seeds_needed
-from analysis.rates import Rates, on_the_way
+from analysis.rates import Rates, trajectory
 from analysis.statistics import equivalence, false_discovery, holm, paired, welch
 
 ALPHA = 0.05
@@ -58,7 +58,7 @@ class Comparison:
         noise: two seeds of one arm, compared as papers compare two methods: gap and p over problems.
         costs: tokens and seconds of training, and the gain over the untrained model for each.
         needed: seeds that would find the declared difference: arm, against, benchmark, metric, problems, seeds.
-        on_the_way: every evaluation of a run with what training had cost by then; see `rates.on_the_way`.
+        trajectory: every evaluation of a run with what training had cost by then; see `rates.trajectory`.
         notes: what was done to the problems, a sentence each.
     """
 
@@ -76,7 +76,7 @@ class Comparison:
     costs: pd.DataFrame
     needed: pd.DataFrame
     rates: Rates
-    on_the_way: pd.DataFrame
+    trajectory: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
 
@@ -117,7 +117,7 @@ def compare(
         _costs(study, rates, metrics),
         _needed(rates, tests, declared.detect),
         rates,
-        on_the_way(study, rates.problems),
+        trajectory(study, rates.problems),
         _notes(rates, matches, primary),
     )
 
@@ -143,8 +143,8 @@ def _metrics(benchmark: str, n: int, ks: Sequence[int] | None, primary: Sequence
     wrong = [k for k in ks or () if not 1 <= k <= n]
     if wrong:
         raise LoadError(f"pass_k={wrong[0]}: {benchmark} has n={n} samples per problem, so k must lie in 1..{n}")
-    shown = list(ks) if ks else sorted({min(SHOWN_K, n), n} - {1})
-    return list(dict.fromkeys([f"mean@{n}", *(f"pass@{k}" for k in shown), *primary]))
+    columns = list(ks) if ks else sorted({min(SHOWN_K, n), n} - {1})
+    return list(dict.fromkeys([f"mean@{n}", *(f"pass@{k}" for k in columns), *primary]))
 
 
 def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]]) -> pd.DataFrame:

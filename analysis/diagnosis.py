@@ -203,8 +203,8 @@ def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
 
 def _pairs(sampled: Sampled) -> pd.DataFrame:
     matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
-    made = (controls(sampled.compositions), as_uncertain(sampled.compositions))
-    matches += [pair for pairs in made for pair in pairs.items() if pair[1] != PLAIN]
+    controlled = (controls(sampled.compositions), as_uncertain(sampled.compositions))
+    matches += [pair for pairs in controlled for pair in pairs.items() if pair[1] != PLAIN]
     found = sampled.answers
     frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
     for name in ("p", "p_only") if len(frame) else ():

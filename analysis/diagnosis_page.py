@@ -21,26 +21,26 @@ PAGE, NUMBERS, PAIRS = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv"
 def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
     """Name -> content of everything that is written beside the samples, the page last."""
     files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
-    shown = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
+    every_table = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
     parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
-    found_out = recommend(diagnosis)
-    parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
-    parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
+    answer = recommend(diagnosis)
+    parts += [f"**{answer.head}**", "", *(f"- {line}" for line in answer.lines)]
+    parts += ["", *(line for table in every_table for line in (tables.markdown(table), ""))]
     return files | {PAGE: ("\n".join(parts) + "\n").encode()}
 
 
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:
     """The page without the neighbors, and where it is."""
-    shown = [tables.terminal(table) for table in page_tables(diagnosis)]
-    found = recommend(diagnosis)
-    told = ["", _subject(diagnosis), "", found.head, "", *(f"- {line}" for line in found.lines), ""]
-    return "\n".join([*told, *shown, str(directory / PAGE)])
+    bodies = [tables.terminal(table) for table in page_tables(diagnosis)]
+    answer = recommend(diagnosis)
+    head = ["", _subject(diagnosis), "", answer.head, "", *(f"- {line}" for line in answer.lines), ""]
+    return "\n".join([*head, *bodies, str(directory / PAGE)])
 
 
 def page_tables(diagnosis: Diagnosis) -> list[Table]:
     """Head room, variety, inputs and pairs."""
-    made = [_room(diagnosis), _variety(diagnosis), _inputs(diagnosis), _pairs(diagnosis)]
-    return [table for table in made if table.rows]
+    built = [_room(diagnosis), _variety(diagnosis), _inputs(diagnosis), _pairs(diagnosis)]
+    return [table for table in built if table.rows]
 
 
 def _subject(diagnosis: Diagnosis) -> str:

@@ -26,8 +26,8 @@ COLUMNS = ("problem_id", "extracted", "solution_path", "outcome", "token_ids", "
 
 def tables(study: Study) -> list[Table]:
     """Diversity of the evaluation samples, the course of training, and what exploration fed; those that there is data for."""
-    made = [_answers(study), _training(study), _drift(study)]
-    return [table for table in made if table.rows]
+    built = [_answers(study), _training(study), _drift(study)]
+    return [table for table in built if table.rows]
 
 
 def distinct_n(groups: Sequence[Sequence[int]], n: int = 2) -> float:
@@ -97,7 +97,7 @@ def _answers(study: Study) -> Table:
             ways = frame["solution_path"].fillna("")
             right = frame[(frame["outcome"] == "correct") & (ways != "") & ~ways.str.startswith(READING)]
             paths = right.groupby(["seed", "problem_id"])["solution_path"].nunique()
-            told = [*words(arm, benchmark), number(answers, 2), number(paths.mean() if len(paths) else np.nan, 2)]
+            cells = [*words(arm, benchmark), number(answers, 2), number(paths.mean() if len(paths) else np.nan, 2)]
             entropy, share = frame["entropy_mean"].mean(), (frame["explored_steps"] / frame["n_tokens"]).mean()
             if n > 1:
                 generator = np.random.default_rng(0)
@@ -106,7 +106,7 @@ def _answers(study: Study) -> Table:
                 figures = np.mean([of_group(texts[at], generator) for at in chosen], axis=0)
             else:
                 figures = [np.nan] * 3
-            rows.append([*told, *(number(value, 3) for value in figures), number(entropy, 3), number(share, 3),
+            rows.append([*cells, *(number(value, 3) for value in figures), number(entropy, 3), number(share, 3),
                          number(frame["n_tokens"].mean(), 1)])  # fmt: skip
     note = (f"per problem and seed over its samples; distinct-2, normalized token edit distance and self-BLEU over {GROUPS} "
             f"groups and {PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip

@@ -19,7 +19,7 @@ MATCHED = "strategy."  # in front of the settings of a strategy that another one
 
 @dataclass(frozen=True)
 class Fairness:
-    """`ranked` arms differ from the baseline in their strategy alone; `apart` ones are shown with the keys that differ.
+    """`ranked` arms differ from the baseline in their strategy alone; `unranked` ones are shown with the keys that differ.
 
     `missing` says, a line each, why no winner is named. `controls` maps an arm to those that could have its gain without
     its trick: the same steps without neighbors, plain sampling that is as uncertain. `random_rewards` are arms trained
@@ -27,7 +27,7 @@ class Fairness:
     """
 
     ranked: list[str]
-    apart: dict[str, list[str]]
+    unranked: dict[str, list[str]]
     missing: list[str]
     controls: dict[str, list[str]]
     random_rewards: list[str]
@@ -43,14 +43,14 @@ def judge(study: Study, baseline: str) -> Fairness:
     for run in study.runs.itertuples():
         configs.setdefault(str(run.arm), run.config)
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
-    apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
-    chance = [arm for arm in apart if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
-    apart = {arm: keys for arm, keys in apart.items() if arm not in chance}
-    ranked = [arm for arm in trained if arm not in apart and arm not in chance]
+    unranked = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
+    chance = [arm for arm in unranked if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
+    unranked = {arm: keys for arm, keys in unranked.items() if arm not in chance}
+    ranked = [arm for arm in trained if arm not in unranked and arm not in chance]
     strategies = {arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]}
     greedy, uncertain = controls(strategies), as_uncertain(strategies)
     every = {arm: [pairs[arm] for pairs in (greedy, uncertain) if arm in pairs] for arm in {**greedy, **uncertain}}
-    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, greedy), every, chance)
+    return Fairness(ranked, unranked, _missing(study, baseline, configs, ranked, unranked, greedy), every, chance)
 
 
 def rewards_are_random(config: Mapping[str, Any]) -> bool:
@@ -63,22 +63,22 @@ def rewards_are_random(config: Mapping[str, Any]) -> bool:
 def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies`, settings by name, that is built alike and acts at the same rate, with
     nothing but the anchor to mix: then every recipe gives the same."""
-    found = {}
-    for name, mixes in strategies.items():
-        for other, its in strategies.items():
-            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "rate"))
-            if _needs_control(mixes) and alike and setting(its, "k") == 1:
-                found.setdefault(name, other)
-    return found
+    pairs = {}
+    for name, mixture in strategies.items():
+        for other, settings in strategies.items():
+            alike = all(setting(settings, key) == setting(mixture, key) for key in ("_target_", "rate"))
+            if _needs_control(mixture) and alike and setting(settings, "k") == 1:
+                pairs.setdefault(name, other)
+    return pairs
 
 
 def as_uncertain(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies` that samples at the temperature at which it is as uncertain."""
-    flat, found = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
-    for other, its in flat.items():
-        matched = {key.removeprefix(MATCHED): value for key, value in its.items() if key.startswith(MATCHED)}
-        found |= {name: other for name, strategy in flat.items() if matched and matched == strategy}
-    return found
+    flat, pairs = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
+    for other, settings in flat.items():
+        matched = {key.removeprefix(MATCHED): value for key, value in settings.items() if key.startswith(MATCHED)}
+        pairs |= {name: other for name, strategy in flat.items() if matched and matched == strategy}
+    return pairs
 
 
 def setting(strategy: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -95,11 +95,11 @@ def _missing(
     baseline: str,
     configs: Mapping[str, Mapping[str, Any]],
     ranked: list[str],
-    apart: Mapping[str, list[str]],
+    unranked: Mapping[str, list[str]],
     controls: Mapping[str, str],
 ) -> list[str]:
     arms = [baseline, *ranked]
-    if study.taken:
+    if study.column_notes:
         return [*_missing_files(study, arms), *_same_seeds(study, arms)]
     lines = _same_seeds(study, arms)
     if UNTRAINED not in study.arms:
@@ -115,7 +115,7 @@ def _missing(
             lines.append(f"{arm} has no rate-matched control: train.py exploration=rate_matched_greedy mix_rate={rate}")
     for arm, seeds in _few_seeds(study, arms).items():
         lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
-    lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in apart.items()]
+    lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in unranked.items()]
     return lines
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis import rows
+from analysis import formats
 from analysis.columns import mix
 from analysis.foreign_file import NONE, TEXT_COLUMNS, Columns, ForeignFile
 from analysis.load import Study, study_of
@@ -53,19 +53,21 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
     texts = {path: Texts(file) for path, file in read.items()}
     runs = [run for arm, seed, path in arms for run in _runs(arm, seed, texts[path])]
     given = Counter(path for _, _, path in arms)
-    taken = [file.taken() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()]
-    return study_of(runs, [], taken=taken)
+    notes = [
+        file.columns_note() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()
+    ]
+    return study_of(runs, [], column_notes=notes)
 
 
 def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
     """(method, seed, path) of each; files alone that are called alike are named with their directories."""
     alone = [Path(text) for text in map(str, files) if "=" not in text or Path(text).exists()]
-    stems = [rows.stem(path) for path in alone]
+    stems = [formats.stem(path) for path in alone]
     arms: list[tuple[str, int | None, Path]] = []
     for text in map(str, files):
         name, _, place = text.partition("=")
         if Path(text) in alone:
-            own = rows.stem(Path(text))
+            own = formats.stem(Path(text))
             arms.append((own if stems.count(own) == 1 else f"{Path(text).parent.name}/{own}", None, Path(text)))
             continue
         arm, _, seed = name.partition("/")
@@ -127,25 +129,27 @@ def _of_one_meaning(files: Sequence[ForeignFile], best: list[str]) -> list[str]:
         return best
     if set.intersection(*(set(pd.unique(file.hashed[text]).tolist()) for file in files)):
         return [text] * len(files)
-    told = f"{best[0]} names other problems in one file than in another, as {text} shows"
-    raise LoadError(f"samples: {files[0].path} and {files[1].path}: column {told}; compare files of the same problems")
+    reason = f"{best[0]} names other problems in one file than in another, as {text} shows"
+    raise LoadError(
+        f"samples: {files[0].path} and {files[1].path}: column {reason}; compare files of the same problems"
+    )
 
 
 def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
     """A run for each seed of a file; `seed`, where given, is that of all rows."""
-    file, made = texts.file, []
+    file, runs = texts.file, []
     for own in sorted(file.counted["seed"].unique()):
         part, number = file.counted[file.counted["seed"] == own], int(own if seed is None else seed)
         files = {str(b): Part(texts, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
         run = {"run": f"{arm}-s{number}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
         run |= {"seed": number, "config": {}, "wall_seconds": None, "step": 0, "files": files}
         run |= {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
-        made.append(run)
-    if seed is not None and len(made) > 1:
+        runs.append(run)
+    if seed is not None and len(runs) > 1:
         raise LoadError(
-            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)}; {arm}={file.path} takes them"
+            f"samples: {arm}/{seed}={file.path}: its column seed names {len(runs)}; {arm}={file.path} takes them"
         )
-    return made
+    return runs
 
 
 class Texts:
@@ -165,17 +169,17 @@ class Texts:
         found, known = self.file.cells(sorted(wanted), at), {}
         if self.file.sizes is not None:
             found = {name: _spread(cells, self.file.sizes[at].tolist()) for name, cells in found.items()}
-        made: dict[str, Any] = {
+        cells: dict[str, Any] = {
             name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()
         }
         if number:
             numbers = pd.to_numeric(pd.Series(found[number], frame.index), errors="coerce")
-            made["sample_index"] = found[number] if numbers.isna().any() else numbers
+            cells["sample_index"] = found[number] if numbers.isna().any() else numbers
         else:
-            made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
+            cells["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
         if "n_tokens" in self.file.numbers:
-            made["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
-        return frame.assign(**made)
+            cells["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
+        return frame.assign(**cells)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.arms import UNTRAINED, named
+from analysis.arms import UNTRAINED, name_arms
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
 from ngrpo.rundir.progress import counted
@@ -37,7 +37,7 @@ class Study:
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
         other_kinds: path -> kind of those among them that are not of the kinds asked for.
-        taken: of files of other tools a line each, which column was taken as what; empty for runs.
+        column_notes: of files of other tools a line each, which column was taken as what; empty for runs.
     """
 
     runs: pd.DataFrame
@@ -46,7 +46,7 @@ class Study:
     timings: pd.DataFrame
     left_out: pd.DataFrame
     other_kinds: Mapping[str, str] = field(default_factory=dict)
-    taken: Sequence[str] = ()
+    column_notes: Sequence[str] = ()
 
     @property
     def arms(self) -> list[str]:
@@ -57,7 +57,7 @@ class Study:
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(self.counts["benchmark"]))
 
-    def shown(self, benchmark: str) -> list[str] | None:
+    def problems_read(self, benchmark: str) -> list[str] | None:
         """The problems of which samples are read: all of them (None), or as many as have about MOST rows, drawn once."""
         part = self.counts[self.counts["benchmark"] == benchmark]
         per_problem = part.groupby(["arm", "problem_id"])["n"].sum().max()
@@ -77,8 +77,8 @@ class Study:
     def samples(
         self, arm: str, benchmark: str, columns: Sequence[str], problems: Collection[str] | None = None
     ) -> pd.DataFrame:
-        """Evaluation samples of an arm, all seeds, of these problems or of the `shown` ones; `seed` is added."""
-        chosen = self.shown(benchmark) if problems is None else problems
+        """Evaluation samples of an arm, all seeds, of these problems or of the `problems_read`; `seed` is added."""
+        chosen = self.problems_read(benchmark) if problems is None else problems
         wanted = [column for column in columns if column != "seed"]
         parts = [
             run.files[benchmark].read(wanted, chosen).assign(seed=run.seed)
@@ -104,8 +104,8 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
             raise LoadError(f"runs={root}: is no directory")
         found |= {path.parent: None for path in sorted(root.rglob("run.json"))}
     runs, left_out, others = [], [], {}
-    with closing(counted(found, "reading runs")) as places:
-        for place in places:
+    with closing(counted(found, "reading runs")) as directories:
+        for place in directories:
             try:
                 record = read_run(place, trust_changed=trust_changed)
                 if record.kind in kinds:
@@ -122,10 +122,10 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
     runs = _countable(_once(runs), left_out)
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
-        shown = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
-        told = "; ".join([*shown, *describe_kinds(others)])
-        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({told})' if told else ''}")
-    return study_of(named(runs), left_out, others)
+        reasons = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
+        details = "; ".join([*reasons, *describe_kinds(others)])
+        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({details})' if details else ''}")
+    return study_of(name_arms(runs), left_out, others)
 
 
 def describe_kinds(others: Mapping[str, str]) -> list[str]:
@@ -134,8 +134,8 @@ def describe_kinds(others: Mapping[str, str]) -> list[str]:
         return []
     counts = Counter(others.values())
     found = sorted(counts, key=KINDS.index)
-    told = ", ".join(f"{counts[kind]} of kind {kind}" for kind in found)
-    return [f"left out: {told}; kinds='{as_list(found)}' takes those instead"]
+    listed = ", ".join(f"{counts[kind]} of kind {kind}" for kind in found)
+    return [f"left out: {listed}; kinds='{as_list(found)}' takes those instead"]
 
 
 def as_list(kinds: Sequence[str]) -> str:
@@ -233,7 +233,7 @@ def study_of(
     runs: list[dict[str, Any]],
     left_out: list[dict[str, str]],
     other_kinds: Mapping[str, str] | None = None,
-    taken: Sequence[str] = (),
+    column_notes: Sequence[str] = (),
 ) -> Study:
     """Runs with their arms as a study; `files` of a run maps benchmarks to a `SampleFile`, or what reads like it."""
     counts, tables = [], {"metrics": [], "timings": []}
@@ -253,7 +253,9 @@ def study_of(
     missing = pd.DataFrame(left_out, columns=["path", "reason"])
     counted = _checked(pd.concat(counts, ignore_index=True))
     others = other_kinds or {}
-    return Study(pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=others, taken=taken)
+    return Study(
+        pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=others, column_notes=column_notes
+    )
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:

@@ -54,7 +54,7 @@ def _read_if_whole(directory: Path) -> Neighbors | None:
 
 def tables(found: Sequence[Neighbors]) -> list[Table]:
     """The neighbors of each diagnosis, a row per token."""
-    made = []
+    built = []
     for at, one in enumerate(found):
         if one.rows.empty:
             continue
@@ -63,18 +63,18 @@ def tables(found: Sequence[Neighbors]) -> list[Table]:
         rows = [_row(part, len(ranks)) for _, part in one.rows.groupby("token", sort=False)]
         note = ("cosine of the input embeddings; ordinary tokens only. Tokens that were asked for, then the anchors that "
                 "exploration met most")  # fmt: skip
-        made.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
-    return made
+        built.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
+    return built
 
 
 def _row(part: pd.DataFrame, most: int) -> list[Cell]:
     nearest = part.head(most)
     pairs = zip(nearest["neighbor_text"], nearest["cosine"], strict=True)
-    cells = [Cell(f"{shown(text)} {cosine:.2f}", cosine) for text, cosine in pairs]
-    return [Cell(shown(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
+    cells = [Cell(f"{visible(text)} {cosine:.2f}", cosine) for text, cosine in pairs]
+    return [Cell(visible(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
 
 
-def shown(text: object) -> str:
+def visible(text: object) -> str:
     """A token's text with blanks and control characters made visible; never empty."""
     marked = "".join(c if c.isprintable() and not c.isspace() else _escaped(c) for c in str(text))
     return marked or "(empty)"

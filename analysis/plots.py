@@ -39,9 +39,9 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
     with plt.rc_context(STYLE):
         makers = (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map)
         for make in counted(makers, "drawing"):
-            made = make(study, comparison, looks)
-            if made is not None:
-                figure, caption = made
+            drawn = make(study, comparison, looks)
+            if drawn is not None:
+                figure, caption = drawn
                 path = directory / f"{make.__name__.strip('_')}.png"
                 figure.savefig(path)
                 plt.close(figure)
@@ -270,7 +270,7 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 def _budget(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     """mean@n of every evaluation against what training had cost by then, mean over seeds."""
-    found = comparison.on_the_way
+    found = comparison.trajectory
     if found.empty:
         return None
     panels = [(benchmark, unit) for benchmark in found["benchmark"].unique() for unit in ("tokens", "seconds")]

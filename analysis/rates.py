@@ -34,13 +34,13 @@ class Rates:
         self.problems: dict[str, pd.Index] = {}
         for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
             self._add(str(benchmark), str(arm), part)
-        self._units = {benchmark: self._numbered(study, benchmark) for benchmark in self.problems}
+        self._units = {benchmark: self._unit_numbers(study, benchmark) for benchmark in self.problems}
         self.copies = {benchmark: len(units) - int(units.max()) - 1 for benchmark, units in self._units.items()}
         self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
 
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
-        return self._once(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
+        return self._merge_copies(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
 
     def size(self, benchmark: str) -> int:
         """How many problems it has, those of one text counted once."""
@@ -65,7 +65,7 @@ class Rates:
             values = 100 * correct / n
         else:
             values = 100 * (passk.pass_at_k if name == "pass" else passk.boot_best_at_k)(n, correct, int(k))
-        return self._once(benchmark, values)
+        return self._merge_copies(benchmark, values)
 
     def _add(self, benchmark: str, arm: str, part: pd.DataFrame) -> None:
         wide = part.pivot(index="seed", columns="problem_id", values="c")
@@ -85,7 +85,7 @@ class Rates:
             )
         self.tables[benchmark, arm] = wide[known]  # by id: the first arm's order, whatever that of the file
 
-    def _once(self, benchmark: str, values: Array) -> Array:
+    def _merge_copies(self, benchmark: str, values: Array) -> Array:
         """(S, U, ...) means of (S, P, ...) values over the copies of each problem."""
         if not self.copies[benchmark]:
             return values
@@ -94,7 +94,7 @@ class Rates:
         sizes = np.diff([*starts, len(units)]).reshape(-1, *[1] * (values.ndim - 2))
         return np.add.reduceat(values[:, order], starts, axis=1) / sizes
 
-    def _numbered(self, study: Study, benchmark: str) -> np.ndarray:
+    def _unit_numbers(self, study: Study, benchmark: str) -> np.ndarray:
         """(P,) the number of each problem id's problem, in the order of the first of them."""
         prompts, known = study.prompts(benchmark), {}
         texts = [normalized(prompts.get(problem, "")) or f"\0{problem}" for problem in self.problems[benchmark]]
@@ -108,7 +108,7 @@ def normalized(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def on_the_way(study: Study, problems: Mapping[str, pd.Index]) -> pd.DataFrame:
+def trajectory(study: Study, problems: Mapping[str, pd.Index]) -> pd.DataFrame:
     """arm, seed, benchmark, step, tokens, seconds and the right answers of each problem, a row per evaluation of a trained run.
 
     Empty where no run was evaluated between its first and its last step.

@@ -159,7 +159,7 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float) -> float:
     return float(stats.t.sf((margin - abs(found.gap)) / standard_error(a, b), found.df))
 
 
-def told(p: float) -> str:
+def p_text(p: float) -> str:
     """A p value as it is read: none is 0."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 

@@ -25,13 +25,13 @@ def without_run(root: Path) -> list[dict[str, str]]:
 
 def _jobs(record: Path) -> Iterable[tuple[str, str]]:
     try:
-        jobs = json.loads(record.read_text("utf-8"))["runs"]
-        told = [(Path(job["directory"]), job["status"], job["error"], " ".join(job["overrides"])) for job in jobs]
+        records = json.loads(record.read_text("utf-8"))["runs"]
+        jobs = [(Path(job["directory"]), job["status"], job["error"], " ".join(job["overrides"])) for job in records]
     except (OSError, ValueError, LookupError, TypeError) as error:
         yield str(record), f"is no record of a sweep: {' '.join(str(error).split())}"
         return
     place = record.parent.parent
-    for directory, status, error, overrides in told:
+    for directory, status, error, overrides in jobs:
         if directory.parent.name != place.name or (place / directory.name / "run.json").exists():
             continue  # of another tree, which has the same record; or a run, which tells its state itself
         if status in ("finished", "finished before"):

@@ -64,7 +64,7 @@ class Table:
 
 def of_comparison(comparison: Comparison) -> list[Table]:
     """Every table of a report, the one with the answers first."""
-    made = [
+    built = [
         _estimates(comparison, comparison.estimates, "passk", "Mean and Pass@k", PASSK),
         _tests(comparison),
         _curves(comparison),
@@ -73,7 +73,7 @@ def of_comparison(comparison: Comparison) -> list[Table]:
         _costs(comparison),
         _estimates(comparison, comparison.boot_best, "boot_best", "best@k by bootstrap, as verl prints it", BOOT),
     ]
-    return [table for table in made if table.rows]
+    return [table for table in built if table.rows]
 
 
 PASSK = (
@@ -116,12 +116,12 @@ def _estimates(comparison: Comparison, frame: pd.DataFrame, name: str, title: st
 
 def _ranked(arms: Sequence[str], column: Sequence[Cell], ranked: set[str]) -> list[Cell]:
     """The cells with best and second among the arms that may be ranked; equal values, as they are shown, share a place."""
-    shown = [round(cell.value, 1) if cell.value is not None and arm in ranked else None
+    rounded = [round(cell.value, 1) if cell.value is not None and arm in ranked else None
              for arm, cell in zip(arms, column, strict=True)]  # fmt: skip
-    order = sorted((value for value in shown if value is not None), reverse=True)[:2] if len(ranked) > 1 else []
+    order = sorted((value for value in rounded if value is not None), reverse=True)[:2] if len(ranked) > 1 else []
     if len(set(order)) == 1:  # a shared first place leaves no second
         order = order[:1]
-    places = [order.index(value) + 1 if value in order else 0 for value in shown]
+    places = [order.index(value) + 1 if value in order else 0 for value in rounded]
     return [replace(cell, place=place) for cell, place in zip(column, places, strict=True)]
 
 

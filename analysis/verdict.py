@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import SCOPES, Comparison
-from analysis.statistics import told
+from analysis.statistics import p_text
 
 FEW_SEEDS = 5  # below it, their spread is itself uncertain by half
 SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
@@ -45,7 +45,7 @@ def headline(row: Any, family: int, controls: Mapping[str, Sequence[str]]) -> st
         found += ", as far as so few seeds tell" * (min(row.seeds, row.seeds_against) < FEW_SEEDS)
     corrected = f" after Holm over {family}" if family > 1 else ""
     interval = f"[{row.low:+.1f}, {row.high:+.1f}]" + " (this row alone)" * (family > 1)
-    return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
+    return f"{what}: {row.gap:+.1f} points {interval}, {p_text(row.adjusted)}{corrected}, {size}: {row.words}{found}."
 
 
 def _declared(tests: pd.DataFrame) -> list[Any]:
@@ -93,9 +93,9 @@ def _of_curves(comparison: Comparison) -> list[str]:
         parts = [f"{word} for k = {ks}" for word, ks in ranges.items() if ks]
         if found.benchmark in benchmarks and parts:
             scope = "Of training runs" if found.scope == SCOPES[1] else "Of these checkpoints only"
-            told = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
+            subject = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
             at_once = f" and all {len(widest)} curves" if len(widest) > 1 else ""
-            lines.append(f"{scope}, exploratory: {told}; the band holds for all k{at_once} at once.")
+            lines.append(f"{scope}, exploratory: {subject}; the band holds for all k{at_once} at once.")
     return lines
 
 

@@ -170,8 +170,8 @@ class Bench:
         )
 
         def run() -> Tensor:
-            made = call().shape[1] - ids.shape[1]
-            assert made == int(lengths.max()), f"generate made {made} tokens, expected {int(lengths.max())}"
+            length = call().shape[1] - ids.shape[1]
+            assert length == int(lengths.max()), f"generate made {length} tokens, expected {int(lengths.max())}"
             return lengths
 
         return run

@@ -66,8 +66,10 @@ def _plain(bench: Bench, engine: VllmEngine, workload: Workload, lengths: Tensor
 
     def run() -> Tensor:
         salt = f"plain {next(salts)}"  # as little is shared between calls as there
-        asked = [{"prompt_token_ids": texts[row // workload.group], "cache_salt": salt} for row in range(len(lengths))]
-        engine.llm.generate(asked, settings, use_tqdm=False)
+        prompts = [
+            {"prompt_token_ids": texts[row // workload.group], "cache_salt": salt} for row in range(len(lengths))
+        ]
+        engine.llm.generate(prompts, settings, use_tqdm=False)
         return lengths
 
     return run

@@ -49,7 +49,7 @@ def measure(options: Options) -> dict[str, Any]:
     work, name = equal(min(options.limit, 64), *shape), "nano" if options.quick else options.model or "50m"
     bench = Bench.load(name, peer=False)
     baseline = _step(bench, TokenSampling(), work)
-    calls = {arm: _step(bench, made(), work) for arm, made in STRATEGIES.items()}
+    calls = {arm: _step(bench, build(), work) for arm, build in STRATEGIES.items()}
     found = between(calls, baseline, options.repeats)
     extra = {arm: [100 * (own.cpu_seconds / base.cpu_seconds - 1) for own, base in found[arm]] for arm in calls}
     bases = [base.cpu_seconds for pairs in found.values() for _, base in pairs]

@@ -61,12 +61,12 @@ def stock(
 ) -> Qwen2ForCausalLM:
     """The model as transformers has it, in eval mode; random ones are made in memory, on the device."""
     if not is_random(name):
-        made = Qwen2ForCausalLM.from_pretrained(BUNDLED, dtype=dtype, attn_implementation=attention)
-        return made.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
+        model = Qwen2ForCausalLM.from_pretrained(BUNDLED, dtype=dtype, attn_implementation=attention)
+        return model.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     with torch.device(device):
-        made = Qwen2ForCausalLM._from_config(settings(name, vocabulary), dtype=dtype, attn_implementation=attention)
-    return made.eval()
+        model = Qwen2ForCausalLM._from_config(settings(name, vocabulary), dtype=dtype, attn_implementation=attention)
+    return model.eval()
 
 
 def write_tokenizer(words: int, folder: Path) -> None:

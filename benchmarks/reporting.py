@@ -74,8 +74,8 @@ def write(part: str, context: Mapping[str, Any], measured: Any, folder: Path) ->
 def write_summary(sections: Mapping[str, tuple[str, Sequence[Table], Sequence[str]]], folder: Path) -> Path:
     """README.md of a results folder: a section per part, from title to heading, tables and names of pictures."""
     lines = [f"# {folder.name}", ""]
-    for title, (told, tables, pictures) in sections.items():
-        lines += [f"## {title}", "", told, *(table.markdown() for table in tables)]
+    for title, (header, tables, pictures) in sections.items():
+        lines += [f"## {title}", "", header, *(table.markdown() for table in tables)]
         lines += [f"![{name}]({name})\n" for name in pictures]
     path = folder / "README.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -117,11 +117,11 @@ def _step(bench: Bench, sizes: Sizes, options: Options) -> dict[str, Any]:
 
 
 def _phases(bench: Bench, workload: Workload, micro_rows: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    strategy, made = bench.strategy(BASELINE, workload), []
+    strategy, drawn = bench.strategy(BASELINE, workload), []
     draw = bench.rollouts(strategy, workload)
-    rollout = timed(lambda: made.append(draw())).seconds
-    flops = training_flops(bench, made[0])
-    update = timed(lambda: _passes(bench, strategy, made[0], micro_rows)).seconds
+    rollout = timed(lambda: drawn.append(draw())).seconds
+    flops = training_flops(bench, drawn[0])
+    update = timed(lambda: _passes(bench, strategy, drawn[0], micro_rows)).seconds
     step = timed(optimizer.step).seconds
     optimizer.zero_grad()
     return {"rollout": rollout, "passes": update, "optimizer": step, "flops": flops}

@@ -62,20 +62,20 @@ class Measured:
     policy: Policy
     planned: float
     before: float
-    made: torch.optim.Optimizer | None = None
+    last_optimizer: torch.optim.Optimizer | None = None
     looks: int = 0
 
     def optimizer(self) -> tuple:
         """As the policy makes it, and kept."""
-        made = type(self.policy).optimizer(self.policy)
-        self.made = made[0]
-        return made
+        optimizers = type(self.policy).optimizer(self.policy)
+        self.last_optimizer = optimizers[0]
+        return optimizers
 
     def glimpse(self) -> Tensor:
         """As the policy's; after an update, when nothing is freed yet, it also prints one line of JSON, MiB."""
         self.looks += 1
-        if self.looks % 2 == 0 and self.made is not None:
-            self.tell(self.made)
+        if self.looks % 2 == 0 and self.last_optimizer is not None:
+            self.tell(self.last_optimizer)
         return type(self.policy).glimpse(self.policy)
 
     def tell(self, optimizer: torch.optim.Optimizer) -> None:
@@ -112,10 +112,10 @@ def train(config: DictConfig) -> None:
 
     def run(opened) -> None:
         parts = build.training(request, opened)
-        words = parts.sampler.prompts.tokenizer
-        longest = max(len(words.encode(problem.prompt)) for problem in parts.task.problems)
-        asked = OmegaConf.create({**composed.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
-        measured = Measured(parts.policy, plans.needs(asked).peak / 2**20, before)
+        tokenizer = parts.sampler.prompts.tokenizer
+        longest = max(len(tokenizer.encode(problem.prompt)) for problem in parts.task.problems)
+        planned = OmegaConf.create({**composed.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
+        measured = Measured(parts.policy, plans.needs(planned).peak / 2**20, before)
         parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
         loop.run(parts, **how)
 

@@ -30,9 +30,9 @@ class Timed(GRPOTrainer):
 
     def _generate_single_turn(self, *arguments: Any, **more: Any) -> Any:
         start = perf_counter()
-        made = super()._generate_single_turn(*arguments, **more)
-        self.rollout, self.tokens = perf_counter() - start, sum(map(len, made[0]))
-        return made
+        generated = super()._generate_single_turn(*arguments, **more)
+        self.rollout, self.tokens = perf_counter() - start, sum(map(len, generated[0]))
+        return generated
 
 
 class Turns(TrainerCallback):
@@ -91,7 +91,7 @@ def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
     return graded
 
 
-class Told(Qwen2ForCausalLM):
+class EndingModel(Qwen2ForCausalLM):
     """Rows of every `generate` end after `lengths` tokens (at least two), where these are given: one less, and a stop, which
     is also the padding.
 
@@ -102,8 +102,8 @@ class Told(Qwen2ForCausalLM):
 
     def generate(self, **inputs: Any) -> Any:
         if self.lengths is not None:
-            told = torch.tensor(self.lengths)
-            stop = Lengths(told - (told < told.max()).long(), inputs["input_ids"].shape[1])
+            lengths = torch.tensor(self.lengths)
+            stop = Lengths(lengths - (lengths < lengths.max()).long(), inputs["input_ids"].shape[1])
             inputs["stopping_criteria"] = StoppingCriteriaList([stop])
         return super().generate(**inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -114,7 +114,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     lengths, task = lengths_of(options), StoryMath("train", LEVELS, SIZE)
     path = options.model
-    model = Told.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = EndingModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     model.lengths = lengths
     tokenizer = load_tokenizer(path)
     if lengths is not None:

@@ -295,7 +295,7 @@ def test_gains_are_shown_against_random_rewards_too(tmp_path):
     chance = next(arm for arm in study.arms if "coin" in arm)
     base = next(arm for arm in study.arms if arm.startswith("token_sampling") and arm != chance)
     comparison = compare(study, base)
-    assert comparison.fairness.random_rewards == [chance] and not comparison.fairness.apart
+    assert comparison.fairness.random_rewards == [chance] and not comparison.fairness.unranked
     rows = comparison.tests[comparison.tests["against"] == chance]
     assert set(rows["arm"]) == {base, "gaussian_noise"} and "control" in set(rows["family"])
     assert verdict(comparison)[0] == f"No strategy is shown to beat {base}."

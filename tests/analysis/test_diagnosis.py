@@ -196,7 +196,7 @@ def test_one_strategy_alone_has_a_page_too():
 
 
 def test_tokens_are_shown_so_that_nothing_of_them_is_lost():
-    assert [neighbors.shown(text) for text in (" so", "\n", "", "a|b", "\x1b")] == [
+    assert [neighbors.visible(text) for text in (" so", "\n", "", "a|b", "\x1b")] == [
         "␣so",
         "\\n",
         "(empty)",

@@ -81,7 +81,7 @@ def test_arms_that_differ_in_more_than_their_strategy_are_shown_and_not_ranked(t
     arms(tmp_path, {"token_sampling": 0.3, "gaussian_noise": 0.4})
     arms(tmp_path, {"random_noise": 0.9}, learning_rate=1e-3, algorithm={"kl": 1})
     comparison = compare(load([tmp_path]), "token_sampling")
-    assert comparison.fairness.apart == {"random_noise": ["learning_rate", "algorithm.kl"]}
+    assert comparison.fairness.unranked == {"random_noise": ["learning_rate", "algorithm.kl"]}
     assert "random_noise" not in set(comparison.tests["arm"]) and "random_noise" in set(comparison.estimates["arm"])
     assert any("random_noise also differs in learning_rate, algorithm.kl" in line for line in verdict(comparison))
     table = tables.of_comparison(comparison)[0]

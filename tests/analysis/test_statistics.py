@@ -10,7 +10,7 @@ from statsmodels.stats.weightstats import ttost_ind
 
 from analysis.intervals import two_level
 from analysis.power import detectable, seeds_needed
-from analysis.statistics import equivalence, false_discovery, holm, paired, solved_by_one_only, told, welch
+from analysis.statistics import equivalence, false_discovery, holm, p_text, paired, solved_by_one_only, welch
 
 
 def rates(seeds: int, problems: int, spread: float, rng, shift: float = 0.0, n: int = 32) -> np.ndarray:
@@ -124,4 +124,9 @@ def test_arms_that_differ_by_the_margin_are_called_equivalent_in_at_most_one_of_
 
 
 def test_no_p_value_is_told_as_zero():
-    assert (told(0.0), told(0.00099), told(0.00101), told(1.0)) == ("p < 0.001", "p < 0.001", "p = 0.001", "p = 1.000")
+    assert (p_text(0.0), p_text(0.00099), p_text(0.00101), p_text(1.0)) == (
+        "p < 0.001",
+        "p < 0.001",
+        "p = 0.001",
+        "p = 1.000",
+    )
