@@ -11,7 +11,7 @@ UNTRAINED = "untrained"  # the arm of the model before its first RL step
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
           "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trainable", "matched")
-OF_MATCHED = "exploration.strategy."  # of the strategy that a control is matched to, which has a name
+MATCHED = "strategy."  # in front of the settings of the strategy that a control is matched to, which has a name
 # Beside the seed: when something is done, where and on what; which model it is says data:model.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 
@@ -45,7 +45,7 @@ def name_arms(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         every = dict.fromkeys(key for config in configs for key in config)
         keys = [key for key in every if len({json.dumps(c.get(key)) for c in configs}) > 1]
         keys = [key for key in keys if not key.startswith("exploration.")] or keys
-        keys = [key for key in keys if not key.startswith(OF_MATCHED)] or keys
+        keys = [key for key in keys if not key.startswith(f"exploration.{MATCHED}")] or keys
         for members in variants.values():
             label = " ".join([name, *(f"{key}={members[0]['config'].get(key)}" for key in keys)])
             for run in members:

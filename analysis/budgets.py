@@ -1,7 +1,5 @@
 """What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps,
 and not with the same number of answers.
-
-It words and sorts the evaluations that runs made on their way.
 """
 
 from dataclasses import replace

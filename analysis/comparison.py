@@ -1,7 +1,4 @@
-"""Every number of a report: estimates, tests against the baseline, what pairs of checkpoints show, noise, and cost.
-
-It reads a `Study` and makes frames.
-"""
+"""Every number of a report: estimates, tests against the baseline, what pairs of checkpoints show, noise, and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

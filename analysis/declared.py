@@ -1,7 +1,4 @@
-"""The comparison that was declared before the results were seen: which metrics count, what is too small to matter.
-
-It knows names of benchmarks and metrics, no results.
-"""
+"""The comparison that was declared before the results were seen: which metrics count, what is too small to matter."""
 
 import re
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,4 @@
-"""The page of a diagnosis: its recommendation, its tables, as terminal text, Markdown and CSV.
-
-It lays out what was found and computes nothing.
-"""
+"""The page of a diagnosis: its recommendation, its tables, as terminal text, Markdown and CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,14 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.arms import UNTRAINED, differing
+from analysis.arms import MATCHED, UNTRAINED, differing
 from analysis.load import Study
 from ngrpo.rundir.schema import leaves
 
 SEEDS = 3  # training seeds of an arm below which nothing is ranked
 SOME = 5  # problems that are solved now and then: equal counts of so many are no chance
 PLAIN = "token_sampling"
-MATCHED = "strategy."  # in front of the settings of a strategy that another one is matched to
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """JSON lines, JSON, CSV and parquet as batches of the columns asked for, so that memory does not grow with the texts.
 
-It knows file formats. JSON lines and CSV may be compressed (.gz), a .json may hold lines or evalplus' results.
+JSON lines and CSV may be compressed (.gz), a .json may hold lines or evalplus' results.
 """
 
 import codecs

@@ -1,7 +1,4 @@
-"""Run directories as tidy frames: what was run, how often each problem was solved, what it cost.
-
-It reads the columns that it needs and no others.
-"""
+"""Run directories as tidy frames: what was run, how often each problem was solved, what it cost."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a comparison of training seeds could have found, and how many seeds would find a given difference.
 
-It takes arrays of values.
-
 S training seeds, P problems.
 """
 

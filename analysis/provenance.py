@@ -1,7 +1,4 @@
-"""What was compared: model, task, data, code, machines and dates of the runs, and the settings in which they differ.
-
-It reads run.json and no result.
-"""
+"""What was compared: model, task, data, code, machines and dates of the runs, and the settings in which they differ."""
 
 import json
 from collections.abc import Iterable, Mapping

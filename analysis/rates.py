@@ -1,7 +1,4 @@
-"""Values of estimates per training seed and problem, aligned over the arms of a study, each problem once.
-
-It reads counts and problem texts.
-"""
+"""Values of estimates per training seed and problem, aligned over the arms of a study, each problem once."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,7 +33,7 @@ class Rates:
             self._add(str(benchmark), str(arm), part)
         self._units = {benchmark: self._unit_numbers(study, benchmark) for benchmark in self.problems}
         self.copies = {benchmark: len(units) - int(units.max()) - 1 for benchmark, units in self._units.items()}
-        self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
+        self.values = cache(self._values)
 
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
@@ -54,7 +51,8 @@ class Rates:
         """Those of these arms that were evaluated on the benchmark."""
         return [arm for arm in arms if self.has(benchmark, arm)]
 
-    def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
+    def _values(self, benchmark: str, arm: str, metric: str) -> Array:
+        """(S, U) in percent of an arm that was evaluated on the benchmark."""
         return self.estimate(benchmark, self.tables[benchmark, arm].to_numpy(), metric)
 
     def estimate(self, benchmark: str, correct: Array, metric: str) -> Array:

@@ -1,7 +1,4 @@
-"""Writes a report: Markdown, CSV, LaTeX, figures and one HTML page, of runs or of other tools' samples.
-
-It puts the rooms of the analysis together; it computes nothing itself.
-"""
+"""Writes a report: Markdown, CSV, LaTeX, figures and one HTML page, of runs or of other tools' samples."""
 
 from collections.abc import Sequence
 from dataclasses import replace

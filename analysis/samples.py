@@ -1,7 +1,4 @@
-"""Sample files of our own runs, read by columns: how often each problem was solved, and samples of the problems asked for.
-
-It knows the columns of a sample file.
-"""
+"""Sample files of our own runs, read by columns: how often each problem was solved, and samples of the problems asked for."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tests and intervals: training seeds as the unit of the headline, problems as that of what given checkpoints show.
 
-It takes arrays of solve rates.
-
 S training seeds, P problems.
 """
 

@@ -1,7 +1,4 @@
-"""What a comparison says in sentences: the declared comparison first, what it cannot say, and what is exploratory.
-
-It words what the frames hold.
-"""
+"""What a comparison says in sentences: the declared comparison first, what it cannot say, and what is exploratory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import STRATEGIES, Bench, Workload, equal
+from benchmarks.arms import STRATEGIES, Bench, equal
 from benchmarks.measuring import resident
 from benchmarks.options import Options
 from benchmarks.reporting import Table
@@ -38,14 +38,13 @@ def of(arm: str, limit: int) -> dict[str, float]:
     """MiB before and at most while one arm decodes the batch whose rows all run to `limit`."""
     bench, workload = Bench.load(), equal(limit)
     lengths = torch.full((workload.rows,), limit)
-    small = Workload("warm-up", equal(2, prompts=1).task, 1, 2, stops=False)
-    calls = [
+    warm_up, batch = (
         bench.theirs(w, lengths[: w.rows].clamp(max=w.limit)) if arm == PEER else bench.ours(arm, w)
-        for w in (small, workload)
-    ]
-    calls[0]()
+        for w in (equal(2, prompts=1, group=1), workload)
+    )
+    warm_up()
     before = resident()[0]
-    calls[1]()
+    batch()
     return {"before_mib": before, "peak_mib": resident()[1]}
 
 

@@ -63,12 +63,11 @@ def folder_of(context: Mapping[str, Any], results: Path) -> Path:
     return results / f"{name}-{context['threads']}-threads"
 
 
-def write(part: str, context: Mapping[str, Any], measured: Any, folder: Path) -> Path:
-    """`<part>.json` with every single timing; returns its path."""
+def write(part: str, context: Mapping[str, Any], measured: Any, folder: Path) -> None:
+    """`<part>.json` with every single timing."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{part}.json"
-    path.write_text(json.dumps({"context": context, "measured": measured}, indent=1) + "\n", encoding="utf-8")
-    return path
+    content = json.dumps({"context": context, "measured": measured}, indent=1)
+    (folder / f"{part}.json").write_text(f"{content}\n", encoding="utf-8")
 
 
 def write_summary(sections: Mapping[str, tuple[str, Sequence[Table], Sequence[str]]], folder: Path) -> Path:

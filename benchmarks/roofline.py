@@ -5,7 +5,7 @@ run.
 """
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ def decode_bytes(config: Any, parameters: int, workload: Workload, prompt_tokens
 
 def _decoding(bench: Bench, workload: Workload, options: Options) -> dict[str, Any]:
     """Seconds of decoding without the prefill (a call with one new token), and of generate likewise."""
-    first = Workload("prefill", workload.task, workload.group, 1, stops=False)
+    first = replace(workload, limit=1)
     seconds: dict[str, list[float]] = {}
     for name in ("engine", "generate"):
         for part, piece in (("prefill", first), ("whole", workload)):

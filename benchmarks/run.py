@@ -12,7 +12,9 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
@@ -69,6 +71,9 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
     """The circumstances of one part and what it measured."""
     began, before, start = datetime.now(UTC).isoformat(timespec="seconds"), load(), perf_counter()
     measured = PARTS[part].measure(options)
+    versions = package_versions()
+    with suppress(PackageNotFoundError):  # as where vLLM is
+        versions["trl"] = version("trl")
     gpus = [torch.cuda.get_device_name()] if options.device != "cpu" else []
     return {
         "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
@@ -79,19 +84,10 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
         "device": options.device,
         "load_before": before,
         "load_after": load(),
-        "versions": package_versions() | _peers(),
+        "versions": versions,
         "git_commit": git_commit(),
         "hardware": hardware(gpus),
     }, measured
-
-
-def _peers() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {"trl": version("trl")}
-    except PackageNotFoundError:  # as where vLLM is
-        return {}
 
 
 def summarize(folder: Path) -> Path:
