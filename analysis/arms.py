@@ -1,4 +1,4 @@
-"""Which runs are one arm of a comparison, what it is called, and what two of them differ in."""
+"""Groups runs into the arms of a comparison, names the arms, and says in what two of them differ."""
 
 import json
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top
           "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trainable", "matched")
 MATCHED = "strategy."  # in front of the settings of the strategy that a control is matched to, which has a name
-# Beside the seed: when something is done, where and on what; which model it is says data:model.
+# Besides the seed: when, where and on what something runs; data:model says which model it is.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 
 
@@ -23,7 +23,7 @@ def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
 
 
 def is_knob(key: str) -> bool:
-    """Whether a key of a configuration is a knob of its strategy, which stands at the top level."""
+    """Whether a configuration key is a knob of the strategy: a top-level key that other runs need not have."""
     return "." not in key and key not in SHARED and not key.startswith("data:")
 
 
@@ -58,7 +58,7 @@ def name_arms(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _seeds(runs: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Strategy -> its own settings that are the training seed in all of its runs."""
+    """Strategy -> those of its settings that equal the training seed in all of its runs."""
     found: dict[str, list[str]] = {}
     for name in {run["exploration"] for run in runs}:
         own = [run for run in runs if run["exploration"] == name]

@@ -1,7 +1,5 @@
 """Whole pass@k curves of two arms compared: bands that hold for every k at once.
 
-It takes counts of right answers, or curves.
-
 S training seeds, P problems, n samples, K values of k.
 """
 
@@ -15,7 +13,7 @@ import numpy as np
 from analysis.intervals import Array, parts
 
 NEITHER = "–"  # noqa: RUF001, a dash and no minus sign
-DRAWS = 20_000  # of which 17 lie beyond a band that is one of twelve
+DRAWS = 20_000  # 17 of them lie outside a band that is one of twelve
 MOST_K = 256
 
 
@@ -43,7 +41,7 @@ class Curve:
         return [(run[0], run[-1]) for run in runs]
 
     def ranges(self, verdict: str) -> str:
-        """Those stretches in words, as `1 to 8, 32`; empty where there is none."""
+        """The same as text, such as `1 to 8, 32`; empty if there is none."""
         return ", ".join(
             f"{first} to {last}" if last > first else str(first) for first, last in self.stretches(verdict)
         )

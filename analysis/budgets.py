@@ -1,6 +1,4 @@
-"""What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps,
-and not with the same number of answers.
-"""
+"""Methods compared at equal budgets of generated tokens or hours, instead of equal numbers of steps or of answers."""
 
 from dataclasses import replace
 

@@ -1,6 +1,6 @@
-"""Which column of a sample file is what: by the names that tools give, then by what the columns hold.
+"""Finds the role of each column of a sample file: by the names that tools use, then by what the columns hold.
 
-A verdict is true, 1 or `passed`, or false, 0, -1 or `failed`; a column that holds anything else is none, whatever its name.
+A verdict is true, 1 or `passed`, or false, 0, -1 or `failed`; a column with anything else is not a verdict, whatever its name.
 Names of gold answers are never looked at, and `label`, which some tools call the gold, only where it holds numbers and
 there is no other candidate.
 """
@@ -41,7 +41,7 @@ GAP, ODD = -1, -2  # no verdict stands there; something stands there that is non
 
 
 def verdict_names(names: Sequence[str], metrics: Sequence[str] = ()) -> list[str]:
-    """Columns that may hold verdicts, likelier ones first; `metrics` are those that lm-eval's rows name."""
+    """Columns that may hold verdicts, most likely first; `metrics` are those that lm-eval's rows name."""
     if set(COUNTED) <= set(names):  # our own files, whose rewards may hold more than the verdict
         return ["outcome"]
     found = [name for name in (*VERDICTS, *metrics) if name in names]
@@ -57,11 +57,11 @@ def _tokens(name: str) -> set[str]:
 
 
 class Verdicts:
-    """What one column says of each sample.
+    """The verdict of one column on each sample.
 
     Attributes:
         odd: row (from 1) and text of the first cell that holds no verdict, None where all do.
-        strange: whether some cell holds something else than a verdict; the rest was not read.
+        strange: whether some cell holds something other than a verdict; the rest is then not read.
         numbers: whether verdicts are numbers or booleans, as far as the kind of file tells.
     """
 
@@ -107,7 +107,7 @@ class Verdicts:
         return not self.strange and bool((self.values != GAP).any())
 
     def same(self, other: "Verdicts") -> bool:
-        """Whether they say the same of every sample."""
+        """Whether both columns agree on every sample."""
         return np.array_equal(self.values, other.values)
 
     def summary(self) -> str:
@@ -117,7 +117,7 @@ class Verdicts:
 
 
 def like_verdicts(batch: pa.RecordBatch) -> list[str]:
-    """Columns of true and false, which nothing but their names keeps from being verdicts."""
+    """Columns of true and false: verdicts in all but name."""
     return [
         name for name, cells in zip(batch.schema.names, batch.columns, strict=True) if pa.types.is_boolean(cells.type)
     ]
@@ -127,7 +127,7 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
     """The verdict column and others that agree with it in every row; or none, and why.
 
     Args:
-        found: what may be one, likelier ones first.
+        found: what may be one, most likely first.
         named: whether the reader chose it.
     """
     if not named:
@@ -224,7 +224,7 @@ class Hashed(Mapping[str, np.ndarray]):
         self._parts[name].append((known, codes.astype(np.min_scalar_type(len(known)))))
 
     def distinct(self, *names: str | None) -> int:
-        """How many different rows these columns have; None is no column."""
+        """The number of distinct rows in these columns; None stands for no column."""
         columns = [self._parts[name] for name in dict.fromkeys(names) if name is not None]
         found = np.concatenate(
             [pd.unique(reduce(mix, [known[codes] for known, codes in cells])) for cells in zip(*columns, strict=True)]
@@ -251,13 +251,13 @@ def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def distinct(hashed: np.ndarray) -> int:
-    """How many different ones there are; sorts them in place, as a table of them would take ten times their room."""
+    """The number of distinct values; sorts in place, because a hash table of them would take ten times the memory."""
     hashed.sort()
     return int((hashed[1:] != hashed[:-1]).sum()) + bool(len(hashed))
 
 
 def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem: bool) -> list[str]:
-    """Columns that may name problems, likelier ones first; a row is a problem where `per_problem`.
+    """Columns that may name problems, most likely first; a row is a problem where `per_problem`.
 
     An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
     for several texts, as a place in a batch is.

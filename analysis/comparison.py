@@ -1,4 +1,4 @@
-"""Every number of a report: estimates, tests against the baseline, what pairs of checkpoints show, noise, and cost."""
+"""Every number in a report: estimates, tests against the baseline, paired checkpoints, noise, and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ from analysis.rates import Rates, trajectory
 from analysis.statistics import equivalence, false_discovery, holm, paired, welch
 
 ALPHA = 0.05
-SCOPES = ("these checkpoints", "training runs")  # what a band of a curve speaks of
+SCOPES = ("these checkpoints", "training runs")  # what the band of a curve generalizes to
 SHOWN_K = 8  # besides k = n
 MORE_PROBLEMS = (1, 4)  # times the problems at hand, for which seeds are counted
 Match = tuple[str, str, str]  # an arm, what it is compared with, and the family of tests: primary or control
@@ -26,7 +26,7 @@ Match = tuple[str, str, str]  # an arm, what it is compared with, and the family
 
 @dataclass(frozen=True)
 class PairedCurve:
-    """The pass@k curve of an arm less that of another on a benchmark; `scope`: one of SCOPES."""
+    """The pass@k curve of an arm minus that of another on a benchmark; `scope`: one of SCOPES."""
 
     arm: str
     against: str
@@ -80,7 +80,7 @@ class Comparison:
 def compare(
     study: Study, baseline: str, ks: Sequence[int] | None = None, declared: Declared | None = None
 ) -> Comparison:
-    """All that a report says of a study.
+    """Everything that a report says about a study.
 
     Args:
         baseline: the arm that the others are compared with.
@@ -210,7 +210,7 @@ def _test(rates: Rates, arm: str, other: str, benchmark: str, metric: str) -> di
 
 
 def _words(row: Any, margin: float | None) -> str:
-    """The verdict on one row: what is shown, or why nothing can be."""
+    """The verdict on one row: what the data show, or why they cannot show anything."""
     if min(row.seeds, row.seeds_against) < 2:
         return f"cannot be tested: 1 seed, {SEEDS} needed"
     if np.isnan(row.p) or np.isnan(row.low):

@@ -1,4 +1,4 @@
-"""What samples of an untrained model say of its room for exploration: estimates per strategy and paired comparisons.
+"""How much room for exploration an untrained model has, from its samples: estimates per strategy and paired comparisons.
 
 It reads the directory that diagnose.py wrote.
 
@@ -75,7 +75,7 @@ class Sampled:
 
 
 def read(directory: Path) -> Sampled:
-    """What diagnose.py left in a directory. Raises LoadError where it is not all there."""
+    """Reads the output of diagnose.py. Raises LoadError if it is incomplete."""
     try:
         record = read_run(directory)
         times = pd.read_csv(directory / "timings.csv").groupby("strategy")["seconds"].sum()
@@ -134,7 +134,7 @@ class Diagnosis:
 
 
 def diagnose(sampled: Sampled) -> Diagnosis:
-    """All figures of a page."""
+    """Computes all figures of a page."""
     rows = [{"strategy": name, **_arm(sampled, name)} for name in sampled.answers]
     return Diagnosis(sampled, pd.DataFrame(rows), _pairs(sampled))
 
@@ -157,13 +157,13 @@ def estimate(values: Array) -> tuple[float, float, float]:
 
 
 def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:
-    """(P,) how many different texts, other than the empty one, stand in each row of (P, n), where `only` is true."""
+    """(P,) the number of distinct nonempty texts in each row of (P, n), counting only cells where `only` is true."""
     kept = np.ones(values.shape, bool) if only is None else only
     return np.array([len({v for v in row[mask] if v != ""}) for row, mask in zip(values, kept, strict=True)], float)
 
 
 def tells_paths(answers: Answers) -> bool:
-    """Whether the task says how a problem was solved; else different final answers stand for different ways."""
+    """Whether the task reports solution paths; otherwise different final answers stand for different paths."""
     return bool((answers.paths != "").any())
 
 

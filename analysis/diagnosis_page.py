@@ -1,4 +1,4 @@
-"""The page of a diagnosis: its recommendation, its tables, as terminal text, Markdown and CSV."""
+"""Renders a diagnosis, its recommendation and its tables, for the terminal, as Markdown and as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ PAGE, NUMBERS, PAIRS = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv"
 
 
 def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
-    """Name -> content of everything that is written beside the samples, the page last."""
+    """File name -> content of everything written beside the samples, the page last."""
     files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
     every_table = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
     parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
@@ -27,7 +27,7 @@ def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
 
 
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:
-    """The page without the neighbors, and where it is."""
+    """The page without the neighbors, then the path of the page."""
     bodies = [tables.terminal(table) for table in page_tables(diagnosis)]
     answer = recommend(diagnosis)
     head = ["", _subject(diagnosis), "", answer.head, "", *(f"- {line}" for line in answer.lines), ""]

@@ -1,4 +1,4 @@
-"""How different the answers to one problem are, and what exploration did to the inputs. It reads samples, not models.
+"""How diverse the answers to one problem are, and how far exploration moved the inputs, from samples alone.
 
 Groups are the samples of one problem under one training seed. Quantities over pairs are taken over a few pairs per group,
 drawn with fixed random numbers, and over at most LONGEST tokens of an answer.
@@ -25,7 +25,7 @@ COLUMNS = ("problem_id", "extracted", "solution_path", "outcome", "token_ids", "
 
 
 def tables(study: Study) -> list[Table]:
-    """Diversity of the evaluation samples, the course of training, and what exploration fed; those that there is data for."""
+    """Diversity of the evaluation samples, the course of training, and the fed vectors, each if there is data for it."""
     built = [_answers(study), _training(study), _drift(study)]
     return [table for table in built if table.rows]
 
@@ -153,7 +153,7 @@ def _drift(study: Study) -> Table:
 
 
 def steps_of(study: Study, arm: str) -> pd.DataFrame | None:
-    """Explored steps of all seeds of an arm; None where none was kept."""
+    """Explored decode steps of all seeds of an arm; None if no run kept any."""
     paths = [Path(run.path, "samples", "steps.parquet") for run in study.runs[study.runs["arm"] == arm].itertuples()]
     parts = [pq.read_table(path).to_pandas() for path in paths if arm != UNTRAINED and path.exists()]
     return pd.concat(parts, ignore_index=True) if parts else None

@@ -1,6 +1,6 @@
 """Which arms may be ranked against each other, and what is missing before a winner can be named.
 
-It compares configurations and counts seeds; it looks at no result.
+It compares configurations and counts seeds; it looks at results only to find copies of a run.
 """
 
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from analysis.arms import MATCHED, UNTRAINED, differing
 from analysis.load import Study
 from ngrpo.rundir.schema import leaves
 
-SEEDS = 3  # training seeds of an arm below which nothing is ranked
-SOME = 5  # problems that are solved now and then: equal counts of so many are no chance
+SEEDS = 3  # training seeds that an arm needs to be ranked
+SOME = 5  # problems solved in part: equal counts on this many are no coincidence
 PLAIN = "token_sampling"
 
 
@@ -32,12 +32,12 @@ class Fairness:
     random_rewards: list[str]
 
     def must_beat(self, arm: str) -> list[str]:
-        """What an arm has to beat besides the baseline before it is named."""
+        """What an arm must beat besides the baseline before it is named a winner."""
         return [*self.controls.get(arm, ()), *self.random_rewards]
 
 
 def judge(study: Study, baseline: str) -> Fairness:
-    """What may be said about a study with that baseline, whatever its numbers are."""
+    """Decides what may be said about a study with that baseline, whatever its results."""
     configs: dict[str, Mapping[str, Any]] = {}
     for run in study.runs.itertuples():
         configs.setdefault(str(run.arm), run.config)
@@ -53,7 +53,7 @@ def judge(study: Study, baseline: str) -> Fairness:
 
 
 def rewards_are_random(config: Mapping[str, Any]) -> bool:
-    """Whether the run has a control that tells nothing, or a setting of rewards says that they are drawn at random."""
+    """Whether the rewards of a run carry no information: a control of the algorithm, or a reward setting named random."""
     if str(config.get("algorithm.control._target_")).endswith((".random_rewards", ".shuffled_rewards")):
         return True
     return any("reward" in key and "random" in f"{key}={value}".lower() for key, value in config.items() if value)
@@ -81,7 +81,7 @@ def as_uncertain(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def setting(strategy: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """What a strategy, or else one of its parts, is set to; keys are nested, or dotted."""
+    """The value of a setting of a strategy, or else of one of its parts; keys are nested or dotted."""
     parts = [(key, part) for key, part in strategy.items() if isinstance(part, Mapping)]
     dotted = {f"{key}.{inner}": value for key, part in parts for inner, value in part.items()}
     settings = {**dotted, **{key: value for key, value in strategy.items() if not isinstance(value, Mapping)}}
@@ -133,13 +133,13 @@ def _same_seeds(study: Study, arms: list[str]) -> list[str]:
 
 
 def _few_seeds(study: Study, arms: list[str]) -> dict[str, int]:
-    """Arm -> its training seeds, of those that have less than SEEDS."""
+    """Arm -> number of training seeds, for the arms that have fewer than SEEDS."""
     seeds = {arm: study.runs[study.runs["arm"] == arm]["seed"].nunique() for arm in arms}
     return {arm: count for arm, count in seeds.items() if count < SEEDS}
 
 
 def _missing_files(study: Study, arms: list[str]) -> list[str]:
-    """What files of other tools lack: of how they were made nothing is known, and nothing can be asked for but more files."""
+    """What a comparison of other tools' files lacks. How they were made is unknown, so it can only ask for more files."""
     if len(arms) == 1:
         return [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"]
     if few := list(_few_seeds(study, arms)):
@@ -155,5 +155,5 @@ def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needs_control(strategy: Mapping[str, Any]) -> bool:
-    """Whether a strategy mixes neighbors in at some rate: then greedy steps at that rate may explain its effect."""
+    """Whether a strategy mixes in neighbors at some rate, in which case greedy steps at that rate may explain its effect."""
     return setting(strategy, "rate", 0) != 0 and (setting(strategy, "k") or 1) > 1  # a rate of None means every step

@@ -60,7 +60,7 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
 
 
 def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
-    """(method, seed, path) of each; files alone that are called alike are named with their directories."""
+    """(method, seed, path) of each; files given without a method that share a name get their directory's name as well."""
     alone = [Path(text) for text in map(str, files) if "=" not in text or Path(text).exists()]
     stems = [formats.stem(path) for path in alone]
     arms: list[tuple[str, int | None, Path]] = []
@@ -97,7 +97,7 @@ def _refuse_unknown(files: Sequence[ForeignFile], chosen: Columns) -> None:
 
 
 def _settle(files: Sequence[ForeignFile]) -> None:
-    """Takes, of the columns that may name problems, those under which the files have most problems in common.
+    """Picks, among the columns that may name problems, those under which the files share most problems.
 
     An id that is new in every run, as verl's `uid` is, is in no other file; the text of the problem is.
     """
@@ -153,7 +153,7 @@ def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
 
 
 class Texts:
-    """The texts of a file, those read last kept for the next seed or benchmark that needs the same."""
+    """The texts of a file; keeps the last ones read for the next seed or benchmark that needs the same."""
 
     def __init__(self, file: ForeignFile):
         self.file = file
@@ -215,7 +215,7 @@ class Part:
 
 
 def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    """A cell for each sample: of a list of as many the one in its place, else the same cell for all."""
+    """One cell per sample: the matching item of a list with one item per sample, otherwise the same cell for all."""
     spread = []
     for cell, size in zip(cells, sizes, strict=True):
         try:
@@ -227,7 +227,7 @@ def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
 
 
 def _shaped(name: str, texts: Sequence[Any], known: dict[str, int]) -> list[Any]:
-    """A column of TEXTS out of the text that it is made of; `known` gives words their numbers."""
+    """A column of TEXTS derived from its text; `known` numbers the words."""
     if name == "n_tokens":
         return [len((text or "").split()) for text in texts]
     if name == "token_ids":

@@ -1,4 +1,4 @@
-"""One sample file of another tool: which column is what, its problems and verdicts, and the cells that are asked for.
+"""One sample file of another tool: the roles of its columns, its problems and verdicts, and cells on request.
 
 It is read by columns, a batch at a time; what is kept of keys is hashed, and answers are not kept.
 """
@@ -28,7 +28,7 @@ Columns = Mapping[str, str | None]
 
 
 class ForeignFile:
-    """A file whose keys and verdicts are read at once, its texts when they are asked for.
+    """A file whose keys and verdicts are read at once, its texts on request.
 
     Attributes:
         there: all its columns; columns: role -> the column that was taken.
@@ -71,7 +71,7 @@ class ForeignFile:
         self._refuse_gold()
 
     def columns_note(self) -> str:
-        """One line: which column was taken as what."""
+        """One line: which column has which role."""
         parts = [f"{role} is {self.columns[role]}" for role in ROLES if role in self.columns]
         if self.counts_only:
             parts = [f"counts are {' and '.join(COUNTS)}", *parts]
@@ -84,7 +84,7 @@ class ForeignFile:
         return self.chosen.get(role) or next((name for name in names if name in self.there), None)
 
     def _survey(self) -> None:
-        """Reads what may be a key or a verdict, hashed or counted; no answers."""
+        """Reads columns that may be keys or verdicts, hashing or counting them; reads no answers."""
         names = [] if self.counts_only else columns.verdict_names(self.there, self._metrics())
         if "verdict" in self.chosen:
             names = [self.chosen["verdict"]]
@@ -133,7 +133,7 @@ class ForeignFile:
             del self.columns["gold"]
 
     def _find_benchmark(self) -> None:
-        """Of columns that are often something else one is taken only where its values group the problems."""
+        """Takes a column that is often something else only if its values group the problems."""
         if self.no_benchmark:
             return
         problem, name = self.columns["problem"], self._first("benchmark", columns.BENCHMARKS)
@@ -145,7 +145,7 @@ class ForeignFile:
             self.columns["benchmark"] = name
 
     def _find_sample(self) -> None:
-        """A number that is the same in all rows of a problem, and another in other problems, is no sample's."""
+        """A number that is constant within each problem and differs between problems does not number samples."""
         own, one = self._grouping(), self.counts_only or self.sizes is not None
         for name in [self.chosen["sample"]] if "sample" in self.chosen else columns.SAMPLES:
             if name not in self.hashed or name in own or one or not self.hashed[name].all():
@@ -185,7 +185,7 @@ class ForeignFile:
             raise LoadError(f"samples: {self.path}, column filter {reason}")
 
     def _refuse_gold(self) -> None:
-        """A `label` that no sample of a problem changes may be the answer to it."""
+        """Refuses a `label` that is the same for all samples of each problem: it may be the gold answer."""
         if self.columns.get("verdict") != "label" or "verdict" in self.chosen:
             return
         n, c = self.counted["n"], self.counted["c"]
@@ -194,7 +194,7 @@ class ForeignFile:
             raise LoadError(f"samples: {self.path}, column label {reason}")
 
     def _refuse_steps(self) -> None:
-        """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""
+        """Refuses answers of several checkpoints to the same problems, which stand in the file in blocks of steps."""
         name, own = next((name for name in columns.STEPS if name in self.hashed), None), self._grouping()
         self._steps = self.hashed.distinct(name) if name else 1
         if name is None or self._steps == 1:
@@ -224,7 +224,7 @@ class ForeignFile:
             raise LoadError(f"samples: {self.path} holds {reason}; keep them once, or number them (columns.sample=)")
 
     def _block(self, key: np.ndarray, right: np.ndarray) -> int | None:
-        """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
+        """The size of the block of rows that the file repeats, or None; reads answers only if problems and verdicts repeat."""
         answers = right.astype(np.uint64)
         if repeats.period(columns.mix(key, answers)) is None:
             return None

@@ -1,6 +1,6 @@
-"""Intervals where training seeds and problems are both samples of many, of one arm or of the difference of two.
+"""Intervals for one arm or the difference of two where both training seeds and problems are samples from populations.
 
-It takes arrays of values; `passk` has the intervals over problems alone.
+`passk` has the intervals over problems alone.
 
 S training seeds, P problems, K values side by side.
 """
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """A mean or difference with the two variances of it, each as a variance of the mean with its degrees of freedom.
+    """A mean or difference with its two variances, each a variance of the mean with its degrees of freedom.
 
     `of_seeds` is what training seeds add to the noise of their samples, 0 where the seed means differ no more than that.
     """
@@ -60,7 +60,7 @@ def two_level(first: ArrayLike | None, second: ArrayLike, top: float = 1.0) -> t
 
 
 def parts(arms: Sequence[Array], top: float = 1.0) -> Parts:
-    """Of one arm its mean, of two the second less the first; each (S, P) or (S, P, K), the latter for K values at once.
+    """The mean of one arm, or the second minus the first of two; each (S, P), or (S, P, K) for K values at once.
 
     The seeds' part is the variance of their means (of two arms with the degrees of freedom of Satterthwaite 1946) less the
     interaction of the two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4), which the problems' part

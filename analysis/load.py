@@ -18,13 +18,13 @@ from ngrpo.rundir.progress import counted
 from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_files, current_name, leaves, read_run
 
 READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
-USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
-MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
+USUAL = ("run", "evaluation")  # kinds of runs that a report covers by default
+MOST = 50_000  # sample rows of an arm on a benchmark; beyond that, only some problems' samples are read
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report is made of.
+    """Everything that a report is built from.
 
     Attributes:
         runs: a row per run: run, path, arm, exploration, algorithm, seed, config (dict of dotted keys), tokens
@@ -55,7 +55,7 @@ class Study:
         return list(dict.fromkeys(self.counts["benchmark"]))
 
     def problems_read(self, benchmark: str) -> list[str] | None:
-        """The problems of which samples are read: all of them (None), or as many as have about MOST rows, drawn once."""
+        """The problems whose samples are read: all (None), or a fixed random choice with about MOST rows."""
         part = self.counts[self.counts["benchmark"] == benchmark]
         per_problem = part.groupby(["arm", "problem_id"])["n"].sum().max()
         problems = part["problem_id"].unique()
@@ -126,7 +126,7 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
 
 
 def describe_kinds(others: Mapping[str, str]) -> list[str]:
-    """One line that counts runs of other kinds and names the override that takes them in; none where there are none."""
+    """One line that counts the runs of other kinds and names the override that includes them; empty if there are none."""
     if not others:
         return []
     counts = Counter(others.values())
@@ -136,7 +136,7 @@ def describe_kinds(others: Mapping[str, str]) -> list[str]:
 
 
 def as_list(kinds: Sequence[str]) -> str:
-    """Kinds as one would type them."""
+    """Kinds as typed on the command line."""
     return f"[{','.join(map(str, kinds))}]"
 
 

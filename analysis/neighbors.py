@@ -1,7 +1,4 @@
-"""The nearest neighbors of tokens in the embedding table, as diagnose.py found them.
-
-It reads what is listed already: it loads no model and knows no vector.
-"""
+"""The nearest neighbors of tokens in the embedding table, as diagnose.py listed them; loads no model."""
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -22,7 +19,7 @@ LISTED = 6  # neighbors of a token in a table; all are in the file
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Those of one diagnosis: `title` (its model) and `rows`, one per token and rank."""
+    """The neighbors of one diagnosis: `title` (its model) and `rows`, one per token and rank."""
 
     title: str
     rows: pd.DataFrame

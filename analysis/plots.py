@@ -1,4 +1,4 @@
-"""The figures of a report, readable in print and by color-blind readers. It draws what is in the frames and tests nothing."""
+"""The figures of a report, readable in print and by color-blind readers."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ SHADES = 256  # of a picture: fewer bytes; chosen so that the rarest color, a th
 
 
 def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Path, str]]:
-    """All figures that there is data for, as (path of a PNG, caption)."""
+    """Draws every figure that there is data for; (path of a PNG, caption) of each."""
     others = [arm for arm in study.arms if arm not in (UNTRAINED, comparison.baseline)]
     looks = {arm: (COLORS[i % 6], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(others)}
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
@@ -51,7 +51,7 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
 
 
 def shrink(path: Path) -> None:
-    """Writes a picture again with fewer colors, which makes it smaller."""
+    """Rewrites a picture with fewer colors, which makes the file smaller."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
@@ -91,7 +91,7 @@ def _legend(figure: Any, axis: Any) -> None:
 
 
 def _window(values: Any, *more: float) -> tuple[float, float]:
-    """An axis that holds `more` and all values but those FAR from the others, which are marked at its edge."""
+    """The range of an axis: `more` and all values except outliers (see FAR), which are marked at its edge."""
     known = np.asarray(values, dtype=float).ravel()
     known = known[np.isfinite(known)]
     away = np.abs(known - np.median(known))
@@ -155,7 +155,7 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 
 def _paired(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
-    """Differences of pass@k curves from the baseline's, of training runs where there are seeds enough for that."""
+    """pass@k curves minus the baseline's; the bands cover training runs if there are enough seeds."""
     widest = {(f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline}
     benchmarks = list(dict.fromkeys(benchmark for _, benchmark in widest))
     if not benchmarks:

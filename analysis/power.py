@@ -79,7 +79,7 @@ def seeds_needed(
 
 
 def _spread(values: Array, problems: float) -> float:
-    """Standard deviation of seed means with so many times the problems; nan with one seed."""
+    """Standard deviation of seed means if there were `problems` times as many problems; nan with one seed."""
     if len(values) < 2:
         return np.nan
     within = float(interaction(values)) * len(values)

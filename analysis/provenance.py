@@ -15,7 +15,7 @@ BESIDES = ("exploration.", "data:", "results.version")  # the strategy is the ar
 
 
 def table(study: Study) -> Table:
-    """A row per fact, with all the values that the runs have; of sample files only where they lie."""
+    """A row per fact, with all the values that occur in the runs; for sample files only their paths."""
     places = list(dict.fromkeys(map(str, study.runs["path"])))
     records = [read_run(Path(place)).content for place in places if Path(place, "run.json").exists()]
     facts = {
@@ -75,7 +75,7 @@ def _differing(study: Study) -> dict[str, list[str]]:
 
 
 def _listed(values: Iterable[Any]) -> str:
-    """The different values; the first few where there are many."""
+    """The distinct values, or the first FEW of many."""
     different = list(dict.fromkeys(str(value) for value in values if value not in (None, "")))
     more = f" and {len(different) - FEW} more" if len(different) > FEW else ""
     return ", ".join(different[:FEW]) + more

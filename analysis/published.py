@@ -1,4 +1,4 @@
-"""Published numbers beside measured ones, each with the estimator that it was made with. They enter no ranking.
+"""Published numbers beside measured ones, each with its estimator; they are not ranked.
 
 The facts are in published_results.csv.
 """

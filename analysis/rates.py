@@ -17,7 +17,7 @@ from ngrpo.evaluation import passk
 
 
 class Rates:
-    """(S, U) values in percent: S training seeds in order, U problems; those with the same text are one, their mean.
+    """(S, U) values in percent: S training seeds in order, U distinct problems; copies with the same text are averaged.
 
     Attributes:
         tables: (benchmark, arm) -> right answers, a row per seed, a column per problem id, in one order for all arms.
@@ -40,7 +40,7 @@ class Rates:
         return self._merge_copies(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
 
     def size(self, benchmark: str) -> int:
-        """How many problems it has, those of one text counted once."""
+        """The number of distinct problems."""
         return len(self._units[benchmark]) - self.copies[benchmark]
 
     def has(self, benchmark: str, *arms: str) -> bool:
@@ -93,7 +93,7 @@ class Rates:
         return np.add.reduceat(values[:, order], starts, axis=1) / sizes
 
     def _unit_numbers(self, study: Study, benchmark: str) -> np.ndarray:
-        """(P,) the number of each problem id's problem, in the order of the first of them."""
+        """(P,) for each problem id the index of its distinct problem, in order of first appearance."""
         prompts, known = study.prompts(benchmark), {}
         texts = [normalized(prompts.get(problem, "")) or f"\0{problem}" for problem in self.problems[benchmark]]
         units = np.array([known.setdefault(text, len(known)) for text in texts])
@@ -102,7 +102,7 @@ class Rates:
 
 
 def normalized(text: str) -> str:
-    """Text without what no reader sees: case, spaces, and how characters are encoded; `3²` stays another than `32`."""
+    """Text without differences in case, spaces or character encoding; `3²` still differs from `32`."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 

@@ -120,7 +120,7 @@ def _needed(agreement: float, problems: int) -> int | None:
 
 
 def _figure(diagnosis: Diagnosis, kind: str) -> str:
-    """The figure that an answer rests on, with its interval."""
+    """The figure behind an answer, with its interval."""
     row, group = diagnosis.figures, diagnosis.sampled.config["group_size"]
     n = diagnosis.sampled.baseline.correct.shape[1]
     room = f"pass@{n} is {_range(row, 'room', 'points')} above mean@{n}"

@@ -66,7 +66,7 @@ def write(
 
 
 def _of_samples(study: Study) -> list[Table]:
-    """The tables that texts are read for; their notes say where not all of them were."""
+    """The diversity tables; a note says where only some problems were read."""
     parts = {
         benchmark: len(chosen)
         for benchmark in study.benchmarks
@@ -93,7 +93,7 @@ def _markdown(
 
 
 def _without_texts(study: Study, results: Sequence[Table]) -> list[str]:
-    """That files without texts leave tables out is no error, and is said."""
+    """A note if tables are left out because the files have no texts."""
     there = any(table.name == "diversity" for table in results)
     return ["left out: diversity and samples: no texts"] if study.column_notes and not there else []
 

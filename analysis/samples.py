@@ -1,4 +1,4 @@
-"""Sample files of our own runs, read by columns: how often each problem was solved, and samples of the problems asked for."""
+"""Sample files of our own runs, read by column: how often each problem was solved, and samples of chosen problems."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ import pyarrow.parquet as pq
 pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
 COUNTED = ("problem_id", "sample_index", "outcome", "n_tokens")
 ROWS = 1 << 12  # of a batch
-LONGEST = 512  # tokens of an answer that are delivered, at most: nothing here looks further
+LONGEST = 512  # tokens of an answer that are returned at most: nothing here needs more
 
 
 class LoadError(ValueError):
-    """Runs or samples that cannot be compared; told in one line."""
+    """Runs or samples that cannot be compared; a one-line message."""
 
     one_line, exit_code = True, 2
 
 
 @dataclass(frozen=True)
 class SampleFile:
-    """One `samples/eval/<benchmark>-<step>.parquet`, read when it is asked for."""
+    """One `samples/eval/<benchmark>-<step>.parquet`, read on demand."""
 
     path: Path
 

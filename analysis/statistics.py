@@ -1,4 +1,4 @@
-"""Tests and intervals: training seeds as the unit of the headline, problems as that of what given checkpoints show.
+"""Tests: over training seeds for the headline, over problems for what given checkpoints show.
 
 S training seeds, P problems.
 """
@@ -32,7 +32,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one set of checkpoints shows problem by problem: it says nothing of other training seeds.
+    """Two sets of checkpoints compared problem by problem; says nothing about other training seeds.
 
     low and high: `passk.paired_interval` of the mean gap; p: of a sign-flipping permutation test. wins, ties and losses count
     problems by solve rate; the 2 x 2 table counts those solved at least once by both, only one, or neither (N-GRPO, Table 9);
@@ -127,7 +127,7 @@ def solved_by_one_only(one: int, other: int) -> float:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p of a family declared beforehand; those that are nan stay so and count, as declared ones do."""
+    """Holm's (1979) adjusted p of a family declared beforehand; nan stays nan and counts, because it was declared."""
     values = np.asarray(ps, dtype=np.float64)
     order = np.argsort(values)  # nan last
     steps = values[order] * np.arange(len(values), 0, -1)
@@ -137,7 +137,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def false_discovery(ps: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg adjusted p of a family of comparisons; those that are nan stay so and do not count."""
+    """Benjamini-Hochberg adjusted p of a family of comparisons; nan stays nan and does not count."""
     values = np.asarray(ps, dtype=np.float64)
     known, adjusted = ~np.isnan(values), values.copy()
     if known.any():
@@ -158,7 +158,7 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float) -> float:
 
 
 def p_text(p: float) -> str:
-    """A p value as it is read: none is 0."""
+    """A p value as text, never 0."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

@@ -1,4 +1,4 @@
-"""Tables as people read them: terminal, Markdown, CSV, LaTeX, HTML. It lays cells out and computes nothing but ranks."""
+"""Tables of a report and their formats: terminal, Markdown, CSV, LaTeX, HTML."""
 
 import csv
 import html
@@ -35,7 +35,7 @@ def words(*texts: str) -> list[Cell]:
 
 
 def number(value: float | None, digits: int, unit: str = "") -> Cell:
-    """With so many decimals; a dash where there is none."""
+    """A number with so many decimals, or a dash if it is missing."""
     return Cell("-") if value is None or np.isnan(value) else Cell(f"{value:,.{digits}f}{unit}", float(value))
 
 
@@ -46,7 +46,7 @@ def estimate(value: float, low: float, high: float, sign: str = "") -> Cell:
 
 
 def p_value(value: float) -> Cell:
-    """With three decimals, none of which is 0; a dash where there is no test."""
+    """A p value with three decimals, never 0; a dash if there is no test."""
     return Cell("-") if np.isnan(value) else Cell("< 0.001" if value < 0.001 else f"{value:.3f}", float(value))
 
 
@@ -115,7 +115,7 @@ def _estimates(comparison: Comparison, frame: pd.DataFrame, name: str, title: st
 
 
 def _ranked(arms: Sequence[str], column: Sequence[Cell], ranked: set[str]) -> list[Cell]:
-    """The cells with best and second among the arms that may be ranked; equal values, as they are shown, share a place."""
+    """Marks best and second best among the ranked arms; values that round to the same number share a place."""
     rounded = [round(cell.value, 1) if cell.value is not None and arm in ranked else None
              for arm, cell in zip(arms, column, strict=True)]  # fmt: skip
     order = sorted((value for value in rounded if value is not None), reverse=True)[:2] if len(ranked) > 1 else []

@@ -1,4 +1,4 @@
-"""What a comparison says in sentences: the declared comparison first, what it cannot say, and what is exploratory."""
+"""A comparison in sentences: the declared comparison first, then what is missing, then what is exploratory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -46,7 +46,7 @@ def headline(row: Any, family: int, controls: Mapping[str, Sequence[str]]) -> st
 
 
 def _declared(tests: pd.DataFrame) -> list[Any]:
-    """Primary rows, then those of controls; where there are many, those that show something first."""
+    """Primary rows, then control rows; if there are many, those that show a difference come first."""
     rows = [row for row in tests.itertuples() if row.family != "exploratory"]
     silent = len(rows) > SHOWN
     return sorted(rows, key=lambda row: (silent and row.words == "no difference shown", row.family != "primary"))
@@ -66,7 +66,7 @@ def _winners(comparison: Comparison) -> str:
 
 
 def _beats(tests: pd.DataFrame, arm: str, others: list[str]) -> bool:
-    """Better in one and the same declared metric, and worse in none, declared or not, than the baseline and its controls."""
+    """Whether an arm beats all `others` in the same declared metric and is worse than none in any metric."""
     rows = tests[(tests["arm"] == arm) & tests["against"].isin(others)]
     shared = set.intersection(*(_better(tests, arm, other) for other in others))
     return bool(shared) and "worse" not in set(rows["words"])

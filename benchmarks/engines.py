@@ -26,7 +26,7 @@ HAND_OVERS = 5
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """One entry per model, workload and arm, then one of each model's weights being handed over."""
+    """One entry per model, workload and arm, then one per model for the transfer of its weights."""
     repeats = options.repeats
     small = Bench.load(dtype=options.precision)
     limit = min(TOKENS, options.limit)

@@ -55,7 +55,7 @@ def _primes(number: int) -> list[int]:
 
 
 def respellings(gold: str) -> list[str]:
-    """What a model might write for a gold, of the same value, without computing."""
+    """Other spellings of a gold that a model might write, equal without any computation."""
     found = [f"${gold}$", f" {gold} ", f"{{{gold}}}", f"\\displaystyle {gold}", gold.replace("\\frac", "\\dfrac")]
     found += [re.sub(r"(?<!\\)([-+=,])(?![ \\])", r"\1 ", gold), gold.replace("(", "\\left(").replace(")", "\\right)")]
     if WHOLE.fullmatch(gold):
@@ -88,7 +88,7 @@ def pairs_of(golds: Sequence[str], parsed: bool) -> list[tuple[str, str]]:
 
 
 def forget() -> None:
-    """Drops what the reading of the pairs' selection left in caches."""
+    """Empties the caches that choosing the pairs has filled."""
     from ngrpo.grading import choices, reading, written
 
     for function in (choices.alternatives, choices.option, reading.read, written.formula):

@@ -20,7 +20,7 @@ PEER = "transformers generate"
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """MiB before and at most, of each arm."""
+    """Resident MiB of each arm, before the batch and at the peak."""
     rows = []
     for name in (PEER, *list(STRATEGIES)[: 1 if options.quick else None]):
         command = [
@@ -35,7 +35,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def of(arm: str, limit: int) -> dict[str, float]:
-    """MiB before and at most while one arm decodes the batch whose rows all run to `limit`."""
+    """Resident MiB of one arm, before and at the peak of decoding a batch whose rows all run to `limit`."""
     bench, workload = Bench.load(), equal(limit)
     lengths = torch.full((workload.rows,), limit)
     warm_up, batch = (
@@ -49,7 +49,7 @@ def of(arm: str, limit: int) -> dict[str, float]:
 
 
 def tables(measured: list[dict[str, Any]]) -> list[Table]:
-    """Before, at most, and the difference."""
+    """Before, peak, and the difference."""
     sizes = [(row["before_mib"], row["peak_mib"], row["peak_mib"] - row["before_mib"]) for row in measured]
     cells = [[row["arm"], *(f"{size:,.0f}" for size in three)] for row, three in zip(measured, sizes, strict=True)]
     title = "Resident memory of one batch, equal lengths, 32 x 8 (MiB)"

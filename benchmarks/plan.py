@@ -1,4 +1,4 @@
-"""The memory that plan.py states beside the peak of a run: whole steps of train.py, each run in processes of its own."""
+"""The memory that plan.py predicts beside the measured peak of whole steps of train.py, each run in its own processes."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ WORDS = ("prompts_per_step=2", "group_size=4", "trainer.micro_batch_rows=4")
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """MiB planned and at most after two updates, of every size and length and, for one size, of two processes."""
+    """Planned and peak MiB after two updates, for every size and length and, for one size, for two processes."""
     rows = []
     for length in LENGTHS[: 1 if options.quick else None]:
         for model in ("nano",) if options.quick else MODELS:
@@ -26,7 +26,7 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def _peak(model: str, length: int, threads: int, *words: str) -> dict[str, int]:
-    """Of the process that takes most, after its last update."""
+    """Planned and peak MiB of the largest process, after its last update."""
     several = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if words else []
     command = [*several, "-m", "benchmarks.sharding", model, f"max_new_tokens={length}", *WORDS, *words]
     # Freed blocks go back at once: the peak is what was in use, and not what the allocator kept.

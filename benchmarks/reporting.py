@@ -43,7 +43,7 @@ def rate(tokens: float, seconds: Sequence[float]) -> str:
 
 
 def heading(context: Mapping[str, Any]) -> str:
-    """Where, when and how one part was measured."""
+    """A line on where, when and how one part was measured."""
     machine, versions = context["hardware"], context["versions"]
     names = ("python", "torch", "transformers", "trl", "ngrpo")
     libraries = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)

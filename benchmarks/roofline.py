@@ -78,7 +78,7 @@ def multiplied(options: Options, sizes: Sizes) -> float:
 
 
 def decode_bytes(config: Any, parameters: int, workload: Workload, prompt_tokens: float, dtype: torch.dtype) -> float:
-    """What must be read at least, in all decode steps: the weights once per step, and each row's keys and values so far.
+    """The least that all decode steps must read: the weights once per step, and each row's keys and values so far.
 
     The tied table counts once, as the head; the one row of it that is looked up per token does not count.
     """
@@ -128,7 +128,7 @@ def _phases(bench: Bench, workload: Workload, micro_rows: int, optimizer: torch.
 
 
 def _passes(bench: Bench, strategy: Exploration, rollouts: Rollouts, micro_rows: int) -> None:
-    """Forward and backward over every row, so many at a time."""
+    """Forward and backward passes over every row, `micro_rows` at a time."""
     for index in micro_batches(rollouts, micro_rows):
         part = rollouts.rows(index)
         loss: Tensor = -replay(bench.model, strategy, part).log_probs.sum() / len(rollouts.keys)

@@ -68,7 +68,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
-    """The circumstances of one part and what it measured."""
+    """The context of one part and its measurements."""
     began, before, start = datetime.now(UTC).isoformat(timespec="seconds"), load(), perf_counter()
     measured = PARTS[part].measure(options)
     versions = package_versions()

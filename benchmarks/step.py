@@ -16,7 +16,7 @@ from benchmarks.arms import BASELINE, Bench, Workload
 from benchmarks.measuring import ratios
 from benchmarks.options import Options
 from benchmarks.reporting import SPREAD, Table, figures
-from benchmarks.turns import Arm
+from benchmarks.turns import TrainerProcess
 from ngrpo.tasks.story_math import StoryMath
 
 TITLE = "Whole GRPO step"
@@ -28,7 +28,7 @@ Steps = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """`prompts` x `group` answers under a model; `pairs` of steps; rows per pass among which TRL's fastest is sought."""
+    """`prompts` x `group` answers under a model; `pairs` of steps; `their_rows`: rows per pass that TRL is tried with."""
 
     model: str
     prompts: int
@@ -65,14 +65,14 @@ def _of(case: Case, options: Options) -> dict[str, Any]:
 
 
 def lengths(case: Case) -> list[int]:
-    """Where the bundled model ends its answers to the same prompts: what a random model is made to do."""
+    """Lengths of the bundled model's answers to the same prompts, which are imposed on a random model."""
     task = StoryMath("train", [4], case.prompts)
     return Bench.load().ours(BASELINE, Workload("lengths", task, case.group, case.limit, stops=True))().tolist()
 
 
-def _arm(module: str, place: Path, threads: int, rows: int, given: dict[str, Any]) -> Arm:
+def _arm(module: str, place: Path, threads: int, rows: int, given: dict[str, Any]) -> TrainerProcess:
     place.mkdir()
-    return Arm(module, place / "log", threads, rows=rows, place=place, **given)
+    return TrainerProcess(module, place / "log", threads, rows=rows, place=place, **given)
 
 
 def _alone(place: Path, threads: int, rows: int, given: dict[str, Any]) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def _alone(place: Path, threads: int, rows: int, given: dict[str, Any]) -> dict[
 
 
 def paired_steps(folder: Path, threads: int, given: dict[str, Any], their_rows: int, pairs: int) -> tuple[Steps, Steps]:
-    """Our steps and TRL's, taken in turns; who begins changes with every pair. given: `turns.parse` of both."""
+    """Our steps and TRL's, taken in turns; the order alternates. given: `turns.parse` of both."""
     steps: tuple[Steps, Steps] = ([], [])
     with (
         _arm(OURS, folder / "ngrpo", threads, OUR_ROWS, given) as ours,
@@ -95,7 +95,7 @@ def paired_steps(folder: Path, threads: int, given: dict[str, Any], their_rows: 
 
 
 def column(steps: Steps, name: str) -> list[float]:
-    """One figure of every step."""
+    """The figure of this name of every step."""
     return [step[name] for step in steps]
 
 

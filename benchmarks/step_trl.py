@@ -1,7 +1,7 @@
 """The other side of the comparison of whole steps: TRL's GRPOTrainer on the same task, its steps waiting for their turn.
 
-The task, its grader and the lengths of answers are those of step_ngrpo. Left at TRL's
-defaults is all that makes it slower only by choice: bfloat16 and gradient checkpointing are off, as they are in ours.
+The task, its grader and the lengths of answers are those of step_ngrpo. bfloat16 and gradient checkpointing, which TRL
+turns on by default, would slow it down here and are off, as in ours.
 """
 
 from argparse import Namespace
@@ -24,7 +24,7 @@ LEVELS, SIZE = [4], 4096  # conf/task/story_math.yaml
 
 
 class Timed(GRPOTrainer):
-    """Knows how long the last rollout took and how many tokens it made."""
+    """Records the seconds and tokens of the last rollout."""
 
     rollout, tokens = 0.0, 0
 
@@ -82,7 +82,7 @@ def settings(options: Namespace) -> GRPOConfig:
 
 
 def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
-    """The task's grader; random texts, which are all wrong, are told apart by their length in letters."""
+    """The task's grader; for random texts, which are all wrong, the parity of their length stands in for a reward."""
 
     def graded(prompts: list[str], completions: list[str], number: list[int], **_: Any) -> list[float | None]:
         scores = task.score([task.problems[n] for n in number], completions)
@@ -109,7 +109,7 @@ class EndingModel(Qwen2ForCausalLM):
 
 
 def main() -> None:
-    """Trains until nobody asks for another step."""
+    """Trains until no other step is requested."""
     options, turn = parse(__doc__), Turn()
     torch.set_num_threads(options.threads)
     lengths, task = lengths_of(options), StoryMath("train", LEVELS, SIZE)
