@@ -281,8 +281,10 @@ def _costs(study: Study, rates: Rates, metrics: dict[str, list[str]]) -> pd.Data
 
 def _needed(rates: Rates, tests: pd.DataFrame, detect: float | None) -> pd.DataFrame:
     """Seeds of each arm that would find the declared difference in the primary metrics, at the level that is used."""
+    if detect is None:
+        return pd.DataFrame()
     rows, declared = [], tests[tests["family"] == "primary"]
-    for row in declared.itertuples() if detect is not None else ():
+    for row in declared.itertuples():
         new, old = (rates.values(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
         now = min(row.seeds, row.seeds_against)
         for times in MORE_PROBLEMS if now > 1 else MORE_PROBLEMS[:1]:

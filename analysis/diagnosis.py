@@ -153,7 +153,8 @@ def group_shares(solved: Sequence[int] | np.ndarray, n: int, group: int) -> tupl
 def estimate(values: Array) -> tuple[float, float, float]:
     """Mean of (P,) shares in percent and its 95 % interval over problems, nan for one; see `passk.mean_interval`."""
     values = 100 * np.asarray(values, dtype=np.float64)
-    return float(values.mean()), *map(float, passk.mean_interval(values, top=100))
+    low, high = passk.mean_interval(values, top=100)
+    return float(values.mean()), float(low), float(high)
 
 
 def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:

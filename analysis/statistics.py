@@ -94,13 +94,11 @@ def paired(first: ArrayLike, second: ArrayLike, draws: int = DRAWS, top: float =
     gaps = after - before
     p = _flipped(gaps, draws, np.random.default_rng(0))
     by_other, by_it = (values.max(axis=0) > 0 for values in (other, it))
-    signs = [int(found.sum()) for found in (gaps > 0, gaps == 0, gaps < 0)]
-    solved = [
-        int(found.sum()) for found in (by_it & by_other, by_it & ~by_other, by_other & ~by_it, ~by_it & ~by_other)
-    ]
-    return Pairs(
-        float(gaps.mean()), float(low), float(high), p, *signs, *solved, solved_by_one_only(solved[2], solved[1])
-    )
+    wins, ties, losses = (int(found.sum()) for found in (gaps > 0, gaps == 0, gaps < 0))
+    solved = (by_it & by_other, by_it & ~by_other, by_other & ~by_it, ~by_it & ~by_other)
+    both, only_it, only_other, neither = (int(found.sum()) for found in solved)
+    p_only, gap = solved_by_one_only(only_other, only_it), float(gaps.mean())
+    return Pairs(gap, float(low), float(high), p, wins, ties, losses, both, only_it, only_other, neither, p_only)
 
 
 def _flipped(gaps: Array, draws: int, generator: np.random.Generator) -> float:

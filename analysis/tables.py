@@ -126,8 +126,8 @@ def _ranked(arms: Sequence[str], column: Sequence[Cell], ranked: set[str]) -> li
 
 
 def _mean(cells: Sequence[Cell]) -> Cell:
-    values = [cell.value for cell in cells]
-    return number(None if None in values else float(np.mean(values)), 1)
+    values = [cell.value for cell in cells if cell.value is not None]
+    return number(float(np.mean(values)) if len(values) == len(cells) else None, 1)
 
 
 def _tests(comparison: Comparison) -> Table:
