@@ -1,1 +1,1 @@
-"""From run directories, or sample files of other tools, to tables, statistics, plots and one report. No model here."""
+"""Turns run directories, or sample files of other tools, into tables, statistics, plots and one report; loads no model."""

@@ -1,4 +1,4 @@
-"""Which runs are one arm of a comparison, what it is called, and what two of them differ in."""
+"""Groups runs into the arms of a comparison, names the arms, and says in what two of them differ."""
 
 import json
 from collections.abc import Mapping
@@ -11,19 +11,23 @@ UNTRAINED = "untrained"  # the arm of the model before its first RL step
 SHARED = ("seed", "steps", "prompts_per_step", "group_size", "temperature", "top_p", "learning_rate", "max_new_tokens",
           "n", "problems", "eval_every", "checkpoint_every", "engine_correction")  # fmt: skip
 OF_STRATEGY = ("exploration", "roles", "trainable", "matched")
-OF_MATCHED = "exploration.strategy."  # of the strategy that a control is matched to, which has a name
-# Beside the seed: when something is done, where and on what; which model it is says data:model.
+MATCHED = "strategy."  # in front of the settings of the strategy that a control is matched to, which has a name
+# Besides the seed: when, where and on what something runs; data:model says which model it is.
 NOT_COMPARED = ("seed", "eval_every", "checkpoint_every", "evaluation.before", "trainer.threads", "model.path")
 
 
 def differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[str]:
     """Dotted keys in which two runs differ beyond their strategy and seed: what makes a comparison unfair."""
     keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key) != second.get(key)]
-    knobs = {key for key in keys if "." not in key and key not in SHARED and not key.startswith("data:")}
-    return [key for key in keys if key not in knobs | {*NOT_COMPARED} and key.split(".")[0] not in OF_STRATEGY]
+    return [k for k in keys if not (k in NOT_COMPARED or is_knob(k) or k.split(".")[0] in OF_STRATEGY)]
 
 
-def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def is_knob(key: str) -> bool:
+    """Whether a configuration key is a knob of the strategy: a top-level key that other runs need not have."""
+    return "." not in key and key not in SHARED and not key.startswith("data:")
+
+
+def name_arms(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Names arms after what varies: strategy, algorithm, then the keys in which arms of one name differ."""
     several = len({run["algorithm"] for run in runs if run["arm"] is None}) > 1
     groups: dict[str, dict[str, list[dict[str, Any]]]] = {}
@@ -36,12 +40,12 @@ def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             rest = {key: value for key, value in run["config"].items() if key not in hidden}
             groups.setdefault(name, {}).setdefault(json.dumps(rest, sort_keys=True, default=str), []).append(run)
     for name, variants in groups.items():
-        shown = {text: json.loads(text) for text in variants}
-        configs = [{k: v for k, v in of[0]["config"].items() if k in shown[text]} for text, of in variants.items()]
+        settings = {text: json.loads(text) for text in variants}
+        configs = [{k: v for k, v in of[0]["config"].items() if k in settings[text]} for text, of in variants.items()]
         every = dict.fromkeys(key for config in configs for key in config)
         keys = [key for key in every if len({json.dumps(c.get(key)) for c in configs}) > 1]
         keys = [key for key in keys if not key.startswith("exploration.")] or keys
-        keys = [key for key in keys if not key.startswith(OF_MATCHED)] or keys
+        keys = [key for key in keys if not key.startswith(f"exploration.{MATCHED}")] or keys
         for members in variants.values():
             label = " ".join([name, *(f"{key}={members[0]['config'].get(key)}" for key in keys)])
             for run in members:
@@ -54,7 +58,7 @@ def named(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _seeds(runs: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Strategy -> its own settings that are the training seed in all of its runs."""
+    """Strategy -> those of its settings that equal the training seed in all of its runs."""
     found: dict[str, list[str]] = {}
     for name in {run["exploration"] for run in runs}:
         own = [run for run in runs if run["exploration"] == name]

@@ -1,12 +1,11 @@
 """Whole pass@k curves of two arms compared: bands that hold for every k at once.
 
-It takes counts of right answers, or curves.
-
 S training seeds, P problems, n samples, K values of k.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from analysis.intervals import Array, parts
 
 NEITHER = "–"  # noqa: RUF001, a dash and no minus sign
-DRAWS = 20_000  # of which 17 lie beyond a band that is one of twelve
+DRAWS = 20_000  # 17 of them lie outside a band that is one of twelve
 MOST_K = 256
 
 
@@ -37,12 +36,15 @@ class Curve:
 
     def stretches(self, verdict: str) -> list[tuple[int, int]]:
         """The (first, last) k of each unbroken run of this verdict."""
-        found: list[tuple[int, int]] = []
-        for k, said in zip(self.ks, self.verdicts, strict=True):
-            if said == verdict:
-                goes_on = bool(found) and self.ks.index(found[-1][1]) + 1 == self.ks.index(k)
-                found[-1:] = [(found[-1][0], k)] if goes_on else [*found[-1:], (k, k)]
-        return found
+        runs = [[k for k, _ in run] for found, run in groupby(zip(self.ks, self.verdicts, strict=True), lambda pair: pair[1])
+                if found == verdict]  # fmt: skip
+        return [(run[0], run[-1]) for run in runs]
+
+    def ranges(self, verdict: str) -> str:
+        """The same as text, such as `1 to 8, 32`; empty if there is none."""
+        return ", ".join(
+            f"{first} to {last}" if last > first else str(first) for first, last in self.stretches(verdict)
+        )
 
 
 def every_k(n: int) -> list[int]:
@@ -67,7 +69,6 @@ def paired_curves(
     training_runs: bool = False,
     level: float = 0.95,
     draws: int = DRAWS,
-    seed: int = 0,
     top: float = 100.0,
 ) -> Curve:
     """pass@k of the second arm less that of the first, problem by problem, with a band that holds for all k at once.
@@ -82,7 +83,7 @@ def paired_curves(
     """
     arms = [first, second]
     gaps = second.mean(axis=0) - first.mean(axis=0)
-    found, rng = parts(arms, top), np.random.default_rng(seed)
+    found, rng = parts(arms, top), np.random.default_rng(0)
     squares = found.of_problems * _limit(gaps - gaps.mean(axis=0), len(gaps) - 1, level, draws, rng) ** 2
     if training_runs:
         several = [values.mean(axis=1) / np.sqrt(len(values) * (len(values) - 1)) for values in arms if len(values) > 1]

@@ -1,8 +1,6 @@
-"""What was reached for how many generated tokens and hours: methods at the same budget, not after the same number of steps,
-and not with the same number of answers.
+"""Methods compared at equal budgets of generated tokens or hours, instead of equal numbers of steps or of answers."""
 
-It words and sorts the evaluations that runs made on their way.
-"""
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,7 +8,7 @@ import pandas as pd
 from analysis.comparison import Comparison
 from analysis.intervals import Array, two_level
 from analysis.load import Study
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, estimate, words
 from ngrpo.evaluation.passk import k_grid
 
 SHARES = (0.25, 0.5, 1.0)  # of what the cheapest method spent
@@ -20,7 +18,7 @@ UNITS = {"tokens": ("million tokens", 1e6), "seconds": ("hours", 3600.0)}
 
 def table(comparison: Comparison) -> Table:
     """A row per benchmark, metric and budget: what each method had reached, and how far the best is ahead of the next."""
-    found, rows = comparison.on_the_way, []
+    found, rows = comparison.trajectory, []
     arms = list(dict.fromkeys(found["arm"]))
     for benchmark, part in found.groupby("benchmark", sort=False):
         for metric in comparison.metrics[str(benchmark)][:2]:
@@ -59,8 +57,8 @@ def _best(comparison: Comparison, benchmark: str, arm: str, bought: float) -> Ce
         return Cell("-")
     n, more = min(int(SLACK * bought), most), "+" * (int(SLACK * bought) > most)
     values = comparison.rates.values(benchmark, arm, f"pass@{n}")
-    low, high = two_level(None, values, top=100)
-    return Cell(f"{n}{more}: {values.mean():.1f} [{low:.1f}, {high:.1f}]", float(values.mean()))
+    cell = estimate(values.mean(), *two_level(None, values, top=100))
+    return replace(cell, text=f"{n}{more}: {cell.text}")
 
 
 def _reached(part: pd.DataFrame, comparison: Comparison, metric: str, unit: str, budget: float) -> dict[str, Array]:
@@ -78,16 +76,11 @@ def _row(
     benchmark: str, metric: str, unit: str, budget: float, arms: list[str], reached: dict[str, Array]
 ) -> list[Cell]:
     name, size = UNITS[unit]
-    cells = [Cell(benchmark), Cell(metric), Cell(f"{budget / size:,.3g} {name}", budget)]
-    for arm in arms:
-        if arm not in reached:
-            cells.append(Cell("-"))
-            continue
-        low, high = two_level(None, reached[arm], top=100)
-        cells.append(Cell(f"{reached[arm].mean():.1f} [{low:.1f}, {high:.1f}]", float(reached[arm].mean())))
+    cells = [*words(benchmark, metric), Cell(f"{budget / size:,.3g} {name}", budget)]
+    known = {arm: estimate(values.mean(), *two_level(None, values, top=100)) for arm, values in reached.items()}
+    cells += [known.get(arm, Cell("-")) for arm in arms]
     first, second = sorted(reached, key=lambda arm: -reached[arm].mean())[:2]
-    gap = f"{first}, {reached[first].mean() - reached[second].mean():+.1f}"
-    if min(len(reached[first]), len(reached[second])) > 1:
-        low, high = two_level(reached[second], reached[first], top=100)
-        gap += f" [{low:+.1f}, {high:+.1f}]"
-    return [*cells, Cell(f"{gap} over {second}")]
+    seeds = min(len(reached[first]), len(reached[second]))
+    interval = two_level(reached[second], reached[first], top=100) if seeds > 1 else (np.nan, np.nan)
+    gap = estimate(reached[first].mean() - reached[second].mean(), *interval, sign="+")
+    return [*cells, Cell(f"{first}, {gap.text} over {second}")]

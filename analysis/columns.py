@@ -1,6 +1,6 @@
-"""Which column of a sample file is what: by the names that tools give, then by what the columns hold.
+"""Finds the role of each column of a sample file: by the names that tools use, then by what the columns hold.
 
-A verdict is true, 1 or `passed`, or false, 0, -1 or `failed`; a column that holds anything else is none, whatever its name.
+A verdict is true, 1 or `passed`, or false, 0, -1 or `failed`; a column with anything else is not a verdict, whatever its name.
 Names of gold answers are never looked at, and `label`, which some tools call the gold, only where it holds numbers and
 there is no other candidate.
 """
@@ -14,11 +14,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute
 
-from analysis.samples import COUNTED
+from analysis.samples import COUNTED, pc
 
-pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
 IDS = ("problem_id", "question_id", "doc_id", "task_id", "unique_id", "example_id", "prompt_id", "problem_idx", "id")
 RUN_IDS = ("uid",)  # verl makes them anew in every run: of use where no text names the problem
 TEXTS = ("problem", "question", "prompt", "input", "instruction")
@@ -43,7 +41,7 @@ GAP, ODD = -1, -2  # no verdict stands there; something stands there that is non
 
 
 def verdict_names(names: Sequence[str], metrics: Sequence[str] = ()) -> list[str]:
-    """Columns that may hold verdicts, likelier ones first; `metrics` are those that lm-eval's rows name."""
+    """Columns that may hold verdicts, most likely first; `metrics` are those that lm-eval's rows name."""
     if set(COUNTED) <= set(names):  # our own files, whose rewards may hold more than the verdict
         return ["outcome"]
     found = [name for name in (*VERDICTS, *metrics) if name in names]
@@ -59,11 +57,11 @@ def _tokens(name: str) -> set[str]:
 
 
 class Verdicts:
-    """What one column says of each sample.
+    """The verdict of one column on each sample.
 
     Attributes:
         odd: row (from 1) and text of the first cell that holds no verdict, None where all do.
-        strange: whether some cell holds something else than a verdict; the rest was not read.
+        strange: whether some cell holds something other than a verdict; the rest is then not read.
         numbers: whether verdicts are numbers or booleans, as far as the kind of file tells.
     """
 
@@ -109,17 +107,17 @@ class Verdicts:
         return not self.strange and bool((self.values != GAP).any())
 
     def same(self, other: "Verdicts") -> bool:
-        """Whether they say the same of every sample."""
+        """Whether both columns agree on every sample."""
         return np.array_equal(self.values, other.values)
 
-    def told(self) -> str:
+    def summary(self) -> str:
         """The name with the share that is right."""
         values = self.values
         return f"{self.name} (mean {values[values != GAP].mean():.3f})"
 
 
 def like_verdicts(batch: pa.RecordBatch) -> list[str]:
-    """Columns of true and false, which nothing but their names keeps from being verdicts."""
+    """Columns of true and false: verdicts in all but name."""
     return [
         name for name, cells in zip(batch.schema.names, batch.columns, strict=True) if pa.types.is_boolean(cells.type)
     ]
@@ -129,7 +127,7 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
     """The verdict column and others that agree with it in every row; or none, and why.
 
     Args:
-        found: what may be one, likelier ones first.
+        found: what may be one, most likely first.
         named: whether the reader chose it.
     """
     if not named:
@@ -145,13 +143,13 @@ def choose(found: Sequence[Verdicts], named: bool) -> tuple[list[Verdicts], str 
     scored = [one for one in found if one.strange and one.numbers and one.odd]
     if not named and usable and scored and _tokens(usable[0].name) & OF_THE_FORM:
         row, word = scored[0].odd or (0, "")
-        told = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
-        return [], f"{told}; columns.verdict={usable[0].name} takes another"
+        message = f"column {scored[0].name}, row {row}: {word} is neither right (1) nor wrong (0)"
+        return [], f"{message}; columns.verdict={usable[0].name} takes another"
     unlike = [one for one in usable[1:] if not one.same(usable[0])]
     if unlike:
         names = " or ".join(f"columns.verdict={one.name}" for one in (usable[0], *unlike))
-        told = " and ".join(one.told() for one in (usable[0], *unlike))
-        return [], f"holds verdicts that differ: {told}; choose {names}"
+        message = " and ".join(one.summary() for one in (usable[0], *unlike))
+        return [], f"holds verdicts that differ: {message}; choose {names}"
     return usable, None
 
 
@@ -226,12 +224,12 @@ class Hashed(Mapping[str, np.ndarray]):
         self._parts[name].append((known, codes.astype(np.min_scalar_type(len(known)))))
 
     def distinct(self, *names: str | None) -> int:
-        """How many different rows these columns have; None is no column."""
+        """The number of distinct rows in these columns; None stands for no column."""
         columns = [self._parts[name] for name in dict.fromkeys(names) if name is not None]
         found = np.concatenate(
             [pd.unique(reduce(mix, [known[codes] for known, codes in cells])) for cells in zip(*columns, strict=True)]
         )
-        return _distinct_in_place(found)
+        return distinct(found)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.concatenate([known[codes] for known, codes in self._parts[name]])
@@ -253,17 +251,13 @@ def mix(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def distinct(hashed: np.ndarray) -> int:
-    """How many there are."""
-    return _distinct_in_place(hashed.copy())
-
-
-def _distinct_in_place(hashed: np.ndarray) -> int:
-    hashed.sort()  # a table of as many as there are rows would take ten times their room
+    """The number of distinct values; sorts in place, because a hash table of them would take ten times the memory."""
+    hashed.sort()
     return int((hashed[1:] != hashed[:-1]).sum()) + bool(len(hashed))
 
 
 def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem: bool) -> list[str]:
-    """Columns that may name problems, likelier ones first; a row is a problem where `per_problem`.
+    """Columns that may name problems, most likely first; a row is a problem where `per_problem`.
 
     An id is left out where texts of problems recur and it is another in every row, as a number of the answer is, or the same
     for several texts, as a place in a batch is.
@@ -283,8 +277,8 @@ def problem_names(hashed: Hashed, rows: int, benchmark: str | None, per_problem:
 
 def sums(group: np.ndarray, cells: np.ndarray | None) -> np.ndarray:
     """(groups,) the sum of cells of each group, or its size; a part at a time, since `bincount` copies what it is given."""
-    made = np.zeros(int(group.max()) + 1)
+    totals = np.zeros(int(group.max()) + 1)
     for at in range(0, len(group), PART):
         part = slice(at, at + PART)
-        made += np.bincount(group[part], None if cells is None else cells[part], minlength=len(made))
-    return made
+        totals += np.bincount(group[part], None if cells is None else cells[part], minlength=len(totals))
+    return totals

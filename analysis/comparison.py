@@ -1,7 +1,4 @@
-"""Every number of a report: estimates, tests against the baseline, what pairs of checkpoints show, noise, and cost.
-
-It reads a `Study` and makes frames.
-"""
+"""Every number in a report: estimates, tests against the baseline, paired checkpoints, noise, and cost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,23 +9,24 @@ import numpy as np
 import pandas as pd
 
 from analysis.bands import Curve, every_k, paired_curves
-from analysis.declared import Declared, Plan, declare
+from analysis.declared import Declared, primary_metrics
 from analysis.fairness import SEEDS, Fairness, judge
 from analysis.intervals import two_level
 from analysis.load import UNTRAINED, LoadError, Study
 from analysis.power import detectable, seeds_needed
-from analysis.rates import Rates, on_the_way
-from analysis.statistics import equivalence, false_discovery, holm, paired, solved_by_one_only, welch
+from analysis.rates import Rates, trajectory
+from analysis.statistics import equivalence, false_discovery, holm, paired, welch
 
 ALPHA = 0.05
-SCOPES = ("these checkpoints", "training runs")  # what a band of a curve speaks of
+SCOPES = ("these checkpoints", "training runs")  # what the band of a curve generalizes to
 SHOWN_K = 8  # besides k = n
 MORE_PROBLEMS = (1, 4)  # times the problems at hand, for which seeds are counted
+Match = tuple[str, str, str]  # an arm, what it is compared with, and the family of tests: primary or control
 
 
 @dataclass(frozen=True)
 class PairedCurve:
-    """The pass@k curve of an arm less that of another on a benchmark; `scope`: one of SCOPES."""
+    """The pass@k curve of an arm minus that of another on a benchmark; `scope`: one of SCOPES."""
 
     arm: str
     against: str
@@ -42,7 +40,7 @@ class Comparison:
     """The frames of a report, all figures in percent.
 
     Attributes:
-        plan: the comparison that was declared: primary metrics, margin, difference to be found.
+        declared: the comparison as it was declared; primary: its (benchmark, metric), those by default where it names none.
         metrics: benchmark -> names of its estimates, `mean@n` first.
         estimates: arm, benchmark, metric, value, low, high (other problems and seeds), sd over seeds, seeds,
             problems, n.
@@ -57,13 +55,14 @@ class Comparison:
         noise: two seeds of one arm, compared as papers compare two methods: gap and p over problems.
         costs: tokens and seconds of training, and the gain over the untrained model for each.
         needed: seeds that would find the declared difference: arm, against, benchmark, metric, problems, seeds.
-        on_the_way: every evaluation of a run with what training had cost by then; see `rates.on_the_way`.
+        trajectory: every evaluation of a run with what training had cost by then; see `rates.trajectory`.
         notes: what was done to the problems, a sentence each.
     """
 
     baseline: str
     fairness: Fairness
-    plan: Plan
+    declared: Declared
+    primary: list[tuple[str, str]]
     metrics: dict[str, list[str]]
     estimates: pd.DataFrame
     boot_best: pd.DataFrame
@@ -74,14 +73,14 @@ class Comparison:
     costs: pd.DataFrame
     needed: pd.DataFrame
     rates: Rates
-    on_the_way: pd.DataFrame
+    trajectory: pd.DataFrame
     notes: list[str] = field(default_factory=list)
 
 
 def compare(
     study: Study, baseline: str, ks: Sequence[int] | None = None, declared: Declared | None = None
 ) -> Comparison:
-    """All that a report says of a study.
+    """Everything that a report says about a study.
 
     Args:
         baseline: the arm that the others are compared with.
@@ -92,68 +91,65 @@ def compare(
     """
     if baseline not in study.arms:
         raise LoadError(f"baseline={baseline}: there is no such arm; there are {', '.join(study.arms)}")
-    rates, fairness = Rates(study), judge(study, baseline)
-    plan = declare(declared or Declared(), rates.n)
-    metrics = {b: _metrics(b, rates.n[b], ks, [m for name, m in plan.primary if name == b]) for b in study.benchmarks}
+    rates, fairness, declared = Rates(study), judge(study, baseline), declared or Declared()
+    primary = primary_metrics(declared, rates.n)
+    metrics = {b: _metrics(b, rates.n[b], ks, [m for name, m in primary if name == b]) for b in study.benchmarks}
     boot = {
         b: [m.replace("pass@", "boot_best@") for m in names if m.startswith("pass")] for b, names in metrics.items()
     }
-    tests = _tests(rates, metrics, fairness, baseline, plan)
+    matches = _matches(fairness, baseline)
+    tests = _tests(rates, metrics, matches, primary, declared.margin)
     return Comparison(
         baseline,
         fairness,
-        plan,
+        declared,
+        primary,
         metrics,
         _estimates(rates, study.arms, metrics),
         _estimates(rates, study.arms, boot),
         tests,
-        _pairs(rates, metrics, fairness, baseline),
-        _curves(rates, study.benchmarks, fairness, baseline),
+        _pairs(rates, metrics, matches),
+        _curves(rates, matches),
         _noise(rates, metrics, [baseline, *fairness.ranked]),
         _costs(study, rates, metrics),
-        _needed(rates, tests, plan),
+        _needed(rates, tests, declared.detect),
         rates,
-        on_the_way(study, rates.problems),
-        [*_not_comparable(rates, fairness, baseline, plan), *_notes(rates)],
+        trajectory(study, rates.problems),
+        _notes(rates, matches, primary),
     )
 
 
-def _not_comparable(rates: Rates, fairness: Fairness, baseline: str, plan: Plan) -> list[str]:
-    """Declared comparisons that cannot be made, as an arm was not evaluated there."""
-    pairs = [(arm, other) for arm, other, _ in _matches(fairness, baseline)]
-    return [
+def _notes(rates: Rates, matches: Sequence[Match], primary: Sequence[tuple[str, str]]) -> list[str]:
+    """Declared comparisons that cannot be made, and benchmarks that hold a problem more than once."""
+    missing = [
         f"{arm} cannot be compared with {other} on {benchmark}, which was declared: one of them was not evaluated there"
-        for benchmark in dict.fromkeys(benchmark for benchmark, _ in plan.primary)
-        for arm, other in pairs
+        for benchmark in dict.fromkeys(benchmark for benchmark, _ in primary)
+        for arm, other, _ in matches
         if not rates.has(benchmark, arm, other)
     ]
-
-
-def _notes(rates: Rates) -> list[str]:
-    return [
+    copied = [
         f"{benchmark}: {copies} of {len(rates.problems[benchmark])} problems have the text of another one; problems of one "
         "text count once, as their mean"
         for benchmark, copies in rates.copies.items()
         if copies
     ]
+    return missing + copied
 
 
 def _metrics(benchmark: str, n: int, ks: Sequence[int] | None, primary: Sequence[str]) -> list[str]:
     wrong = [k for k in ks or () if not 1 <= k <= n]
     if wrong:
         raise LoadError(f"pass_k={wrong[0]}: {benchmark} has n={n} samples per problem, so k must lie in 1..{n}")
-    shown = list(ks) if ks else sorted({min(SHOWN_K, n), n} - {1})
-    return list(dict.fromkeys([f"mean@{n}", *(f"pass@{k}" for k in shown), *primary]))
+    columns = list(ks) if ks else sorted({min(SHOWN_K, n), n} - {1})
+    return list(dict.fromkeys([f"mean@{n}", *(f"pass@{k}" for k in columns), *primary]))
 
 
 def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]]) -> pd.DataFrame:
     rows = []
     for benchmark, names in metrics.items():
-        for arm in arms:
+        for arm in rates.arms(benchmark, arms):
             for metric in names:
-                values = rates(benchmark, arm, metric)
-                if values is None:
-                    continue
+                values = rates.values(benchmark, arm, metric)
                 low, high = two_level(None, values, top=100)
                 means = values.mean(axis=1)
                 sd = means.std(ddof=1) if len(means) > 1 else np.nan
@@ -163,27 +159,29 @@ def _estimates(rates: Rates, arms: Sequence[str], metrics: dict[str, list[str]])
     return pd.DataFrame(rows)
 
 
-def _matches(fairness: Fairness, baseline: str) -> list[tuple[str, str, str]]:
-    """(arm, what it is compared with, why): the baseline for each ranked arm, its controls, and random rewards."""
-    against = [(arm, baseline, "primary") for arm in fairness.ranked]
-    against += [
-        (arm, other, "control") for arm, others in fairness.controls.items() for other in others if other != baseline
-    ]
-    return against + [
-        (arm, other, "control") for other in fairness.random_rewards for arm in (baseline, *fairness.ranked)
-    ]
+def _matches(fairness: Fairness, baseline: str) -> list[Match]:
+    """The baseline for each ranked arm, its controls, and random rewards."""
+    controls = [(arm, other) for arm, others in fairness.controls.items() for other in others if other != baseline]
+    controls += [(arm, other) for other in fairness.random_rewards for arm in (baseline, *fairness.ranked)]
+    return [(arm, baseline, "primary") for arm in fairness.ranked] + [(*pair, "control") for pair in controls]
 
 
 TESTED = ("arm", "against", "benchmark", "metric", "family", "gap", "low", "high", "df", "p", "two_low", "two_high", "seeds",
           "seeds_against", "problems", "detectable", "equivalence")  # fmt: skip
 
 
-def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str, plan: Plan) -> pd.DataFrame:
+def _tests(
+    rates: Rates,
+    metrics: dict[str, list[str]],
+    matches: Sequence[Match],
+    primary: Sequence[tuple[str, str]],
+    margin: float | None,
+) -> pd.DataFrame:
     rows = []
-    for arm, other, why in _matches(fairness, baseline):
+    for arm, other, why in matches:
         for benchmark, names in metrics.items():
             for metric in names if rates.has(benchmark, arm, other) else ():
-                family = why if (benchmark, metric) in plan.primary else "exploratory"
+                family = why if (benchmark, metric) in primary else "exploratory"
                 rows.append({**_test(rates, arm, other, benchmark, metric), "family": family})
     frame = pd.DataFrame(rows, columns=[*TESTED])
     frame["adjusted"] = np.nan
@@ -195,25 +193,24 @@ def _tests(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, base
         new, old = (rates.values(frame.at[at, "benchmark"], frame.at[at, side], frame.at[at, "metric"]).mean(axis=1)
                     for side in ("arm", "against"))  # fmt: skip
         frame.at[at, "detectable"] = detectable(old, new, alpha=ALPHA / declared.sum())
-        if plan.margin is not None:
-            frame.at[at, "equivalence"] = equivalence(old, new, plan.margin)
+        if margin is not None:
+            frame.at[at, "equivalence"] = equivalence(old, new, margin)
     frame.loc[declared, "equivalence"] = holm(frame.loc[declared, "equivalence"].to_list())
-    frame["words"] = [_words(row, plan.margin) for row in frame.itertuples()]
+    frame["words"] = [_words(row, margin) for row in frame.itertuples()]
     return frame
 
 
 def _test(rates: Rates, arm: str, other: str, benchmark: str, metric: str) -> dict[str, object]:
     new, old = (rates.values(benchmark, name, metric) for name in (arm, other))
-    test = welch(old.mean(axis=1), new.mean(axis=1))
     low, high = two_level(old, new, top=100) if min(len(old), len(new)) > 1 else (np.nan, np.nan)
-    row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "gap": test.value}
-    row |= {"low": test.low, "high": test.high, "df": test.df, "p": test.p, "two_low": low, "two_high": high}
+    row = {"arm": arm, "against": other, "benchmark": benchmark, "metric": metric, "two_low": low, "two_high": high}
+    row |= vars(welch(old.mean(axis=1), new.mean(axis=1)))
     sizes = {"seeds": len(new), "seeds_against": len(old), "problems": new.shape[1]}
     return {**row, **sizes, "detectable": np.nan, "equivalence": np.nan}
 
 
 def _words(row: Any, margin: float | None) -> str:
-    """The verdict on one row: what is shown, or why nothing can be."""
+    """The verdict on one row: what the data show, or why they cannot show anything."""
     if min(row.seeds, row.seeds_against) < 2:
         return f"cannot be tested: 1 seed, {SEEDS} needed"
     if np.isnan(row.p) or np.isnan(row.low):
@@ -225,27 +222,20 @@ def _words(row: Any, margin: float | None) -> str:
     return "no difference shown"
 
 
-def _pairs(rates: Rates, metrics: dict[str, list[str]], fairness: Fairness, baseline: str) -> pd.DataFrame:
+def _pairs(rates: Rates, metrics: dict[str, list[str]], matches: Sequence[Match]) -> pd.DataFrame:
     rows = []
-    for arm, other, _ in _matches(fairness, baseline):
+    for arm, other, _ in matches:
         for benchmark, names in metrics.items():
-            new, old = rates(benchmark, arm, names[0]), rates(benchmark, other, names[0])
-            if new is None or old is None:
-                continue
-            found = paired(old, new, top=100)
-            row = {"arm": arm, "against": other, "benchmark": benchmark, "gap": found.difference.value}
-            row |= {"low": found.difference.low, "high": found.difference.high, "p": found.difference.p}
-            row |= {"wins": found.wins, "ties": found.ties, "losses": found.losses}
-            row |= {"both": found.both, "only_arm": found.only_second, "only_other": found.only_first}
-            row |= {"neither": found.neither, "p_only": solved_by_one_only(found.only_first, found.only_second)}
-            rows.append(row)
+            if rates.has(benchmark, arm, other):
+                new, old = (rates.values(benchmark, name, names[0]) for name in (arm, other))
+                rows.append({"arm": arm, "against": other, "benchmark": benchmark, **vars(paired(old, new, top=100))})
     return pd.DataFrame(rows)
 
 
-def _curves(rates: Rates, benchmarks: Sequence[str], fairness: Fairness, baseline: str) -> list[PairedCurve]:
+def _curves(rates: Rates, matches: Sequence[Match]) -> list[PairedCurve]:
     """Bands for all k and all of these curves at once (Bonferroni over the curves)."""
     found = []
-    pairs = [(arm, other, benchmark) for arm, other, _ in _matches(fairness, baseline) for benchmark in benchmarks
+    pairs = [(arm, other, benchmark) for arm, other, _ in matches for benchmark in rates.n
              if rates.has(benchmark, arm, other) and rates.size(benchmark) > 1]  # fmt: skip
     for arm, other, benchmark in pairs:
         ks, level = every_k(rates.n[benchmark]), 1 - ALPHA / len(pairs)
@@ -260,12 +250,10 @@ def _noise(rates: Rates, metrics: dict[str, list[str]], arms: Sequence[str]) -> 
     """The A/A check: two seeds of the same method, tested over problems as if they were two methods."""
     rows = []
     for benchmark, names in metrics.items():
-        for arm in arms:
-            values = rates(benchmark, arm, names[0])
-            for i, j in combinations(range(0 if values is None else len(values)), 2):
-                assert values is not None
-                test = paired(values[i : i + 1], values[j : j + 1], draws=999, top=100).difference
-                rows.append({"arm": arm, "benchmark": benchmark, "gap": test.value, "p": test.p})
+        for arm in rates.arms(benchmark, arms):
+            for one, other in combinations(rates.values(benchmark, arm, names[0]), 2):
+                test = paired(one, other, draws=999, top=100)
+                rows.append({"arm": arm, "benchmark": benchmark, "gap": test.gap, "p": test.p})
     return pd.DataFrame(rows, columns=["arm", "benchmark", "gap", "p"])
 
 
@@ -277,12 +265,12 @@ def _costs(study: Study, rates: Rates, metrics: dict[str, list[str]]) -> pd.Data
             continue
         tokens, seconds = runs["tokens"].mean(), runs["seconds"].mean()
         for benchmark, names in metrics.items():
-            new, old = rates(benchmark, arm, names[0]), rates(benchmark, UNTRAINED, names[0])
-            if new is None or old is None:
+            if not rates.has(benchmark, arm, UNTRAINED):
                 continue
+            new, old = (rates.values(benchmark, name, names[0]) for name in (arm, UNTRAINED))
             gain = new.mean() - old.mean()
-            row = {"arm": arm, "benchmark": benchmark, "gain": gain, "tokens": tokens, "seconds": seconds}
             answers = study.counts[(study.counts["arm"] == arm) & (study.counts["benchmark"] == benchmark)]
+            row = {"arm": arm, "benchmark": benchmark, "gain": gain, "tokens": tokens, "seconds": seconds}
             row |= {
                 "tokens_per_second": tokens / seconds,
                 "answer_tokens": answers["tokens"].sum() / answers["n"].sum(),
@@ -291,17 +279,16 @@ def _costs(study: Study, rates: Rates, metrics: dict[str, list[str]]) -> pd.Data
     return pd.DataFrame(rows)
 
 
-def _needed(rates: Rates, tests: pd.DataFrame, plan: Plan) -> pd.DataFrame:
+def _needed(rates: Rates, tests: pd.DataFrame, detect: float | None) -> pd.DataFrame:
     """Seeds of each arm that would find the declared difference in the primary metrics, at the level that is used."""
-    rows = []
-    declared = tests[tests["family"] == "primary"]
-    if plan.detect is None:
-        return pd.DataFrame(rows)
+    if detect is None:
+        return pd.DataFrame()
+    rows, declared = [], tests[tests["family"] == "primary"]
     for row in declared.itertuples():
         new, old = (rates.values(row.benchmark, arm, row.metric) for arm in (row.arm, row.against))
         now = min(row.seeds, row.seeds_against)
         for times in MORE_PROBLEMS if now > 1 else MORE_PROBLEMS[:1]:
-            seeds = seeds_needed(plan.detect, old, new, ALPHA / len(declared), times)
+            seeds = seeds_needed(detect, old, new, ALPHA / len(declared), times)
             rows.append({"arm": row.arm, "against": row.against, "benchmark": row.benchmark, "metric": row.metric,
                          "problems": times * row.problems, "seeds": seeds, "now": now})  # fmt: skip
     return pd.DataFrame(rows)

@@ -1,4 +1,4 @@
-"""What samples of an untrained model say of its room for exploration: estimates per strategy and paired comparisons.
+"""How much room for exploration an untrained model has, from its samples: estimates per strategy and paired comparisons.
 
 It reads the directory that diagnose.py wrote.
 
@@ -19,22 +19,12 @@ import pyarrow.parquet as pq
 from analysis.fairness import PLAIN, as_uncertain, controls
 from analysis.intervals import Array
 from analysis.load import LoadError
-from analysis.statistics import false_discovery, paired, solved_by_one_only
+from analysis.statistics import false_discovery, paired
 from ngrpo.evaluation import passk
 from ngrpo.rundir.schema import READING, read_run
 
-LEVEL = 0.95
 COLUMNS = ("problem_id", "sample_index", "outcome", "finish_reason", "extracted", "solution_path", "token_ids", "n_tokens",
            "explored_steps", "reward")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over problems with its 95 % interval; nan where one problem tells nothing of others."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +75,7 @@ class Sampled:
 
 
 def read(directory: Path) -> Sampled:
-    """What diagnose.py left in a directory. Raises LoadError where it is not all there."""
+    """Reads the output of diagnose.py. Raises LoadError if it is incomplete."""
     try:
         record = read_run(directory)
         times = pd.read_csv(directory / "timings.csv").groupby("strategy")["seconds"].sum()
@@ -144,7 +134,7 @@ class Diagnosis:
 
 
 def diagnose(sampled: Sampled) -> Diagnosis:
-    """All figures of a page."""
+    """Computes all figures of a page."""
     rows = [{"strategy": name, **_arm(sampled, name)} for name in sampled.answers]
     return Diagnosis(sampled, pd.DataFrame(rows), _pairs(sampled))
 
@@ -160,21 +150,21 @@ def group_shares(solved: Sequence[int] | np.ndarray, n: int, group: int) -> tupl
     return right, wrong
 
 
-def estimate(values: Array, level: float = LEVEL) -> Estimate:
-    """Mean of (P,) shares in percent with an interval over problems, see `passk.mean_interval`."""
+def estimate(values: Array) -> tuple[float, float, float]:
+    """Mean of (P,) shares in percent and its 95 % interval over problems, nan for one; see `passk.mean_interval`."""
     values = 100 * np.asarray(values, dtype=np.float64)
-    low, high = passk.mean_interval(values, level, top=100)
-    return Estimate(float(values.mean()), float(low), float(high))
+    low, high = passk.mean_interval(values, top=100)
+    return float(values.mean()), float(low), float(high)
 
 
 def distinct(values: np.ndarray, only: np.ndarray | None = None) -> Array:
-    """(P,) how many different texts, other than the empty one, stand in each row of (P, n), where `only` is true."""
+    """(P,) the number of distinct nonempty texts in each row of (P, n), counting only cells where `only` is true."""
     kept = np.ones(values.shape, bool) if only is None else only
     return np.array([len({v for v in row[mask] if v != ""}) for row, mask in zip(values, kept, strict=True)], float)
 
 
 def tells_paths(answers: Answers) -> bool:
-    """Whether the task says how a problem was solved; else different final answers stand for different ways."""
+    """Whether the task reports solution paths; otherwise different final answers stand for different paths."""
     return bool((answers.paths != "").any())
 
 
@@ -189,8 +179,7 @@ def _arm(sampled: Sampled, name: str) -> dict[str, Any]:
               "cut": answers.cut.mean(axis=1)}  # fmt: skip
     row: dict[str, Any] = {}
     for label, values in shares.items():
-        found = estimate(values)
-        row |= {label: found.value, f"{label}_low": found.low, f"{label}_high": found.high}
+        row |= zip((label, f"{label}_low", f"{label}_high"), estimate(values), strict=True)
     ways = answers.paths if tells_paths(base) else answers.finals
     row |= {"texts": distinct(answers.texts).mean(), "ways": distinct(ways).mean()}
     some = answers.solved > 0
@@ -215,8 +204,8 @@ def _moved(steps: pd.DataFrame, name: str) -> dict[str, float]:
 
 def _pairs(sampled: Sampled) -> pd.DataFrame:
     matches = [(name, PLAIN) for name in sampled.answers if name != PLAIN]
-    made = (controls(sampled.compositions), as_uncertain(sampled.compositions))
-    matches += [pair for pairs in made for pair in pairs.items() if pair[1] != PLAIN]
+    controlled = (controls(sampled.compositions), as_uncertain(sampled.compositions))
+    matches += [pair for pairs in controlled for pair in pairs.items() if pair[1] != PLAIN]
     found = sampled.answers
     frame = pd.DataFrame([{"strategy": a, "against": b, **_pair(found[a], found[b])} for a, b in matches])
     for name in ("p", "p_only") if len(frame) else ():
@@ -226,16 +215,15 @@ def _pairs(sampled: Sampled) -> pd.DataFrame:
 
 def _pair(answers: Answers, other: Answers) -> dict[str, Any]:
     n = answers.correct.shape[1]
-    found = paired(100 * other.solved / n, 100 * answers.solved / n, top=100)
-    row: dict[str, Any] = {"gap": found.difference.value, "low": found.difference.low, "high": found.difference.high}
-    row |= {"p": found.difference.p, "wins": found.wins, "ties": found.ties, "losses": found.losses}
-    row |= {"both": found.both, "only_it": found.only_second, "only_other": found.only_first, "neither": found.neither}
-    row["p_only"] = solved_by_one_only(found.only_first, found.only_second)
-    row |= {
-        "broken": int((answers.malformed & ~other.malformed).sum()),
-        "mended": int((~answers.malformed & other.malformed).sum()),
-    }
-    row |= {"answers": int(answers.malformed.size), "valid": int((~other.malformed).sum())}
     before, after = (100 * sample.malformed.mean(axis=1) for sample in (other, answers))
     low, high = passk.paired_interval(before, after, top=100)
-    return row | {"ill_change": float((after - before).mean()), "ill_low": float(low), "ill_high": float(high)}
+    return {
+        **vars(paired(100 * other.solved / n, 100 * answers.solved / n, top=100)),
+        "broken": int((answers.malformed & ~other.malformed).sum()),
+        "mended": int((~answers.malformed & other.malformed).sum()),
+        "answers": int(answers.malformed.size),
+        "valid": int((~other.malformed).sum()),
+        "ill_change": float((after - before).mean()),
+        "ill_low": float(low),
+        "ill_high": float(high),
+    }

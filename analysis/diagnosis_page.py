@@ -1,47 +1,43 @@
-"""The page of a diagnosis: its recommendation, its tables, as terminal text, Markdown and CSV.
-
-It lays out what was found and computes nothing.
-"""
+"""Renders a diagnosis, its recommendation and its tables, for the terminal, as Markdown and as CSV."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from analysis import neighbors, tables
 from analysis.diagnosis import Diagnosis, tells_paths
 from analysis.fairness import PLAIN
 from analysis.recommendation import recommend
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, estimate, number, p_value, words
 
 PAGE, NUMBERS, PAIRS = "diagnose.md", "diagnose.csv", "diagnose_pairs.csv"
 
 
 def files_of(diagnosis: Diagnosis, directory: Path) -> dict[str, bytes]:
-    """Name -> content of everything that is written beside the samples, the page last."""
+    """File name -> content of everything written beside the samples, the page last."""
     files = {NUMBERS: _csv(diagnosis.arms), PAIRS: _csv(diagnosis.pairs)}
-    shown = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
+    every_table = [*page_tables(diagnosis), *neighbors.tables([neighbors.read(directory)])]
     parts = [f"# Is exploration the bottleneck of {_subject(diagnosis)}?", ""]
-    found_out = recommend(diagnosis)
-    parts += [f"**{found_out.head}**", "", *(f"- {line}" for line in found_out.lines)]
-    parts += ["", *(line for table in shown for line in (tables.markdown(table), ""))]
+    answer = recommend(diagnosis)
+    parts += [f"**{answer.head}**", "", *(f"- {line}" for line in answer.lines)]
+    parts += ["", *(line for table in every_table for line in (tables.markdown(table), ""))]
     return files | {PAGE: ("\n".join(parts) + "\n").encode()}
 
 
 def terminal(diagnosis: Diagnosis, directory: Path) -> str:
-    """The page without the neighbors, and where it is."""
-    shown = [tables.terminal(table) for table in page_tables(diagnosis)]
-    found = recommend(diagnosis)
-    told = ["", _subject(diagnosis), "", found.head, "", *(f"- {line}" for line in found.lines), ""]
-    return "\n".join([*told, *shown, str(directory / PAGE)])
+    """The page without the neighbors, then the path of the page."""
+    bodies = [tables.terminal(table) for table in page_tables(diagnosis)]
+    answer = recommend(diagnosis)
+    head = ["", _subject(diagnosis), "", answer.head, "", *(f"- {line}" for line in answer.lines), ""]
+    return "\n".join([*head, *bodies, str(directory / PAGE)])
 
 
 def page_tables(diagnosis: Diagnosis) -> list[Table]:
     """Head room, variety, inputs and pairs."""
-    made = [_room(diagnosis), _variety(diagnosis), _inputs(diagnosis), _pairs(diagnosis)]
-    return [table for table in made if table.rows]
+    built = [_room(diagnosis), _variety(diagnosis), _inputs(diagnosis), _pairs(diagnosis)]
+    return [table for table in built if table.rows]
 
 
 def _subject(diagnosis: Diagnosis) -> str:
@@ -53,25 +49,19 @@ def _subject(diagnosis: Diagnosis) -> str:
 
 def _room(diagnosis: Diagnosis) -> Table:
     group, n = diagnosis.sampled.config["group_size"], diagnosis.sampled.baseline.correct.shape[1]
-    heads = ["strategy", f"mean@{n}", *([f"pass@{group}"] if group < n else []), f"pass@{n}", "head room", "all right", "mixed",
-             "all wrong", "not well-formed"]  # fmt: skip
-    names = [
-        "mean",
-        *(["pass_group"] if group < n else []),
-        "pass",
-        "room",
-        "all_right",
-        "mixed",
-        "all_wrong",
-        "malformed",
+    heads = {"mean": f"mean@{n}"} | ({"pass_group": f"pass@{group}"} if group < n else {})
+    heads |= {"pass": f"pass@{n}", "room": "head room", "all_right": "all right", "mixed": "mixed", "all_wrong": "all wrong",
+              "malformed": "not well-formed"}  # fmt: skip
+    rows = [
+        [Cell(row["strategy"]), *(estimate(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in heads)]
+        for row in _rows(diagnosis.arms)
     ]
-    rows = [[Cell(row["strategy"]), *(_estimate(row, name) for name in names)] for row in _rows(diagnosis.arms)]
     note = (
         f"in % with 95 % intervals over problems; unbiased pass@k; head room: pass@{n} minus mean@{n}; all right, mixed "
         f"and all wrong: shares of groups of {group}, unbiased from {n} samples; not well-formed: no answer that can be "
         "read, or cut off"
     )
-    return Table("room", "Head room and groups", heads, rows, note)
+    return Table("room", "Head room and groups", ["strategy", *heads.values()], rows, note)
 
 
 def _variety(diagnosis: Diagnosis) -> Table:
@@ -82,9 +72,9 @@ def _variety(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "different texts", f"different {ways}", f"right {ways}", "ways per text", "tokens per answer",
              "tokens/s", "speed"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), _number(r["texts"], 1), _number(r["ways"], 1), _number(r["right_ways"], 1),
-         _number(r["ways"] / r["texts"], 2), _number(r["tokens_per_answer"], 0), _number(r["tokens_per_second"], 0),
-         Cell(f"{r['speed']:.2f}x", r["speed"])]
+        [Cell(r["strategy"]), number(r["texts"], 1), number(r["ways"], 1), number(r["right_ways"], 1),
+         number(r["ways"] / r["texts"], 2), number(r["tokens_per_answer"], 0), number(r["tokens_per_second"], 0),
+         number(r["speed"], 2, "x")]
         for r in _rows(diagnosis.arms)
     ]  # fmt: skip
     note = f"of the {n} answers to a problem, mean over problems; texts that share a way differ in wording only; "
@@ -98,8 +88,8 @@ def _inputs(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "explored steps", "displacement", "cosine to anchor", "nearest token changed", "next token changed",
              "KL of the next token"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), _percent(r["explored"]), _number(r["displacement"], 3), _number(r["cosine"], 3),
-         _percent(r["changed"]), _percent(r["next_changed"]), _number(r["next_kl"], 3)]
+        [Cell(r["strategy"]), number(r["explored"], 1, " %"), number(r["displacement"], 3), number(r["cosine"], 3),
+         number(r["changed"], 1, " %"), number(r["next_changed"], 1, " %"), number(r["next_kl"], 3)]
         for r in _rows(diagnosis.arms) if r["explored"]
     ]  # fmt: skip
     note = ("explored steps: share of all steps; the rest over the kept ones of steps.parquet: distance of the fed vector from "
@@ -113,12 +103,12 @@ def _pairs(diagnosis: Diagnosis) -> Table:
     heads = ["strategy", "against", f"mean@{n}", "p", "wins/ties/losses", "solved by both/it/other/none", "p (only)", "broken",
              "mended", "not well-formed"]  # fmt: skip
     rows = [
-        [Cell(r["strategy"]), Cell(r["against"]), _change(r["gap"], r["low"], r["high"]), _p(r["p"]),
+        [*words(r["strategy"], r["against"]), estimate(r["gap"], r["low"], r["high"], "+"), p_value(r["p"]),
          Cell(f"{r['wins']}/{r['ties']}/{r['losses']}", r["wins"] - r["losses"]),
          Cell(f"{r['both']}/{r['only_it']}/{r['only_other']}/{r['neither']}", r["only_it"] - r["only_other"]),
-         _p(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
+         p_value(r["p_only"]), Cell(f"{r['broken']} of {r['valid']}", r["broken"]),
          Cell(f"{r['mended']} of {r['answers'] - r['valid']}", r["mended"]),
-         _change(r["ill_change"], r["ill_low"], r["ill_high"])]
+         estimate(r["ill_change"], r["ill_low"], r["ill_high"], "+")]
         for r in _rows(diagnosis.pairs)
     ]  # fmt: skip
     note = (
@@ -132,29 +122,6 @@ def _pairs(diagnosis: Diagnosis) -> Table:
 
 def _rows(frame: pd.DataFrame) -> Sequence[dict[str, Any]]:
     return frame.to_dict("records")
-
-
-def _estimate(row: dict[str, Any], name: str) -> Cell:
-    value, low, high = (row[key] for key in (name, f"{name}_low", f"{name}_high"))
-    inside = "" if np.isnan(low) else f" [{low:.1f}, {high:.1f}]"
-    return Cell(f"{value:.1f}{inside}", value)
-
-
-def _change(value: float, low: float, high: float) -> Cell:
-    inside = "" if np.isnan(low) else f" [{low:+.1f}, {high:+.1f}]"
-    return Cell(f"{value:+.1f}{inside}", value)
-
-
-def _number(value: float, digits: int) -> Cell:
-    return Cell("-", None) if np.isnan(value) else Cell(f"{value:,.{digits}f}", value)
-
-
-def _percent(value: float) -> Cell:
-    return Cell("-", None) if np.isnan(value) else Cell(f"{value:.1f} %", value)
-
-
-def _p(value: float) -> Cell:
-    return Cell("-") if np.isnan(value) else Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
 
 
 def _csv(frame: pd.DataFrame) -> bytes:

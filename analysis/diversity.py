@@ -1,4 +1,4 @@
-"""How different the answers to one problem are, and what exploration did to the inputs. It reads samples, not models.
+"""How diverse the answers to one problem are, and how far exploration moved the inputs, from samples alone.
 
 Groups are the samples of one problem under one training seed. Quantities over pairs are taken over a few pairs per group,
 drawn with fixed random numbers, and over at most LONGEST tokens of an answer.
@@ -13,29 +13,21 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from analysis.load import UNTRAINED, Study
-from analysis.tables import Cell, Table
+from analysis.tables import Cell, Table, number, words
 from ngrpo.rundir.schema import READING
 
 LONGEST = 512  # tokens of an answer that enter edit distances and n-grams
 GROUPS = 60  # groups per method and benchmark that are compared token by token
 PAIRS = 2  # of answers of a group
 CLOSE = 0.95  # cosine to the anchor below which N-GRPO's appendix E counts a mixed vector as displaced
-COLUMNS = (
-    "problem_id",
-    "extracted",
-    "solution_path",
-    "outcome",
-    "token_ids",
-    "entropy_mean",
-    "explored_steps",
-    "n_tokens",
-)
+COLUMNS = ("problem_id", "extracted", "solution_path", "outcome", "token_ids", "entropy_mean", "explored_steps",
+           "n_tokens")  # fmt: skip
 
 
 def tables(study: Study) -> list[Table]:
-    """Diversity of the evaluation samples, the course of training, and what exploration fed; those that there is data for."""
-    made = [_answers(study), _training(study), _drift(study)]
-    return [table for table in made if table.rows]
+    """Diversity of the evaluation samples, the course of training, and the fed vectors, each if there is data for it."""
+    built = [_answers(study), _training(study), _drift(study)]
+    return [table for table in built if table.rows]
 
 
 def distinct_n(groups: Sequence[Sequence[int]], n: int = 2) -> float:
@@ -105,7 +97,7 @@ def _answers(study: Study) -> Table:
             ways = frame["solution_path"].fillna("")
             right = frame[(frame["outcome"] == "correct") & (ways != "") & ~ways.str.startswith(READING)]
             paths = right.groupby(["seed", "problem_id"])["solution_path"].nunique()
-            told = [Cell(arm), Cell(benchmark), _cell(answers, 2), _cell(paths.mean() if len(paths) else np.nan, 2)]
+            cells = [*words(arm, benchmark), number(answers, 2), number(paths.mean() if len(paths) else np.nan, 2)]
             entropy, share = frame["entropy_mean"].mean(), (frame["explored_steps"] / frame["n_tokens"]).mean()
             if n > 1:
                 generator = np.random.default_rng(0)
@@ -114,8 +106,8 @@ def _answers(study: Study) -> Table:
                 figures = np.mean([of_group(texts[at], generator) for at in chosen], axis=0)
             else:
                 figures = [np.nan] * 3
-            rows.append([*told, *(_cell(value, 3) for value in figures), _cell(entropy, 3), _cell(share, 3),
-                         _cell(frame["n_tokens"].mean(), 1)])  # fmt: skip
+            rows.append([*cells, *(number(value, 3) for value in figures), number(entropy, 3), number(share, 3),
+                         number(frame["n_tokens"].mean(), 1)])  # fmt: skip
     note = (f"per problem and seed over its samples; distinct-2, normalized token edit distance and self-BLEU over {GROUPS} "
             f"groups and {PAIRS} pairs in each, the first {LONGEST} tokens; entropy in nats per token")  # fmt: skip
     return Table("diversity", "Diversity of the evaluated answers", heads, rows, note)
@@ -130,11 +122,8 @@ def _samples(study: Study, arm: str, benchmark: str) -> pd.DataFrame | None:
 
 
 def _training(study: Study) -> Table:
-    names = [
-        name
-        for name in ("reward", "informative", "distinct", "entropy", "explored", "displacement", "length")
-        if name in study.metrics
-    ]
+    known = ("reward", "informative", "distinct", "entropy", "explored", "displacement", "length")
+    names = [name for name in known if name in study.metrics]
     rows = []
     for arm, part in study.metrics.groupby("arm", sort=False) if names else ():
         last = part["step"].max()
@@ -153,33 +142,18 @@ def _drift(study: Study) -> Table:
             continue
         moved = (steps["nearest"] != steps["anchor"]).mean()
         cosine = steps["cosine"]
-        cells = [
-            _cell(len(steps), 0),
-            _cell(cosine.mean(), 4),
-            _cell(cosine.min(), 3),
-            _cell((cosine < CLOSE).mean(), 3),
-        ]
-        rows.append([Cell(arm), *cells, _cell(steps["displacement"].mean(), 3), _cell(moved, 3)])
-    heads = [
-        "method",
-        "steps",
-        "mean cosine",
-        "least cosine",
-        f"share below {CLOSE}",
-        "displacement",
-        "nearest token changed",
-    ]
+        cells = [number(len(steps), 0), number(cosine.mean(), 4), number(cosine.min(), 3)]
+        shares = [(cosine < CLOSE).mean(), steps["displacement"].mean(), moved]
+        rows.append([Cell(arm), *cells, *(number(share, 3) for share in shares)])
+    heads = ["method", "steps", "mean cosine", "least cosine", f"share below {CLOSE}", "displacement",
+             "nearest token changed"]  # fmt: skip
     note = ("explored steps that samples/steps.parquet keeps: cosine of the fed vector to its anchor (N-GRPO, appendix E), its "
             "distance in units of the anchor's length, and how often the nearest token is no longer the anchor")  # fmt: skip
     return Table("drift", "What exploration fed", heads, rows, note)
 
 
 def steps_of(study: Study, arm: str) -> pd.DataFrame | None:
-    """Explored steps of all seeds of an arm; None where none was kept."""
+    """Explored decode steps of all seeds of an arm; None if no run kept any."""
     paths = [Path(run.path, "samples", "steps.parquet") for run in study.runs[study.runs["arm"] == arm].itertuples()]
     parts = [pq.read_table(path).to_pandas() for path in paths if arm != UNTRAINED and path.exists()]
     return pd.concat(parts, ignore_index=True) if parts else None
-
-
-def _cell(value: float, digits: int) -> Cell:
-    return Cell("-" if np.isnan(value) else f"{value:,.{digits}f}", None if np.isnan(value) else float(value))

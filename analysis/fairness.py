@@ -1,25 +1,24 @@
 """Which arms may be ranked against each other, and what is missing before a winner can be named.
 
-It compares configurations and counts seeds; it looks at no result.
+It compares configurations and counts seeds; it looks at results only to find copies of a run.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from analysis.arms import UNTRAINED, differing
+from analysis.arms import MATCHED, UNTRAINED, differing
 from analysis.load import Study
 from ngrpo.rundir.schema import leaves
 
-SEEDS = 3  # training seeds of an arm below which nothing is ranked
-SOME = 5  # problems that are solved now and then: equal counts of so many are no chance
+SEEDS = 3  # training seeds that an arm needs to be ranked
+SOME = 5  # problems solved in part: equal counts on this many are no coincidence
 PLAIN = "token_sampling"
-MATCHED = "strategy."  # in front of the settings of a strategy that another one is matched to
 
 
 @dataclass(frozen=True)
 class Fairness:
-    """`ranked` arms differ from the baseline in their strategy alone; `apart` ones are shown with the keys that differ.
+    """`ranked` arms differ from the baseline in their strategy alone; `unranked` ones are shown with the keys that differ.
 
     `missing` says, a line each, why no winner is named. `controls` maps an arm to those that could have its gain without
     its trick: the same steps without neighbors, plain sampling that is as uncertain. `random_rewards` are arms trained
@@ -27,34 +26,34 @@ class Fairness:
     """
 
     ranked: list[str]
-    apart: dict[str, list[str]]
+    unranked: dict[str, list[str]]
     missing: list[str]
     controls: dict[str, list[str]]
-    random_rewards: list[str] = field(default_factory=list)
+    random_rewards: list[str]
 
     def must_beat(self, arm: str) -> list[str]:
-        """What an arm has to beat besides the baseline before it is named."""
+        """What an arm must beat besides the baseline before it is named a winner."""
         return [*self.controls.get(arm, ()), *self.random_rewards]
 
 
 def judge(study: Study, baseline: str) -> Fairness:
-    """What may be said about a study with that baseline, whatever its numbers are."""
+    """Decides what may be said about a study with that baseline, whatever its results."""
     configs: dict[str, Mapping[str, Any]] = {}
     for run in study.runs.itertuples():
         configs.setdefault(str(run.arm), run.config)
     trained = [arm for arm in study.arms if arm not in (UNTRAINED, baseline)]
-    apart = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
-    chance = [arm for arm in apart if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
-    apart = {arm: keys for arm, keys in apart.items() if arm not in chance}
-    ranked = [arm for arm in trained if arm not in apart and arm not in chance]
+    unranked = {arm: keys for arm in trained if (keys := differing(configs[baseline], configs[arm]))}
+    chance = [arm for arm in unranked if rewards_are_random(configs[arm]) and not rewards_are_random(configs[baseline])]
+    unranked = {arm: keys for arm, keys in unranked.items() if arm not in chance}
+    ranked = [arm for arm in trained if arm not in unranked and arm not in chance]
     strategies = {arm: strategy_of(configs[arm]) for arm in [baseline, *ranked]}
     greedy, uncertain = controls(strategies), as_uncertain(strategies)
-    every = {arm: [found[arm] for found in (greedy, uncertain) if arm in found] for arm in {**greedy, **uncertain}}
-    return Fairness(ranked, apart, _missing(study, baseline, configs, ranked, apart, greedy), every, chance)
+    every = {arm: [pairs[arm] for pairs in (greedy, uncertain) if arm in pairs] for arm in {**greedy, **uncertain}}
+    return Fairness(ranked, unranked, _missing(study, baseline, configs, ranked, unranked, greedy), every, chance)
 
 
 def rewards_are_random(config: Mapping[str, Any]) -> bool:
-    """Whether the run has a control that tells nothing, or a setting of rewards says that they are drawn at random."""
+    """Whether the rewards of a run carry no information: a control of the algorithm, or a reward setting named random."""
     if str(config.get("algorithm.control._target_")).endswith((".random_rewards", ".shuffled_rewards")):
         return True
     return any("reward" in key and "random" in f"{key}={value}".lower() for key, value in config.items() if value)
@@ -63,26 +62,26 @@ def rewards_are_random(config: Mapping[str, Any]) -> bool:
 def controls(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies`, settings by name, that is built alike and acts at the same rate, with
     nothing but the anchor to mix: then every recipe gives the same."""
-    found = {}
-    for name, mixes in strategies.items():
-        for other, its in strategies.items():
-            alike = all(setting(its, key) == setting(mixes, key) for key in ("_target_", "rate"))
-            if _needs_control(mixes) and alike and setting(its, "k") == 1:
-                found.setdefault(name, other)
-    return found
+    pairs = {}
+    for name, mixture in strategies.items():
+        for other, settings in strategies.items():
+            alike = all(setting(settings, key) == setting(mixture, key) for key in ("_target_", "rate"))
+            if _needs_control(mixture) and alike and setting(settings, "k") == 1:
+                pairs.setdefault(name, other)
+    return pairs
 
 
 def as_uncertain(strategies: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Name -> the strategy among `strategies` that samples at the temperature at which it is as uncertain."""
-    flat, found = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
-    for other, its in flat.items():
-        matched = {key.removeprefix(MATCHED): value for key, value in its.items() if key.startswith(MATCHED)}
-        found |= {name: other for name, strategy in flat.items() if matched and matched == strategy}
-    return found
+    flat, pairs = {name: dict(leaves(strategy)) for name, strategy in strategies.items()}, {}
+    for other, settings in flat.items():
+        matched = {key.removeprefix(MATCHED): value for key, value in settings.items() if key.startswith(MATCHED)}
+        pairs |= {name: other for name, strategy in flat.items() if matched and matched == strategy}
+    return pairs
 
 
 def setting(strategy: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """What a strategy, or else one of its parts, is set to; keys are nested, or dotted."""
+    """The value of a setting of a strategy, or else of one of its parts; keys are nested or dotted."""
     parts = [(key, part) for key, part in strategy.items() if isinstance(part, Mapping)]
     dotted = {f"{key}.{inner}": value for key, part in parts for inner, value in part.items()}
     settings = {**dotted, **{key: value for key, value in strategy.items() if not isinstance(value, Mapping)}}
@@ -95,27 +94,27 @@ def _missing(
     baseline: str,
     configs: Mapping[str, Mapping[str, Any]],
     ranked: list[str],
-    apart: Mapping[str, list[str]],
+    unranked: Mapping[str, list[str]],
     controls: Mapping[str, str],
 ) -> list[str]:
-    if study.taken:
-        return [*_missing_files(study, [baseline, *ranked]), *_same_seeds(study, [baseline, *ranked])]
-    lines = _same_seeds(study, [baseline, *ranked])
+    arms = [baseline, *ranked]
+    if study.column_notes:
+        return [*_missing_files(study, arms), *_same_seeds(study, arms)]
+    lines = _same_seeds(study, arms)
     if UNTRAINED not in study.arms:
         lines.append("the untrained model is missing: evaluation.before=true, or evaluate.py model=<the base model>")
     plain = study.runs[study.runs["exploration"] == PLAIN]["arm"]
     if not set(plain) - {UNTRAINED}:
         lines.append(f"plain token sampling is missing: train.py exploration={PLAIN}")
-    for arm in [baseline, *ranked]:
-        if _needs_control(strategy_of(configs[arm])) and arm not in controls:
-            rate = setting(strategy_of(configs[arm]), "rate")
+    for arm in arms:
+        strategy = strategy_of(configs[arm])
+        if _needs_control(strategy) and arm not in controls:
+            rate = setting(strategy, "rate")
             rate = "null" if rate is None else rate
             lines.append(f"{arm} has no rate-matched control: train.py exploration=rate_matched_greedy mix_rate={rate}")
-    for arm in [baseline, *ranked]:
-        seeds = study.runs[study.runs["arm"] == arm]["seed"].nunique()
-        if seeds < SEEDS:
-            lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
-    lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in apart.items()]
+    for arm, seeds in _few_seeds(study, arms).items():
+        lines.append(f"{arm} has {seeds} training seed{'s' * (seeds > 1)}, {SEEDS} are needed: -m seed=0,1,2")
+    lines += [f"{arm} also differs in {', '.join(keys)}: shown, not ranked" for arm, keys in unranked.items()]
     return lines
 
 
@@ -126,27 +125,27 @@ def _same_seeds(study: Study, arms: list[str]) -> list[str]:
         part = study.counts[study.counts["arm"] == arm]
         wide = part.pivot_table(index=["benchmark", "problem_id"], columns="seed", values="c", sort=False)
         mixed = int(((part["c"] > 0) & (part["c"] < part["n"])).sum()) / max(1, wide.shape[1])
-        twins = [
-            seed for at, seed in enumerate(wide) if any(wide[seed].equals(wide[other]) for other in wide.columns[:at])
-        ]
-        if twins and mixed >= SOME:
-            named = ", ".join(map(str, twins))
-            lines.append(f"of {arm}, seed {named} solved the same as an earlier one: no seed of its own")
+        twins = wide.columns[wide.T.duplicated()]
+        if len(twins) and mixed >= SOME:
+            seeds = ", ".join(map(str, twins))
+            lines.append(f"of {arm}, seed {seeds} solved the same as an earlier one: no seed of its own")
     return lines
+
+
+def _few_seeds(study: Study, arms: list[str]) -> dict[str, int]:
+    """Arm -> number of training seeds, for the arms that have fewer than SEEDS."""
+    seeds = {arm: study.runs[study.runs["arm"] == arm]["seed"].nunique() for arm in arms}
+    return {arm: count for arm, count in seeds.items() if count < SEEDS}
 
 
 def _missing_files(study: Study, arms: list[str]) -> list[str]:
-    """What files of other tools lack: of how they were made nothing is known, and nothing can be asked for but more files."""
-    lines = (
-        [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"] if len(arms) == 1 else []
-    )
-    few = [arm for arm in arms if study.runs[study.runs["arm"] == arm]["seed"].nunique() < SEEDS]
-    if few and len(arms) > 1:
-        lines.append(
-            f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
-            f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"
-        )
-    return lines
+    """What a comparison of other tools' files lacks. How they were made is unknown, so it can only ask for more files."""
+    if len(arms) == 1:
+        return [f"{arms[0]} stands alone: samples='[{arms[0]}=<file>,<method>=<file>]' compares it"]
+    if few := list(_few_seeds(study, arms)):
+        return [f"fewer than {SEEDS} training seeds of {', '.join(few)}: figures of these checkpoints, not of methods; files "
+                f"of other seeds are given as {few[0]}/0=<file>, {few[0]}/1=<file>"]  # fmt: skip
+    return []
 
 
 def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,5 +155,5 @@ def strategy_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _needs_control(strategy: Mapping[str, Any]) -> bool:
-    """Whether a strategy mixes neighbors in at some rate: then greedy steps at that rate may explain its effect."""
+    """Whether a strategy mixes in neighbors at some rate, in which case greedy steps at that rate may explain its effect."""
     return setting(strategy, "rate", 0) != 0 and (setting(strategy, "k") or 1) > 1  # a rate of None means every step

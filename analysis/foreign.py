@@ -14,13 +14,14 @@ import json
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from analysis import rows
+from analysis import formats
 from analysis.columns import mix
 from analysis.foreign_file import NONE, TEXT_COLUMNS, Columns, ForeignFile
 from analysis.load import Study, study_of
@@ -52,19 +53,21 @@ def load(files: Sequence[str], chosen: Columns | None = None) -> Study:
     texts = {path: Texts(file) for path, file in read.items()}
     runs = [run for arm, seed, path in arms for run in _runs(arm, seed, texts[path])]
     given = Counter(path for _, _, path in arms)
-    taken = [file.taken() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()]
-    return study_of(runs, [], taken=taken)
+    notes = [
+        file.columns_note() + f"; it is given {given[path]} times" * (given[path] > 1) for path, file in read.items()
+    ]
+    return study_of(runs, [], column_notes=notes)
 
 
 def _arms(files: Sequence[str]) -> list[tuple[str, int | None, Path]]:
-    """(method, seed, path) of each; files alone that are called alike are named with their directories."""
+    """(method, seed, path) of each; files given without a method that share a name get their directory's name as well."""
     alone = [Path(text) for text in map(str, files) if "=" not in text or Path(text).exists()]
-    stems = [rows.stem(path) for path in alone]
+    stems = [formats.stem(path) for path in alone]
     arms: list[tuple[str, int | None, Path]] = []
     for text in map(str, files):
         name, _, place = text.partition("=")
         if Path(text) in alone:
-            own = rows.stem(Path(text))
+            own = formats.stem(Path(text))
             arms.append((own if stems.count(own) == 1 else f"{Path(text).parent.name}/{own}", None, Path(text)))
             continue
         arm, _, seed = name.partition("/")
@@ -94,7 +97,7 @@ def _refuse_unknown(files: Sequence[ForeignFile], chosen: Columns) -> None:
 
 
 def _settle(files: Sequence[ForeignFile]) -> None:
-    """Takes, of the columns that may name problems, those under which the files have most problems in common.
+    """Picks, among the columns that may name problems, those under which the files share most problems.
 
     An id that is new in every run, as verl's `uid` is, is in no other file; the text of the problem is.
     """
@@ -126,60 +129,57 @@ def _of_one_meaning(files: Sequence[ForeignFile], best: list[str]) -> list[str]:
         return best
     if set.intersection(*(set(pd.unique(file.hashed[text]).tolist()) for file in files)):
         return [text] * len(files)
-    told = f"{best[0]} names other problems in one file than in another, as {text} shows"
-    raise LoadError(f"samples: {files[0].path} and {files[1].path}: column {told}; compare files of the same problems")
+    reason = f"{best[0]} names other problems in one file than in another, as {text} shows"
+    raise LoadError(
+        f"samples: {files[0].path} and {files[1].path}: column {reason}; compare files of the same problems"
+    )
 
 
 def _runs(arm: str, seed: int | None, texts: "Texts") -> list[dict[str, Any]]:
     """A run for each seed of a file; `seed`, where given, is that of all rows."""
-    file, made = texts.file, []
+    file, runs = texts.file, []
     for own in sorted(file.counted["seed"].unique()):
         part, number = file.counted[file.counted["seed"] == own], int(own if seed is None else seed)
         files = {str(b): Part(texts, int(own), str(b), counted) for b, counted in part.groupby("benchmark", sort=False)}
         run = {"run": f"{arm}-s{number}", "path": str(file.path), "arm": arm, "exploration": arm, "algorithm": ""}
         run |= {"seed": number, "config": {}, "wall_seconds": None, "step": 0, "files": files}
         run |= {"counts": {b: part.counts() for b, part in files.items()}, "metrics": None, "timings": None}
-        made.append(run)
-    if seed is not None and len(made) > 1:
+        runs.append(run)
+    if seed is not None and len(runs) > 1:
         raise LoadError(
-            f"samples: {arm}/{seed}={file.path}: its column seed names {len(made)}; {arm}={file.path} takes them"
+            f"samples: {arm}/{seed}={file.path}: its column seed names {len(runs)}; {arm}={file.path} takes them"
         )
-    return made
+    return runs
 
 
 class Texts:
-    """The texts of a file, those read last kept for the next seed or benchmark that asks for the same."""
+    """The texts of a file; keeps the last ones read for the next seed or benchmark that needs the same."""
 
     def __init__(self, file: ForeignFile):
         self.file = file
-        self._texts: dict[Any, pd.DataFrame] = {}
+        self.read = lru_cache(maxsize=1)(self._read)
 
-    def read(self, names: Collection[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """`samples` with these columns of TEXTS and the sample's number; kept for the next."""
-        asked = (frozenset(names), None if problems is None else frozenset(problems))
-        if asked not in self._texts:
-            self._texts = {asked: self._read(sorted(names), self.file.samples(problems))}
-        return self._texts[asked]
-
-    def _read(self, names: Sequence[str], frame: pd.DataFrame) -> pd.DataFrame:
-        roles = {name: TEXTS[name] for name in names if TEXTS[name] in self.file.columns}
+    def _read(self, names: frozenset[str], problems: frozenset[str] | None) -> pd.DataFrame:
+        """`samples` with these columns of TEXTS and the sample's number."""
+        frame = self.file.samples(problems)
+        roles = {name: TEXTS[name] for name in sorted(names) if TEXTS[name] in self.file.columns}
         number = self.file.columns.get("sample")
         wanted = {self.file.columns[role] for role in roles.values()} | ({number} if number else set())
         at = frame["row"].drop_duplicates().to_numpy().astype(np.int64)
         found, known = self.file.cells(sorted(wanted), at), {}
         if self.file.sizes is not None:
             found = {name: _spread(cells, self.file.sizes[at].tolist()) for name, cells in found.items()}
-        made: dict[str, Any] = {
+        cells: dict[str, Any] = {
             name: _shaped(name, found[self.file.columns[role]], known) for name, role in roles.items()
         }
         if number:
             numbers = pd.to_numeric(pd.Series(found[number], frame.index), errors="coerce")
-            made["sample_index"] = found[number] if numbers.isna().any() else numbers
+            cells["sample_index"] = found[number] if numbers.isna().any() else numbers
         else:
-            made["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
+            cells["sample_index"] = frame.groupby(["seed", "benchmark", "problem_id"]).cumcount()
         if "n_tokens" in self.file.numbers:
-            made["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
-        return frame.assign(**made)
+            cells["n_tokens"] = self.file.numbers["n_tokens"][frame["row"].to_numpy().astype(np.int64)]
+        return frame.assign(**cells)
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,11 @@ class Part:
         file = self.texts.file
         if "token_ids" in wanted and (file.counts_only or "completion" not in file.columns):
             raise LoadError(f"samples: {file.path} has no text column ({', '.join(TEXT_COLUMNS['completion'])})")
-        own = {"n_tokens"} & set(file.numbers)
-        texts = self.texts.read(set(wanted) & set(TEXTS) - own, problems)
+        names = frozenset(wanted) & set(TEXTS) - ({"n_tokens"} & set(file.numbers))
+        texts = self.texts.read(names, None if problems is None else frozenset(problems))
         texts = texts[(texts["seed"] == self.seed) & (texts["benchmark"] == self.benchmark)]
-        made = {"outcome": texts["correct"].map({True: "correct", False: "wrong"})} | {
-            name: texts[name] for name in texts
-        }
-        return pd.DataFrame({n: made.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
+        known = {"outcome": texts["correct"].map({True: "correct", False: "wrong"}), **texts}
+        return pd.DataFrame({n: known.get(n, EMPTY.get(n)) for n in wanted}, index=texts.index).reset_index(drop=True)
 
     def prompts(self) -> dict[str, str]:
         """problem_id -> the text of the problem, of its first row; empty where the file has no texts."""
@@ -217,7 +215,7 @@ class Part:
 
 
 def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
-    """A cell for each sample: of a list of as many the one in its place, else the same cell for all."""
+    """One cell per sample: the matching item of a list with one item per sample, otherwise the same cell for all."""
     spread = []
     for cell, size in zip(cells, sizes, strict=True):
         try:
@@ -229,7 +227,7 @@ def _spread(cells: Sequence[Any], sizes: Sequence[int]) -> list[Any]:
 
 
 def _shaped(name: str, texts: Sequence[Any], known: dict[str, int]) -> list[Any]:
-    """A column of TEXTS out of the text that it is made of; `known` gives words their numbers."""
+    """A column of TEXTS derived from its text; `known` numbers the words."""
     if name == "n_tokens":
         return [len((text or "").split()) for text in texts]
     if name == "token_ids":

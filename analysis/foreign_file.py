@@ -1,9 +1,9 @@
-"""One sample file of another tool: which column is what, its problems and verdicts, and the cells that are asked for.
+"""One sample file of another tool: the roles of its columns, its problems and verdicts, and cells on request.
 
 It is read by columns, a batch at a time; what is kept of keys is hashed, and answers are not kept.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from analysis import columns, repeats, rows
-from analysis.columns import COUNTS, Verdicts, pc, strings
-from analysis.samples import LoadError
+from analysis import columns, formats, repeats
+from analysis.columns import COUNTS, Verdicts
+from analysis.samples import LoadError, pc
 
 TEXT_COLUMNS = {
     "prompt": columns.TEXTS,
@@ -28,7 +28,7 @@ Columns = Mapping[str, str | None]
 
 
 class ForeignFile:
-    """A file whose keys and verdicts are read at once, its texts when they are asked for.
+    """A file whose keys and verdicts are read at once, its texts on request.
 
     Attributes:
         there: all its columns; columns: role -> the column that was taken.
@@ -38,7 +38,7 @@ class ForeignFile:
     """
 
     def __init__(self, path: Path, chosen: Columns):
-        self.path, self.there = path, rows.names(path)
+        self.path, self.there = path, formats.names(path)
         self.chosen = {role: name for role, name in chosen.items() if name in self.there}
         self.no_benchmark = chosen.get("benchmark") == NONE and NONE not in self.there
         known = {role: [name for name in names if name in self.there] for role, names in TEXT_COLUMNS.items()}
@@ -70,21 +70,21 @@ class ForeignFile:
         self.counted = self._count()
         self._refuse_gold()
 
-    def taken(self) -> str:
-        """One line: which column was taken as what."""
-        told = [f"{role} is {self.columns[role]}" for role in ROLES if role in self.columns]
+    def columns_note(self) -> str:
+        """One line: which column has which role."""
+        parts = [f"{role} is {self.columns[role]}" for role in ROLES if role in self.columns]
         if self.counts_only:
-            told = [f"counts are {' and '.join(COUNTS)}", *told]
+            parts = [f"counts are {' and '.join(COUNTS)}", *parts]
         if self.agreeing:
-            told[0] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
+            parts[0] += f" ({', '.join(self.agreeing)} {'agrees' if len(self.agreeing) == 1 else 'agree'})"
         pooled = f"; {self._steps} values of {self.columns['step']} are pooled" if self._steps > 1 else ""
-        return f"{self.path}: {', '.join(told)}{pooled}"
+        return f"{self.path}: {', '.join(parts)}{pooled}"
 
     def _first(self, role: str, names: Sequence[str]) -> str | None:
         return self.chosen.get(role) or next((name for name in names if name in self.there), None)
 
     def _survey(self) -> None:
-        """Reads what may be a key or a verdict, hashed or counted; no answers."""
+        """Reads columns that may be keys or verdicts, hashing or counting them; reads no answers."""
         names = [] if self.counts_only else columns.verdict_names(self.there, self._metrics())
         if "verdict" in self.chosen:
             names = [self.chosen["verdict"]]
@@ -94,7 +94,7 @@ class ForeignFile:
         numbers = [name for name in ("seed", "n_tokens", *(COUNTS if self.counts_only else ())) if name in self.there]
         self.hashed, counted = columns.Hashed(keys), {name: [] for name in numbers}
         start = 0
-        for batch in rows.batches(self.path, list(dict.fromkeys([*keys, *numbers, *names]))):
+        for batch in formats.batches(self.path, list(dict.fromkeys([*keys, *numbers, *names]))):
             for name in keys:
                 self.hashed.add(name, self._strings(batch.column(name), name))
             for name in numbers:
@@ -110,7 +110,7 @@ class ForeignFile:
 
     def _metrics(self) -> list[str]:
         """The names in lm-eval's column of metrics, which are columns of the same file."""
-        first = rows.first(self.path, "metrics") if "metrics" in self.there else None
+        first = formats.first(self.path, "metrics") if "metrics" in self.there else None
         return [name for name in first if isinstance(name, str)] if isinstance(first, list) else []
 
     def _take_verdict(self, found: Sequence[Verdicts]) -> None:
@@ -119,21 +119,21 @@ class ForeignFile:
             self._refuse_counts()
             return
         self._refuse_filters()
-        taken, why = columns.choose(found, "verdict" in self.chosen)
+        agreeing, why = columns.choose(found, "verdict" in self.chosen)
         if why:
             raise LoadError(f"samples: {self.path}{', ' if why.startswith('column ') else ' '}{why}")
-        if not taken:
+        if not agreeing:
             self._refuse_without("verdict", columns.VERDICTS)
-        self.columns["verdict"], self.agreeing = taken[0].name, [one.name for one in taken[1:]]
-        self._right, self.sizes = taken[0].values == 1, taken[0].sizes
+        self.columns["verdict"], self.agreeing = agreeing[0].name, [one.name for one in agreeing[1:]]
+        self._right, self.sizes = agreeing[0].values == 1, agreeing[0].sizes
         if self.sizes is not None and not self.sizes.all():
             row = int(np.flatnonzero(self.sizes == 0)[0]) + 1
-            raise LoadError(f"samples: {self.path}, column {taken[0].name}, row {row}: holds no verdict")
-        if self.columns.get("gold") == taken[0].name:
+            raise LoadError(f"samples: {self.path}, column {agreeing[0].name}, row {row}: holds no verdict")
+        if self.columns.get("gold") == agreeing[0].name:
             del self.columns["gold"]
 
     def _find_benchmark(self) -> None:
-        """Of columns that are often something else one is taken only where its values group the problems."""
+        """Takes a column that is often something else only if its values group the problems."""
         if self.no_benchmark:
             return
         problem, name = self.columns["problem"], self._first("benchmark", columns.BENCHMARKS)
@@ -145,7 +145,7 @@ class ForeignFile:
             self.columns["benchmark"] = name
 
     def _find_sample(self) -> None:
-        """A number that is the same in all rows of a problem, and another in other problems, is no sample's."""
+        """A number that is constant within each problem and differs between problems does not number samples."""
         own, one = self._grouping(), self.counts_only or self.sizes is not None
         for name in [self.chosen["sample"]] if "sample" in self.chosen else columns.SAMPLES:
             if name not in self.hashed or name in own or one or not self.hashed[name].all():
@@ -162,7 +162,7 @@ class ForeignFile:
     def _refuse_without(self, what: str, known: Sequence[str]) -> None:
         hint = f"columns.{what}= names one"
         if what == "verdict":
-            alike = columns.like_verdicts(next(rows.batches(self.path, self.there)))
+            alike = columns.like_verdicts(next(formats.batches(self.path, self.there)))
             hint = " or ".join(f"columns.verdict={name}" for name in alike) or hint
         names = f"{', '.join(known)}); it has {', '.join(self.there)}; {hint}"
         raise LoadError(f"samples: {self.path} has no {what} column ({names}")
@@ -170,8 +170,8 @@ class ForeignFile:
     def _refuse_counts(self) -> None:
         n, c = (self.numbers[name] for name in COUNTS)
         if len(odd := np.flatnonzero((n < 1) | (c < 0) | (c > n))):
-            told = f"c={c[odd[0]]:g} right answers of n={n[odd[0]]:g}; c must lie in 0..n"
-            raise LoadError(f"samples: {self.path}, row {odd[0] + 1}: {told}")
+            reason = f"c={c[odd[0]]:g} right answers of n={n[odd[0]]:g}; c must lie in 0..n"
+            raise LoadError(f"samples: {self.path}, row {odd[0] + 1}: {reason}")
 
     def _refuse_blank(self, name: str) -> None:
         if len(at := np.flatnonzero(self.hashed[name] == 0)):
@@ -180,21 +180,21 @@ class ForeignFile:
 
     def _refuse_filters(self) -> None:
         if "filter" in self.hashed and (several := self.hashed.distinct("filter")) > 1:
-            names = dict.fromkeys(self.cells(["filter"], np.arange(min(self.rows, rows.LOOKED_AT)))["filter"])
-            told = f"holds {several}, {', '.join(map(str, names))}, so each answer is there several times; keep one"
-            raise LoadError(f"samples: {self.path}, column filter {told}")
+            names = dict.fromkeys(self.cells(["filter"], np.arange(min(self.rows, formats.LOOKED_AT)))["filter"])
+            reason = f"holds {several}, {', '.join(map(str, names))}, so each answer is there several times; keep one"
+            raise LoadError(f"samples: {self.path}, column filter {reason}")
 
     def _refuse_gold(self) -> None:
-        """A `label` that no sample of a problem changes may be the answer to it."""
+        """Refuses a `label` that is the same for all samples of each problem: it may be the gold answer."""
         if self.columns.get("verdict") != "label" or "verdict" in self.chosen:
             return
         n, c = self.counted["n"], self.counted["c"]
         if (n > 1).any() and ((c == 0) | (c == n)).all() and 0 < c.sum() < n.sum():
-            told = "is the same in all samples of each problem, as a gold answer is; columns.verdict=label takes it"
-            raise LoadError(f"samples: {self.path}, column label {told}")
+            reason = "is the same in all samples of each problem, as a gold answer is; columns.verdict=label takes it"
+            raise LoadError(f"samples: {self.path}, column label {reason}")
 
     def _refuse_steps(self) -> None:
-        """Answers of several checkpoints to one problem are not samples of one; steps then stand in the file in blocks."""
+        """Refuses answers of several checkpoints to the same problems, which stand in the file in blocks of steps."""
         name, own = next((name for name in columns.STEPS if name in self.hashed), None), self._grouping()
         self._steps = self.hashed.distinct(name) if name else 1
         if name is None or self._steps == 1:
@@ -203,8 +203,8 @@ class ForeignFile:
         blocks = int((step[1:] != step[:-1]).sum()) + 1
         if self._steps == blocks and self.hashed.distinct(*own, name) > self.hashed.distinct(*own):
             first, last = self.cells([name], np.array([0, self.rows - 1]))[name]
-            told = f"{self._steps} training steps, {first} to {last}, of the same problems; keep one of them"
-            raise LoadError(f"samples: {self.path}, column {name} holds {told}")
+            reason = f"{self._steps} training steps, {first} to {last}, of the same problems; keep one of them"
+            raise LoadError(f"samples: {self.path}, column {name} holds {reason}")
 
     def _refuse_repeats(self, key: np.ndarray) -> None:
         problem = self.columns["problem"]
@@ -216,20 +216,20 @@ class ForeignFile:
             if at is not None:
                 cells = self.cells([problem, *([numbered] if numbered else [])], np.array([at]))
                 sample = f", sample {cells[numbered][0]}" if numbered else ""
-                told = f"{cells[problem][0]!r}{sample} is there more than once"
-                raise LoadError(f"samples: {self.path}, column {problem}: {told}")
+                reason = f"{cells[problem][0]!r}{sample} is there more than once"
+                raise LoadError(f"samples: {self.path}, column {problem}: {reason}")
             return
         if block := self._block(key, self._right):
-            told = f"the same {block} rows in the same order {self.rows // block} times"
-            raise LoadError(f"samples: {self.path} holds {told}; keep them once, or number them (columns.sample=)")
+            reason = f"the same {block} rows in the same order {self.rows // block} times"
+            raise LoadError(f"samples: {self.path} holds {reason}; keep them once, or number them (columns.sample=)")
 
     def _block(self, key: np.ndarray, right: np.ndarray) -> int | None:
-        """The rows that the file repeats; answers are read only where problems and verdicts repeat."""
+        """The size of the block of rows that the file repeats, or None; reads answers only if problems and verdicts repeat."""
         answers = right.astype(np.uint64)
         if repeats.period(columns.mix(key, answers)) is None:
             return None
         if text := self.columns.get("completion"):
-            texts = (self._strings(batch.column(text), text) for batch in rows.batches(self.path, [text]))
+            texts = (self._strings(batch.column(text), text) for batch in formats.batches(self.path, [text]))
             answers = columns.mix(answers, np.concatenate([columns.hashes(part) for part in texts]))
         block = repeats.period(columns.mix(key, answers))
         return block if block and repeats.is_repeat(key, answers, block) else None
@@ -287,7 +287,7 @@ class ForeignFile:
     def cells(self, names: Sequence[str], at: np.ndarray) -> dict[str, list[Any]]:
         """Texts of these columns in these rows, ascending."""
         found, start = {name: [] for name in names}, 0
-        for batch in rows.batches(self.path, names) if names and len(at) else ():
+        for batch in formats.batches(self.path, names) if names and len(at) else ():
             first, last = np.searchsorted(at, [start, start + len(batch)])
             here = batch.take(pa.array(at[first:last] - start))
             start += len(batch)
@@ -297,19 +297,18 @@ class ForeignFile:
 
     def _numbers(self, column: pa.Array, name: str, start: int) -> np.ndarray:
         """(rows,) float64; nan where a length is missing."""
-        try:
-            numbers = pc.cast(column, pa.float64())
-        except pa.ArrowException as error:
-            raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error
-        found = numbers.to_numpy(zero_copy_only=False)
+        found = self._cast(lambda cells: pc.cast(cells, pa.float64()), column, name).to_numpy(zero_copy_only=False)
         if name != "n_tokens" and len(odd := np.flatnonzero((np.floor(found) != found) | ~np.isfinite(found))):
             cell = self._strings(column, name)[int(odd[0])].as_py()
-            told = f"row {start + odd[0] + 1}: {str(cell)!r} is no whole number"
-            raise LoadError(f"samples: {self.path}, column {name}, {told}")
+            reason = f"row {start + odd[0] + 1}: {str(cell)!r} is no whole number"
+            raise LoadError(f"samples: {self.path}, column {name}, {reason}")
         return found
 
     def _strings(self, column: pa.Array, name: str) -> pa.Array:
+        return self._cast(columns.strings, column, name)
+
+    def _cast(self, cast: Callable[[pa.Array], pa.Array], column: pa.Array, name: str) -> pa.Array:
         try:
-            return strings(column)
+            return cast(column)
         except pa.ArrowException as error:
             raise LoadError(f"samples: {self.path}, column {name}: {' '.join(str(error).split())}") from error

@@ -1,6 +1,6 @@
-"""Intervals where training seeds and problems are both samples of many, of one arm or of the difference of two.
+"""Intervals for one arm or the difference of two where both training seeds and problems are samples from populations.
 
-It takes arrays of values; `passk` has the intervals over problems alone.
+`passk` has the intervals over problems alone.
 
 S training seeds, P problems, K values side by side.
 """
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Parts:
-    """A mean or difference with the two variances of it, each as a variance of the mean with its degrees of freedom.
+    """A mean or difference with its two variances, each a variance of the mean with its degrees of freedom.
 
     `of_seeds` is what training seeds add to the noise of their samples, 0 where the seed means differ no more than that.
     """
@@ -31,8 +31,8 @@ class Parts:
     df_seeds: Array
 
 
-def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95, top: float = 1.0) -> tuple[float, float]:
-    """Interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
+def two_level(first: ArrayLike | None, second: ArrayLike, top: float = 1.0) -> tuple[float, float]:
+    """95 % interval of mean(second) - mean(first) where problems and training seeds are both samples of many.
 
     half^2 = t(df_s)^2 v_s + t(df_p)^2 v_p, each variance with the t of its own degrees of freedom (the method of variance
     estimates recovery, Zou and Donner 2008, of two independent parts): v_p of the problems, steadied by pseudo-problems, v_s
@@ -52,15 +52,15 @@ def two_level(first: ArrayLike | None, second: ArrayLike, level: float = 0.95, t
         raise ValueError(f"need (S, P) with the same problems, got shapes {' and '.join(str(v.shape) for v in arms)}")
     if arms[0].shape[1] < 2:
         return np.nan, np.nan
-    found, tail = parts(arms, top), (1 + level) / 2
-    of_seeds = stats.t.ppf(tail, found.df_seeds) ** 2 * found.of_seeds
-    half = np.sqrt(of_seeds + stats.t.ppf(tail, found.df_problems) ** 2 * found.of_problems)
+    found = parts(arms, top)
+    of_seeds = stats.t.ppf(0.975, found.df_seeds) ** 2 * found.of_seeds
+    half = np.sqrt(of_seeds + stats.t.ppf(0.975, found.df_problems) ** 2 * found.of_problems)
     low, high = np.clip([found.center - half, found.center + half], -top if len(arms) > 1 else 0.0, top)
     return float(low), float(high)
 
 
 def parts(arms: Sequence[Array], top: float = 1.0) -> Parts:
-    """Of one arm its mean, of two the second less the first; each (S, P) or (S, P, K), the latter for K values at once.
+    """The mean of one arm, or the second minus the first of two; each (S, P), or (S, P, K) for K values at once.
 
     The seeds' part is the variance of their means (of two arms with the degrees of freedom of Satterthwaite 1946) less the
     interaction of the two crossed random effects (Searle, Casella and McCulloch 1992, chapter 4), which the problems' part

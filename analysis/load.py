@@ -1,7 +1,4 @@
-"""Run directories as tidy frames: what was run, how often each problem was solved, what it cost.
-
-It reads the columns that it needs and no others.
-"""
+"""Run directories as tidy frames: what was run, how often each problem was solved, what it cost."""
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -14,21 +11,20 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from analysis.arms import UNTRAINED, named
+from analysis.arms import UNTRAINED, name_arms
 from analysis.samples import LoadError, SampleFile, need
 from analysis.sweeps import without_run
 from ngrpo.rundir.progress import counted
 from ngrpo.rundir.schema import KINDS, Changed, RunRecord, Unreadable, check_files, current_name, leaves, read_run
 
 READ = ("metrics.csv", "timings.csv", "results.json", "samples/eval/")
-USUAL = ("run", "evaluation")  # kinds of runs that a report is about unless it is asked for others
-MOST = 50_000  # sample rows of an arm on a benchmark beyond which samples are read of some problems only
-Key = tuple[str, str, str]  # exploration, algorithm, configuration without the seed
+USUAL = ("run", "evaluation")  # kinds of runs that a report covers by default
+MOST = 50_000  # sample rows of an arm on a benchmark; beyond that, only some problems' samples are read
 
 
 @dataclass(frozen=True)
 class Study:
-    """Everything that a report is made of.
+    """Everything that a report is built from.
 
     Attributes:
         runs: a row per run: run, path, arm, exploration, algorithm, seed, config (dict of dotted keys), tokens
@@ -38,7 +34,7 @@ class Study:
         metrics, timings: the runs' csv files, with arm, seed and run.
         left_out: path and reason of what was found and not read.
         other_kinds: path -> kind of those among them that are not of the kinds asked for.
-        taken: of files of other tools a line each, which column was taken as what; empty for runs.
+        column_notes: of files of other tools a line each, which column was taken as what; empty for runs.
     """
 
     runs: pd.DataFrame
@@ -47,7 +43,7 @@ class Study:
     timings: pd.DataFrame
     left_out: pd.DataFrame
     other_kinds: Mapping[str, str] = field(default_factory=dict)
-    taken: Sequence[str] = ()
+    column_notes: Sequence[str] = ()
 
     @property
     def arms(self) -> list[str]:
@@ -58,8 +54,8 @@ class Study:
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(self.counts["benchmark"]))
 
-    def shown(self, benchmark: str) -> list[str] | None:
-        """The problems of which samples are read: all of them (None), or as many as have about MOST rows, drawn once."""
+    def problems_read(self, benchmark: str) -> list[str] | None:
+        """The problems whose samples are read: all (None), or a fixed random choice with about MOST rows."""
         part = self.counts[self.counts["benchmark"] == benchmark]
         per_problem = part.groupby(["arm", "problem_id"])["n"].sum().max()
         problems = part["problem_id"].unique()
@@ -78,8 +74,8 @@ class Study:
     def samples(
         self, arm: str, benchmark: str, columns: Sequence[str], problems: Collection[str] | None = None
     ) -> pd.DataFrame:
-        """Evaluation samples of an arm, all seeds, of these problems or of the `shown` ones; `seed` is added."""
-        chosen = self.shown(benchmark) if problems is None else problems
+        """Evaluation samples of an arm, all seeds, of these problems or of the `problems_read`; `seed` is added."""
+        chosen = self.problems_read(benchmark) if problems is None else problems
         wanted = [column for column in columns if column != "seed"]
         parts = [
             run.files[benchmark].read(wanted, chosen).assign(seed=run.seed)
@@ -105,8 +101,8 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
             raise LoadError(f"runs={root}: is no directory")
         found |= {path.parent: None for path in sorted(root.rglob("run.json"))}
     runs, left_out, others = [], [], {}
-    with closing(counted(found, "reading runs")) as places:
-        for place in places:
+    with closing(counted(found, "reading runs")) as directories:
+        for place in directories:
             try:
                 record = read_run(place, trust_changed=trust_changed)
                 if record.kind in kinds:
@@ -123,24 +119,24 @@ def load(roots: Iterable[str | Path], kinds: Sequence[str] = USUAL, trust_change
     runs = _countable(_once(runs), left_out)
     left_out += [row for root in map(Path, roots) for row in without_run(root)]
     if not runs:
-        shown = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
-        told = "; ".join([*shown, *describe_kinds(others)])
-        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({told})' if told else ''}")
-    return study_of(named(runs), left_out, others)
+        reasons = [f"{row['path']}: {row['reason']}" for row in left_out if row["path"] not in others][:3]
+        details = "; ".join([*reasons, *describe_kinds(others)])
+        raise LoadError(f"runs={','.join(map(str, roots))}: holds no finished run{f' ({details})' if details else ''}")
+    return study_of(name_arms(runs), left_out, others)
 
 
 def describe_kinds(others: Mapping[str, str]) -> list[str]:
-    """One line that counts runs of other kinds and names the override that takes them in; none where there are none."""
+    """One line that counts the runs of other kinds and names the override that includes them; empty if there are none."""
     if not others:
         return []
     counts = Counter(others.values())
     found = sorted(counts, key=KINDS.index)
-    told = ", ".join(f"{counts[kind]} of kind {kind}" for kind in found)
-    return [f"left out: {told}; kinds='{as_list(found)}' takes those instead"]
+    listed = ", ".join(f"{counts[kind]} of kind {kind}" for kind in found)
+    return [f"left out: {listed}; kinds='{as_list(found)}' takes those instead"]
 
 
 def as_list(kinds: Sequence[str]) -> str:
-    """Kinds as one would type them."""
+    """Kinds as typed on the command line."""
     return f"[{','.join(map(str, kinds))}]"
 
 
@@ -185,20 +181,14 @@ def _read_run(record: RunRecord) -> list[dict[str, Any]]:
     config |= {f"data:{name}": version for name, version in record.data.items()}
     config["results.version"] = record.results_version
     run = {"run": place.name, "path": str(place), "seed": int(record.content["seed"]), "config": config, **labels}
-    run |= {
-        "control": record.content.get("control"),
-        "wall_seconds": record.content.get("wall_seconds"),
-        "step": max(files),
-        "files": files[max(files)],
-    }
+    run |= {name: record.content.get(name) for name in ("control", "wall_seconds")}
+    run |= {"step": max(files), "files": files[max(files)], "metrics": None, "timings": None}
     if labels["algorithm"] == "none" and max(files) == 0:
-        return [{**run, "arm": UNTRAINED, "metrics": None, "timings": None}]
+        return [{**run, "arm": UNTRAINED}]
     needed = {"metrics": ["step"], "timings": ["tokens", "seconds"]}
-    tables = {name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}
-    rows = [{**run, "arm": None, **tables}]
-    if 0 in files and max(files) > 0:
-        rows.insert(0, {**run, "arm": UNTRAINED, "step": 0, "files": files[0], "metrics": None, "timings": None})
-    return rows
+    trained = {**run, "arm": None, **{name: _csv(place / f"{name}.csv", columns) for name, columns in needed.items()}}
+    before = {**run, "arm": UNTRAINED, "step": 0, "files": files.get(0)}
+    return [before, trained] if 0 in files and max(files) > 0 else [trained]
 
 
 def _labels(path: Path) -> dict[str, str]:
@@ -240,9 +230,9 @@ def study_of(
     runs: list[dict[str, Any]],
     left_out: list[dict[str, str]],
     other_kinds: Mapping[str, str] | None = None,
-    taken: Sequence[str] = (),
+    column_notes: Sequence[str] = (),
 ) -> Study:
-    """Runs with their arms as a study; `files` of a run maps benchmarks to their `Samples`."""
+    """Runs with their arms as a study; `files` of a run maps benchmarks to a `SampleFile`, or what reads like it."""
     counts, tables = [], {"metrics": [], "timings": []}
     for run in runs:
         run["arm"] = " ".join(run["arm"].split())  # a line break in a value of the command line would end a table's row
@@ -260,7 +250,9 @@ def study_of(
     missing = pd.DataFrame(left_out, columns=["path", "reason"])
     counted = _checked(pd.concat(counts, ignore_index=True))
     others = other_kinds or {}
-    return Study(pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=others, taken=taken)
+    return Study(
+        pd.DataFrame(listed), counted, **frames, left_out=missing, other_kinds=others, column_notes=column_notes
+    )
 
 
 def _checked(counts: pd.DataFrame) -> pd.DataFrame:

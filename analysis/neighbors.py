@@ -1,9 +1,7 @@
-"""The nearest neighbors of tokens in the embedding table, as diagnose.py found them.
-
-It reads what is listed already: it loads no model and knows no vector.
-"""
+"""The nearest neighbors of tokens in the embedding table, as diagnose.py listed them; loads no model."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +19,7 @@ LISTED = 6  # neighbors of a token in a table; all are in the file
 
 @dataclass(frozen=True)
 class Neighbors:
-    """Those of one diagnosis: `title` (its model) and `rows`, one per token and rank."""
+    """The neighbors of one diagnosis: `title` (its model) and `rows`, one per token and rank."""
 
     title: str
     rows: pd.DataFrame
@@ -37,24 +35,18 @@ def read(directory: Path) -> Neighbors:
 
 def beside(study: Study, roots: Iterable[str | Path]) -> tuple[list[Neighbors], Study]:
     """The finished diagnoses below some directories, and the study, which does not list them as runs that were left out."""
-    files = [path for root in roots for name in (FILE, FILE_OF_0_1) for path in sorted(Path(root).rglob(name))]
-    kept = {str(path.parent): found for path in files if (found := _read_if_whole(path.parent))}
+    kept: dict[str, Neighbors] = {}
+    for path in (path for root in roots for name in (FILE, FILE_OF_0_1) for path in sorted(Path(root).rglob(name))):
+        with suppress(OSError, ValueError, LookupError):  # damaged, or no diagnosis: the study lists it as left out
+            kept[str(path.parent)] = read(path.parent)
     left_out = study.left_out[~study.left_out["path"].isin(list(kept))]
     others = {path: kind for path, kind in study.other_kinds.items() if path not in kept}
     return list(kept.values()), replace(study, left_out=left_out, other_kinds=others)
 
 
-def _read_if_whole(directory: Path) -> Neighbors | None:
-    """What a directory holds; None where it is damaged or no diagnosis, which the study then lists as left out."""
-    try:
-        return read(directory)
-    except (OSError, ValueError, LookupError):
-        return None
-
-
 def tables(found: Sequence[Neighbors]) -> list[Table]:
     """The neighbors of each diagnosis, a row per token."""
-    made = []
+    built = []
     for at, one in enumerate(found):
         if one.rows.empty:
             continue
@@ -63,22 +55,20 @@ def tables(found: Sequence[Neighbors]) -> list[Table]:
         rows = [_row(part, len(ranks)) for _, part in one.rows.groupby("token", sort=False)]
         note = ("cosine of the input embeddings; ordinary tokens only. Tokens that were asked for, then the anchors that "
                 "exploration met most")  # fmt: skip
-        made.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
-    return made
+        built.append(Table(name, f"Nearest neighbors of tokens ({one.title})", ["token", *ranks], rows, note))
+    return built
 
 
 def _row(part: pd.DataFrame, most: int) -> list[Cell]:
     nearest = part.head(most)
     pairs = zip(nearest["neighbor_text"], nearest["cosine"], strict=True)
-    cells = [Cell(f"{shown(text)} {cosine:.2f}", cosine) for text, cosine in pairs]
-    return [Cell(shown(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
+    cells = [Cell(f"{visible(text)} {cosine:.2f}", cosine) for text, cosine in pairs]
+    return [Cell(visible(part["text"].iloc[0])), *cells, *[Cell("-")] * (most - len(cells))]
 
 
-def shown(text: object) -> str:
+def visible(text: object) -> str:
     """A token's text with blanks and control characters made visible; never empty."""
-    marked = "".join(c if c.isprintable() and not c.isspace() else _escaped(c) for c in str(text))
-    return marked or "(empty)"
-
-
-def _escaped(character: str) -> str:
-    return "␣" if character == " " else repr(character)[1:-1]
+    return (
+        "".join("␣" if c == " " else c if c.isprintable() and not c.isspace() else repr(c)[1:-1] for c in str(text))
+        or "(empty)"
+    )

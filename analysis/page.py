@@ -1,4 +1,4 @@
-"""One self-contained HTML page of a report. It takes finished tables and figures and computes nothing.
+"""One self-contained HTML page of a report, from finished tables and figures.
 
 Model text is escaped by the template, control characters are made visible, and a content security policy lets nothing run
 or load but the page's own style and script, by their digests.
@@ -6,7 +6,6 @@ or load but the page's own style and script, by their digests.
 
 import base64
 import hashlib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import islice
@@ -19,6 +18,7 @@ from markupsafe import Markup  # comes with jinja2
 from analysis.comparison import Comparison
 from analysis.load import UNTRAINED, Study
 from analysis.tables import Table, html_table
+from ngrpo.rundir.files import write_atomically
 
 PROBLEMS, SAMPLES = 12, 3  # per benchmark; per problem and method
 TEXT = 250_000  # characters of all completions together: what keeps a page below a megabyte
@@ -34,7 +34,7 @@ def write(
     tables: Sequence[Table],
     figures: Sequence[tuple[Path, str]],
     path: Path,
-    why: str = "",
+    why: str,
 ) -> None:
     """The page at `path`, whole or not at all."""
     environment = Environment(
@@ -58,9 +58,7 @@ def write(
         f"up to {PROBLEMS} in all, with {SAMPLES} completions of every method; all are in the sample files.",
         left_out=[visible(f"{row.path}: {row.reason}") for row in study.left_out.itertuples()],
     )
-    partial = path.with_name(f".{path.name}.part")
-    partial.write_text(text, "utf-8")
-    os.replace(partial, path)
+    write_atomically(path, text.encode())
 
 
 def visible(text: str) -> str:
@@ -69,12 +67,12 @@ def visible(text: str) -> str:
 
 
 def digest(text: str) -> str:
-    """What a content security policy calls the one script or style that it allows."""
+    """The source expression that allows this one script or style in a content security policy."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(str(text).encode()).digest()).decode()}'"
 
 
 class Browser:
-    """Problems with the completions of every method, any two of which the reader may lay side by side."""
+    """Problems with the completions of every method; the reader may compare any two methods side by side."""
 
     def __init__(self, study: Study, comparison: Comparison):
         self.study, self.baseline = study, comparison.baseline
@@ -99,7 +97,7 @@ class Browser:
         return shown
 
     def _chosen(self, benchmark: str) -> list[str]:
-        """Of each arm in turn the problem on which it is furthest ahead, then furthest behind, then the next ones."""
+        """For each arm in turn, the problem where it is furthest ahead, then furthest behind, then the next ones."""
         queues = []
         for arm in self.arms[1:]:
             if arm != UNTRAINED and (benchmark, arm) in self.rates and (benchmark, self.baseline) in self.rates:
@@ -138,7 +136,7 @@ def _rows(frame: Any, longest: int) -> list[Mapping[str, Any]]:
 
 
 def _text(value: Any, longest: int) -> str:
-    """At most so many characters: of a longer text the beginning and the end, which holds the answer."""
+    """At most so many characters; a longer text keeps its beginning and its end, which holds the answer."""
     text = visible("" if value is None else str(value))
     if len(text) <= longest:
         return text

@@ -1,4 +1,4 @@
-"""The figures of a report, readable in print and by color-blind readers. It draws what is in the frames and tests nothing."""
+"""The figures of a report, readable in print and by color-blind readers."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ SHADES = 256  # of a picture: fewer bytes; chosen so that the rarest color, a th
 
 
 def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Path, str]]:
-    """All figures that there is data for, as (path of a PNG, caption)."""
+    """Draws every figure that there is data for; (path of a PNG, caption) of each."""
     others = [arm for arm in study.arms if arm not in (UNTRAINED, comparison.baseline)]
     looks = {arm: (COLORS[i % 6], MARKERS[i % 7], LINES[i % 7]) for i, arm in enumerate(others)}
     looks |= {UNTRAINED: OF_UNTRAINED, comparison.baseline: OF_BASELINE}
@@ -39,9 +39,9 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
     with plt.rc_context(STYLE):
         makers = (_forest, _pass_at_k, _paired, _learning, _rates, _heat, _cost, _budget, _map)
         for make in counted(makers, "drawing"):
-            made = make(study, comparison, looks)
-            if made is not None:
-                figure, caption = made
+            drawn = make(study, comparison, looks)
+            if drawn is not None:
+                figure, caption = drawn
                 path = directory / f"{make.__name__.strip('_')}.png"
                 figure.savefig(path)
                 plt.close(figure)
@@ -51,13 +51,14 @@ def draw(study: Study, comparison: Comparison, directory: Path) -> list[tuple[Pa
 
 
 def shrink(path: Path) -> None:
-    """Writes a picture again with fewer colors, which makes it smaller."""
+    """Rewrites a picture with fewer colors, which makes the file smaller."""
     with Image.open(path) as picture:
         small = picture.convert("RGB").quantize(SHADES, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
 
 
-Looks = dict[str, tuple[Any, Any, Any]]
+Look = tuple[Any, Any, Any]  # color, marker, dashes
+Looks = dict[str, Look]
 Drawn = tuple[Any, str] | None
 
 
@@ -71,13 +72,26 @@ def _panels(count: int, width: float = 2.6, height: float = 2.2, **options: Any)
     return figure, list(axes.flat[:count])
 
 
+def _line(
+    axis: Any, x: Any, middle: Any, low: Any, high: Any, look: Look, label: Any, alpha: float = 0.12, **style: Any
+) -> None:
+    """A line with its band."""
+    axis.plot(x, middle, color=look[0], linestyle=look[2], label=label, **{"linewidth": 1.2, **style})
+    axis.fill_between(x, low, high, color=look[0], alpha=alpha, linewidth=0)
+
+
+def _log_k(axis: Any, n: int) -> None:
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
+
+
 def _legend(figure: Any, axis: Any) -> None:
     handles, labels = axis.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)))
 
 
 def _window(values: Any, *more: float) -> tuple[float, float]:
-    """An axis that holds `more` and all values but those FAR from the others, which are marked at its edge."""
+    """The range of an axis: `more` and all values except outliers (see FAR), which are marked at its edge."""
     known = np.asarray(values, dtype=float).ravel()
     known = known[np.isfinite(known)]
     away = np.abs(known - np.median(known))
@@ -112,7 +126,7 @@ def _forest(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     return figure, f"Differences of mean@n with Welch's 95 % interval over training seeds{far}."
 
 
-def _interval(axis: Any, place: int, row: Any, look: tuple[Any, Any, Any], window: tuple[float, float]) -> None:
+def _interval(axis: Any, place: int, row: Any, look: Look, window: tuple[float, float]) -> None:
     mark = _off_scale(row.gap, window)
     if mark:
         left = row.gap < window[0]
@@ -129,52 +143,35 @@ def _pass_at_k(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     figure, axes = _panels(len(study.benchmarks))
     for axis, benchmark in zip(axes, study.benchmarks, strict=True):
         n = rates.n[benchmark]
-        for arm in study.arms:
-            if not rates.has(benchmark, arm):
-                continue
+        for arm in rates.arms(benchmark, study.arms):
             curves = [rates.values(benchmark, arm, f"pass@{k}") for k in k_grid(n)]
-            bands = np.array([two_level(None, c, top=100) for c in curves])
-            color, marker, line = looks[arm]
-            axis.plot(
-                k_grid(n),
-                [c.mean() for c in curves],
-                color=color,
-                marker=marker,
-                linestyle=line,
-                markersize=3,
-                label=arm,
-            )
-            axis.fill_between(k_grid(n), bands[:, 0], bands[:, 1], color=color, alpha=0.12, linewidth=0)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(k_grid(n), [str(k) for k in k_grid(n)])
+            low, high = np.transpose([two_level(None, c, top=100) for c in curves])
+            style = {"linewidth": 1.5, "marker": looks[arm][1], "markersize": 3}
+            _line(axis, k_grid(n), [c.mean() for c in curves], low, high, looks[arm], arm, **style)
+        _log_k(axis, n)
         axis.set(title=benchmark, xlabel="k", ylabel="pass@k in %")
     _legend(figure, axes[0])
     return figure, "Unbiased pass@k against k; bands: 95 % for other problems and seeds."
 
 
 def _paired(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
-    """Differences of pass@k curves from the baseline's, of training runs where there are seeds enough for that."""
-    scopes = {
-        (f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline
-    }  # the last is widest
-    benchmarks = list(dict.fromkeys(benchmark for _, benchmark in scopes))
+    """pass@k curves minus the baseline's; the bands cover training runs if there are enough seeds."""
+    widest = {(f.arm, f.benchmark): f for f in comparison.curves if f.against == comparison.baseline}
+    benchmarks = list(dict.fromkeys(benchmark for _, benchmark in widest))
     if not benchmarks:
         return None
     figure, axes = _panels(len(benchmarks))
     for axis, benchmark in zip(axes, benchmarks, strict=True):
-        for (arm, where), found in scopes.items():
+        for (arm, where), found in widest.items():
             if where == benchmark:
-                (color, _, line), curve = looks[arm], found.curve
-                axis.plot(curve.ks, curve.value, color=color, linestyle=line, linewidth=1.2, label=arm)
-                axis.fill_between(curve.ks, curve.low, curve.high, color=color, alpha=0.15, linewidth=0)
+                curve = found.curve
+                _line(axis, curve.ks, curve.value, curve.low, curve.high, looks[arm], arm, alpha=0.15)
         axis.axhline(0, color="#555555", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        ticks = k_grid(comparison.rates.n[benchmark])
-        axis.set_xticks(ticks, [str(k) for k in ticks])
+        _log_k(axis, comparison.rates.n[benchmark])
         axis.set(title=benchmark, xlabel="k")
     axes[0].set_ylabel("points of pass@k")
     _legend(figure, axes[0])
-    runs = any(found.scope == SCOPES[1] for found in scopes.values())
+    runs = any(found.scope == SCOPES[1] for found in widest.values())
     scope = "other training runs and problems" if runs else "other problems, these checkpoints only"
     return (
         figure,
@@ -190,9 +187,8 @@ def _learning(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     for axis, name in zip(axes, names, strict=True):
         for arm, part in study.metrics.groupby("arm", sort=False):
             wide = part.pivot(index="step", columns="seed", values=name).rolling(SMOOTH, 1).mean()
-            color, _, line = looks[str(arm)]
-            axis.plot(wide.index, wide.mean(axis=1), color=color, linestyle=line, linewidth=1.2, label=arm)
-            axis.fill_between(wide.index, wide.min(axis=1), wide.max(axis=1), color=color, alpha=0.12, linewidth=0)
+            values = (wide.mean(axis=1), wide.min(axis=1), wide.max(axis=1))
+            _line(axis, wide.index, *values, looks[str(arm)], arm)
         axis.set(title={"informative": "share of informative groups"}.get(name, name), xlabel="RL step")
     _legend(figure, axes[0])
     return figure, f"Training rollouts, moving mean over {SMOOTH} RL steps; bands: range over seeds."
@@ -274,7 +270,7 @@ def _cost(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
 
 def _budget(study: Study, comparison: Comparison, looks: Looks) -> Drawn:
     """mean@n of every evaluation against what training had cost by then, mean over seeds."""
-    found = comparison.on_the_way
+    found = comparison.trajectory
     if found.empty:
         return None
     panels = [(benchmark, unit) for benchmark in found["benchmark"].unique() for unit in ("tokens", "seconds")]
@@ -296,8 +292,8 @@ def _gains(comparison: Comparison, arm: str) -> Any:
     """(S,) gain in mean@n of each seed of an arm, averaged over its benchmarks."""
     rates, found = comparison.rates, []
     for benchmark, names in comparison.metrics.items():
-        new, old = rates(benchmark, arm, names[0]), rates(benchmark, UNTRAINED, names[0])
-        if new is not None and old is not None:
+        if rates.has(benchmark, arm, UNTRAINED):
+            new, old = (rates.values(benchmark, name, names[0]) for name in (arm, UNTRAINED))
             found.append(new.mean(axis=1) - old.mean())
     return np.mean(found, axis=0)
 

@@ -1,7 +1,5 @@
 """What a comparison of training seeds could have found, and how many seeds would find a given difference.
 
-It takes arrays of values.
-
 S training seeds, P problems.
 """
 
@@ -16,11 +14,12 @@ from analysis.intervals import Array, interaction, seeds_by_problems
 from analysis.statistics import one_per_seed, standard_error
 
 QUANTILES = 60  # of each chi-square law that a power is averaged over
+POWER = 0.8  # the chance to find it
 MOST_SEEDS = 200  # that a study of some size is told to train
 
 
-def detectable(first: ArrayLike, second: ArrayLike, power: float = 0.8, alpha: float = 0.05) -> float:
-    """The smallest true difference of seed means that Welch's test at level `alpha` would find with this power.
+def detectable(first: ArrayLike, second: ArrayLike, alpha: float = 0.05) -> float:
+    """The smallest true difference of seed means that Welch's test at level `alpha` would find with 80 % power.
 
     From the spread of these very seeds, taken as that of all: with three of them it is itself uncertain by a factor of about
     two. nan with one seed or no spread.
@@ -28,19 +27,17 @@ def detectable(first: ArrayLike, second: ArrayLike, power: float = 0.8, alpha: f
     a, b = map(one_per_seed, (first, second))
     if min(len(a), len(b)) < 2 or standard_error(a, b) == 0:
         return np.nan
-    return smallest_found((a.std(ddof=1), b.std(ddof=1)), (len(a), len(b)), power, alpha)
+    return smallest_found((a.std(ddof=1), b.std(ddof=1)), (len(a), len(b)), alpha)
 
 
-def smallest_found(
-    spreads: tuple[float, float], seeds: tuple[int, int], power: float = 0.8, alpha: float = 0.05
-) -> float:
-    """The true difference that Welch's test finds with this power, where seeds of the arms have these standard deviations."""
+def smallest_found(spreads: tuple[float, float], seeds: tuple[int, int], alpha: float = 0.05) -> float:
+    """The true difference that Welch's test finds with 80 % power, where seeds of the arms have these standard deviations."""
     error = float(np.hypot(*(s / np.sqrt(n) for s, n in zip(spreads, seeds, strict=True))))
-    found = partial(welch_power, spreads=spreads, seeds=seeds, alpha=alpha)
+    power = partial(welch_power, spreads=spreads, seeds=seeds, alpha=alpha)
     highest = error
-    while found(highest) < power:
+    while power(highest) < POWER:
         highest *= 2
-    root: Any = optimize.brentq(lambda gap: found(gap) - power, 0.0, highest, xtol=1e-4 * error)
+    root: Any = optimize.brentq(lambda gap: power(gap) - POWER, 0.0, highest, xtol=1e-4 * error)
     return float(root)
 
 
@@ -61,9 +58,9 @@ def welch_power(gap: float, spreads: tuple[float, float], seeds: tuple[int, int]
 
 
 def seeds_needed(
-    gap: float, first: ArrayLike, second: ArrayLike, alpha: float = 0.05, problems: float = 1.0, power: float = 0.8
+    gap: float, first: ArrayLike, second: ArrayLike, alpha: float = 0.05, problems: float = 1.0
 ) -> int | None:
-    """Training seeds of each arm with which Welch's test would find a true difference of `gap` with this power.
+    """Training seeds of each arm with which Welch's test would find a true difference of `gap` with 80 % power.
 
     Args:
         first, second: (S, P) and (S', P) values of the runs at hand.
@@ -78,11 +75,11 @@ def seeds_needed(
     if max(spreads) == 0:
         return 0
     both = (float(spreads[0]), float(spreads[1]))
-    return next((s for s in range(2, MOST_SEEDS + 1) if welch_power(gap, both, (s, s), alpha) >= power), None)
+    return next((s for s in range(2, MOST_SEEDS + 1) if welch_power(gap, both, (s, s), alpha) >= POWER), None)
 
 
 def _spread(values: Array, problems: float) -> float:
-    """Standard deviation of seed means with so many times the problems; nan with one seed."""
+    """Standard deviation of seed means if there were `problems` times as many problems; nan with one seed."""
     if len(values) < 2:
         return np.nan
     within = float(interaction(values)) * len(values)

@@ -1,4 +1,4 @@
-"""Published numbers beside measured ones, each with the estimator that it was made with. They enter no ranking.
+"""Published numbers beside measured ones, each with its estimator; they are not ranked.
 
 The facts are in published_results.csv.
 """
@@ -24,7 +24,7 @@ def tables(papers: Sequence[str], benchmarks: Sequence[str]) -> list[Table]:
     Raises LoadError for a paper that is not in published_results.csv.
     """
     facts = pd.read_csv(FACTS)
-    made = []
+    built = []
     for paper in papers:
         part = facts[facts["paper"] == paper]
         if part.empty:
@@ -34,8 +34,8 @@ def tables(papers: Sequence[str], benchmarks: Sequence[str]) -> list[Table]:
         ours = {name.lower().replace("_", "").replace("-", "") for name in benchmarks}
         shared = part[part["benchmark"].str.lower().str.replace("-", "").isin(ours)]
         part = part if shared.empty else shared
-        made += [_table(paper, str(backbone), rows) for backbone, rows in part.groupby("backbone", sort=False)]
-    return made
+        built += [_table(paper, str(backbone), rows) for backbone, rows in part.groupby("backbone", sort=False)]
+    return built
 
 
 def _table(paper: str, backbone: str, rows: pd.DataFrame) -> Table:

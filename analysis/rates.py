@@ -1,7 +1,4 @@
-"""Values of estimates per training seed and problem, aligned over the arms of a study, each problem once.
-
-It reads counts and problem texts.
-"""
+"""Values of estimates per training seed and problem, aligned over the arms of a study, each problem once."""
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +17,7 @@ from ngrpo.evaluation import passk
 
 
 class Rates:
-    """(S, U) values in percent: S training seeds in order, U problems; those with the same text are one, their mean.
+    """(S, U) values in percent: S training seeds in order, U distinct problems; copies with the same text are averaged.
 
     Attributes:
         tables: (benchmark, arm) -> right answers, a row per seed, a column per problem id, in one order for all arms.
@@ -34,27 +31,28 @@ class Rates:
         self.problems: dict[str, pd.Index] = {}
         for (benchmark, arm), part in study.counts.groupby(["benchmark", "arm"], sort=False):
             self._add(str(benchmark), str(arm), part)
-        self._units = {benchmark: self._numbered(study, benchmark) for benchmark in self.problems}
+        self._units = {benchmark: self._unit_numbers(study, benchmark) for benchmark in self.problems}
         self.copies = {benchmark: len(units) - int(units.max()) - 1 for benchmark, units in self._units.items()}
-        self.values = cache(self._estimate)  # (benchmark, arm, metric) of an arm that has the benchmark
-
-    def __call__(self, benchmark: str, arm: str, metric: str) -> Array | None:
-        """(S, U) in percent, None where the arm lacks the benchmark."""
-        return self.values(benchmark, arm, metric) if self.has(benchmark, arm) else None
+        self.values = cache(self._values)
 
     def curves(self, benchmark: str, arm: str, ks: Sequence[int]) -> Array:
         """(S, U, K) of pass@k in percent."""
-        return self._once(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
+        return self._merge_copies(benchmark, curves(self.n[benchmark], self.tables[benchmark, arm].to_numpy(), ks))
 
     def size(self, benchmark: str) -> int:
-        """How many problems it has, those of one text counted once."""
+        """The number of distinct problems."""
         return len(self._units[benchmark]) - self.copies[benchmark]
 
     def has(self, benchmark: str, *arms: str) -> bool:
         """Whether all of these arms were evaluated on the benchmark."""
         return all((benchmark, arm) in self.tables for arm in arms)
 
-    def _estimate(self, benchmark: str, arm: str, metric: str) -> Array:
+    def arms(self, benchmark: str, arms: Sequence[str]) -> list[str]:
+        """Those of these arms that were evaluated on the benchmark."""
+        return [arm for arm in arms if self.has(benchmark, arm)]
+
+    def _values(self, benchmark: str, arm: str, metric: str) -> Array:
+        """(S, U) in percent of an arm that was evaluated on the benchmark."""
         return self.estimate(benchmark, self.tables[benchmark, arm].to_numpy(), metric)
 
     def estimate(self, benchmark: str, correct: Array, metric: str) -> Array:
@@ -65,7 +63,7 @@ class Rates:
             values = 100 * correct / n
         else:
             values = 100 * (passk.pass_at_k if name == "pass" else passk.boot_best_at_k)(n, correct, int(k))
-        return self._once(benchmark, values)
+        return self._merge_copies(benchmark, values)
 
     def _add(self, benchmark: str, arm: str, part: pd.DataFrame) -> None:
         wide = part.pivot(index="seed", columns="problem_id", values="c")
@@ -85,7 +83,7 @@ class Rates:
             )
         self.tables[benchmark, arm] = wide[known]  # by id: the first arm's order, whatever that of the file
 
-    def _once(self, benchmark: str, values: Array) -> Array:
+    def _merge_copies(self, benchmark: str, values: Array) -> Array:
         """(S, U, ...) means of (S, P, ...) values over the copies of each problem."""
         if not self.copies[benchmark]:
             return values
@@ -94,8 +92,8 @@ class Rates:
         sizes = np.diff([*starts, len(units)]).reshape(-1, *[1] * (values.ndim - 2))
         return np.add.reduceat(values[:, order], starts, axis=1) / sizes
 
-    def _numbered(self, study: Study, benchmark: str) -> np.ndarray:
-        """(P,) the number of each problem id's problem, in the order of the first of them."""
+    def _unit_numbers(self, study: Study, benchmark: str) -> np.ndarray:
+        """(P,) for each problem id the index of its distinct problem, in order of first appearance."""
         prompts, known = study.prompts(benchmark), {}
         texts = [normalized(prompts.get(problem, "")) or f"\0{problem}" for problem in self.problems[benchmark]]
         units = np.array([known.setdefault(text, len(known)) for text in texts])
@@ -104,11 +102,11 @@ class Rates:
 
 
 def normalized(text: str) -> str:
-    """Text without what no reader sees: case, spaces, and how characters are encoded; `3²` stays another than `32`."""
+    """Text without differences in case, spaces or character encoding; `3²` still differs from `32`."""
     return " ".join(unicodedata.normalize("NFC", text).casefold().split())
 
 
-def on_the_way(study: Study, problems: Mapping[str, pd.Index]) -> pd.DataFrame:
+def trajectory(study: Study, problems: Mapping[str, pd.Index]) -> pd.DataFrame:
     """arm, seed, benchmark, step, tokens, seconds and the right answers of each problem, a row per evaluation of a trained run.
 
     Empty where no run was evaluated between its first and its last step.

@@ -33,7 +33,7 @@ from scipy import stats
 from analysis.diagnosis import Diagnosis, group_shares
 from analysis.fairness import PLAIN
 from analysis.intervals import Array
-from analysis.statistics import told
+from analysis.statistics import p_text
 
 MOST, HALF = 0.8, 0.5
 FEWEST = 14  # problems
@@ -120,7 +120,7 @@ def _needed(agreement: float, problems: int) -> int | None:
 
 
 def _figure(diagnosis: Diagnosis, kind: str) -> str:
-    """The figure that an answer rests on, with its interval."""
+    """The figure behind an answer, with its interval."""
     row, group = diagnosis.figures, diagnosis.sampled.config["group_size"]
     n = diagnosis.sampled.baseline.correct.shape[1]
     room = f"pass@{n} is {_range(row, 'room', 'points')} above mean@{n}"
@@ -170,13 +170,13 @@ def _strategies(diagnosis: Diagnosis, better: list[str]) -> list[str]:
     if pairs.empty:
         return []
     for row in pairs.itertuples():
-        only = f"{row.only_it} problems only by it, {row.only_other} only by {row.against} ({told(row.p_only)})"
+        only = f"{row.only_it} problems only by it, {row.only_other} only by {row.against} ({p_text(row.p_only)})"
         if row.against == PLAIN and row.strategy in better:
             lines.append(f"{row.strategy} reaches problems that {PLAIN} does not: {only}.")
         elif row.p_only < ALPHA and row.only_it < row.only_other:
             lines.append(f"{row.strategy} misses problems that {row.against} solves: {only}.")
         if row.p < ALPHA:
-            size = f"{row.gap:+.1f} points of mean@n [{row.low:+.1f}, {row.high:+.1f}], {told(row.p)}"
+            size = f"{row.gap:+.1f} points of mean@n [{row.low:+.1f}, {row.high:+.1f}], {p_text(row.p)}"
             word = "better" if row.gap > 0 else "worse"
             lines.append(f"{row.strategy}, untrained, is {word} than {row.against}: {size}.")
         if row.against == PLAIN and row.ill_low > 0 and row.ill_change >= DAMAGE:

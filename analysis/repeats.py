@@ -1,4 +1,4 @@
-"""Rows that stand in a sample file twice: a run appended to itself, or to a file that it had written before."""
+"""Finds rows that a sample file holds twice: a run appended to itself, or to a file that it had written before."""
 
 import numpy as np
 import pandas as pd
@@ -9,14 +9,14 @@ SURE = 10.0  # bits: a thousand to one against the same answers by chance
 
 
 def recurring(keys: np.ndarray) -> int | None:
-    """The first row whose key, a hash, an earlier row has; None where there is none."""
-    if distinct(keys) == len(keys):
+    """The first row whose hashed key occurs in an earlier row; None if there is none."""
+    if distinct(keys.copy()) == len(keys):
         return None
     return int(pd.Series(keys).duplicated().to_numpy().argmax())
 
 
 def period(keys: np.ndarray) -> int | None:
-    """The number of rows after which a file begins anew and goes on the same to its end; None where it does not.
+    """The period of a file that repeats its first rows to its end, in rows; None if it does not repeat.
 
     Args:
         keys: (rows,) uint64, equal where rows are.

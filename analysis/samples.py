@@ -1,12 +1,9 @@
-"""Sample files of our own runs, read by columns: how often each problem was solved, and samples of the problems asked for.
-
-It knows the columns of a sample file.
-"""
+"""Sample files of our own runs, read by column: how often each problem was solved, and samples of chosen problems."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -16,39 +13,23 @@ import pyarrow.parquet as pq
 pc: Any = pyarrow.compute  # makes most of its functions when it is imported, which no checker sees
 COUNTED = ("problem_id", "sample_index", "outcome", "n_tokens")
 ROWS = 1 << 12  # of a batch
-LONGEST = 512  # tokens of an answer that are delivered, at most: nothing here looks further
+LONGEST = 512  # tokens of an answer that are returned at most: nothing here needs more
 
 
 class LoadError(ValueError):
-    """Runs or samples that cannot be compared; told in one line."""
+    """Runs or samples that cannot be compared; a one-line message."""
 
     one_line, exit_code = True, 2
 
 
-class Samples(Protocol):
-    """The samples of one run on one benchmark, read when they are asked for."""
-
-    def counts(self) -> pd.DataFrame:
-        """problem_id, n samples, c correct ones, their tokens. Raises LoadError where rows make no sense."""
-        ...
-
-    def read(self, columns: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """The columns of the samples of these problems, or of all; token_ids hold the first LONGEST."""
-        ...
-
-    def prompts(self) -> dict[str, str]:
-        """problem_id -> the text of the problem; empty where there are no texts."""
-        ...
-
-
 @dataclass(frozen=True)
 class SampleFile:
-    """One `samples/eval/<benchmark>-<step>.parquet`."""
+    """One `samples/eval/<benchmark>-<step>.parquet`, read on demand."""
 
     path: Path
 
     def counts(self) -> pd.DataFrame:
-        """Of the columns for problem, sample, outcome and tokens; no text is read.
+        """problem_id, n samples, c correct ones, their tokens; no text is read.
 
         Raises LoadError for rows that are there twice or a column that is not there.
         """
@@ -67,7 +48,10 @@ class SampleFile:
         return frame.rename(columns={"c_sum": "c", "c_count": "n", "tokens_sum": "tokens"})
 
     def read(self, columns: Sequence[str], problems: Collection[str] | None) -> pd.DataFrame:
-        """Raises LoadError for a column that is not there."""
+        """The columns of the samples of these problems, or of all; token_ids hold the first LONGEST.
+
+        Raises LoadError for a column that is not there.
+        """
         need(self.path, columns)
         chosen = None if problems is None else pa.array(sorted(problems), pa.string())
         parts = [pq.read_schema(self.path).empty_table().select(list(columns))]
@@ -80,7 +64,7 @@ class SampleFile:
         return pa.concat_tables(parts).to_pandas()
 
     def prompts(self) -> dict[str, str]:
-        """Of the first sample of each problem."""
+        """problem_id -> the text of the problem, of its first sample; empty where there are no texts."""
         found: dict[str, str] = {}
         if "prompt" not in pq.read_schema(self.path).names:
             return found

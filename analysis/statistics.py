@@ -1,6 +1,4 @@
-"""Tests and intervals: training seeds as the unit of the headline, problems as that of what given checkpoints show.
-
-It takes arrays of solve rates.
+"""Tests: over training seeds for the headline, over problems for what given checkpoints show.
 
 S training seeds, P problems.
 """
@@ -23,9 +21,9 @@ BLOCK = 2_000_000  # random numbers in memory at once
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two means with its interval and test. `df`: degrees of freedom, where the test has them."""
+    """A difference of two means with its interval and test; nan where there is none. `df`: degrees of freedom."""
 
-    value: float
+    gap: float
     low: float
     high: float
     p: float
@@ -34,24 +32,28 @@ class Difference:
 
 @dataclass(frozen=True)
 class Pairs:
-    """What one set of checkpoints shows problem by problem: it says nothing of other training seeds.
+    """Two sets of checkpoints compared problem by problem; says nothing about other training seeds.
 
-    `difference` has the interval of `passk.paired_interval` and the p of a sign-flipping permutation test; wins, ties and
-    losses count problems by solve rate; the 2 x 2 table counts those solved at least once by both, only one, or neither
-    (N-GRPO, Table 9).
+    low and high: `passk.paired_interval` of the mean gap; p: of a sign-flipping permutation test. wins, ties and losses count
+    problems by solve rate; the 2 x 2 table counts those solved at least once by both, only one, or neither (N-GRPO, Table 9);
+    p_only is the exact McNemar test of those that only one solves, 1 where there is none.
     """
 
-    difference: Difference
+    gap: float
+    low: float
+    high: float
+    p: float
     wins: int
     ties: int
     losses: int
     both: int
-    only_first: int
-    only_second: int
+    only_it: int
+    only_other: int
     neither: int
+    p_only: float
 
 
-def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Difference:
+def welch(first: ArrayLike, second: ArrayLike) -> Difference:
     """mean(second) - mean(first) of the means of S seeds each, by Welch's t (1947) with its degrees of freedom.
 
     Args:
@@ -61,15 +63,15 @@ def welch(first: ArrayLike, second: ArrayLike, level: float = 0.95) -> Differenc
         otherwise: a variance of 0 from a few seeds is no evidence.
     """
     a, b = map(one_per_seed, (first, second))
-    value = float(b.mean() - a.mean())
+    gap = float(b.mean() - a.mean())
     if min(len(a), len(b)) < 2 or (np.ptp(a) == 0 and np.ptp(b) == 0):
-        same = min(len(a), len(b)) > 1 and value == 0
-        return Difference(value, np.nan, np.nan, 1.0 if same else np.nan)
+        same = min(len(a), len(b)) > 1 and gap == 0
+        return Difference(gap, np.nan, np.nan, 1.0 if same else np.nan)
     with warnings.catch_warnings():  # at a ceiling all seeds are nearly equal, which scipy warns of
         warnings.simplefilter("ignore", RuntimeWarning)
         test: Any = stats.ttest_ind(b, a, equal_var=False)  # a tuple class that scipy makes at run time
-    low, high = test.confidence_interval(level)
-    return Difference(value, float(low), float(high), float(test.pvalue), float(test.df))
+    low, high = test.confidence_interval(0.95)
+    return Difference(gap, float(low), float(high), float(test.pvalue), float(test.df))
 
 
 def one_per_seed(values: ArrayLike) -> Array:
@@ -79,31 +81,24 @@ def one_per_seed(values: ArrayLike) -> Array:
     return numbers
 
 
-def paired(
-    first: ArrayLike, second: ArrayLike, level: float = 0.95, draws: int = DRAWS, seed: int = 0, top: float = 1.0
-) -> Pairs:
-    """Two sets of checkpoints problem by problem, second minus first.
+def paired(first: ArrayLike, second: ArrayLike, draws: int = DRAWS, top: float = 1.0) -> Pairs:
+    """Two sets of checkpoints problem by problem, second (`it`) minus first (`other`).
 
     Args:
         first, second: (S, P) and (S', P) solve rates in [0, top], or (P,) of one seed; seeds are averaged, so the
             checkpoints are taken as given.
     """
-    a, b = map(seeds_by_problems, (first, second))
-    before, after = a.mean(axis=0), b.mean(axis=0)
-    low, high = passk.paired_interval(before, after, level, top)
+    other, it = map(seeds_by_problems, (first, second))
+    before, after = other.mean(axis=0), it.mean(axis=0)
+    low, high = passk.paired_interval(before, after, top=top)
     gaps = after - before
-    p = _flipped(gaps, draws, np.random.default_rng(seed))
-    solved_a, solved_b = (values.max(axis=0) > 0 for values in (a, b))
-    return Pairs(
-        Difference(float(gaps.mean()), float(low), float(high), p),
-        wins=int((gaps > 0).sum()),
-        ties=int((gaps == 0).sum()),
-        losses=int((gaps < 0).sum()),
-        both=int((solved_a & solved_b).sum()),
-        only_first=int((solved_a & ~solved_b).sum()),
-        only_second=int((~solved_a & solved_b).sum()),
-        neither=int((~solved_a & ~solved_b).sum()),
-    )
+    p = _flipped(gaps, draws, np.random.default_rng(0))
+    by_other, by_it = (values.max(axis=0) > 0 for values in (other, it))
+    wins, ties, losses = (int(found.sum()) for found in (gaps > 0, gaps == 0, gaps < 0))
+    solved = (by_it & by_other, by_it & ~by_other, by_other & ~by_it, ~by_it & ~by_other)
+    both, only_it, only_other, neither = (int(found.sum()) for found in solved)
+    p_only, gap = solved_by_one_only(only_other, only_it), float(gaps.mean())
+    return Pairs(gap, float(low), float(high), p, wins, ties, losses, both, only_it, only_other, neither, p_only)
 
 
 def _flipped(gaps: Array, draws: int, generator: np.random.Generator) -> float:
@@ -124,15 +119,13 @@ def _blocks(draws: int, width: int) -> list[int]:
     return [min(size, draws - start) for start in range(0, draws, size)]
 
 
-def solved_by_one_only(only_first: int, only_second: int) -> float:
-    """Exact McNemar p of the problems that one of two arms solves and the other does not; 1 where there is none."""
-    if only_first + only_second == 0:
-        return 1.0
-    return float(stats.binomtest(only_first, only_first + only_second).pvalue)
+def solved_by_one_only(one: int, other: int) -> float:
+    """Exact McNemar p of the problems that only one of two arms solves; 1 where there is none."""
+    return float(stats.binomtest(one, one + other).pvalue) if one + other else 1.0
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's (1979) adjusted p of a family declared beforehand; those that are nan stay so and count, as declared ones do."""
+    """Holm's (1979) adjusted p of a family declared beforehand; nan stays nan and counts, because it was declared."""
     values = np.asarray(ps, dtype=np.float64)
     order = np.argsort(values)  # nan last
     steps = values[order] * np.arange(len(values), 0, -1)
@@ -142,7 +135,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def false_discovery(ps: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg adjusted p of a family of comparisons; those that are nan stay so and do not count."""
+    """Benjamini-Hochberg adjusted p of a family of comparisons; nan stays nan and does not count."""
     values = np.asarray(ps, dtype=np.float64)
     known, adjusted = ~np.isnan(values), values.copy()
     if known.any():
@@ -159,11 +152,11 @@ def equivalence(first: ArrayLike, second: ArrayLike, margin: float) -> float:
     found = welch(a, b)
     if found.df is None:
         return np.nan
-    return float(stats.t.sf((margin - abs(found.value)) / standard_error(a, b), found.df))
+    return float(stats.t.sf((margin - abs(found.gap)) / standard_error(a, b), found.df))
 
 
-def told(p: float) -> str:
-    """A p value as it is read: none is 0."""
+def p_text(p: float) -> str:
+    """A p value as text, never 0."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
 
 

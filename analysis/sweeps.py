@@ -17,22 +17,21 @@ def without_run(root: Path) -> list[dict[str, str]]:
     left_out: dict[str, str] = {}
     for record in sorted(root.rglob("sweeps/*.json"), key=lambda path: path.stat().st_mtime):
         left_out |= dict(_jobs(record))
-    for folder in sorted(
-        {path.parent for name in ("trials.csv", "journal.log") for path in root.rglob(f"sweeps/*/{name}")}
-    ):
+    searches = {path.parent for name in ("trials.csv", "journal.log") for path in root.rglob(f"sweeps/*/{name}")}
+    for folder in sorted(searches):
         left_out |= dict(_trials(folder))
     return [{"path": path, "reason": reason} for path, reason in left_out.items()]
 
 
 def _jobs(record: Path) -> Iterable[tuple[str, str]]:
     try:
-        jobs = json.loads(record.read_text("utf-8"))["runs"]
-        told = [(Path(job["directory"]), job["status"], job["error"], " ".join(job["overrides"])) for job in jobs]
+        records = json.loads(record.read_text("utf-8"))["runs"]
+        jobs = [(Path(job["directory"]), job["status"], job["error"], " ".join(job["overrides"])) for job in records]
     except (OSError, ValueError, LookupError, TypeError) as error:
         yield str(record), f"is no record of a sweep: {' '.join(str(error).split())}"
         return
     place = record.parent.parent
-    for directory, status, error, overrides in told:
+    for directory, status, error, overrides in jobs:
         if directory.parent.name != place.name or (place / directory.name / "run.json").exists():
             continue  # of another tree, which has the same record; or a run, which tells its state itself
         if status in ("finished", "finished before"):
@@ -49,7 +48,5 @@ def _trials(folder: Path) -> Iterable[tuple[str, str]]:
         for row in csv.DictReader(file):
             if row.get("state") == "FAIL":
                 values = ", ".join(f"{key}={row[key]}" for key in row if key not in NOT_PARAMETERS and row[key])
-                yield (
-                    f"{folder} trial {row['number']} ({values})",
-                    row["reason"] or "its worker died or had no room for it",
-                )
+                reason = row["reason"] or "its worker died or had no room for it"
+                yield f"{folder} trial {row['number']} ({values})", reason

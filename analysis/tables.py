@@ -1,11 +1,10 @@
-"""Tables as people read them: terminal, Markdown, CSV, LaTeX, HTML. It lays cells out and computes nothing but ranks."""
+"""Tables of a report and their formats: terminal, Markdown, CSV, LaTeX, HTML."""
 
 import csv
 import html
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -26,8 +25,29 @@ class Cell:
     """`text` as shown, `value` to sort by, `place` 1 for the best of its column and 2 for the second."""
 
     text: str
-    value: float | str | None = None
+    value: float | None = None
     place: int = 0
+
+
+def words(*texts: str) -> list[Cell]:
+    """A cell for each."""
+    return [Cell(text) for text in texts]
+
+
+def number(value: float | None, digits: int, unit: str = "") -> Cell:
+    """A number with so many decimals, or a dash if it is missing."""
+    return Cell("-") if value is None or np.isnan(value) else Cell(f"{value:,.{digits}f}{unit}", float(value))
+
+
+def estimate(value: float, low: float, high: float, sign: str = "") -> Cell:
+    """`1.2 [0.3, 2.1]`, without brackets where there is no interval; sign="+" for differences."""
+    interval = "" if np.isnan(low) else f" [{low:{sign}.1f}, {high:{sign}.1f}]"
+    return Cell(f"{value:{sign}.1f}{interval}", float(value))
+
+
+def p_value(value: float) -> Cell:
+    """A p value with three decimals, never 0; a dash if there is no test."""
+    return Cell("-") if np.isnan(value) else Cell("< 0.001" if value < 0.001 else f"{value:.3f}", float(value))
 
 
 @dataclass(frozen=True)
@@ -44,7 +64,7 @@ class Table:
 
 def of_comparison(comparison: Comparison) -> list[Table]:
     """Every table of a report, the one with the answers first."""
-    made = [
+    built = [
         _estimates(comparison, comparison.estimates, "passk", "Mean and Pass@k", PASSK),
         _tests(comparison),
         _curves(comparison),
@@ -53,7 +73,7 @@ def of_comparison(comparison: Comparison) -> list[Table]:
         _costs(comparison),
         _estimates(comparison, comparison.boot_best, "boot_best", "best@k by bootstrap, as verl prints it", BOOT),
     ]
-    return [table for table in made if table.rows]
+    return [table for table in built if table.rows]
 
 
 PASSK = (
@@ -68,25 +88,24 @@ def _estimates(comparison: Comparison, frame: pd.DataFrame, name: str, title: st
     """A row per arm, a column per benchmark and metric, and the averages over benchmarks where every arm has all."""
     if frame.empty:
         return Table(name, title, [], [])
-    values = {(r.arm, r.benchmark, r.metric): r for r in frame.itertuples()}
+    values = {(r.arm, r.benchmark, r.metric): estimate(r.value, r.low, r.high) for r in frame.itertuples()}
     heads = list(dict.fromkeys((r.benchmark, r.metric) for r in frame.itertuples()))
     arms = list(dict.fromkeys(frame["arm"]))
     ranked = {comparison.baseline, *comparison.fairness.ranked} - {UNTRAINED}
-    columns = [[values.get((arm, *head)) for arm in arms] for head in heads]
-    cells = [_column(arms, column, ranked) for column in columns]
+    columns = [[values.get((arm, *head), Cell("-")) for arm in arms] for head in heads]
     groups = [(b, sum(head[0] == b for head in heads)) for b in dict.fromkeys(head[0] for head in heads)]
     names = [metric for _, metric in heads]
     for metric in dict.fromkeys(names):
         places = [i for i, head in enumerate(heads) if head[1] == metric]
         if len(places) > 1:
-            means = [_mean([columns[i][at] for i in places]) for at in range(len(arms))]
-            cells.append(_ranked(arms, means, [f"{m:.1f}" if m is not None else "-" for m in means], ranked))
+            columns.append([_mean([columns[i][at] for i in places]) for at in range(len(arms))])
             names.append(metric)
+    cells = [_ranked(arms, column, ranked) for column in columns]
     if len(names) > len(heads):
         groups.append(("average", len(names) - len(heads)))
     seeds = frame.groupby("arm", sort=False)["seeds"].max()
     rows = [
-        [Cell(arm, arm), Cell(str(seeds[arm]), float(seeds[arm])), *(column[i] for column in cells)]
+        [Cell(arm), Cell(str(seeds[arm]), float(seeds[arm])), *(column[i] for column in cells)]
         for i, arm in enumerate(arms)
     ]
     sizes = "; ".join(
@@ -95,24 +114,20 @@ def _estimates(comparison: Comparison, frame: pd.DataFrame, name: str, title: st
     return Table(name, title, ["method", "seeds", *names], rows, f"{note}; {sizes}", [("", 2), *groups])
 
 
-def _column(arms: Sequence[str], column: Sequence[Any], ranked: set[str]) -> list[Cell]:
-    texts = [f"{r.value:.1f} [{r.low:.1f}, {r.high:.1f}]" if r else "-" for r in column]
-    return _ranked(arms, [r.value if r else None for r in column], texts, ranked)
-
-
-def _ranked(arms: Sequence[str], values: Sequence[float | None], texts: Sequence[str], ranked: set[str]) -> list[Cell]:
-    """Best and second among the arms that may be ranked; equal values, as they are shown, share a place."""
-    shown = [round(v, 1) for a, v in zip(arms, values, strict=True) if v is not None and a in ranked]
-    order = sorted(shown, reverse=True)[:2] if len(ranked) > 1 else []
+def _ranked(arms: Sequence[str], column: Sequence[Cell], ranked: set[str]) -> list[Cell]:
+    """Marks best and second best among the ranked arms; values that round to the same number share a place."""
+    rounded = [round(cell.value, 1) if cell.value is not None and arm in ranked else None
+             for arm, cell in zip(arms, column, strict=True)]  # fmt: skip
+    order = sorted((value for value in rounded if value is not None), reverse=True)[:2] if len(ranked) > 1 else []
     if len(set(order)) == 1:  # a shared first place leaves no second
         order = order[:1]
-    places = [order.index(round(v, 1)) + 1 if a in ranked and v is not None and round(v, 1) in order else 0
-              for a, v in zip(arms, values, strict=True)]  # fmt: skip
-    return [Cell(text, value, place) for text, value, place in zip(texts, values, places, strict=True)]
+    places = [order.index(value) + 1 if value in order else 0 for value in rounded]
+    return [replace(cell, place=place) for cell, place in zip(column, places, strict=True)]
 
 
-def _mean(rows: Sequence[Any]) -> float | None:
-    return float(np.mean([r.value for r in rows])) if all(rows) else None
+def _mean(cells: Sequence[Cell]) -> Cell:
+    values = [cell.value for cell in cells if cell.value is not None]
+    return number(float(np.mean(values)) if len(values) == len(cells) else None, 1)
 
 
 def _tests(comparison: Comparison) -> Table:
@@ -120,9 +135,9 @@ def _tests(comparison: Comparison) -> Table:
                "95 % (problems and seeds)", "detectable", "result"]  # fmt: skip
     frame = comparison.tests
     rows = [
-        [Cell(r.arm), Cell(r.against), Cell(r.benchmark), Cell(r.metric), Cell(r.family), _signed(r.gap),
-         Cell(_range(r.low, r.high), r.low), _number(r.df, 1), _p(r.p), _p(r.adjusted),
-         Cell(_range(r.two_low, r.two_high), r.two_low), _number(r.detectable, 1), Cell(r.words)]
+        [*words(r.arm, r.against, r.benchmark, r.metric, r.family), _signed(r.gap),
+         _range(r.low, r.high), number(r.df, 1), p_value(r.p), p_value(r.adjusted),
+         _range(r.two_low, r.two_high), number(r.detectable, 1), Cell(r.words)]
         for family in ("primary", "control", "exploratory") for r in frame[frame["family"] == family].itertuples()
     ]  # fmt: skip
     note = ("points of 100; the unit is the training seed: Welch's t on seed means, df its degrees of freedom; corrected: Holm "
@@ -132,26 +147,22 @@ def _tests(comparison: Comparison) -> Table:
 
 
 def every_k(comparison: Comparison) -> pd.DataFrame:
-    """arm, baseline, benchmark, k, difference, low, high, verdict, scope: paired pass@k curves with simultaneous bands."""
-    parts = [
-        pd.DataFrame({"arm": f.arm, "baseline": f.against, "benchmark": f.benchmark, "k": f.curve.ks,
-                      "difference": f.curve.value, "low": f.curve.low, "high": f.curve.high, "verdict": f.curve.verdicts,
-                      "scope": f.scope})
-        for f in comparison.curves
-    ]  # fmt: skip
+    """Paired pass@k curves with simultaneous bands, a row for each k."""
+    rows = [(f.arm, f.against, f.benchmark, *point, f.scope) for f in comparison.curves
+            for point in zip(f.curve.ks, f.curve.value, f.curve.low, f.curve.high, f.curve.verdicts, strict=True)]  # fmt: skip
     columns = ["arm", "baseline", "benchmark", "k", "difference", "low", "high", "verdict", "scope"]
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _curves(comparison: Comparison) -> Table:
     """Where one arm gains and where it loses over k."""
     rows = []
     for found in comparison.curves:
-        cells = [Cell(found.arm), Cell(found.against), Cell(found.benchmark), Cell(found.scope)]
+        cells = words(found.arm, found.against, found.benchmark, found.scope)
         for verdict in ("gains", "loses"):
             stretches = found.curve.stretches(verdict)
-            cells.append(Cell(", ".join(f"{a} to {b}" if b > a else str(a) for a, b in stretches) or "-"))
-            cells.append(_number(stretches[0][0] if stretches else None, 0))
+            cells.append(Cell(found.curve.ranges(verdict) or "-"))
+            cells.append(Cell(f"{stretches[0][0]:,}", stretches[0][0]) if stretches else Cell("-"))
         rows.append(cells)
     columns = ["method", "against", "benchmark", "holds for", "gains for k", "first gain", "loses for k", "first loss"]
     note = ("pass@k for every k from 1 to n (256 of them where n is larger), problem by problem, with 95 % bands that hold for "
@@ -164,9 +175,9 @@ def _pairs(comparison: Comparison) -> Table:
     columns = ["method", "against", "benchmark", "difference", "95 % (problems)", "p (permutation)", "wins", "ties", "losses",
                "solved by both", "by it only", "by the other only", "by neither", "p (only)"]  # fmt: skip
     rows = [
-        [Cell(r.arm), Cell(r.against), Cell(r.benchmark), _signed(r.gap), Cell(_range(r.low, r.high), r.low), _p(r.p),
-         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_arm, r.only_other, r.neither)),
-         _p(r.p_only)]
+        [*words(r.arm, r.against, r.benchmark), _signed(r.gap), _range(r.low, r.high), p_value(r.p),
+         *(Cell(str(v), float(v)) for v in (r.wins, r.ties, r.losses, r.both, r.only_it, r.only_other, r.neither)),
+         p_value(r.p_only)]
         for r in comparison.pairs.itertuples()
     ]  # fmt: skip
     note = ("mean@n per problem, seeds averaged. It takes the trained checkpoints as given, so a small p says nothing about "
@@ -179,8 +190,9 @@ def _noise(comparison: Comparison) -> Table:
     for (arm, benchmark), part in comparison.noise.groupby(["arm", "benchmark"], sort=False):
         rejected = int((part["p"] < 0.05).sum())
         largest = part["gap"].abs().max()
-        rows.append([Cell(str(arm)), Cell(str(benchmark)), Cell(f"{largest:.1f}", largest),
-                     Cell(f"{rejected} of {len(part)}", rejected / len(part))])  # fmt: skip
+        rows.append(
+            [*words(arm, benchmark), number(largest, 1), Cell(f"{rejected} of {len(part)}", rejected / len(part))]
+        )
     columns = ["method", "benchmark", "largest difference", "pairs of seeds with p < 0.05"]
     note = ("two training seeds of one method, tested problem by problem as if they were two methods: there is nothing to "
             "find, so every rejection is a false alarm of such tests")  # fmt: skip
@@ -191,9 +203,9 @@ def _costs(comparison: Comparison) -> Table:
     columns = ["method", "benchmark", "gain", "training tokens", "seconds", "tokens/s", "gain per million tokens",
                "gain per hour", "tokens per answer"]  # fmt: skip
     rows = [
-        [Cell(r.arm), Cell(r.benchmark), _signed(r.gain), Cell(f"{r.tokens:,.0f}", r.tokens), _number(r.seconds, 0),
-         Cell(f"{r.tokens_per_second:,.0f}", r.tokens_per_second), _number(r.per_million_tokens, 1), _number(r.per_hour, 0),
-         _number(r.answer_tokens, 1)]
+        [*words(r.arm, r.benchmark), _signed(r.gain), number(r.tokens, 0), number(r.seconds, 0),
+         number(r.tokens_per_second, 0), number(r.per_million_tokens, 1), number(r.per_hour, 0),
+         number(r.answer_tokens, 1)]
         for r in comparison.costs.itertuples()
     ]  # fmt: skip
     note = "gain: points of mean@n over the untrained model; seconds of the RL steps, evaluations not counted; means over seeds"
@@ -290,16 +302,5 @@ def _signed(value: float) -> Cell:
     return Cell("0.0" if abs(value) < 0.05 else f"{value:+.1f}", value)
 
 
-def _number(value: float | None, digits: int) -> Cell:
-    missing = value is None or np.isnan(value)
-    return Cell("-" if missing else f"{value:,.{digits}f}", None if missing else value)
-
-
-def _p(value: float) -> Cell:
-    if np.isnan(value):
-        return Cell("-")
-    return Cell("< 0.001" if value < 0.001 else f"{value:.3f}", value)
-
-
-def _range(low: float, high: float) -> str:
-    return "-" if np.isnan(low) or np.isnan(high) else f"{low:+.1f} to {high:+.1f}"
+def _range(low: float, high: float) -> Cell:
+    return Cell("-" if np.isnan(low) or np.isnan(high) else f"{low:+.1f} to {high:+.1f}", low)

@@ -1,7 +1,4 @@
-"""What a comparison says in sentences: the declared comparison first, what it cannot say, and what is exploratory.
-
-It words what the frames hold.
-"""
+"""A comparison in sentences: the declared comparison first, then what is missing, then what is exploratory."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.comparison import SCOPES, Comparison
-from analysis.statistics import told
+from analysis.statistics import p_text
 
 FEW_SEEDS = 5  # below it, their spread is itself uncertain by half
 SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
@@ -19,14 +16,13 @@ SHOWN = 10  # rows of the declared comparison in sentences; a table has them all
 def verdict(comparison: Comparison) -> list[str]:
     """Sentences, the first of which says who wins or why nobody does."""
     fairness, tests = comparison.fairness, comparison.tests
-    head = [f"{_winners(comparison)}"]
-    if fairness.missing:
-        head = ["No winner is named, because this comparison is not complete."]
+    complete = not fairness.missing
+    head = _winners(comparison) if complete else "No winner is named, because this comparison is not complete."
     rows = _declared(tests)
     lines = [headline(row, len(tests[tests["family"] == row.family]), fairness.controls) for row in rows[:SHOWN]]
     if len(rows) > SHOWN:
         lines.append(f"{len(rows) - SHOWN} more declared comparisons stand in the table of differences.")
-    return [*head, *lines, *_needed(comparison), *fairness.missing, *_exploratory(comparison), *_of_curves(comparison),
+    return [head, *lines, *_needed(comparison), *fairness.missing, *_exploratory(comparison), *_of_curves(comparison),
             *comparison.notes]  # fmt: skip
 
 
@@ -46,11 +42,11 @@ def headline(row: Any, family: int, controls: Mapping[str, Sequence[str]]) -> st
         found += ", as far as so few seeds tell" * (min(row.seeds, row.seeds_against) < FEW_SEEDS)
     corrected = f" after Holm over {family}" if family > 1 else ""
     interval = f"[{row.low:+.1f}, {row.high:+.1f}]" + " (this row alone)" * (family > 1)
-    return f"{what}: {row.gap:+.1f} points {interval}, {told(row.adjusted)}{corrected}, {size}: {row.words}{found}."
+    return f"{what}: {row.gap:+.1f} points {interval}, {p_text(row.adjusted)}{corrected}, {size}: {row.words}{found}."
 
 
 def _declared(tests: pd.DataFrame) -> list[Any]:
-    """Primary rows, then those of controls; where there are many, those that show something first."""
+    """Primary rows, then control rows; if there are many, those that show a difference come first."""
     rows = [row for row in tests.itertuples() if row.family != "exploratory"]
     silent = len(rows) > SHOWN
     return sorted(rows, key=lambda row: (silent and row.words == "no difference shown", row.family != "primary"))
@@ -70,7 +66,7 @@ def _winners(comparison: Comparison) -> str:
 
 
 def _beats(tests: pd.DataFrame, arm: str, others: list[str]) -> bool:
-    """Better in one and the same declared metric, and worse in none, declared or not, than the baseline and its controls."""
+    """Whether an arm beats all `others` in the same declared metric and is worse than none in any metric."""
     rows = tests[(tests["arm"] == arm) & tests["against"].isin(others)]
     shared = set.intersection(*(_better(tests, arm, other) for other in others))
     return bool(shared) and "worse" not in set(rows["words"])
@@ -85,36 +81,27 @@ def _better(tests: pd.DataFrame, arm: str, other: str) -> set[tuple[str, str]]:
 
 def _of_curves(comparison: Comparison) -> list[str]:
     """Where one arm gains and where it loses over k, a sentence for each pair on a declared benchmark that shows either."""
-    benchmarks = {benchmark for benchmark, _ in comparison.plan.primary}
-    widest = {
-        (found.arm, found.against, found.benchmark): found for found in comparison.curves
-    }  # training runs, if any
+    benchmarks = {benchmark for benchmark, _ in comparison.primary}
+    # Of training runs, if there are bands for them.
+    widest = {(found.arm, found.against, found.benchmark): found for found in comparison.curves}
     lines = []
     for found in widest.values():
-        parts = []
-        for verdict_ in ("gains", "loses"):
-            if stretches := found.curve.stretches(verdict_):
-                parts.append(f"{verdict_} for k = {', '.join(_stretch(*ends) for ends in stretches)}")
+        ranges = {word: found.curve.ranges(word) for word in ("gains", "loses")}
+        parts = [f"{word} for k = {ks}" for word, ks in ranges.items() if ks]
         if found.benchmark in benchmarks and parts:
             scope = "Of training runs" if found.scope == SCOPES[1] else "Of these checkpoints only"
-            told = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
+            subject = f"pass@k of {found.arm} against {found.against} on {found.benchmark} {' and '.join(parts)}"
             at_once = f" and all {len(widest)} curves" if len(widest) > 1 else ""
-            lines.append(f"{scope}, exploratory: {told}; the band holds for all k{at_once} at once.")
+            lines.append(f"{scope}, exploratory: {subject}; the band holds for all k{at_once} at once.")
     return lines
-
-
-def _stretch(first: int, last: int) -> str:
-    return f"{first}" if first == last else f"{first} to {last}"
 
 
 def _needed(comparison: Comparison) -> list[str]:
     """How many seeds would find the declared difference, a sentence for each row of the declared family."""
     if comparison.needed.empty:
         return []
-    lines = []
-    for (arm, other, benchmark, metric), part in comparison.needed.groupby(
-        ["arm", "against", "benchmark", "metric"], sort=False
-    ):
+    lines, keys = [], ["arm", "against", "benchmark", "metric"]
+    for (arm, other, benchmark, metric), part in comparison.needed.groupby(keys, sort=False):
         sizes = [
             f"{'more than 200' if pd.isna(row.seeds) else f'{row.seeds:.0f}'} seeds of each at {row.problems} problems"
             for row in part.itertuples()
@@ -122,19 +109,19 @@ def _needed(comparison: Comparison) -> list[str]:
         if (part["seeds"] == 0).any():
             sizes = ["the seeds at hand do not differ, so that nothing can be told"]
         many = "two seeds of each must be there to tell how many" if part["now"].min() < 2 else ", ".join(sizes)
-        what = f"{comparison.plan.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
+        what = f"{comparison.declared.detect:g} points of {metric} on {benchmark} between {arm} and {other}"
         lines.append(f"To find {what} with 80 %: {many}.")
     return lines
 
 
 def _exploratory(comparison: Comparison) -> list[str]:
     rows = comparison.tests[comparison.tests["family"] == "exploratory"]
-    shown = rows[rows["words"].isin(["better", "worse"])]
     if rows.empty:
         return []
-    more = f"; {len(shown)} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * bool(
-        len(shown)
+    count = int(rows["words"].isin(["better", "worse"]).sum())
+    more = f"; {count} differ at 5 % after Benjamini-Hochberg, which is for the next experiment to confirm" * (
+        count > 0
     )
-    kind = "" if comparison.plan.chosen else ", chosen by default: primary= declares others"
-    primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.plan.primary)
+    kind = "" if comparison.declared.primary else ", chosen by default: primary= declares others"
+    primary = ", ".join(f"{benchmark} {metric}" for benchmark, metric in comparison.primary)
     return [f"Declared: {primary}{kind}. The other {len(rows)} comparisons are exploratory{more}."]

@@ -1,1 +1,1 @@
-"""Speed and memory beside what one would use instead; `python -m benchmarks.run` from the repository's root."""
+"""Speed and memory compared with the usual alternatives; `python -m benchmarks.run` from the repository's root."""

@@ -80,7 +80,7 @@ def imposed(workload: Workload) -> Workload:
 
 @dataclass(frozen=True)
 class Bench:
-    """A model, once for this engine and once as transformers has it."""
+    """A model, loaded once for this engine and once for transformers."""
 
     model: CausalModel
     peer: Any
@@ -96,7 +96,7 @@ class Bench:
         vocabulary: int | None = None,
         peer: bool = True,
     ) -> "Bench":
-        """Both copies of a model of models.NAMES; peer=False leaves the second out."""
+        """Loads both copies of a model of models.NAMES; peer=False leaves out the second."""
         model = CausalModel(models.stock(name, PEER_ATTENTION, device, dtype, vocabulary))
         other = models.stock(name, PEER_ATTENTION, device, dtype, vocabulary) if peer else None
         if other is not None:
@@ -105,7 +105,7 @@ class Bench:
 
     @property
     def device(self) -> torch.device:
-        """Where both are."""
+        """The device of both copies."""
         return self.model.table.device
 
     def read(self, workload: Workload) -> Prompts:
@@ -121,7 +121,7 @@ class Bench:
         return ids.to(self.device), mask.to(self.device)
 
     def vocabulary(self, workload: Workload) -> Vocabulary:
-        """What strategies know of the tokens. Without stops the thinking part never ends either: they explore throughout."""
+        """The vocabulary for strategies. Without stops the thinking part never ends either, so they explore throughout."""
         task = workload.task
         words = vocabulary(self.tokenizer, self.model, task.answer_start, task.answer_prefix)
         if workload.stops:
@@ -134,24 +134,24 @@ class Bench:
         return self.ready(STRATEGIES[name]() if workload.lengths is None else Ending(workload.lengths), workload)
 
     def ready(self, strategy: Exploration, workload: Workload) -> Exploration:
-        """The strategy, once the engine has the weights and it is bound and prepared for them."""
+        """Syncs the engine, binds and prepares the strategy, and returns it."""
         strategy.bind(self.vocabulary(workload), self.model.table.detach())
         self.engine.sync(self.model, 0, strategy)
         return strategy
 
     def rollouts(self, strategy: Exploration, workload: Workload) -> Callable[[], Rollouts]:
-        """This engine under a strategy that is ready; every call draws the same."""
+        """A call that generates with a strategy from `ready`; every call draws the same answers."""
         ids, mask = self.prompts(workload)
         keys = row_keys([("benchmark", row) for row in range(workload.rows)], self.device)
         return lambda: self.engine.generate(strategy, ids, mask, keys, workload.limit)
 
     def ours(self, name: str, workload: Workload) -> Callable[[], Tensor]:
-        """The same; a call returns the lengths (B,) it has generated."""
+        """The same, but the call returns the generated lengths (B,)."""
         rollouts = self.rollouts(self.strategy(name, workload), workload)
         return lambda: rollouts().lengths
 
     def theirs(self, workload: Workload, lengths: Tensor) -> Callable[[], Tensor]:
-        """`generate` of transformers, its rows made to end at the lengths (B,) that this engine sampled."""
+        """A call of transformers' `generate` whose rows end at the lengths (B,) that this engine sampled."""
         ids, mask = self.prompts(workload)
         stop = StoppingCriteriaList([Lengths(lengths, ids.shape[1])])
         call = partial(
@@ -170,15 +170,15 @@ class Bench:
         )
 
         def run() -> Tensor:
-            made = call().shape[1] - ids.shape[1]
-            assert made == int(lengths.max()), f"generate made {made} tokens, expected {int(lengths.max())}"
+            length = call().shape[1] - ids.shape[1]
+            assert length == int(lengths.max()), f"generate made {length} tokens, expected {int(lengths.max())}"
             return lengths
 
         return run
 
 
 class Lengths(StoppingCriteria):
-    """Ends row i after lengths[i] tokens. It stands in for the look at the end-of-text token, and costs no more."""
+    """Ends row i after lengths[i] tokens; replaces the check for the end-of-text token at the same cost."""
 
     def __init__(self, lengths: Tensor, prompt: int):
         self.lengths, self.prompt = lengths, prompt

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from itertools import count
-from time import perf_counter
 from typing import Any
 
 from torch import Tensor
 
 from benchmarks.arms import BASELINE, STRATEGIES, Bench, Workload, equal, imposed, natural
-from benchmarks.measuring import between
+from benchmarks.measuring import between, timed
 from benchmarks.options import Options
 from benchmarks.reporting import SPREAD, Table
 from benchmarks.strategies import overhead_rows, split
@@ -27,7 +26,7 @@ HAND_OVERS = 5
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """One entry per model, workload and arm, then one of each model's weights being handed over."""
+    """One entry per model, workload and arm, then one per model for the transfer of its weights."""
     repeats = options.repeats
     small = Bench.load(dtype=options.precision)
     limit = min(TOKENS, options.limit)
@@ -50,7 +49,7 @@ def _of(model: str, bench: Bench, workloads: list[Workload], repeats: int) -> li
         timings = between(calls, _plain(hosted, engine, workload, lengths), repeats)
         shape = {"model": model, "workload": workload.name, "tokens": int(lengths.sum())}
         rows += [{**shape, "what": name, **split(pairs)} for name, pairs in timings.items()]
-    seconds = [_seconds(lambda: engine.sync(bench.model, 0)) for _ in range(HAND_OVERS)]
+    seconds = [timed(lambda: engine.sync(bench.model, 0)).seconds for _ in range(HAND_OVERS)]
     engine.close()
     return [*rows, {"model": model, "what": "weights handed over", "seconds": seconds}]
 
@@ -67,17 +66,13 @@ def _plain(bench: Bench, engine: VllmEngine, workload: Workload, lengths: Tensor
 
     def run() -> Tensor:
         salt = f"plain {next(salts)}"  # as little is shared between calls as there
-        asked = [{"prompt_token_ids": texts[row // workload.group], "cache_salt": salt} for row in range(len(lengths))]
-        engine.llm.generate(asked, settings, use_tqdm=False)
+        prompts = [
+            {"prompt_token_ids": texts[row // workload.group], "cache_salt": salt} for row in range(len(lengths))
+        ]
+        engine.llm.generate(prompts, settings, use_tqdm=False)
         return lengths
 
     return run
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = perf_counter()
-    call()
-    return perf_counter() - start
 
 
 def tables(measured: list[dict[str, Any]]) -> list[Table]:

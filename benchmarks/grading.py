@@ -8,7 +8,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,7 +55,7 @@ def _primes(number: int) -> list[int]:
 
 
 def respellings(gold: str) -> list[str]:
-    """What a model might write for a gold, of the same value, without computing."""
+    """Other spellings of a gold that a model might write, equal without any computation."""
     found = [f"${gold}$", f" {gold} ", f"{{{gold}}}", f"\\displaystyle {gold}", gold.replace("\\frac", "\\dfrac")]
     found += [re.sub(r"(?<!\\)([-+=,])(?![ \\])", r"\1 ", gold), gold.replace("(", "\\left(").replace(")", "\\right)")]
     if WHOLE.fullmatch(gold):
@@ -79,23 +79,16 @@ def computed(gold: str) -> list[str]:
     ]
 
 
-def rate(work: Callable[[], object], count: int) -> float:
-    """Answers a second."""
-    started = time.perf_counter()
-    work()
-    return count / (time.perf_counter() - started)
-
-
-def pairs_of(golds: Sequence[str], spell: Callable[[str], list[str]], parsed: bool) -> list[tuple[str, str]]:
+def pairs_of(golds: Sequence[str], parsed: bool) -> list[tuple[str, str]]:
     """Each gold with each of its spellings, those that need the parser or those that do not, in a random order."""
-    pairs = [(gold, text) for gold in dict.fromkeys(golds) if gold for text in spell(gold)]
+    pairs = [(gold, text) for gold in dict.fromkeys(golds) if gold for text in respellings(gold) + computed(gold)]
     kept = [pair for pair in pairs if (settle(*pair) is None) == parsed]
     random.Random(0).shuffle(kept)
     return kept
 
 
 def forget() -> None:
-    """Drops what the reading of the pairs' selection left in caches."""
+    """Empties the caches that choosing the pairs has filled."""
     from ngrpo.grading import choices, reading, written
 
     for function in (choices.alternatives, choices.option, reading.read, written.formula):
@@ -107,15 +100,13 @@ def main(path: str) -> None:
     golds = [json.loads(line)["answer"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
     grader = Latex(workers=1)
     grader.grade(["\\boxed{\\frac{1}{2}}"], ["0.51x"])  # starts the process
-    both = lambda gold: respellings(gold) + computed(gold)  # noqa: E731
     for name, parsed in (("no parser", False), ("parser", True)):
-        pairs = pairs_of(golds, both, parsed)
+        pairs = pairs_of(golds, parsed)
         forget()
         texts, wanted = [f"\\boxed{{{answer}}}" for _, answer in pairs], [gold for gold, _ in pairs]
-        verdicts = []
-        speed = rate(
-            lambda texts=texts, wanted=wanted, found=verdicts: found.extend(grader.grade(texts, wanted)), len(pairs)
-        )
+        started = time.perf_counter()
+        verdicts = grader.grade(texts, wanted)
+        speed = len(pairs) / (time.perf_counter() - started)
         missed = [
             (pair, verdict) for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.outcome != "correct"
         ]

@@ -4,13 +4,8 @@ One table and one picture per axis.
 """
 
 import csv
-import os
-import signal
 import statistics
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,8 +17,8 @@ from benchmarks.measuring import paired
 from benchmarks.options import Options
 from benchmarks.pictures import curve
 from benchmarks.reporting import Table, rate
-from benchmarks.step import OUR_ROWS, OURS, THEIRS
-from benchmarks.turns import REPOSITORY, Arm, environment
+from benchmarks.step import column, paired_steps
+from benchmarks.turns import output
 
 TITLE = "How cost grows"
 PATIENCE = 300  # seconds for the few steps of a run
@@ -83,21 +78,10 @@ def _tokens(point: Point, options: Options, repeats: int) -> dict[str, Any]:
 
 def _step(threads: int) -> dict[str, Any]:
     """Seconds of whole steps, 32 prompts x 8 answers, of both trainers with so many threads."""
-    seconds: dict[str, list[float]] = {"ngrpo": [], "trl": []}
-    with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory()))
-        arms = {}
-        for name, module, rows in (("ngrpo", OURS, OUR_ROWS), ("trl", THEIRS, 64)):
-            place = folder / name
-            place.mkdir()
-            given = {"prompts": 32, "group": 8, "limit": 96, "model": models.BUNDLED, "rows": rows, "place": place}
-            arms[name] = stack.enter_context(Arm(module, place / "log", threads, **given))
-        for repeat in range(6):
-            for name, arm in arms.items():
-                step = arm.step()
-                if repeat:
-                    seconds[name].append(step["seconds"])
-    return {"at": threads, "seconds": seconds}
+    given = {"prompts": 32, "group": 8, "limit": 96, "model": models.BUNDLED}
+    with TemporaryDirectory() as folder:
+        ours, theirs = paired_steps(Path(folder), threads, given, their_rows=64, pairs=5)
+    return {"at": threads, "seconds": {"ngrpo": column(ours, "seconds"), "trl": column(theirs, "seconds")}}
 
 
 def _processes(count: int) -> dict[str, Any]:
@@ -107,26 +91,10 @@ def _processes(count: int) -> dict[str, Any]:
         values = {"steps": 6, "evaluation.before": "false", "problems": 2, "n": 2}
         values |= {"benchmark": "story_math", "trainer": "cpu", "trainer.threads": 1, "hydra.run.dir": run}
         values |= {"trainer.strategy": "ddp", "trainer.devices": count} if count > 1 else {}
-        _run([sys.executable, "train.py", *(f"{name}={value}" for name, value in values.items())])
+        output(["train.py", *(f"{name}={value}" for name, value in values.items())], 1, PATIENCE)
         with open(run / "timings.csv", newline="", encoding="utf-8") as file:
             seconds = [float(row["seconds"]) for row in csv.DictReader(file) if int(row["step"]) > 1]
     return {"at": count, "seconds": {"ngrpo": seconds}}
-
-
-def _run(command: list[str]) -> None:
-    """A command to its end; SystemExit where that is an error or does not come. Ranks go with the one that started them."""
-    started = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(1), text=True, start_new_session=True,
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        _, errors = started.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        errors = f"not done after {PATIENCE} seconds"
-    if started.returncode != 0:
-        with suppress(ProcessLookupError):
-            os.killpg(started.pid, signal.SIGKILL)
-        raise SystemExit("\n".join([f"{command[1]} did not finish:", *errors.splitlines()[-5:]]))
 
 
 def lines(points: Sequence[dict[str, Any]]) -> Iterator[tuple[str, list[float], list[float], list[float]]]:

@@ -1,4 +1,4 @@
-"""Paired timings with their spread, and peak memory."""
+"""Paired timings, and peak memory."""
 
 import gc
 import os
@@ -18,32 +18,15 @@ MIB = 2**20
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median, quartiles and range of repeated measurements."""
-
-    median: float
-    low: float
-    high: float
-    lowest: float
-    highest: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """Of at least one value."""
-        low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
-        return cls(median, low, high, min(values), max(values))
-
-
-@dataclass(frozen=True)
 class Timing:
-    """Of one call: seconds of the clock, and processor seconds of all threads of this process."""
+    """Wall-clock seconds of one call, and processor seconds of all threads of this process."""
 
     seconds: float
     cpu_seconds: float
 
 
 def timed(call: Callable[[], Any]) -> Timing:
-    """One call, garbage collected before it; work left to an accelerator counts."""
+    """Times one call, after a garbage collection and including pending work on an accelerator."""
     gc.collect()
     _finish()
     start, cpu_start = perf_counter(), process_time()
@@ -58,7 +41,7 @@ def _finish() -> None:
 
 
 def paired(first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds of two calls that take turns, after a warm-up of each; who begins changes with every pair.
+    """Seconds of two calls that take turns, after a warm-up of each; the order alternates from pair to pair.
 
     A machine that slows down slows both calls of a pair, so ratios of pairs hold still where seconds do not.
     """
@@ -101,12 +84,12 @@ def interval(values: Sequence[float], draws: int = 4000) -> tuple[float, float]:
 
 
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
-    """Pair by pair."""
+    """Ratios, pair by pair."""
     return [a / b for a, b in zip(above, below, strict=True)]
 
 
 def resident() -> tuple[float, float]:
-    """MiB of this process: now and at most.
+    """Resident memory of this process in MiB: now, and at its peak.
 
     Linux counts in ru_maxrss what the parent had before it started this program, so VmHWM is read where there is one.
     """
@@ -121,5 +104,5 @@ def resident() -> tuple[float, float]:
 
 
 def load() -> list[float]:
-    """Processes that wanted a core in the last 1, 5 and 15 minutes: other people's work shows here."""
+    """Load averages over 1, 5 and 15 minutes, which show other work on the machine."""
     return [round(value, 2) for value in os.getloadavg()]

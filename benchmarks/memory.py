@@ -5,56 +5,51 @@ python -m benchmarks.memory --arm NAME --threads N --limit N
 
 import argparse
 import json
-import subprocess
-import sys
 from typing import Any
 
 import torch
 
-from benchmarks.arms import STRATEGIES, Bench, Workload, equal
+from benchmarks.arms import STRATEGIES, Bench, equal
 from benchmarks.measuring import resident
 from benchmarks.options import Options
 from benchmarks.reporting import Table
-from benchmarks.turns import REPOSITORY, environment
+from benchmarks.turns import output
 
 TITLE = "Memory of generation"
 PEER = "transformers generate"
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """MiB before and at most, of each arm."""
+    """Resident MiB of each arm, before the batch and at the peak."""
     rows = []
     for name in (PEER, *list(STRATEGIES)[: 1 if options.quick else None]):
-        command = [sys.executable, "-m", "benchmarks.memory", f"--arm={name}"]
-        command += [f"--threads={options.threads}", f"--limit={options.limit}"]
-        done = subprocess.run(
-            command, cwd=REPOSITORY, env=environment(options.threads), capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise SystemExit(
-                "\n".join([f"{name} ended with status {done.returncode}:", *done.stderr.splitlines()[-5:]])
-            )
-        rows.append({"arm": name, **json.loads(done.stdout)})
+        command = [
+            "-m",
+            "benchmarks.memory",
+            f"--arm={name}",
+            f"--threads={options.threads}",
+            f"--limit={options.limit}",
+        ]
+        rows.append({"arm": name, **json.loads(output(command, options.threads))})
     return rows
 
 
 def of(arm: str, limit: int) -> dict[str, float]:
-    """MiB before and at most while one arm decodes the batch whose rows all run to `limit`."""
+    """Resident MiB of one arm, before and at the peak of decoding a batch whose rows all run to `limit`."""
     bench, workload = Bench.load(), equal(limit)
     lengths = torch.full((workload.rows,), limit)
-    small = Workload("warm-up", equal(2, prompts=1).task, 1, 2, stops=False)
-    calls = [
+    warm_up, batch = (
         bench.theirs(w, lengths[: w.rows].clamp(max=w.limit)) if arm == PEER else bench.ours(arm, w)
-        for w in (small, workload)
-    ]
-    calls[0]()
+        for w in (equal(2, prompts=1, group=1), workload)
+    )
+    warm_up()
     before = resident()[0]
-    calls[1]()
+    batch()
     return {"before_mib": before, "peak_mib": resident()[1]}
 
 
 def tables(measured: list[dict[str, Any]]) -> list[Table]:
-    """Before, at most, and the difference."""
+    """Before, peak, and the difference."""
     sizes = [(row["before_mib"], row["peak_mib"], row["peak_mib"] - row["before_mib"]) for row in measured]
     cells = [[row["arm"], *(f"{size:,.0f}" for size in three)] for row, three in zip(measured, sizes, strict=True)]
     title = "Resident memory of one batch, equal lengths, 32 x 8 (MiB)"

@@ -49,7 +49,7 @@ def measure(options: Options) -> dict[str, Any]:
     work, name = equal(min(options.limit, 64), *shape), "nano" if options.quick else options.model or "50m"
     bench = Bench.load(name, peer=False)
     baseline = _step(bench, TokenSampling(), work)
-    calls = {arm: _step(bench, made(), work) for arm, made in STRATEGIES.items()}
+    calls = {arm: _step(bench, build(), work) for arm, build in STRATEGIES.items()}
     found = between(calls, baseline, options.repeats)
     extra = {arm: [100 * (own.cpu_seconds / base.cpu_seconds - 1) for own, base in found[arm]] for arm in calls}
     bases = [base.cpu_seconds for pairs in found.values() for _, base in pairs]
@@ -89,7 +89,7 @@ def _groups(rollouts: Rollouts, shape: tuple[int, int], limit: int) -> Groups:
 
 
 def _alone(bench: Bench, rollouts: Rollouts, answers: Groups) -> dict[str, Callable[[], Any]]:
-    """What methods do beside a step of GRPO, each by itself."""
+    """What each method computes in addition to a GRPO step, as calls of their own."""
     shaped = advantages.group_normalized(answers.rewards)
     wide = shaped.view(-1, 1).expand(rollouts.loss_mask.shape)
     tokens = AnswerTokens(wide, torch.rand(wide.shape, dtype=wide.dtype), rollouts.loss_mask, answers)
@@ -106,7 +106,7 @@ def _alone(bench: Bench, rollouts: Rollouts, answers: Groups) -> dict[str, Calla
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """Processor seconds of a call, of many where it is short."""
+    """Processor seconds of a call, averaged over many if it is short."""
     once = timed(call).cpu_seconds
     if once > 0.5:
         return once
@@ -117,7 +117,7 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def tables(measured: dict[str, Any]) -> list[Table]:
-    """The extra of each."""
+    """The extra cost of each method."""
     (prompts, group), seconds = measured["shape"], mean(measured["seconds"])
     size = f"{measured['model']}, {prompts} x {group} answers, {measured['tokens']:,} tokens"
     title = f"Processor time beyond a step of grpo with token_sampling ({size}; {seconds:.1f} s)"

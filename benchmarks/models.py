@@ -35,7 +35,7 @@ def is_random(name: str) -> bool:
 
 
 def settings(name: str, vocabulary: int | None = None) -> Qwen2Config:
-    """The configuration of a random model, with another vocabulary where one is given."""
+    """The configuration of a random model, with another vocabulary if one is given."""
     layers, width, heads, key_heads, inner, words = SHAPES[name]
     return Qwen2Config(
         vocab_size=vocabulary or words,
@@ -59,14 +59,14 @@ def stock(
     dtype: torch.dtype = torch.float32,
     vocabulary: int | None = None,
 ) -> Qwen2ForCausalLM:
-    """The model as transformers has it, in eval mode; random ones are made in memory, on the device."""
+    """The transformers model, in eval mode; random ones are built in memory, on the device."""
     if not is_random(name):
-        made = Qwen2ForCausalLM.from_pretrained(BUNDLED, dtype=dtype, attn_implementation=attention)
-        return made.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
+        model = Qwen2ForCausalLM.from_pretrained(BUNDLED, dtype=dtype, attn_implementation=attention)
+        return model.eval().to(torch.device(device))  # pyright: ignore[reportArgumentType]
     torch.manual_seed(0)
     with torch.device(device):
-        made = Qwen2ForCausalLM._from_config(settings(name, vocabulary), dtype=dtype, attn_implementation=attention)
-    return made.eval()
+        model = Qwen2ForCausalLM._from_config(settings(name, vocabulary), dtype=dtype, attn_implementation=attention)
+    return model.eval()
 
 
 def write_tokenizer(words: int, folder: Path) -> None:
@@ -83,7 +83,7 @@ def write_tokenizer(words: int, folder: Path) -> None:
 
 
 def tokenizer(name: str, vocabulary: int | None = None) -> PreTrainedTokenizerBase:
-    """The one that goes with a model."""
+    """The tokenizer of a model."""
     if not is_random(name):
         return load_tokenizer(str(BUNDLED))
     with TemporaryDirectory() as folder:
@@ -93,7 +93,7 @@ def tokenizer(name: str, vocabulary: int | None = None) -> PreTrainedTokenizerBa
 
 @contextmanager
 def directory(name: str) -> Iterator[str]:
-    """Where the model can be loaded from, while the context lasts."""
+    """A directory that the model can be loaded from, while the context lasts."""
     if not is_random(name):
         yield str(BUNDLED)
         return

@@ -1,4 +1,4 @@
-"""What every part is told: how long to measure, on what."""
+"""The options of every part: how long to measure, and on what."""
 
 from dataclasses import dataclass
 
@@ -19,5 +19,5 @@ class Options:
 
     @property
     def precision(self) -> torch.dtype:
-        """Of weights and activations."""
+        """The dtype of weights and activations."""
         return getattr(torch, self.dtype)

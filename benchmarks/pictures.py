@@ -1,4 +1,4 @@
-"""Pictures that survive a black-and-white printer: dark lines told apart by marker and dash. It knows no numbers' meaning."""
+"""Pictures that survive a black-and-white printer: dark lines that differ in marker and dash."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,13 +1,11 @@
-"""The memory that plan.py states beside the peak of a run: whole steps of train.py, each run in processes of its own."""
+"""The memory that plan.py predicts beside the measured peak of whole steps of train.py, each run in its own processes."""
 
 import json
-import subprocess
-import sys
 from typing import Any
 
 from benchmarks.options import Options
 from benchmarks.reporting import Table
-from benchmarks.turns import REPOSITORY, environment
+from benchmarks.turns import output
 
 TITLE = "The plan's memory"
 MODELS, LENGTHS = ("20m", "50m", "170m"), (64, 256)
@@ -16,7 +14,7 @@ WORDS = ("prompts_per_step=2", "group_size=4", "trainer.micro_batch_rows=4")
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """MiB planned and at most after two updates, of every size and length and, for one size, of two processes."""
+    """Planned and peak MiB after two updates, for every size and length and, for one size, for two processes."""
     rows = []
     for length in LENGTHS[: 1 if options.quick else None]:
         for model in ("nano",) if options.quick else MODELS:
@@ -28,16 +26,13 @@ def measure(options: Options) -> list[dict[str, Any]]:
 
 
 def _peak(model: str, length: int, threads: int, *words: str) -> dict[str, int]:
-    """Of the process that takes most, after its last update."""
+    """Planned and peak MiB of the largest process, after its last update."""
     several = ["-m", "torch.distributed.run", "--nproc-per-node=2"] if words else []
-    command = [sys.executable, *several, "-m", "benchmarks.sharding", model, f"max_new_tokens={length}", *WORDS]
+    command = [*several, "-m", "benchmarks.sharding", model, f"max_new_tokens={length}", *WORDS, *words]
     # Freed blocks go back at once: the peak is what was in use, and not what the allocator kept.
-    given = {**environment(threads), "MALLOC_MMAP_THRESHOLD_": "65536"}
-    done = subprocess.run([*command, *words], cwd=REPOSITORY, env=given, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit("\n".join([f"{model} ended with {done.returncode}:", *done.stderr.splitlines()[-5:]]))
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    most = max(told, key=lambda line: (line["update"], line["peak"]))
+    lines = output(command, threads, MALLOC_MMAP_THRESHOLD_="65536").splitlines()
+    found = [json.loads(line) for line in lines if line.startswith("{")]
+    most = max(found, key=lambda line: (line["update"], line["peak"]))
     return {"planned_mib": most["planned"], "peak_mib": most["peak"]}
 
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as RichTable
+from tabulate import tabulate
 
-from benchmarks.measuring import Spread, interval
+from benchmarks.measuring import interval
 
 SPREAD = ("median", "95 % of it", "middle half", "range")
 
@@ -23,27 +23,18 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
-    def rich(self) -> RichTable:
-        """For the terminal."""
-        table = RichTable(title=self.title, title_justify="left")
-        for index, column in enumerate(self.columns):
-            table.add_column(column, justify="right" if index else "left")
-        for row in self.rows:
-            table.add_row(*row)
-        return table
-
     def markdown(self) -> str:
-        """For a file."""
-        rule = [":---", *["---:"] * (len(self.columns) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, rule, *self.rows)]
-        return "\n".join([f"**{self.title}**", "", *lines, ""])
+        """For a file, and as readable in a terminal."""
+        alignment = ["left", *["right"] * (len(self.columns) - 1)]
+        body = tabulate(self.rows, self.columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+        return f"**{self.title}**\n\n{body}\n"
 
 
 def figures(values: Sequence[float], form: str = ".2f", unit: str = "") -> list[str]:
     """Cells for the median, its 95 % bootstrap interval, quartiles and range."""
-    spread = Spread.of(values)
-    pairs = (interval(values), (spread.low, spread.high), (spread.lowest, spread.highest))
-    return [f"{spread.median:{form}}{unit}", *(f"{low:{form}} to {high:{form}}{unit}" for low, high in pairs)]
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
+    pairs = (interval(values), (low, high), (min(values), max(values)))
+    return [f"{median:{form}}{unit}", *(f"{low:{form}} to {high:{form}}{unit}" for low, high in pairs)]
 
 
 def rate(tokens: float, seconds: Sequence[float]) -> str:
@@ -52,7 +43,7 @@ def rate(tokens: float, seconds: Sequence[float]) -> str:
 
 
 def heading(context: Mapping[str, Any]) -> str:
-    """Where, when and how one part was measured."""
+    """A line on where, when and how one part was measured."""
     machine, versions = context["hardware"], context["versions"]
     names = ("python", "torch", "transformers", "trl", "ngrpo")
     libraries = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
@@ -72,19 +63,18 @@ def folder_of(context: Mapping[str, Any], results: Path) -> Path:
     return results / f"{name}-{context['threads']}-threads"
 
 
-def write(part: str, context: Mapping[str, Any], measured: Any, folder: Path) -> Path:
-    """`<part>.json` with every single timing; returns its path."""
+def write(part: str, context: Mapping[str, Any], measured: Any, folder: Path) -> None:
+    """`<part>.json` with every single timing."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{part}.json"
-    path.write_text(json.dumps({"context": context, "measured": measured}, indent=1) + "\n", encoding="utf-8")
-    return path
+    content = json.dumps({"context": context, "measured": measured}, indent=1)
+    (folder / f"{part}.json").write_text(f"{content}\n", encoding="utf-8")
 
 
 def write_summary(sections: Mapping[str, tuple[str, Sequence[Table], Sequence[str]]], folder: Path) -> Path:
     """README.md of a results folder: a section per part, from title to heading, tables and names of pictures."""
     lines = [f"# {folder.name}", ""]
-    for title, (told, tables, pictures) in sections.items():
-        lines += [f"## {title}", "", told, *(table.markdown() for table in tables)]
+    for title, (header, tables, pictures) in sections.items():
+        lines += [f"## {title}", "", header, *(table.markdown() for table in tables)]
         lines += [f"![{name}]({name})\n" for name in pictures]
     path = folder / "README.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ run.
 """
 
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ def multiplied(options: Options, sizes: Sizes) -> float:
 
 
 def decode_bytes(config: Any, parameters: int, workload: Workload, prompt_tokens: float, dtype: torch.dtype) -> float:
-    """What must be read at least, in all decode steps: the weights once per step, and each row's keys and values so far.
+    """The least that all decode steps must read: the weights once per step, and each row's keys and values so far.
 
     The tied table counts once, as the head; the one row of it that is looked up per token does not count.
     """
@@ -90,7 +90,7 @@ def decode_bytes(config: Any, parameters: int, workload: Workload, prompt_tokens
 
 def _decoding(bench: Bench, workload: Workload, options: Options) -> dict[str, Any]:
     """Seconds of decoding without the prefill (a call with one new token), and of generate likewise."""
-    first = Workload("prefill", workload.task, workload.group, 1, stops=False)
+    first = replace(workload, limit=1)
     seconds: dict[str, list[float]] = {}
     for name in ("engine", "generate"):
         for part, piece in (("prefill", first), ("whole", workload)):
@@ -117,18 +117,18 @@ def _step(bench: Bench, sizes: Sizes, options: Options) -> dict[str, Any]:
 
 
 def _phases(bench: Bench, workload: Workload, micro_rows: int, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    strategy, made = bench.strategy(BASELINE, workload), []
+    strategy, drawn = bench.strategy(BASELINE, workload), []
     draw = bench.rollouts(strategy, workload)
-    rollout = timed(lambda: made.append(draw())).seconds
-    flops = training_flops(bench, made[0])
-    update = timed(lambda: _passes(bench, strategy, made[0], micro_rows)).seconds
+    rollout = timed(lambda: drawn.append(draw())).seconds
+    flops = training_flops(bench, drawn[0])
+    update = timed(lambda: _passes(bench, strategy, drawn[0], micro_rows)).seconds
     step = timed(optimizer.step).seconds
     optimizer.zero_grad()
     return {"rollout": rollout, "passes": update, "optimizer": step, "flops": flops}
 
 
 def _passes(bench: Bench, strategy: Exploration, rollouts: Rollouts, micro_rows: int) -> None:
-    """Forward and backward over every row, so many at a time."""
+    """Forward and backward passes over every row, `micro_rows` at a time."""
     for index in micro_batches(rollouts, micro_rows):
         part = rollouts.rows(index)
         loss: Tensor = -replay(bench.model, strategy, part).log_probs.sum() / len(rollouts.keys)

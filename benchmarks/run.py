@@ -12,14 +12,15 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 from types import ModuleType
 from typing import Any
 
 import torch
-from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from benchmarks import engines, generation, growth, memory, methods, models, plan, roofline, step, strategies
@@ -67,9 +68,12 @@ def parse() -> argparse.Namespace:
 
 
 def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
-    """The circumstances of one part and what it measured."""
+    """The context of one part and its measurements."""
     began, before, start = datetime.now(UTC).isoformat(timespec="seconds"), load(), perf_counter()
     measured = PARTS[part].measure(options)
+    versions = package_versions()
+    with suppress(PackageNotFoundError):  # as where vLLM is
+        versions["trl"] = version("trl")
     gpus = [torch.cuda.get_device_name()] if options.device != "cpu" else []
     return {
         "command": shlex.join(["python", "-m", "benchmarks.run", *sys.argv[1:]]),
@@ -80,19 +84,10 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
         "device": options.device,
         "load_before": before,
         "load_after": load(),
-        "versions": package_versions() | _peers(),
+        "versions": versions,
         "git_commit": git_commit(),
         "hardware": hardware(gpus),
     }, measured
-
-
-def _peers() -> dict[str, str]:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return {"trl": version("trl")}
-    except PackageNotFoundError:  # as where vLLM is
-        return {}
 
 
 def summarize(folder: Path) -> Path:
@@ -109,20 +104,20 @@ def summarize(folder: Path) -> Path:
 
 def main() -> None:
     """Measure, print, write, one part after the other."""
-    arguments, console, say = parse(), Console(), Console(stderr=True).print
+    arguments = parse()
     options = Options(**{name: getattr(arguments, name) for name in Options.__dataclass_fields__})
     torch.set_num_threads(options.threads)
     transformers_logging.disable_progress_bar()
     gc.freeze()  # collecting before every timing otherwise takes longer than what is timed: libraries have many objects
     for part in arguments.part:
-        say(f"{part} ...")
+        print(f"{part} ...", file=sys.stderr)
         context, measured = measure(part, options)
         for table in PARTS[part].tables(measured):
-            console.print(table.rich())
+            print(table.markdown(), flush=True)
         if arguments.out:
             folder = folder_of(context, arguments.out)
             write(part, context, measured, folder)
-            say(str(summarize(folder)))
+            print(summarize(folder), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -37,19 +37,19 @@ NAMES = ("accelerator", "devices", "strategy", "cpu_offload")
 
 
 def held(tensors: list[Tensor]) -> float:
-    """MiB that this process keeps of them."""
+    """MiB of these tensors that this process holds."""
     own = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
     storages = [tensor.untyped_storage() for tensor in own]  # gradients of a layer share one
     return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values()) / 2**20
 
 
-def common(name: str) -> Path:
-    """A place that all processes share: their parent is the launcher."""
+def shared_path(name: str) -> Path:
+    """A path that all processes share, named after their common parent, the launcher."""
     return Path(gettempdir(), f"ngrpo-sharding-{name}-{os.getppid()}")
 
 
 def trim() -> None:
-    """Gives freed memory back, which else counts as kept."""
+    """Returns freed memory to the system, which otherwise counts as used."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
@@ -57,29 +57,29 @@ def trim() -> None:
 
 @dataclass
 class Measured:
-    """What stands in for two methods of a policy: it looks at its weights before and after every update."""
+    """Replaces two methods of a policy, one of which runs before and after every update, to measure its memory."""
 
     policy: Policy
     planned: float
     before: float
-    made: torch.optim.Optimizer | None = None
+    last_optimizer: torch.optim.Optimizer | None = None
     looks: int = 0
 
     def optimizer(self) -> tuple:
-        """As the policy makes it, and kept."""
-        made = type(self.policy).optimizer(self.policy)
-        self.made = made[0]
-        return made
+        """The policy's own, which is also kept."""
+        optimizers = type(self.policy).optimizer(self.policy)
+        self.last_optimizer = optimizers[0]
+        return optimizers
 
     def glimpse(self) -> Tensor:
-        """As the policy's; after an update, when nothing is freed yet, it also prints one line of JSON, MiB."""
+        """The policy's own; after an update, before anything is freed, it also prints one line of JSON in MiB."""
         self.looks += 1
-        if self.looks % 2 == 0 and self.made is not None:
-            self.tell(self.made)
+        if self.looks % 2 == 0 and self.last_optimizer is not None:
+            self.report(self.last_optimizer)
         return type(self.policy).glimpse(self.policy)
 
-    def tell(self, optimizer: torch.optim.Optimizer) -> None:
-        """Of weights that learn, gradients and moments, what is in this process's memory now, and most."""
+    def report(self, optimizer: torch.optim.Optimizer) -> None:
+        """Prints MiB of trained weights, gradients and moments, and of this process's memory now and at its peak."""
         trim()
         learners = [p for group in optimizer.param_groups for p in group["params"]]
         moments = [value for entry in optimizer.state.values() for value in entry.values()]
@@ -99,12 +99,12 @@ class Measured:
 
 
 def train(config: DictConfig) -> None:
-    """What train.py does, measured. What the libraries take when they are first used is there before."""
+    """What train.py does, measured. A short run first loads what the libraries need once."""
     request, how = cli.training_request(config), {name: config.trainer[name] for name in NAMES}
     with models.directory("nano") as place:
         model = {**composed.plain(config.model), "path": place}
         warm = OmegaConf.create({**composed.plain(config), "model": model, "steps": 1, "max_new_tokens": 4})
-        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=common("warm")), **how)
+        loop.run(replace(build.training(cli.Request(warm, "run"), None), directory=shared_path("warm")), **how)
     trim()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
@@ -112,10 +112,10 @@ def train(config: DictConfig) -> None:
 
     def run(opened) -> None:
         parts = build.training(request, opened)
-        words = parts.sampler.prompts.tokenizer
-        longest = max(len(words.encode(problem.prompt)) for problem in parts.task.problems)
-        asked = OmegaConf.create({**composed.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
-        measured = Measured(parts.policy, plans.needs(asked).peak / 2**20, before)
+        tokenizer = parts.sampler.prompts.tokenizer
+        longest = max(len(tokenizer.encode(problem.prompt)) for problem in parts.task.problems)
+        planned = OmegaConf.create({**composed.plain(config), "plan": {"prompt_tokens": longest, "device": None}})
+        measured = Measured(parts.policy, plans.needs(planned).peak / 2**20, before)
         parts.policy.optimizer, parts.policy.glimpse = measured.optimizer, measured.glimpse
         loop.run(parts, **how)
 
@@ -132,13 +132,13 @@ def main() -> None:
     usual = [word for word in WORDS if word.partition("=")[0] not in given]
     try:
         with models.directory(name) as place:
-            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={common('run')}"]
+            sys.argv = ["train.py", f"model={place}", *usual, *words, f"hydra.run.dir={shared_path('run')}"]
             cli.prepare("config")
             cli.run(train)
     finally:
         if not launched.follows():
             for name in ("run", "warm"):
-                rmtree(common(name), ignore_errors=True)
+                rmtree(shared_path(name), ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -16,18 +16,19 @@ from benchmarks.arms import BASELINE, Bench, Workload
 from benchmarks.measuring import ratios
 from benchmarks.options import Options
 from benchmarks.reporting import SPREAD, Table, figures
-from benchmarks.turns import Arm
+from benchmarks.turns import TrainerProcess
 from ngrpo.tasks.story_math import StoryMath
 
 TITLE = "Whole GRPO step"
 OURS, THEIRS = "benchmarks.step_ngrpo", "benchmarks.step_trl"
 OUR_ROWS = 32  # trainer.micro_batch_rows, where it is not set
 WARM_UP = 2  # steps of each that are left out
+Steps = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Case:
-    """`prompts` x `group` answers under a model; `pairs` of steps; rows per pass among which TRL's fastest is sought."""
+    """`prompts` x `group` answers under a model; `pairs` of steps; `their_rows`: rows per pass that TRL is tried with."""
 
     model: str
     prompts: int
@@ -55,39 +56,37 @@ def _of(case: Case, options: Options) -> dict[str, Any]:
         if models.is_random(case.model):
             given["lengths"] = folder / "lengths.json"
             given["lengths"].write_text(json.dumps(lengths(case)), encoding="utf-8")
-        tried = {rows: _alone(THEIRS, folder / f"try-{rows}", options, rows, given) for rows in case.their_rows}
+        tried = {rows: _alone(folder / f"try-{rows}", options.threads, rows, given) for rows in case.their_rows}
         rows = min(tried, key=lambda rows: tried[rows]["seconds"])
-        ours, theirs = _paired(folder, options, given, rows, case.pairs)
+        ours, theirs = paired_steps(folder, options.threads, given, rows, case.pairs)
     shape = {"model": case.model, "prompts": case.prompts, "group": case.group, "limit": case.limit}
     chosen = {"tried": {str(rows): step for rows, step in tried.items()}, "trl_rows": rows, "our_rows": OUR_ROWS}
     return {**shape, **chosen, "ngrpo": ours, "trl": theirs}
 
 
 def lengths(case: Case) -> list[int]:
-    """Where the bundled model ends its answers to the same prompts: what a random model is made to do."""
+    """Lengths of the bundled model's answers to the same prompts, which are imposed on a random model."""
     task = StoryMath("train", [4], case.prompts)
     return Bench.load().ours(BASELINE, Workload("lengths", task, case.group, case.limit, stops=True))().tolist()
 
 
-def _arm(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> Arm:
+def _arm(module: str, place: Path, threads: int, rows: int, given: dict[str, Any]) -> TrainerProcess:
     place.mkdir()
-    return Arm(module, place / "log", options.threads, rows=rows, place=place, **given)
+    return TrainerProcess(module, place / "log", threads, rows=rows, place=place, **given)
 
 
-def _alone(module: str, place: Path, options: Options, rows: int, given: dict[str, Any]) -> dict[str, Any]:
-    """The second step."""
-    with _arm(module, place, options, rows, given) as arm:
+def _alone(place: Path, threads: int, rows: int, given: dict[str, Any]) -> dict[str, Any]:
+    """TRL's second step."""
+    with _arm(THEIRS, place, threads, rows, given) as arm:
         return [arm.step() for _ in range(2)][1]
 
 
-def _paired(
-    folder: Path, options: Options, given: dict[str, Any], rows: int, pairs: int
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Steps of both, taken in turns; who begins changes with every pair."""
-    steps: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
+def paired_steps(folder: Path, threads: int, given: dict[str, Any], their_rows: int, pairs: int) -> tuple[Steps, Steps]:
+    """Our steps and TRL's, taken in turns; the order alternates. given: `turns.parse` of both."""
+    steps: tuple[Steps, Steps] = ([], [])
     with (
-        _arm(OURS, folder / "ngrpo", options, OUR_ROWS, given) as ours,
-        _arm(THEIRS, folder / "trl", options, rows, given) as theirs,
+        _arm(OURS, folder / "ngrpo", threads, OUR_ROWS, given) as ours,
+        _arm(THEIRS, folder / "trl", threads, their_rows, given) as theirs,
     ):
         for pair in range(WARM_UP + pairs):
             for index in (0, 1) if pair % 2 == 0 else (1, 0):
@@ -95,8 +94,8 @@ def _paired(
     return steps[0][WARM_UP:], steps[1][WARM_UP:]
 
 
-def column(steps: list[dict[str, Any]], name: str) -> list[float]:
-    """One figure of every step."""
+def column(steps: Steps, name: str) -> list[float]:
+    """The figure of this name of every step."""
     return [step[name] for step in steps]
 
 

@@ -23,7 +23,7 @@ from ngrpo.training.parts import Parts
 
 
 def overrides(options: Namespace) -> list[str]:
-    """The command line of the run; it never comes to its last step, and evaluates nothing before."""
+    """The command line of the run, which never reaches its last step and evaluates nothing first."""
     values = {
         "model": "tiny" if options.lengths is None else options.model,
         "prompts_per_step": options.prompts,
@@ -41,7 +41,7 @@ def overrides(options: Namespace) -> list[str]:
 
 @dataclass(kw_only=True)
 class Turns(Recorder):
-    """Writes a step, tells what it took and waits for the next: whatever a run does is part of one turn or another."""
+    """Writes a step, reports its cost and waits for the next; everything that a run does is part of some turn."""
 
     turn: Turn
 
@@ -59,7 +59,7 @@ class Turns(Recorder):
 
 
 def letters(problem: Problem, completion: str, score: Score) -> float:
-    """Random texts are all wrong: graded as ever, they are told apart by their length in letters."""
+    """Random texts are graded as usual and all wrong, so the parity of their length stands in for a reward."""
     return float(len(completion) % 2)
 
 
@@ -76,7 +76,7 @@ def in_turns(parts: Parts, run: RunDirectory, turn: Turn, lengths: Sequence[int]
 
 
 def main() -> None:
-    """What train.py does until its first step, then in turns until nobody asks for another."""
+    """Runs train.py to its first step, then in turns until no other step is requested."""
     options, turn = parse(__doc__), Turn()
     lengths = lengths_of(options)
 

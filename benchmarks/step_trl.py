@@ -1,7 +1,7 @@
 """The other side of the comparison of whole steps: TRL's GRPOTrainer on the same task, its steps waiting for their turn.
 
-The task, its grader and the lengths of answers are those of step_ngrpo. Left at TRL's
-defaults is all that makes it slower only by choice: bfloat16 and gradient checkpointing are off, as they are in ours.
+The task, its grader and the lengths of answers are those of step_ngrpo. bfloat16 and gradient checkpointing, which TRL
+turns on by default, would slow it down here and are off, as in ours.
 """
 
 from argparse import Namespace
@@ -24,15 +24,15 @@ LEVELS, SIZE = [4], 4096  # conf/task/story_math.yaml
 
 
 class Timed(GRPOTrainer):
-    """Knows how long the last rollout took and how many tokens it made."""
+    """Records the seconds and tokens of the last rollout."""
 
     rollout, tokens = 0.0, 0
 
     def _generate_single_turn(self, *arguments: Any, **more: Any) -> Any:
         start = perf_counter()
-        made = super()._generate_single_turn(*arguments, **more)
-        self.rollout, self.tokens = perf_counter() - start, sum(map(len, made[0]))
-        return made
+        generated = super()._generate_single_turn(*arguments, **more)
+        self.rollout, self.tokens = perf_counter() - start, sum(map(len, generated[0]))
+        return generated
 
 
 class Turns(TrainerCallback):
@@ -82,7 +82,7 @@ def settings(options: Namespace) -> GRPOConfig:
 
 
 def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
-    """The task's grader; random texts, which are all wrong, are told apart by their length in letters."""
+    """The task's grader; for random texts, which are all wrong, the parity of their length stands in for a reward."""
 
     def graded(prompts: list[str], completions: list[str], number: list[int], **_: Any) -> list[float | None]:
         scores = task.score([task.problems[n] for n in number], completions)
@@ -91,7 +91,7 @@ def reward(task: StoryMath, imposed: bool) -> Callable[..., list[float | None]]:
     return graded
 
 
-class Told(Qwen2ForCausalLM):
+class EndingModel(Qwen2ForCausalLM):
     """Rows of every `generate` end after `lengths` tokens (at least two), where these are given: one less, and a stop, which
     is also the padding.
 
@@ -102,19 +102,19 @@ class Told(Qwen2ForCausalLM):
 
     def generate(self, **inputs: Any) -> Any:
         if self.lengths is not None:
-            told = torch.tensor(self.lengths)
-            stop = Lengths(told - (told < told.max()).long(), inputs["input_ids"].shape[1])
+            lengths = torch.tensor(self.lengths)
+            stop = Lengths(lengths - (lengths < lengths.max()).long(), inputs["input_ids"].shape[1])
             inputs["stopping_criteria"] = StoppingCriteriaList([stop])
         return super().generate(**inputs)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def main() -> None:
-    """Trains until nobody asks for another step."""
+    """Trains until no other step is requested."""
     options, turn = parse(__doc__), Turn()
     torch.set_num_threads(options.threads)
     lengths, task = lengths_of(options), StoryMath("train", LEVELS, SIZE)
     path = options.model
-    model = Told.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = EndingModel.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
     model.lengths = lengths
     tokenizer = load_tokenizer(path)
     if lengths is not None:

@@ -24,7 +24,7 @@ ROUNDS = 2  # per repeat
 
 
 def measure(options: Options) -> list[dict[str, Any]]:
-    """One entry per model and strategy, then evaluation; every one with its timings."""
+    """One entry per model and strategy, then evaluation, each with its timings."""
     limit, repeats = min(TOKENS, options.limit), options.repeats if options.quick else ROUNDS * options.repeats
     bench = Bench.load(device=options.device, dtype=options.precision, peer=False)
     rows = _of("tiny", bench, equal(limit), repeats)
@@ -67,14 +67,14 @@ def _evaluation(bench: Bench, options: Options, repeats: int) -> dict[str, Any]:
 
 
 def split(pairs: list[tuple[Timing, Timing]]) -> dict[str, list[float]]:
-    """Seconds, of the clock and of the processor, of calls and of the baseline that they stood between."""
+    """Wall-clock and processor seconds of the calls and of the surrounding baseline calls."""
     names = ("seconds", "cpu_seconds")
     own = {name: [getattr(timing, name) for timing, _ in pairs] for name in names}
     return own | {f"baseline_{name}": [getattr(timing, name) for _, timing in pairs] for name in names}
 
 
 def overheads(row: dict[str, Any], clock: str) -> list[float]:
-    """Per cent over the baseline, repeat by repeat."""
+    """Percent over the baseline, repeat by repeat."""
     return [100 * (own / base - 1) for own, base in zip(row[clock], row[f"baseline_{clock}"], strict=True)]
 
 

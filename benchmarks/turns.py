@@ -1,13 +1,16 @@
-"""Two trainers that take turns step by step, each in a process of its own: both ends of the line between them.
+"""Measurements in child processes: commands that run to their end, and two trainers that take turns step by step.
 
-The one that waits sleeps, so a machine that slows down slows both.
+The trainer that waits sleeps, so a machine that slows down slows both.
 """
 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Self
@@ -18,12 +21,34 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Of a child that computes with so many threads."""
+    """The environment of a child that computes with so many threads."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
 
 
-class Arm:
-    """The measuring end: a module of this package, run from the root of the repository and told when to take its next step."""
+def output(command: Sequence[str], threads: int, timeout: float | None = None, **variables: str) -> str:
+    """What a Python command prints; SystemExit with its last words where it fails or takes more seconds than `timeout`.
+
+    Processes that it started end with it.
+    """
+    started = subprocess.Popen(
+        [sys.executable, *command], cwd=REPOSITORY, env={**environment(threads), **variables}, text=True,
+        start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    printed, errors = "", f"not done after {timeout} seconds"
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            printed, errors = started.communicate(timeout=timeout)
+    finally:
+        if started.returncode != 0:
+            with suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+    if started.returncode != 0:
+        raise SystemExit("\n".join([f"{' '.join(command)} did not finish:", *errors.splitlines()[-5:]]))
+    return printed
+
+
+class TrainerProcess:
+    """The measuring side of a trainer: a module of this package that takes a step when requested."""
 
     def __init__(self, module: str, log: Path, threads: int, **options: Any):
         command = [sys.executable, "-m", module, f"--threads={threads}"]
@@ -57,7 +82,7 @@ class Arm:
 
 
 class Turn:
-    """The working end. What anything else prints goes to stderr."""
+    """The training side. Everything else that is printed goes to stderr."""
 
     def __init__(self) -> None:
         self.answers = os.fdopen(os.dup(1), "w")
@@ -65,21 +90,21 @@ class Turn:
         self.before: float | None = None
 
     def wait(self) -> None:
-        """Until the next step is wanted; where none is, the process ends."""
+        """Waits until the next step is requested; ends the process if none is."""
         self.before = self.before or resident()[0]
         if not sys.stdin.readline():
             os._exit(0)
         self.start, self.cpu_start = perf_counter(), process_time()
 
     def done(self, **figures: Any) -> None:
-        """Tells the seconds since `wait`, of the clock and of all threads, the memory, and `figures`."""
+        """Reports wall-clock and processor seconds since `wait`, the memory, and `figures`."""
         seconds, cpu = perf_counter() - self.start, process_time() - self.cpu_start
         memory = {"before_mib": self.before, "peak_mib": resident()[1]}
         print(json.dumps({"seconds": seconds, "cpu_seconds": cpu, **memory, **figures}), file=self.answers, flush=True)
 
 
 def parse(description: str | None) -> argparse.Namespace:
-    """What both trainers need to know: a step of `prompts` x `group` answers of at most `limit` tokens."""
+    """The options of both trainers: a step of `prompts` x `group` answers of at most `limit` tokens."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--model", required=True, help="a directory")

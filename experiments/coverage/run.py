@@ -170,7 +170,7 @@ def false_alarm(cell: Cell, rng: np.random.Generator) -> Cell:
         base, *arms = (_run(cell, difficulty, 0.0, rng).mean(axis=1) for _ in range(4))
         tests = [welch(base, arm) for arm in arms]
         adjusted = holm([test.p for test in tests])
-        called += any(p < 0.05 and test.value > 0 for p, test in zip(adjusted, tests, strict=True))
+        called += any(p < 0.05 and test.gap > 0 for p, test in zip(adjusted, tests, strict=True))
     return {"share": called / DRAWS, "wanted": "<= 0.05"}
 
 

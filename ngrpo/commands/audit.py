@@ -18,7 +18,7 @@ from ngrpo.tasks.columns import MayBeNeeded
 from ngrpo.tasks.rows import Unreadable
 
 
-class Found(Exception):
+class AuditFailed(Exception):
     """What an audit ends with where data have faults."""
 
     exit_code = 1
@@ -26,7 +26,7 @@ class Found(Exception):
 
 
 def main(config: DictConfig) -> None:
-    """Build the tasks that are named and print a line for each, and what is found. Raises Found where that is anything."""
+    """Build the tasks that are named and print a line for each, and what is found. Raises AuditFailed where anything is."""
     nodes = dict((config.get("benchmark") or {}).items())
     nodes |= {"task": config.task} if config.get("task") else {}
     if not nodes:
@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         count += _print(findings, config.audit.rows)
     count += _print(between(tasks), config.audit.rows)
     if count:
-        raise Found(f"the audit has {count} finding{'s' if count > 1 else ''}, listed above")
+        raise AuditFailed(f"the audit has {count} finding{'s' if count > 1 else ''}, listed above")
 
 
 def _build(name: str, node: dict[str, Any]) -> tuple[Task | None, list[Finding]]:
@@ -54,15 +54,15 @@ def _build(name: str, node: dict[str, Any]) -> tuple[Task | None, list[Finding]]
         try:
             return composed.task(node), findings
         except (SettingsError, Unreadable) as error:
-            raise SettingsError([_told(path, error)]) from None
+            raise SettingsError([_message(path, error)]) from None
         except MayBeNeeded as error:
-            findings.append((_told(path, error), []))
+            findings.append((_message(path, error), []))
             node = {**node, "columns": {**node.get("columns", {}), "problem": error.column}}
         except ValueError as error:
-            return None, [*findings, (_told(path, error), [])]
+            return None, [*findings, (_message(path, error), [])]
 
 
-def _told(path: str, error: Exception) -> str:
+def _message(path: str, error: Exception) -> str:
     return f"{path}: {' '.join(str(error).split())}".replace(" task.", f" {path}.")
 
 

@@ -14,7 +14,6 @@ from analysis.bands import NEITHER
 from analysis.comparison import _curves as curves_of
 from analysis.comparison import compare
 from analysis.declared import Declared
-from analysis.fairness import Fairness
 from analysis.load import LoadError, load
 from analysis.power import detectable
 from analysis.rates import Rates, normalized
@@ -109,8 +108,8 @@ def test_equal_arms_rarely_gain_or_lose_anywhere_on_any_benchmark(tmp_path):
             files.append(tmp_path / f"a{arm}.csv")
             lines = [f"b{b},{p},8,{counts[b, p]}\n" for b in range(2) for p in range(40)]
             files[-1].write_text("benchmark,id,n,c\n" + "".join(lines))
-        others = Fairness([f"a{arm}" for arm in range(1, 5)], {}, [], {})
-        found = curves_of(Rates(foreign.load([*map(str, files)])), ["b0", "b1"], others, "a0")
+        matches = [(f"a{arm}", "a0", "primary") for arm in range(1, 5)]
+        found = curves_of(Rates(foreign.load([*map(str, files)])), matches)
         assert len(found) == 8
         named += any(said != NEITHER for curve in found for said in curve.curve.verdicts)
     assert named <= 9  # of 80: 4 expected at most, 9 is the 99th percentile
@@ -193,7 +192,7 @@ def test_pairs_say_which_of_the_two_solves_a_problem(tmp_path):
     make_run(tmp_path, "token_sampling", 0, [8, 8, 8, 0, 0, 0])
     make_run(tmp_path, "gaussian_noise", 0, [8, 0, 0, 8, 0, 0])
     pairs = compare(load([tmp_path]), "token_sampling").pairs.iloc[0]
-    assert (pairs["both"], pairs["only_arm"], pairs["only_other"], pairs["neither"]) == (1, 1, 2, 2)
+    assert (pairs["both"], pairs["only_it"], pairs["only_other"], pairs["neither"]) == (1, 1, 2, 2)
     table = next(t for t in of_comparison(compare(load([tmp_path]), "token_sampling")) if t.name == "pairs")
     row = dict(zip(table.columns, (cell.text for cell in table.rows[0]), strict=True))
     assert (row["by it only"], row["by the other only"]) == ("1", "2") and "these checkpoints only" in table.title
@@ -296,7 +295,7 @@ def test_gains_are_shown_against_random_rewards_too(tmp_path):
     chance = next(arm for arm in study.arms if "coin" in arm)
     base = next(arm for arm in study.arms if arm.startswith("token_sampling") and arm != chance)
     comparison = compare(study, base)
-    assert comparison.fairness.random_rewards == [chance] and not comparison.fairness.apart
+    assert comparison.fairness.random_rewards == [chance] and not comparison.fairness.unranked
     rows = comparison.tests[comparison.tests["against"] == chance]
     assert set(rows["arm"]) == {base, "gaussian_noise"} and "control" in set(rows["family"])
     assert verdict(comparison)[0] == f"No strategy is shown to beat {base}."
@@ -374,8 +373,7 @@ def test_copies_of_a_problem_count_once_as_their_mean_for_every_estimate(tmp_pat
     rates = compare(foreign.load([str(path)], {"problem": "id"}), "a").rates
     single = np.array([[np.mean([row["correct"] for row in rows if row["id"] == p]) for p in range(6)]])
     expected = 100 * np.stack([single[:, [0, 2]].mean(1), single[:, [1, 4, 5]].mean(1), single[:, 3]], axis=1)
-    found = rates("samples", "a", "mean@4")
-    assert found is not None
+    found = rates.values("samples", "a", "mean@4")
     np.testing.assert_allclose(found, expected)
     np.testing.assert_allclose(rates.curves("samples", "a", [1])[..., 0], expected)
     assert rates.size("samples") == 3 and rates.copies["samples"] == 3

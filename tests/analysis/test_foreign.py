@@ -69,7 +69,7 @@ def test_what_each_tool_writes_is_read_and_told(tmp_path, cells, verdict, proble
     cells = {key: value[0] if isinstance(value, list) else value for key, value in cells.items()}
     study = foreign.load([lines(tmp_path / "made.jsonl", grid(**cells))])
     assert study.arms == ["made"] and [c for _, c in rates(study).values()] == list(SOLVED.values())
-    assert f"verdict is {verdict}" in study.taken[0] and f"problem is {problem}" in study.taken[0]
+    assert f"verdict is {verdict}" in study.column_notes[0] and f"problem is {problem}" in study.column_notes[0]
 
 
 def test_a_gold_answer_is_no_verdict_even_where_it_looks_like_one(tmp_path):
@@ -107,7 +107,7 @@ def test_verdicts_that_differ_are_chosen_by_the_reader(tmp_path, cells, names):
         study = foreign.load([path], {"verdict": name})
         values = [cells[name](p, 0) if callable(cells[name]) else cells[name] for p in range(6)]
         assert [c > 0 for _, c in rates(study).values()] == [True] * 6 or not all(values)
-        assert f"verdict is {name}," in study.taken[0]
+        assert f"verdict is {name}," in study.column_notes[0]
 
 
 def test_values_of_several_kinds_beside_a_verdict_change_nothing(tmp_path):
@@ -119,7 +119,7 @@ def test_values_of_several_kinds_beside_a_verdict_change_nothing(tmp_path):
 
 def test_verdicts_that_agree_are_one(tmp_path):
     rows = grid(id=lambda p, s: p, acc=right, score=lambda p, s: 1 if right(p, s) else -1)
-    assert "verdict is acc (score agrees)" in foreign.load([lines(tmp_path / "a.jsonl", rows)]).taken[0]
+    assert "verdict is acc (score agrees)" in foreign.load([lines(tmp_path / "a.jsonl", rows)]).column_notes[0]
 
 
 def test_an_id_of_one_run_gives_way_to_the_text_of_the_problem(tmp_path):
@@ -236,13 +236,15 @@ def test_steps_of_training_are_not_samples_of_one_model(tmp_path):
     with pytest.raises(LoadError, match="column step holds 2 training steps, 10 to 20, of the same problems"):
         foreign.load([lines(tmp_path / "a.jsonl", rows)])
     other = [{**row, "input": f"{row['step']} {row['input']}"} for row in rows]
-    assert "2 values of step are pooled" in foreign.load([lines(tmp_path / "b.jsonl", other)]).taken[0]
+    assert "2 values of step are pooled" in foreign.load([lines(tmp_path / "b.jsonl", other)]).column_notes[0]
 
 
 def test_a_data_set_is_a_benchmark_where_it_groups_problems(tmp_path):
     rows = grid(id=lambda p, s: p, dataset=lambda p, s: "ab"[p % 2], correct=right)
     path = lines(tmp_path / "a.jsonl", rows)
-    assert foreign.load([path]).benchmarks == ["a", "b"] and "benchmark is dataset" in foreign.load([path]).taken[0]
+    assert (
+        foreign.load([path]).benchmarks == ["a", "b"] and "benchmark is dataset" in foreign.load([path]).column_notes[0]
+    )
     assert foreign.load([path], {"benchmark": "none"}).benchmarks == ["samples"]
     links = [{**row, "dataset": f"https://example.org/{row['id']}"} for row in rows]
     assert foreign.load([lines(tmp_path / "b.jsonl", links)]).benchmarks == ["samples"]
@@ -267,7 +269,7 @@ def test_ids_that_count_from_zero_are_no_proof_of_the_same_problems(tmp_path):
     with pytest.raises(LoadError, match=r"one\.jsonl and .*other\.jsonl: column id names other problems"):
         foreign.load([one, other])
     turned = arm("turned", lambda p, s: f"aime {(p + 1) % len(PROBLEMS)}")
-    taken = foreign.load([one, turned]).taken
+    taken = foreign.load([one, turned]).column_notes
     assert all("problem is question" in line for line in taken)
 
 
@@ -388,7 +390,9 @@ def test_conversations_of_trl_in_parquet_are_problems(tmp_path):
     )
     pd.DataFrame(rows).to_parquet(tmp_path / "completions_00007.parquet")
     study = foreign.load([str(tmp_path / "completions_00007.parquet")])
-    assert [c for _, c in rates(study).values()] == list(SOLVED.values()) and "verdict is isCorrect" in study.taken[0]
+    assert [c for _, c in rates(study).values()] == list(
+        SOLVED.values()
+    ) and "verdict is isCorrect" in study.column_notes[0]
     assert PROBLEMS[0] in next(iter(rates(study)))
 
 

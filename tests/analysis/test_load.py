@@ -194,14 +194,16 @@ def test_verl_and_lm_eval_columns_are_known(tmp_path):
 
 
 def test_texts_are_read_when_asked_for_and_of_the_problems_asked_for(tmp_path, monkeypatch):
-    from analysis import rows
+    from analysis import formats
 
     frame = pd.DataFrame({"id": np.repeat(list("abc"), 2), "correct": 1, "output": [f"x y{i}" for i in range(6)],
                           "seed": [0, 1] * 3, "data_source": ["u", "u", "v", "v", "v", "v"], "unused": "z"})  # fmt: skip
     frame.to_parquet(tmp_path / "s.parquet")
     read = []
-    real = rows._parquet
-    monkeypatch.setitem(rows.KINDS, ".parquet", (rows.KINDS[".parquet"][0], lambda p, w: read.append(w) or real(p, w)))
+    real = formats._parquet
+    monkeypatch.setitem(
+        formats.KINDS, ".parquet", (formats.KINDS[".parquet"][0], lambda p, w: read.append(w) or real(p, w))
+    )
     study = foreign.load([f"a={tmp_path / 's.parquet'}"])
     assert read == [["id", "data_source", "seed", "correct"], ["id", "data_source"]] and study.benchmarks == ["u", "v"]
     found = study.samples("a", "v", ["problem_id", "completion", "token_ids", "n_tokens", "gold"], ["c"])
@@ -215,7 +217,7 @@ def test_of_very_many_samples_a_part_of_the_problems_is_shown(tmp_path, monkeypa
     monkeypatch.setattr("analysis.load.MOST", 16)
     make_run(tmp_path, "token_sampling", 0, SOLVED)
     study = load([tmp_path])
-    shown = study.shown("bench")
+    shown = study.problems_read("bench")
     assert shown is not None and len(shown) == 2 and study.counts["c"].tolist() == SOLVED.tolist()
     assert sorted(study.samples("token_sampling", "bench", ["problem_id"])["problem_id"].unique()) == shown
     assert study.samples("token_sampling", "bench", ["problem_id"], ["p00"])["problem_id"].tolist() == ["p00"] * 8

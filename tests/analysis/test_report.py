@@ -81,7 +81,7 @@ def test_arms_that_differ_in_more_than_their_strategy_are_shown_and_not_ranked(t
     arms(tmp_path, {"token_sampling": 0.3, "gaussian_noise": 0.4})
     arms(tmp_path, {"random_noise": 0.9}, learning_rate=1e-3, algorithm={"kl": 1})
     comparison = compare(load([tmp_path]), "token_sampling")
-    assert comparison.fairness.apart == {"random_noise": ["learning_rate", "algorithm.kl"]}
+    assert comparison.fairness.unranked == {"random_noise": ["learning_rate", "algorithm.kl"]}
     assert "random_noise" not in set(comparison.tests["arm"]) and "random_noise" in set(comparison.estimates["arm"])
     assert any("random_noise also differs in learning_rate, algorithm.kl" in line for line in verdict(comparison))
     table = tables.of_comparison(comparison)[0]
@@ -330,3 +330,10 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
     ):
         done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_one_problem_has_an_estimate_and_no_interval(tmp_path):
+    for arm in ("token_sampling", "gaussian_noise"):
+        make_run(tmp_path, arm, 0, [4])
+    table = tables.of_comparison(compare(load([tmp_path]), "token_sampling"))[0]
+    assert [row[2].text for row in table.rows] == ["50.0", "50.0"] and "nan" not in tables.markdown(table)

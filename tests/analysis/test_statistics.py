@@ -10,7 +10,7 @@ from statsmodels.stats.weightstats import ttost_ind
 
 from analysis.intervals import two_level
 from analysis.power import detectable, seeds_needed
-from analysis.statistics import equivalence, false_discovery, holm, paired, solved_by_one_only, told, welch
+from analysis.statistics import equivalence, false_discovery, holm, p_text, paired, solved_by_one_only, welch
 
 
 def rates(seeds: int, problems: int, spread: float, rng, shift: float = 0.0, n: int = 32) -> np.ndarray:
@@ -27,7 +27,7 @@ def test_welch_is_the_textbook_formula_and_scipys():
     df = (va + vb) ** 2 / (va**2 / 2 + vb**2 / 3)
     half = stats.t.ppf(0.975, df) * np.sqrt(va + vb)
     gap = b.mean() - a.mean()
-    assert (found.value, found.low, found.high) == pytest.approx((gap, gap - half, gap + half))
+    assert (found.gap, found.low, found.high) == pytest.approx((gap, gap - half, gap + half))
     assert found.df == pytest.approx(df) and found.p == pytest.approx(2 * stats.t.sf(gap / np.sqrt(va + vb), df))
 
 
@@ -55,14 +55,14 @@ def test_the_permutation_test_is_exact_where_it_can_be_enumerated():
     gaps = b[0]
     means = [np.mean(gaps * np.array(signs)) for signs in itertools.product((1, -1), repeat=6)]
     p = min(1.0, 2 * np.mean(np.array(means) >= gaps.mean() - 1e-12))
-    assert paired(a, b).difference.p == pytest.approx(p)
+    assert paired(a, b).p == pytest.approx(p)
 
 
 @pytest.mark.parametrize("problems", [12, 60, 800])
 def test_the_paired_interval_and_test_are_scipys(problems):
     rng = np.random.default_rng(4)
     a, b = rng.binomial(8, 0.4, (1, problems)) / 8, rng.binomial(8, 0.45, (1, problems)) / 8
-    found = paired(a, b, draws=9_999).difference
+    found = paired(a, b, draws=9_999)
     if problems > 12:  # enough that differ to need no steadying
         interval = stats.ttest_rel(b[0], a[0]).confidence_interval(0.95)
         assert (found.low, found.high) == pytest.approx(tuple(interval), abs=1e-3)
@@ -88,8 +88,8 @@ def test_pairs_count_every_problem_once():
     b = np.array([[0.5, 0.5, 0.0, 0.0, 1.0, 0.0], [0.0, 0.5, 0.0, 0.0, 1.0, 0.0]])
     found = paired(a, b)
     assert (found.wins, found.ties, found.losses) == (1, 3, 2)
-    assert (found.both, found.only_first, found.only_second, found.neither) == (2, 2, 1, 1)
-    assert found.difference.value == pytest.approx((0.25 - 0.25 - 0.5) / 6)
+    assert (found.both, found.only_other, found.only_it, found.neither) == (2, 2, 1, 1)
+    assert found.gap == pytest.approx((0.25 - 0.25 - 0.5) / 6)
 
 
 def test_solved_by_one_only_is_the_exact_binomial():
@@ -124,4 +124,9 @@ def test_arms_that_differ_by_the_margin_are_called_equivalent_in_at_most_one_of_
 
 
 def test_no_p_value_is_told_as_zero():
-    assert (told(0.0), told(0.00099), told(0.00101), told(1.0)) == ("p < 0.001", "p < 0.001", "p = 0.001", "p = 1.000")
+    assert (p_text(0.0), p_text(0.00099), p_text(0.00101), p_text(1.0)) == (
+        "p < 0.001",
+        "p < 0.001",
+        "p = 0.001",
+        "p = 1.000",
+    )

@@ -41,9 +41,9 @@ def test_rows_end_where_they_are_told_to(nano):
 
 def test_trl_finds_stops_where_rows_are_told_to_end():
     pytest.importorskip("trl")
-    from benchmarks.step_trl import Told
+    from benchmarks.step_trl import EndingModel
 
-    model, lengths, stop = Told(models.settings("nano")).eval(), [3, 8, 5, 8, 2], 1
+    model, lengths, stop = EndingModel(models.settings("nano")).eval(), [3, 8, 5, 8, 2], 1
     model.lengths = lengths
     prompts = torch.full((5, 4), 7)
     made = model.generate(

@@ -1,6 +1,6 @@
 """JSON lines, JSON, CSV and parquet as batches of the columns asked for, so that memory does not grow with the texts.
 
-It knows file formats. JSON lines and CSV may be compressed (.gz), a .json may hold lines or evalplus' results.
+JSON lines and CSV may be compressed (.gz), a .json may hold lines or evalplus' results.
 """
 
 import codecs
@@ -28,7 +28,7 @@ Batches = Iterator[pa.RecordBatch]
 
 
 def names(path: Path) -> list[str]:
-    """The columns of a file. Raises LoadError where there is no such file, of a known kind, with a row in it."""
+    """The columns of a file. Raises LoadError unless it exists, is of a known kind and has a row."""
     if not path.is_file():
         what = "is a directory, not a file of samples" if path.is_dir() else "is no file"
         raise LoadError(f"samples: {path} {what}")
@@ -44,7 +44,7 @@ def names(path: Path) -> list[str]:
 
 
 def stem(path: Path) -> str:
-    """The name of a file without the endings that say its kind."""
+    """The name of a file without its extensions."""
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
@@ -59,7 +59,7 @@ def _why_not(path: Path) -> str:
 
 
 def _open(path: Path) -> IO[bytes]:
-    """Behind its byte order mark where it has one."""
+    """Opens a file and skips its byte order mark, if any."""
     file: Any = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # noqa: SIM115 - the caller closes it
     if file.read(3) != codecs.BOM_UTF8:
         file.seek(0)
@@ -67,7 +67,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def batches(path: Path, wanted: Sequence[str]) -> Batches:
-    """All rows of these columns, in the order of the file; a column that a batch lacks is null in it."""
+    """All rows of these columns, in file order; a column that a batch lacks is null there."""
     source = KINDS[_kind(path)][1](path, wanted)
     while (batch := _read_or_refuse(path, lambda: next(source, None))) is not None:
         _read_or_refuse(path, lambda: batch.validate(full=True))  # parquet may hold texts that are not UTF-8
@@ -101,7 +101,7 @@ def _csv_names(path: Path) -> list[str]:
 
 
 def _csv(path: Path, wanted: Sequence[str]) -> Batches:
-    """Every cell as the text that it is: "007" and "None" are answers."""
+    """Every cell as text: "007" and "None" are answers."""
     as_text = arrow_csv.ConvertOptions(
         include_columns=list(wanted), column_types=dict.fromkeys(wanted, pa.string()), strings_can_be_null=False
     )

@@ -1,14 +1,11 @@
-"""What was compared: model, task, data, code, machines and dates of the runs, and the settings in which they differ.
-
-It reads run.json and no result.
-"""
+"""What was compared: model, task, data, code, machines and dates of the runs, and the settings in which they differ."""
 
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from analysis.arms import NOT_COMPARED, SHARED
+from analysis.arms import NOT_COMPARED, is_knob
 from analysis.load import Study
 from analysis.tables import Cell, Table
 from ngrpo.rundir.schema import read_run
@@ -18,7 +15,7 @@ BESIDES = ("exploration.", "data:", "results.version")  # the strategy is the ar
 
 
 def table(study: Study) -> Table:
-    """A row per fact, with all the values that the runs have; of sample files only where they lie."""
+    """A row per fact, with all the values that occur in the runs; for sample files only their paths."""
     places = list(dict.fromkeys(map(str, study.runs["path"])))
     records = [read_run(Path(place)).content for place in places if Path(place, "run.json").exists()]
     facts = {
@@ -36,13 +33,10 @@ def table(study: Study) -> Table:
 
 def _of_records(records: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     def every(*path: str) -> list[Any]:
-        found = []
-        for record in records:
-            value: Any = record
-            for name in path:
-                value = value.get(name) if isinstance(value, Mapping) else None
-            found.append(value)
-        return found
+        values: list[Any] = list(records)
+        for name in path:
+            values = [value.get(name) if isinstance(value, Mapping) else None for value in values]
+        return values
 
     data = [f"{name} {version}" for record in records for name, version in (record.get("data") or {}).items()]
     machines = [_machine(record.get("hardware") or {}) for record in records]
@@ -72,19 +66,16 @@ def _machine(hardware: Mapping[str, Any]) -> str:
 
 def _differing(study: Study) -> dict[str, list[str]]:
     """Settings other than the strategy's own that differ between runs."""
-    configs = list(study.runs["config"])
-    keys = dict.fromkeys(key for config in configs for key in config)
-    found = {}
-    for key in keys:
+    configs, found = list(study.runs["config"]), {}
+    for key in dict.fromkeys(key for config in configs for key in config):
         values = [json.dumps(config.get(key), default=str) for config in configs]
-        knob = "." not in key and key not in SHARED
-        if len(set(values)) > 1 and key not in NOT_COMPARED and not knob and not key.startswith(BESIDES):
+        if len(set(values)) > 1 and not (key in NOT_COMPARED or is_knob(key) or key.startswith(BESIDES)):
             found[f"differs: {key}"] = [value.strip('"') for value in values]
     return found
 
 
 def _listed(values: Iterable[Any]) -> str:
-    """The different values; the first few where there are many."""
+    """The distinct values, or the first FEW of many."""
     different = list(dict.fromkeys(str(value) for value in values if value not in (None, "")))
     more = f" and {len(different) - FEW} more" if len(different) > FEW else ""
     return ", ".join(different[:FEW]) + more
