@@ -83,7 +83,6 @@ def _in_folder(script: str, words: tuple[str, ...], folder: Path, environment: d
     _write_to(place / "err", 2)
     os.chdir(folder)
     os.environ.update(environment)
-    sys.path[:0] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))  # as a new interpreter does
     _run(script, words)
 
 
