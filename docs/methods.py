@@ -82,16 +82,21 @@ def head(path: Path) -> tuple[str, str]:
     return next(line for line in comments if line.startswith("python ")), cell(" ".join(said))
 
 
+@cache
+def content_of(path: Path) -> dict[str, Any]:
+    """What a file says; every method asks every preset."""
+    return yaml.safe_load(path.read_text("utf-8")) or {}
+
+
 def files_of(path: Path) -> list[Path]:
     """A file after the parts that it is put together from."""
-    parts = [
-        part for part in (yaml.safe_load(path.read_text("utf-8")) or {}).get("defaults", ()) if isinstance(part, str)
-    ]
+    parts = [part for part in content_of(path).get("defaults", ()) if isinstance(part, str)]
     found = [path.parent / f"{part}.yaml" for part in parts if part != "_self_"]
     return [*(inner for part in found for inner in files_of(part)), path]
 
 
-def leaves_of(path: Path) -> Iterator[tuple[str, Any, str]]:
+@cache
+def leaves_of(path: Path) -> list[tuple[str, Any, str]]:
     """(dotted key, value, comment) of all that a file sets."""
     text = path.read_text("utf-8")
     lines = text.splitlines()
@@ -108,7 +113,7 @@ def leaves_of(path: Path) -> Iterator[tuple[str, Any, str]]:
             for name, child in node.value:
                 yield from walk(child, f"{key}.{name.value}" if key else name.value)
 
-    yield from walk(yaml.compose(text, yaml.SafeLoader), "")
+    return list(walk(yaml.compose(text, yaml.SafeLoader), ""))
 
 
 def knobs(group: str, path: Path) -> Iterator[str]:
@@ -116,7 +121,7 @@ def knobs(group: str, path: Path) -> Iterator[str]:
     content = [leaf for file in files_of(path) for leaf in leaves_of(file)]
     rules: dict[str, Any] = {}
     for file in files_of(path):
-        rules |= (yaml.safe_load(file.read_text("utf-8")) or {}).get("schema", {})
+        rules |= content_of(file).get("schema", {})
     shown = {key: (value, comment) for key, value, comment in content if is_knob(key, value)}
     for key, (value, comment) in shown.items():
         rule = rule_of(value, rules.get(key, {}))
@@ -205,7 +210,7 @@ def presets(group: str, name: str) -> str:
     """The experiments that choose a method, alone or in a list."""
     found = []
     for path in sorted((CONF / "experiment").rglob("*.yaml")):
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        content = content_of(path)
         chosen = [part.get(f"override /{group}") for part in content.get("defaults", ()) if isinstance(part, dict)]
         sweeper = content.get("hydra", {}).get("sweeper", {})
         for listed in (sweeper.get("params") or {}, *(sweeper.get("besides") or ())):
