@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 from multiprocessing.context import ForkServerProcess
@@ -63,11 +64,13 @@ class Started:
         self.process.terminate()
 
     def communicate(self, timeout: float = 240) -> tuple[str, str]:
-        """What it printed and what it said of errors, once it has ended."""
+        """What it printed and what it said of errors, once it has ended; they are kept until then, and asked for once."""
         self.process.join(timeout)
         if self.returncode is None:
             raise subprocess.TimeoutExpired(self.args, timeout)
-        return (self.place / "out").read_text(), (self.place / "err").read_text()
+        out, err = ((self.place / name).read_text() for name in ("out", "err"))
+        shutil.rmtree(self.place)
+        return out, err
 
 
 def run(script: str, *words: str, folder: Path = REPOSITORY, **environment: str) -> subprocess.CompletedProcess[str]:
