@@ -82,6 +82,12 @@ def head(path: Path) -> tuple[str, str]:
     return next(line for line in comments if line.startswith("python ")), cell(" ".join(text))
 
 
+@cache
+def content_of(path: Path) -> dict[str, Any]:
+    """What a file says; every method asks every preset."""
+    return yaml.safe_load(path.read_text("utf-8")) or {}
+
+
 def files_of(path: Path) -> list[Path]:
     """The parts that a file includes, then the file."""
     parts = [part for part in defaults_of(path) if isinstance(part, str) and part != "_self_"]
@@ -91,10 +97,11 @@ def files_of(path: Path) -> list[Path]:
 
 def defaults_of(path: Path) -> list[Any]:
     """The defaults list of a file."""
-    return (yaml.safe_load(path.read_text("utf-8")) or {}).get("defaults", [])
+    return content_of(path).get("defaults", [])
 
 
-def leaves_of(path: Path) -> Iterator[tuple[str, Any, str]]:
+@cache
+def leaves_of(path: Path) -> list[tuple[str, Any, str]]:
     """(dotted key, value, comment) of all that a file sets."""
     text = path.read_text("utf-8")
     lines = text.splitlines()
@@ -111,7 +118,7 @@ def leaves_of(path: Path) -> Iterator[tuple[str, Any, str]]:
             for name, child in node.value:
                 yield from walk(child, f"{key}.{name.value}" if key else name.value)
 
-    yield from walk(yaml.compose(text, yaml.SafeLoader), "")
+    return list(walk(yaml.compose(text, yaml.SafeLoader), ""))
 
 
 def knobs(group: str, path: Path) -> Iterator[str]:
@@ -119,7 +126,7 @@ def knobs(group: str, path: Path) -> Iterator[str]:
     content = [leaf for file in files_of(path) for leaf in leaves_of(file)]
     rules: dict[str, Any] = {}
     for file in files_of(path):
-        rules |= (yaml.safe_load(file.read_text("utf-8")) or {}).get("schema", {})
+        rules |= content_of(file).get("schema", {})
     settings = {key: (value, comment) for key, value, comment in content if is_knob(key, value)}
     for key, (value, comment) in settings.items():
         rule = rule_of(value, rules.get(key, {}))
@@ -216,7 +223,7 @@ def presets(group: str, name: str) -> str:
             continue
         parts = [part for file in files_of(path) for part in defaults_of(file) if isinstance(part, dict)]
         chosen = [part[f"override /{group}"] for part in parts if f"override /{group}" in part][-1:]
-        content = yaml.safe_load(path.read_text("utf-8")) or {}
+        content = content_of(path)
         sweeper = content.get("hydra", {}).get("sweeper", {})
         for listed in (sweeper.get("params") or {}, *(sweeper.get("besides") or ())):
             chosen += str(listed.get(group, "")).split(",")

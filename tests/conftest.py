@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import cache
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # of two threads the one that waits leaves the core to other tests
 
 import itertools
 

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 
+import configurations
 import pytest
 from places import REPOSITORY
 
@@ -60,14 +61,15 @@ def test_the_readme_is_short():
 def test_commands_are_accepted(page, place, monkeypatch):
     monkeypatch.chdir(place)
     monkeypatch.setattr(launchers, "problems", lambda config, several: [])  # SLURM and Ray
-    for line in commands(page):
-        if any(words in line for words in NOT_HERE):
-            continue
-        for words, here in ELSEWHERE.items():
-            line = line.replace(words, here)
-        script, *overrides = shlex.split(line, comments=True)
-        name = script.removesuffix(".py")
-        assert command.examine("config" if name == "train" else name, overrides).problems == [], line
+    with configurations.command_line():  # for which the files below conf/ are read once
+        for line in commands(page):
+            if any(words in line for words in NOT_HERE):
+                continue
+            for words, here in ELSEWHERE.items():
+                line = line.replace(words, here)
+            script, *overrides = shlex.split(line, comments=True)
+            name = script.removesuffix(".py")
+            assert command.examine("config" if name == "train" else name, overrides).problems == [], line
 
 
 def test_the_readme_s_report_says_what_stands_under_its_picture(tmp_path):

@@ -117,7 +117,7 @@ class SearchSweeper(GridSweeper):
             if any(_is_pruned(result) for result in results[part]):
                 worker.finish(trial, TrialState.PRUNED)  # its last report counts for the sampler
                 words = "pruned"
-            elif isinstance(values := self._values(trial, jobs[part], results[part]), str):
+            elif isinstance(values := self._values(trial, results[part]), str):
                 trial.set_user_attr("reason", values)  # a failure with a reason counts as one of the trials to reach
                 worker.finish(trial, TrialState.FAIL)
                 words = f"failed: {values}"
@@ -136,16 +136,17 @@ class SearchSweeper(GridSweeper):
         origin |= {"objective": objectives[0], "pruner": self.settings["pruner"], "first": place * FURTHEST}
         return [f"sweep.trial='{json.dumps(origin)}'"]
 
-    def _values(self, trial: Trial, jobs: Sequence[list[str]], results: Sequence[JobReturn]) -> list[float] | str:
+    def _values(self, trial: Trial, results: Sequence[JobReturn]) -> list[float] | str:
         """The means over seeds, or the reason why there are none."""
         reached: list[list[float]] = []
-        for job, result in zip(jobs, results, strict=True):
+        for result in results:
             if error := error_of(result):
                 if no_room(error):  # not the trial's fault: it is queued again once there is room
                     raise error
                 return one_line(error)
             try:
-                reached.append([objective(self.directory(job), name) for name in self.settings["objectives"]])
+                directory = Path(OmegaConf.select(result.hydra_cfg, "hydra.runtime.output_dir"))  # pyright: ignore
+                reached.append([objective(directory, name) for name in self.settings["objectives"]])
             except (ValueError, LookupError, OSError) as error:
                 return one_line(error)
         columns = list(zip(*reached, strict=True))

@@ -127,7 +127,9 @@ def _patiently(make: Callable[[], Any], what: str, tries: int = 5) -> Any:
             f"{what}: its driver is not installed; PostgreSQL's is pip install 'ngrpo[postgres]'"
         ) from error
     except Exception as error:
-        if tries == 1:
+        from sqlalchemy.exc import ArgumentError  # a fifth of a second to import
+
+        if tries == 1 or isinstance(error, ArgumentError):  # what is no address becomes none
             words = " ".join(str(error).split())[:200]
             raise StudyError(f"{what}: {words}; sweep.storage=null keeps a journal file") from error
     time.sleep(6.4 / 2**tries)

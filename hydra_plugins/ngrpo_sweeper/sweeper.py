@@ -81,6 +81,9 @@ class GridSweeper(Sweeper):
 
     def __init__(self, params: Mapping[str, str] | None = None, besides: Sequence[Mapping[str, str]] | None = None):
         self.params, self.besides = dict(params or {}), list(besides or ())
+        # What choices compose to stays the same, and takes a tenth of a second to find out.
+        self._keys: dict[tuple[str, ...], dict[str, object]] = {}
+        self._groups: dict[str, bool] = {}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         self.hydra_context, self.config = hydra_context, config
@@ -192,8 +195,10 @@ class GridSweeper(Sweeper):
 
     def is_group(self, key: str) -> bool:
         """Whether `key` is a group of the configuration, or Hydra's own, and not a value of ours."""
-        options = self.hydra_context.config_loader.get_group_options(key, results_filter=None)
-        return key.startswith(("hydra.", "hydra/")) or bool(options)
+        if key not in self._groups:
+            options = self.hydra_context.config_loader.get_group_options(key, results_filter=None)
+            self._groups[key] = key.startswith(("hydra.", "hydra/")) or bool(options)
+        return self._groups[key]
 
     def parsed(self, texts: Sequence[str]) -> list[Override]:
         """Texts as Hydra reads them, in order."""
@@ -206,9 +211,13 @@ class GridSweeper(Sweeper):
 
     def fits(self, choices: Sequence[Override]) -> Callable[[Override], str | None]:
         """What says of an override how it reads under these choices, its key in full; None where they lack it."""
-        composed = self.compose([str(choice.input_line) for choice in choices if self.is_group(choice.key_or_group)])
-        match = next((choice.value() for choice in choices if choice.key_or_group == matched.KEY), None)
-        keys = flat(composed) | matched.settings(composed, match)
+        chosen = [o for o in choices if self.is_group(o.key_or_group) or o.key_or_group == matched.KEY]
+        lines = tuple(str(o.input_line) for o in chosen)
+        if lines not in self._keys:
+            composed = self.compose([str(o.input_line) for o in chosen if o.key_or_group != matched.KEY])
+            match = next((o.value() for o in chosen if o.key_or_group == matched.KEY), None)
+            self._keys[lines] = flat(composed) | matched.settings(composed, match)
+        keys = self._keys[lines]
 
         def text(override: Override) -> str | None:
             key, typed = override.key_or_group, str(override.input_line)

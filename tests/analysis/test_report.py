@@ -328,7 +328,7 @@ def test_help_needs_no_torch_and_mistakes_are_one_line(tmp_path):
         ([f"runs={tmp_path}", "margin=-1"], "margin=-1: must be"),
         ([f"runs={tmp_path}", "detect=two"], "detect=two: must be"),
     ):
-        done = subprocess.run([sys.executable, script, *wrong], capture_output=True, text=True)
+        done = warm.run("report.py", *wrong)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm
 from places import REPOSITORY
 
 HEAVY = ("torch", "lightning", "transformers", "pandas", "faiss")
@@ -271,7 +272,7 @@ def test_nothing_heavy_is_imported_and_nothing_written(refusals):
 
 
 def entry_point(script: str, *argv: str, cwd: Path) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, REPOSITORY / script, *argv], capture_output=True, text=True, cwd=cwd)
+    return warm.run(script, *argv, folder=cwd)
 
 
 @pytest.mark.parametrize(
@@ -345,9 +346,7 @@ cli.run(main)
     ids=["bug", "interrupt", "settings", "multirun"],
 )
 def test_how_a_job_ends_is_the_exit_status(tmp_path, argv, status, errors):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [sys.executable, "-c", JOB, *argv]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    done = warm.run(JOB, *argv, folder=tmp_path)
     assert done.returncode == status, done.stderr
     assert all(error in done.stderr for error in errors)
     assert ("Traceback" in done.stderr) == any("KeyError" in error for error in errors)

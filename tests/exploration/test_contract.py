@@ -1,6 +1,7 @@
 """The density contract of every strategy, and that it would notice one that is not what it says."""
 
 import copy
+import itertools
 import math
 from dataclasses import replace
 
@@ -38,6 +39,7 @@ from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.records import TOKEN, DecodeStep
 
 STRATEGIES = sorted(path.stem for path in (CONF / "exploration").glob("*.yaml"))
+LONGEST = ("dirichlet_soft", 1.0)  # between the temperatures that are always tried
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +56,13 @@ def composed():
     return configs
 
 
-@pytest.mark.parametrize("temperature", TEMPERATURES)
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize(
+    ("name", "temperature"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] if case == LONGEST else [])
+        for case in itertools.product(STRATEGIES, TEMPERATURES)
+    ],
+)
 def test_what_is_drawn_is_what_is_claimed(setting, composed, name, temperature):
     strategy = built(composed[name], temperature, setting)
     findings = list(examine(strategy, setting, ROWS, claims_of(strategy, setting)))

@@ -1,10 +1,6 @@
 """Searches in processes of their own, over a job that takes no time and has an optimum; MACHINE names the host they are on."""
 
-import os
-import subprocess
-import sys
-
-from places import REPOSITORY
+import warm
 
 SEARCHED = """
 import json, math, os, socket, sys, time
@@ -51,12 +47,8 @@ cli.run(main)
 SPACE = ["sweep=optuna", "exploration=neighbor_mix", "mix_rate=interval(0.02,0.4)", "k=choice(1,2,3,4)"]
 
 
-def start_search(folder, *arguments, **environment):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-c", SEARCHED, "-m", *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder, env=environment
-    )
+def start_search(folder, *arguments, **environment) -> warm.Started:
+    return warm.Started(SEARCHED, ("-m", *arguments), folder, environment)
 
 
 def search(folder, *arguments, **environment):

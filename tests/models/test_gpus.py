@@ -1,11 +1,10 @@
 """Plans for devices that are not here: hours by hand, what makes a run fit, and the words that say so."""
 
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
-from places import REPOSITORY
+import warm
 from transformers import Qwen2Config
 
 from ngrpo.models import sizes
@@ -97,9 +96,7 @@ def test_an_optimizer_on_a_gpu_has_one_more_copy_of_what_it_trains():
 
 
 def plan_of(*overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "plan.py", *overrides], cwd=REPOSITORY, capture_output=True, text=True, timeout=120
-    )
+    return warm.run("plan.py", *overrides)
 
 
 def test_a_plan_for_a_device_says_whether_it_fits_how_long_it_takes_and_what_helps():

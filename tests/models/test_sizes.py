@@ -1,11 +1,10 @@
 """Plans: parameters counted exactly, memory within 15 % of what a run takes, and none of it needs weights or data."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm
 import yaml
 from architectures import ARCHITECTURES, config_of, stock
 
@@ -105,8 +104,7 @@ def layer_width(layer) -> int:
 
 
 def command(*overrides: str) -> str:
-    run = [sys.executable, "plan.py", *overrides]
-    ended = subprocess.run(run, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    ended = warm.run("plan.py", *overrides)
     assert ended.returncode == ("NOT enough" in ended.stdout), ended.stderr
     return ended.stdout
 

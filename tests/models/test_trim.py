@@ -1,11 +1,10 @@
 """A vocabulary that was cut: the same logits on what is left, the same tokens for the texts that it was cut to."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
+import warm
 from architectures import config_of, stock
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -135,7 +134,6 @@ def test_what_cannot_be_cut_is_one_line(cut, words, told, tmp_path):
 
 
 def test_the_command_ends_with_status_2_and_one_line(tmp_path):
-    found = subprocess.run(
-        [sys.executable, "-m", "ngrpo.models.trim", "model=nowhere", "texts=a", "out=b"], capture_output=True, text=True
-    )
+    module = "import runpy; runpy.run_module('ngrpo.models.trim', run_name='__main__')"
+    found = warm.run(module, "model=nowhere", "texts=a", "out=b", folder=tmp_path)
     assert found.returncode == 2 and found.stderr.startswith("error: model=nowhere: ") and found.stderr.count("\n") == 1

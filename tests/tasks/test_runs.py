@@ -1,12 +1,9 @@
 """Real tasks on the command line: own files train and are evaluated, long prompts are left out and counted."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from places import REPOSITORY
+import warm
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
@@ -53,10 +50,7 @@ def place(tmp_path_factory):
 
 
 def run(script, *arguments):
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(
-        [sys.executable, REPOSITORY / f"{script}.py", *arguments], capture_output=True, text=True, env=environment
-    )
+    return warm.run(f"{script}.py", *arguments)
 
 
 def test_own_files_train_and_are_evaluated(place, tmp_path):

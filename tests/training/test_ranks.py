@@ -124,7 +124,7 @@ def test_two_agents_of_torchrun_train_together_and_say_afterwards_that_it_is_don
     assert read_run(tmp_path / "run").content["devices"] == 2
 
 
-@pytest.mark.parametrize("dead", [0, 1])
+@pytest.mark.parametrize("dead", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_rank_that_is_killed_ends_the_other_which_names_it(pair, dead):
     run = pair()
     os.kill(run.ranks[dead], signal.SIGKILL)

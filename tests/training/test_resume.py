@@ -22,6 +22,7 @@ SMALL = [
     "evaluation.rows_per_batch=4", "max_new_tokens=40", "exploration.refresh_every=2", "learning_rate=1e-3",
 ]  # fmt: skip
 ADAPTERS = ["model.lora.r=4", "model.lora.alpha=8", "algorithm.kl.coefficient=0.01"]
+QUICK = {"steps=4": "steps=8", "max_new_tokens=40": "max_new_tokens=10", "n=2": "n=1", "problems=4": "problems=1"}
 RESULTS = ("metrics.csv", "results.json", "hf/model.safetensors")
 
 
@@ -31,6 +32,11 @@ def start(directory: Path, *overrides: str):
 
 def finish(directory: Path, *overrides: str) -> str:
     return warm.finish("train.py", directory.with_suffix(".log"), *SMALL, f"hydra.run.dir={directory}", *overrides)
+
+
+def quick() -> list[str]:
+    """A run of more steps, in less time, where its numbers are not compared."""
+    return [QUICK.get(word, word) for word in SMALL]
 
 
 def traces(directory: Path) -> dict[str, str]:
@@ -96,7 +102,14 @@ def test_kill_inside_a_save_leaves_no_trace(uninterrupted, tmp_path):
     assert not list(directory.rglob("*.part"))
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [
+        (signal.SIGTERM, 143),
+        pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.slow),
+    ],
+)
 def test_signals_save_and_exit_with_their_status(uninterrupted, tmp_path, number, status):
     directory = tmp_path / "stopped"
     process = start(directory)
@@ -128,21 +141,21 @@ def test_a_run_whose_directory_is_moved_stops_and_does_not_make_it_again(tmp_pat
 
 
 def test_as_many_checkpoints_are_kept_as_asked_for(tmp_path):
-    finish(tmp_path / "kept", "checkpoints.keep=3", "evaluation.before=false")
+    finish_as([*quick(), "checkpoints.keep=3", "evaluation.before=false"], tmp_path / "kept")
     assert len(list(tmp_path.glob("kept/checkpoints/step-*.pt"))) == 3
 
 
 def test_a_run_that_goes_on_with_other_threads_is_the_same_run_and_says_so(tmp_path):
     directory = tmp_path / "moved"
-    process = start(directory)
+    place, log = f"hydra.run.dir={directory}", directory.with_suffix(".log")
+    process = warm.start("train.py", log, *quick(), place)
     while process.is_alive() and not list(directory.glob("checkpoints/step-*.pt")):
         time.sleep(0.005)
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(timeout=60)
     assert process.exitcode == 143
-    words = [word.replace("threads=1", "threads=2") for word in SMALL]
-    text = warm.finish("train.py", directory.with_suffix(".log"), *words, f"hydra.run.dir={directory}")
+    text = warm.finish("train.py", log, *(word.replace("threads=1", "threads=2") for word in quick()), place)
     notes = [line for line in text.splitlines() if line.startswith("note: continued with")]
     assert len(notes) == 1 and "threads=2, which was 1" in notes[0]
     record = read_run(directory)
@@ -173,7 +186,7 @@ def adapters_uninterrupted(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_adapters_that_are_killed_or_stopped_end_as_if_nothing_had_been(adapters_uninterrupted, tmp_path, number):
     """Only adapters and their optimizer's state are kept; the reference inside them and the KL must come back too."""
     directory, adapter = tmp_path / "cut", "hf/adapter/adapter_model.safetensors"
@@ -240,7 +253,11 @@ ACTING = {"param_noise": ["exploration.target_kl=1e-5"], "rollout_dropout": []} 
 
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("param_noise", signal.SIGKILL), ("param_noise", signal.SIGTERM), ("rollout_dropout", signal.SIGKILL)],
+    [
+        pytest.param("param_noise", signal.SIGKILL, marks=pytest.mark.slow),
+        ("param_noise", signal.SIGTERM),
+        ("rollout_dropout", signal.SIGKILL),
+    ],
 )
 def test_noise_and_masks_are_the_same_after_a_signal(name, number, tmp_path):
     """Where a signal leaves a rollout, what is saved has no noise."""

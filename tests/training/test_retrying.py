@@ -163,7 +163,7 @@ def test_micro_batches_change_nothing():
 FILTERED = {"group_filter": groups.mixed, "max_resamples": 2, "prompts_per_step": 6}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [pytest.param("tokens", marks=pytest.mark.slow), "mixtures"])
 def test_a_run_that_stops_anywhere_goes_on_to_the_bit(name, tmp_path):
     """With a filter, so that rescued groups also wait for the next step and go through a checkpoint."""
 

@@ -80,7 +80,7 @@ def test_the_ratio_of_a_carried_answer_is_to_the_policy_that_drew_it():
 STRATEGIES = {"tokens": lambda: TokenSampling(1.0), "mixtures": lambda: neighbor_mix(0.5, 3)}
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", [pytest.param("tokens", marks=pytest.mark.slow), "mixtures"])
 def test_what_waits_survives_a_stop_after_any_step_to_the_bit(name, tmp_path):
     whole = trained(strategy=STRATEGIES[name]())
     for stop in range(1, STEPS):
