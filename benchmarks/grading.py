@@ -89,7 +89,7 @@ def rate(work: Callable[[], object], count: int) -> float:
 def pairs_of(golds: Sequence[str], spell: Callable[[str], list[str]], parsed: bool) -> list[tuple[str, str]]:
     """Each gold with each of its spellings, those that need the parser or those that do not, in a random order."""
     pairs = [(gold, text) for gold in dict.fromkeys(golds) if gold for text in spell(gold)]
-    kept = [pair for pair in pairs if (settle(*pair) is None) == parsed]
+    kept = [pair for pair in pairs if (settle(*pair).outcome is None) == parsed]
     random.Random(0).shuffle(kept)
     return kept
 

@@ -6,6 +6,8 @@ Compatibility folding would make 102 of `10²`; here a character is translated o
 import re
 import unicodedata
 
+from ngrpo.grading.brackets import closing
+
 INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad\ufe0f]")
 SAME = {"font", "wide", "narrow", "noBreak"}  # of a decomposition: another shape of the same characters
 SYMBOLS = {
@@ -29,8 +31,8 @@ SYMBOLS = {
 }
 ROOTS = {"\u221a": r"\sqrt", "\u221b": r"\sqrt[3]", "\u221c": r"\sqrt[4]"}
 MOST_ROOTS = 30  # of one answer; each costs a pass over the text
-RADICAND = re.compile(r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z])")
-CLOSING = {"(": ")", "{": "}"}
+RADICAND = re.compile(r"\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z]")
+PAIRS = {"(": ")", "{": "}"}  # that may stand around a radicand
 
 
 def translated(text: str) -> str:
@@ -80,7 +82,7 @@ def _radicals(text: str) -> str:
     for sign, command in ROOTS.items():
         while (place := text.rfind(sign)) >= 0:  # from the right, so that a root under a root is there already
             rest = text[place + 1 :].lstrip()
-            if (end := _closed(rest)) > 0:
+            if rest[:1] in PAIRS and (end := closing(rest, 0, rest[0], PAIRS[rest[0]])):
                 inner, rest = rest[1:end], rest[end + 1 :]
             elif found := RADICAND.match(rest):
                 end = found.end() if not rest.startswith("\\sqrt") else _command_end(rest)
@@ -91,18 +93,6 @@ def _radicals(text: str) -> str:
     return text
 
 
-def _closed(text: str) -> int:
-    """Where the bracket that opens `text` closes; 0 where there is none."""
-    if not text or text[0] not in CLOSING:
-        return 0
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == text[0]) - (character == CLOSING[text[0]])
-        if depth == 0:
-            return place
-    return 0
-
-
 def _command_end(text: str) -> int:
     start = text.find("{")
-    return start + _closed(text[start:]) + 1 if start >= 0 else len("\\sqrt")
+    return max(closing(text, start, "{", "}"), start) + 1 if start >= 0 else len("\\sqrt")

@@ -6,6 +6,7 @@ Every comparison is true, false or None, which says that formulas must be comput
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
 from ngrpo.grading import written
@@ -157,7 +158,7 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
     """The node as JSON: a formula, or a list of its kind and what stands in it; in the unit of `unit_of` where it has one."""
     if isinstance(node, Leaf):
         target = unit_of.unit if isinstance(unit_of, Leaf) else None
-        factor = factor_between(node.unit, target) or 1
+        factor = factor_between(node.unit, target) or Fraction(1)
         text = written.formula(node.text) if node.number is None else _ratio(node.number)
         text = text if factor == 1 else f"{_ratio(factor)}\\cdot\\left({text}\\right)"
         return f"\\frac{{{text}}}{{100}}" if node.percent else text
@@ -165,13 +166,9 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
     return [kind + (f" {node.name}" if kind == "chain" else ""), *(request(item) for item in node.items)]
 
 
-def _ratio(value: Any) -> str:
-    sign, value = ("-" if value < 0 else ""), abs(value)
-    return (
-        f"{sign}{value.numerator}"
-        if value.denominator == 1
-        else f"{sign}\\frac{{{value.numerator}}}{{{value.denominator}}}"
-    )
+def _ratio(value: Fraction) -> str:
+    above, below = abs(value).as_integer_ratio()
+    return ("-" if value < 0 else "") + (f"{above}" if below == 1 else f"\\frac{{{above}}}{{{below}}}")
 
 
 def texts(node: Any) -> list[str]:

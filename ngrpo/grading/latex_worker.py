@@ -1,4 +1,4 @@
-"""The process in which formulas are compared: reads `[gold, answer]` lines, writes an outcome for each.
+"""The process in which formulas are compared: reads lists of `[gold, answer]`, one a line, writes an outcome for each.
 
 Started once, it imports everything and then forks a process for every two pipes that it is sent, so that a new one is
 there in a moment. Those may be killed at any time, and end by themselves where a comparison takes too long or their parent
@@ -96,9 +96,7 @@ def read(formula: str) -> list[Any]:
 
 
 def judge(request: list[Any]) -> str:
-    """The outcome for one pair of formulas, or the best one for a list of pairs, as of the forms that a gold has."""
-    if isinstance(request[0], str):
-        return compare(*request)
+    """The best outcome of a list of pairs, one for each form that a gold has."""
     outcomes = {compare_structures(*pair) for pair in request}
     return next(outcome for outcome in ("correct", "wrong", "unparsed") if outcome in outcomes)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from ngrpo.grading import leaves, written
+from ngrpo.grading.brackets import closing, wrapped
 from ngrpo.grading.leaves import WORD, Leaf, leaf
 from ngrpo.grading.values import number
 
@@ -47,9 +48,8 @@ Node = Leaf | Group
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as it is compared: in one spelling, its structure, and what was decided to get there."""
+    """A text as it is compared: in one spelling without spaces, its structure, and what was decided to get there."""
 
-    spelt: str
     bare: str
     node: Node
     notes: tuple[str, ...]
@@ -57,14 +57,16 @@ class Reading:
 
 @lru_cache(maxsize=2048)
 def read(text: str) -> Reading | None:
-    """The reading of a text of at most written.LONGEST characters; None for one in which nothing stands."""
+    """The reading of a text; None for one that is too long or in which nothing stands."""
+    if len(text) > written.LONGEST:
+        return None
     spelt = written.spelt(text)
     bare = written.bare(spelt)
     if not bare:
         return None
     notes: list[str] = [] if text.isascii() else ["Unicode translated"]
     node = _node(spelt, notes)
-    return Reading(spelt, bare, node, tuple(dict.fromkeys(notes)))
+    return Reading(bare, node, tuple(dict.fromkeys(notes)))
 
 
 def cut(text: str, pattern: re.Pattern, inside: bool = False) -> list[tuple[str, str]]:
@@ -98,7 +100,7 @@ def _thousands(text: str, place: int) -> bool:
 
 
 def _node(text: str, notes: list[str], depth: int = 0) -> Node:
-    while written.wrapped(text) or (written.wrapped(text, "()") and len(cut(text[1:-1], LIST, True)) == 1):
+    while wrapped(text) or (wrapped(text, "()") and len(cut(text[1:-1], LIST, True)) == 1):
         text = text[1:-1].strip()
     if text.isdecimal() or depth > DEEPEST:
         return Leaf(text, number(text))
@@ -195,7 +197,7 @@ def _shared_unit(items: list[Node]) -> list[Node]:
 
 
 def _brackets(text: str, notes: list[str], depth: int) -> Node | None:
-    if len(text) < 4 or text[0] not in "([" or text[-1] not in ")]" or written.closing(text, 0) != len(text) - 1:
+    if len(text) < 4 or text[0] not in "([" or text[-1] not in ")]" or closing(text) != len(text) - 1:
         return None
     parts = cut(text[1:-1], LIST, True)
     if len(parts) == 1:

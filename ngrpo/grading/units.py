@@ -44,6 +44,7 @@ CAPITAL = set("CFKJWNVL")
 ANY = {"unit", ""}  # names that say nothing
 LETTERS = {name for name in KNOWN if len(name) == 1 and name.isalpha()}
 SPELLED = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+", re.IGNORECASE)
+OPERATOR = re.compile(r" ?(/| per |\\cdot|\*| an? (?=\w)) ?")
 POWER = re.compile(r"\^ ?\{? ?(-?\d) ?\}?$")
 PIECE = re.compile(r"[a-z$\u20ac\u00a3\u00a5\u20b9]+", re.IGNORECASE)
 SPEEDS = {"mph": "mile/hour", "kph": "kilometer/hour", "fps": "foot/second", "sqft": "square foot"}
@@ -71,19 +72,17 @@ def unit(text: str) -> Unit | None:
     """The unit that a text names; one of unknown things for other plain words, None for what names nothing."""
     name = " ".join(text.split()).strip(" .")
     plain = SPEEDS.get(name.lower(), name)
-    parts = re.split(r" ?(?:/| per |\\cdot|\*| an? (?=\w)) ?", re.sub(r"^per ", "1/", plain))
+    first, *rest = OPERATOR.split(re.sub(r"^per ", "1/", plain))
     kinds: dict[str, int] = {}
     size = Fraction(1)
-    signs = re.findall(r"/| per |\\cdot|\*| an? (?=\w)", re.sub(r"^per ", "1/", plain))
-    for place, part in enumerate(parts):
-        found = _factor(part.strip())
+    for operator, factor in (("*", first), *zip(rest[::2], rest[1::2], strict=True)):
+        found = _factor(factor.strip())
         if found is None:
             return _things(name)
-        down = place > 0 and signs[place - 1] not in ("\\cdot", "*")
-        for kind, factor, power in found:
-            power = -power if down else power
+        for kind, basic, power in found:
+            power = power if operator in ("*", "\\cdot") else -power
             kinds[kind] = kinds.get(kind, 0) + power
-            size *= factor**power
+            size *= basic**power
     return Unit(tuple(sorted(item for item in kinds.items() if item[1] and item[0] != RATIO)), size, name)
 
 

@@ -26,7 +26,9 @@ SECONDS = 1.0  # of wall clock for one comparison
 PATIENCE = 1.8  # times that, where other programs kept the processor from it for half of it
 START = 60.0  # seconds in which a process must be ready
 IN_FLIGHT = 16_000  # bytes sent ahead to one process, so that writing never blocks on a full pipe
-DEATHS = 10  # processes that may die on one pair before it is the pair's fault: to crash so many takes a moment only
+DEATHS = (
+    10  # processes that may die on one request before it is the request's fault: to crash so many takes a moment only
+)
 
 
 class GraderFailed(RuntimeError):
@@ -35,7 +37,7 @@ class GraderFailed(RuntimeError):
 
 @dataclass
 class _Process:
-    """One process, our ends of its pipes, and the numbers of the pairs that it has not answered, in order."""
+    """One process, our ends of its pipes, and the numbers of the requests that it has not answered, in order."""
 
     tasks: int
     answers: int
@@ -59,8 +61,8 @@ class Workers:
         self._requests: socket.socket | None = None
         atexit.register(self.close)
 
-    def compare(self, pairs: Sequence[Sequence[Any]]) -> list[str]:
-        """An outcome for each (gold, answer), or for each list of such pairs, of which the best counts.
+    def compare(self, requests: Sequence[Sequence[Any]]) -> list[str]:
+        """An outcome for each list of pairs (gold, answer), of which the best counts.
 
         It is what the process says, `timeout`, or `error` where several died on it.
 
@@ -69,7 +71,7 @@ class Workers:
         with self._lock:
             if self._owner != os.getpid():  # a fork has copies of our pipes, which are not its own
                 self._owner, self._idle, self._nursery, self._requests = os.getpid(), [], None, None
-            return _Batch(pairs, self).run()
+            return _Batch(requests, self).run()
 
     def take(self) -> _Process:
         """A process to work with, the spare where there is one; another one is on its way."""
@@ -80,11 +82,6 @@ class Workers:
     def give_back(self, processes: Sequence[_Process]) -> None:
         """They are not needed for now."""
         self._idle = [*processes, *self._idle]
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes that are ready and idle."""
-        return [process.pid for process in self._idle if process.pid]
 
     def close(self) -> None:
         """Ends all processes."""
@@ -122,13 +119,13 @@ class Workers:
 
 
 class _Batch:
-    """Pairs on their way through the processes."""
+    """Requests on their way through the processes."""
 
-    def __init__(self, pairs: Sequence[Sequence[Any]], workers: Workers):
-        self.pairs, self.workers = pairs, workers
-        self.lines = [(json.dumps(pair) + "\n").encode() for pair in pairs]
-        self.outcomes: list[str | None] = [None] * len(pairs)
-        self.todo, self.deaths = deque(range(len(pairs))), [0] * len(pairs)
+    def __init__(self, requests: Sequence[Sequence[Any]], workers: Workers):
+        self.workers = workers
+        self.lines = [(json.dumps(request) + "\n").encode() for request in requests]
+        self.outcomes: list[str | None] = [None] * len(requests)
+        self.todo, self.deaths = deque(range(len(requests))), [0] * len(requests)
 
     def run(self) -> list[str]:
         """The outcomes, once all are there."""
@@ -186,7 +183,7 @@ class _Batch:
         return not idle or spent > limit * PATIENCE
 
     def _take_back(self, process: _Process) -> None:
-        """Ends it; the pair that it was at is a timeout if it overran, else asked again, as all after it are."""
+        """Ends it; the request that it was at is a timeout if it overran, else asked again, as all after it are."""
         if process.waiting:
             first = process.waiting[0]
             self.deaths[first] += 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ngrpo.grading.verdict import Verdict
+from ngrpo.grading.answers import Verdict
 from ngrpo.tasks.asking import transcript
 from ngrpo.tasks.base import UNGRADED, Problem, Score, answer_part
 from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
