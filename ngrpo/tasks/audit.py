@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ngrpo.tasks.base import Problem, Task
-from ngrpo.tasks.items import KEEP, LEAVE_OUT, Reading
+from ngrpo.tasks.items import KEEP, LEAVE_OUT, DataReport
 from ngrpo.tasks.overlap import words_of
 from ngrpo.tasks.respelling import respellings
 
@@ -44,10 +44,10 @@ def audit(name: str, task: Task) -> Report:
     counted = f"{right} of {len(problems)} correct, {100 * right / len(problems):.2f} %, {speed:,.0f} answers/s"
     report = Report(f"{name} ({task.name} {task.version}): {counted}")
     report.find("golds that the grader does not take", [f"{p.id}  {outcome}  {gold}" for p, gold, outcome in missed])
-    reading = getattr(task, "reading", None)
-    if isinstance(reading, Reading):
+    data = getattr(task, "report", None)
+    if isinstance(data, DataReport):
         _respell(task, asked, report)
-        _tell(reading, report)
+        _add_data(data, report)
     report.find("problems that stand there twice (as words)", _twice(problems))
     return report
 
@@ -70,18 +70,18 @@ def _respell(task: Task, golds: Sequence[tuple[Problem, str]], report: Report) -
     report.find("spellings of golds that the grader does not take", lost)
 
 
-def _tell(reading: Reading, report: Report) -> None:
-    unused = [name for name in reading.columns.names if name not in reading.columns.needed]
+def _add_data(data: DataReport, report: Report) -> None:
+    unused = [name for name in data.unused if name not in data.needed]
     report.told += [f"columns not used: {', '.join(unused)}"] if unused else []
-    report.find("columns not used that the question may need", reading.columns.needed)
-    report.find("rows whose answer is no value", [f"row {at}: it {says}" for at, says in reading.unanswered.items()])
-    report.find("rows whose golds disagree", [f"row {at}: {says}" for at, says in reading.disagreeing.items()])
-    items = {item.number: item for item in reading.items}
+    report.find("columns not used that the question may need", data.needed)
+    report.find("rows whose answer is no value", [f"row {at}: it {says}" for at, says in data.unanswered.items()])
+    report.find("rows whose golds disagree", [f"row {at}: {says}" for at, says in data.disagreeing.items()])
+    items = {item.number: item for item in data.items}
     places = []
-    for number, before in reading.repeated.items():
+    for number, before in data.repeated.items():
         one, other = items.get(number), items.get(before)
         differ = one and other and set(one.golds).isdisjoint(other.golds)
-        says = f" with the answer {one.gold!r} for {other.gold!r}" if one and other and differ else ""
+        says = f" with the answer {one.golds[0]!r} for {other.golds[0]!r}" if one and other and differ else ""
         places.append(f"row {number} repeats row {before}{says}")
     report.find("rows that repeat a problem", places)
 

@@ -4,14 +4,13 @@ An answer names a choice by its letter or label, by its index or by its text. Wh
 all of its rows; where two fit and mean other choices, it is for the user to say.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from ngrpo.tasks.cells import has_no_value
+from ngrpo.tasks.cells import has_no_value, is_empty, parsed
 
 LISTS = ("choices", "options", "endings", "answer_choices", "question.choices", "mc1_targets.choices")
 MEMBER = re.compile(r"((?:option|choice|ending|op|sol|answer|alternative)?_?)([a-j]|\d)")
@@ -67,7 +66,7 @@ def read(where: str, columns: Sequence[str], cells: Mapping[str, Any]) -> Choice
             texts.pop()
         marks = [str(MEMBER.fullmatch(column)[2]) for column in columns]  # pyright: ignore[reportOptionalSubscript]
         return _choices(where, columns[0], texts, marks[: len(texts)])
-    cell = _parsed(given[0]) if columns else None
+    cell = parsed(given[0]) if columns else None
     if cell is None or cell in ([], "", {}):
         return None
     if isinstance(cell, str):
@@ -87,19 +86,9 @@ def read(where: str, columns: Sequence[str], cells: Mapping[str, Any]) -> Choice
     return _choices(where, columns[0], texts, ())
 
 
-def _parsed(cell: Any) -> Any:
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
-
-
 def _text(cell: Any) -> str | None:
-    if isinstance(cell, bool) or not isinstance(cell, (str, int, float)) or not str(cell).strip():
-        return None
-    return str(cell).strip()
+    fits = isinstance(cell, (str, int, float)) and not isinstance(cell, bool) and not is_empty(cell)
+    return str(cell).strip() if fits else None
 
 
 def _choices(where: str, column: str, texts: Sequence[str | None], labels: Sequence[Any]) -> Choices | None:

@@ -1,69 +1,73 @@
 r"""The gold answers of every row, and which rows have none or several that disagree.
 
 The gold of a row is the last complete `\boxed{}` of its solution if there is one, because some published answer columns are
-damaged copies of it; else the answer column. Where a row has both, or another column with a gold, they must say the same.
+damaged copies of it; else the answer column. Where a row has both, or another column with a gold, they must say the same:
+as texts at first, by the task's grader where texts differ.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ngrpo.grading.answers import extract_boxed
+from ngrpo.grading.answers import extract_boxed, same_integer
 from ngrpo.tasks import choices
-from ngrpo.tasks.agreement import agree
-from ngrpo.tasks.cells import PROOF, golds_of, has_no_value
-from ngrpo.tasks.items import LEAVE_OUT, Reading, Table, listed
+from ngrpo.tasks.cells import PROOF, alone, golds_of, has_no_value, is_empty
+from ngrpo.tasks.items import LEAVE_OUT, DataReport, Same, Table, listed
 
 Golds = tuple[str, ...]
-Choice = tuple[int, choices.Choices, Any]  # row number, its choices, the answer's cell
+Answer = tuple[int, choices.Choices, Any]  # row number, the row's choices, the answer's cell
+SPACING = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|~")
+FRACTION = re.compile(r"\\[dt]frac(?![a-z])")
+TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
 
 
-def golds(table: Table, reading: Reading) -> list[Golds]:
+def golds_of_rows(table: Table, report: DataReport) -> list[Golds]:
     """Row by row the right answers; none where a row is left out.
 
     Raises ValueError, in one line, for unfit cells, and where the task refuses rows without one answer.
     """
     chosen = table.chosen
-    named = {column: _of_choices(table, column, reading) for column in (chosen.answer, *chosen.compared)}
+    by_choice = {column: _of_choices(table, column, report) for column in (chosen.answer, *chosen.compared)}
     found: list[Golds] = []
-    pairs, owners = [], []
+    others: list[tuple[int, str, Golds]] = []  # row index, another column and what it says
     for index, cells in enumerate(table.rows):
-        told = _by_column(table, index, named)
-        mine = _preferred(table, told, cells)
-        reading.boxed += bool(chosen.solution != chosen.answer and mine and mine == told.get(chosen.solution or ""))
-        if not mine:
-            reading.unanswered[index + 1] = _shown(table, cells)
-        for column, others in told.items() if mine else ():
-            if others and others != mine:
-                pairs.append((mine, others))
-                owners.append((index, column, others))
-        found.append(mine)
-    for (index, column, others), same in zip(owners, agree(pairs, table.ways.same), strict=True):
-        if not same:
-            says = f"{found[index][0][:60]!r} and, in column {column}, {others[0][:60]!r}"
-            reading.disagreeing.setdefault(index + 1, says)
-    _refuse(table, reading)
-    return [() if index + 1 in reading.disagreeing else mine for index, mine in enumerate(found)]
+        by_column = _by_column(table, index, by_choice)
+        golds = _preferred(table, by_column, cells)
+        report.boxed += bool(
+            chosen.solution != chosen.answer and golds and golds == by_column.get(chosen.solution or "")
+        )
+        if not golds:
+            report.unanswered[index + 1] = _no_gold(table, cells)
+        others += [(index, *other) for other in by_column.items() if golds and other[1] and other[1] != golds]
+        found.append(golds)
+    same = _agree([(found[index], golds) for index, _, golds in others], table.options.same)
+    for (index, column, golds), agrees in zip(others, same, strict=True):
+        if not agrees:
+            says = f"{found[index][0][:60]!r} and, in column {column}, {golds[0][:60]!r}"
+            report.disagreeing.setdefault(index + 1, says)
+    _refuse(table, report)
+    return [() if index + 1 in report.disagreeing else golds for index, golds in enumerate(found)]
 
 
-def _by_column(table: Table, index: int, named: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
+def _by_column(table: Table, index: int, by_choice: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
     """Column -> what it says, the solution first."""
     chosen, cells = table.chosen, table.rows[index]
-    told: dict[str, Golds] = {}
+    found: dict[str, Golds] = {}
     for column in dict.fromkeys((chosen.solution, chosen.answer, *chosen.compared)):
         if column is None or (column != chosen.answer and not isinstance(cells.get(column), (str, int, float, list))):
             continue
         if column == chosen.solution and not isinstance(cells.get(column), str):
             continue
-        if index in named.get(column, {}):
-            told[column] = named[column][index]
+        if index in by_choice.get(column, {}):
+            found[column] = by_choice[column][index]
         elif not (column in chosen.compared and isinstance(cells.get(column), bool)):
-            told[column] = golds_of(table.where(index), column, cells)
-    return told
+            found[column] = golds_of(table.where(index), column, cells)
+    return found
 
 
-def _preferred(table: Table, told: Mapping[str, Golds], cells: Mapping[str, Any]) -> Golds:
+def _preferred(table: Table, by_column: Mapping[str, Golds], cells: Mapping[str, Any]) -> Golds:
     chosen = table.chosen
-    box, answer = told.get(chosen.solution or "", ()), told.get(chosen.answer, ())
+    box, answer = by_column.get(chosen.solution or "", ()), by_column.get(chosen.answer, ())
     if chosen.options and answer:  # which knows the letter and the text
         return answer
     if str(cells.get(chosen.answer)).strip().lower() in PROOF:
@@ -71,26 +75,48 @@ def _preferred(table: Table, told: Mapping[str, Golds], cells: Mapping[str, Any]
     return tuple(dict.fromkeys((*box, *answer))) if len(answer) > 1 else box or answer
 
 
-def _of_choices(table: Table, column: str, reading: Reading) -> dict[int, Golds]:
+def _agree(pairs: Sequence[tuple[Golds, Golds]], same: Same | None) -> list[bool]:
+    """For each pair of lists of golds, whether a gold of the one is a gold of the other."""
+    found = [any(_alike(one, other) for one in left for other in right) for left, right in pairs]
+    at, asked = [], []
+    for place, (left, right) in enumerate(pairs):
+        both_ways = [pair for one in left for other in right for pair in ((one, other), (other, one))]
+        if not found[place]:
+            at += [place] * len(both_ways)
+            asked += both_ways
+    for place, agrees in zip(at, same(asked) if same and asked else (), strict=False):
+        found[place] = found[place] or agrees
+    return found
+
+
+def _alike(one: str, other: str) -> bool:
+    return same_integer(one, other) or _squeezed(one) == _squeezed(other)
+
+
+def _squeezed(text: str) -> str:
+    """A gold without what is only its looks, and without backslashes, which copies lose."""
+    text = FRACTION.sub(lambda _: "\\frac", TEXT.sub(r"\1", text))
+    return SPACING.sub("", text).replace("\\", "").rstrip(".").casefold()
+
+
+def _of_choices(table: Table, column: str, report: DataReport) -> dict[int, Golds]:
     """Row index -> golds, of the rows that have choices; empty where the column's answers are none of them."""
-    have = [(index + 1, o) for index, o in enumerate(table.options) if o and o.texts]
-    given = [(number, o, _cell(table.rows[number - 1].get(column), o)) for number, o in have]
-    answered: list[Choice] = [row for row in given if row[2] is not None]
+    rows = enumerate(zip(table.choices, table.rows, strict=True), start=1)
+    given = [(number, each, _cell(cells.get(column), each)) for number, (each, cells) in rows if each and each.texts]
+    answered: list[Answer] = [row for row in given if row[2] is not None]
     main = column == table.chosen.answer
-    if not answered or (not (main and table.shown) and not _fit(answered)):
+    if not answered or (not (main and table.asks_choices) and not _fit(answered)):
         return {}
-    form = (table.ways.answer_form if main else None) or choices.form_of(table.source, column, answered)
+    form = (table.options.answer_form if main else None) or choices.form_of(table.source, column, answered)
     if main:
         counted = {"index": "index, counted from 0", "index_from_1": "index, counted from 1"}.get(form, form)
-        reading.note(f"{column} names the right choice by its {counted}")
-    return {
-        number - 1: () if cell is None else _picked(table, column, form, (number, o, cell)) for number, o, cell in given
-    }
+        report.note(f"{column} names the right choice by its {counted}")
+    return {row[0] - 1: () if row[2] is None else _picked(table, column, form, row) for row in given}
 
 
 def _cell(cell: Any, offered: choices.Choices) -> Any:
     """The answer's cell, None where it says that there is none; -1 is how hubs hide the answers of a test split."""
-    cell = cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+    cell = alone(cell)
     cell = (extract_boxed(cell) or cell) if isinstance(cell, str) else cell
     if cell is None or cell != cell:  # nan
         return None
@@ -99,72 +125,66 @@ def _cell(cell: Any, offered: choices.Choices) -> Any:
     return cell
 
 
-def _fit(rows: Sequence[Choice]) -> bool:
+def _fit(rows: Sequence[Answer]) -> bool:
     return all(any(choices.named_by(form, o, cell) is not None for form in choices.FORMS) for _, o, cell in rows)
 
 
-def _picked(table: Table, column: str, form: str, row: Choice) -> Golds:
+def _picked(table: Table, column: str, form: str, row: Answer) -> Golds:
     number, offered, cell = row
     at = choices.named_by(form, offered, cell)
     if at is None:
         says = f"the answer (column {column}) {str(cell)[:80]!r} is no {form} of its {len(offered.texts)} choices"
         raise ValueError(f"{table.where(number - 1)}: {says}; set task.answer_form={'|'.join(choices.FORMS)}")
-    return choices.golds(offered, at, table.shown)
+    return choices.golds(offered, at, table.asks_choices)
 
 
-def _shown(table: Table, cells: Mapping[str, Any]) -> str:
+def _no_gold(table: Table, cells: Mapping[str, Any]) -> str:
+    """What stands in the place of a gold, for a line about the row."""
     chosen, cell = table.chosen, cells.get(table.chosen.answer)
-    if cell is None or not str(cell).strip():
+    if is_empty(cell):
         return "is empty"
     worked = chosen.answer == "solution" or extract_boxed(str(cell)) == ""
     return "has an empty box or none" if worked else f"is {str(cell)[:40]!r}, which is no value"
 
 
-def _refuse(table: Table, reading: Reading) -> None:
-    if table.ways.unanswered == LEAVE_OUT:
+def _refuse(table: Table, report: DataReport) -> None:
+    if table.options.unanswered == LEAVE_OUT:
         return
     chosen = table.chosen
-    if reading.unanswered:
-        number, says = next(iter(reading.unanswered.items()))
-        line = f"the answer (column {chosen.answer}) {says}, expected a text{_like(reading.unanswered)}"
+    if report.unanswered:
+        number, says = next(iter(report.unanswered.items()))
+        line = f"the answer (column {chosen.answer}) {says}, expected a text{_more(report.unanswered)}"
         raise ValueError(f"{table.where(number - 1)}: {line}; mend the row or set task.unanswered={LEAVE_OUT}")
-    if reading.disagreeing:
-        number, says = next(iter(reading.disagreeing.items()))
+    if report.disagreeing:
+        number, says = next(iter(report.disagreeing.items()))
         columns = dict.fromkeys((chosen.answer, *([chosen.solution] if chosen.solution else []), *chosen.compared))
         fix = " or ".join(f"task.columns.answer={column}" for column in columns)
-        line = f"the golds disagree: {says}{_like(reading.disagreeing)}"
+        line = f"the golds disagree: {says}{_more(report.disagreeing)}"
         raise ValueError(f"{table.where(number - 1)}: {line}; set {fix} or task.unanswered={LEAVE_OUT}")
 
 
-def _like(rows: Mapping[int, str]) -> str:
+def _more(rows: Mapping[int, str]) -> str:
     more = list(rows)[1:]
     return f" (so in {len(more)} more: {listed(more)})" if more else ""
 
 
-def tell(table: Table, found: Sequence[Golds], reading: Reading) -> None:
+def note_golds(table: Table, found: Sequence[Golds], report: DataReport) -> None:
     """Notes on where the golds come from and which are left out."""
     chosen = table.chosen
-    if reading.boxed:
-        note = f"the gold is the last box of {chosen.solution} in {reading.boxed} rows, else {chosen.answer}"
-        reading.note(note, alters=chosen.solution not in table.rows[0])
+    if report.boxed:
+        note = f"the gold is the last box of {chosen.solution} in {report.boxed} rows, else {chosen.answer}"
+        report.note(note, alters=chosen.solution not in table.rows[0])
     if chosen.compared:
-        reading.note(f"{', '.join(chosen.compared)} was compared with the gold", alters=False)
-    of_none = [at for at, says in reading.unanswered.items() if "no value" in says]
-    empty = [at for at in reading.unanswered if at not in of_none]
-    if empty:
-        reading.note(f"rows without an answer are left out: {len(empty)} ({listed(empty)})", alters=False)
-    if of_none:
-        reading.note(f"rows whose answer is no value are left out: {len(of_none)} ({listed(of_none)})")
-    if reading.disagreeing:
-        rows = list(reading.disagreeing)
-        reading.note(f"rows whose golds disagree are left out: {len(rows)} ({listed(rows)})")
+        report.note(f"{', '.join(chosen.compared)} was compared with the gold", alters=False)
+    no_value = [number for number, says in report.unanswered.items() if "no value" in says]
+    empty = [number for number in report.unanswered if number not in no_value]
+    report.note_rows("rows without an answer are left out", empty, alters=False)
+    report.note_rows("rows whose answer is no value are left out", no_value)
+    report.note_rows("rows whose golds disagree are left out", list(report.disagreeing))
     cells = [cells.get(chosen.answer) for cells in table.rows]
-    several = [at + 1 for at, golds in enumerate(found) if len(golds) > 1 and not table.options[at]]
-    if several:
-        reading.note(f"rows with several right answers: {len(several)} ({listed(several)})")
-    as_list = [at + 1 for at, cell in enumerate(cells) if isinstance(cell, str) and cell.lstrip().startswith('["')]
-    if as_list:
-        reading.note(f"rows whose answer is a JSON list of alternatives: {len(as_list)} ({listed(as_list)})")
-    decimals = [at + 1 for at, cell in enumerate(cells) if isinstance(cell, float) and "e" in repr(cell)]
-    if decimals:
-        reading.note(f"rows whose answer is a float, written as a decimal: {len(decimals)} ({listed(decimals)})")
+    several = [at + 1 for at, golds in enumerate(found) if len(golds) > 1 and not table.choices[at]]
+    report.note_rows("rows with several right answers", several)
+    lists = [at for at, cell in enumerate(cells, start=1) if isinstance(cell, str) and cell.lstrip().startswith('["')]
+    report.note_rows("rows whose answer is a JSON list of alternatives", lists)
+    decimals = [at for at, cell in enumerate(cells, start=1) if isinstance(cell, float) and "e" in repr(cell)]
+    report.note_rows("rows whose answer is a float, written as a decimal", decimals)

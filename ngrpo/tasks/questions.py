@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ngrpo.grading.answers import Verdict
-from ngrpo.tasks.asking import transcript
 from ngrpo.tasks.base import UNGRADED, Problem, Score, answer_part
-from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
+from ngrpo.tasks.items import REFUSE, DataReport, Item, ReadOptions
+from ngrpo.tasks.question_text import transcript
 from ngrpo.tasks.reading import read_items
 from ngrpo.tasks.rows import FromRows
 
@@ -32,17 +32,17 @@ class Questions(FromRows):
     unanswered: str = REFUSE
     repeats: str = REFUSE
     answer_form: str | None = None
-    reading: Reading = field(default_factory=Reading, init=False, repr=False)
+    report: DataReport = field(init=False, repr=False)
 
     def __post_init__(self):
-        ways = Ways(self.columns, self.unanswered, self.repeats, self.answer_form, self._same)
+        options = ReadOptions(self.columns, self.unanswered, self.repeats, self.answer_form, self._same)
         source = self.read_rows()
-        self.reading = read_items(self.name, source, ways)
-        if not self.reading.items:
+        self.report = read_items(self.name, source, options)
+        if not self.report.items:
             raise ValueError(f"{self.name}: no row of {source.source} has an answer; set task.columns.answer=<column>")
-        self.version = self.reading.version(source.digest)
-        self.problems = [as_problem(item, item.problem, item.golds, self.instruction) for item in self.reading.items]
-        self.tell(self.reading.notes)
+        self.version = self.report.version(source.digest)
+        self.problems = [as_problem(item, item.question, item.golds, self.instruction) for item in self.report.items]
+        self.print_notes(self.report.notes)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order; a problem with several right answers takes the best of its verdicts.
@@ -67,13 +67,10 @@ def _rank(verdict: Verdict) -> int:
 
 
 def as_problem(item: Item, message: str, golds: Sequence[str], instruction: str | None) -> Problem:
-    """A problem whose user's message, or last one, is followed by the instruction."""
-    if item.messages is None:
-        prompt, messages = with_instruction(message, instruction), None
-    else:
-        messages = (*item.messages[:-1], ("user", with_instruction(item.messages[-1][1], instruction)))
-        prompt = transcript(messages)
-    return Problem(item.id, prompt, golds[0], True, item.question, tuple(golds[1:]), messages)
+    """A problem whose user's message, in a conversation the last one, is `message` and the instruction."""
+    messages = (*item.messages[:-1], ("user", with_instruction(message, instruction)))
+    conversation = messages if len(messages) > 1 else None
+    return Problem(item.id, transcript(messages), golds[0], True, item.question, tuple(golds[1:]), conversation)
 
 
 def with_instruction(problem: str, instruction: str | None) -> str:

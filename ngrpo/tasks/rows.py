@@ -56,7 +56,7 @@ class FromRows:
     problems: Sequence[Problem] = field(default=(), init=False)
     notes: list[str] = field(default_factory=list, init=False)
 
-    def tell(self, notes: Sequence[str]) -> None:
+    def print_notes(self, notes: Sequence[str]) -> None:
         """Keeps the notes, and prints each once in a process, which may build its tasks several times."""
         self.notes = list(notes)
         for line in (f"note: {self.name}: {note}" for note in notes):
