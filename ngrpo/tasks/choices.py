@@ -30,9 +30,8 @@ class Choices:
 
     def listed(self) -> str:
         """One line a choice, with letters in the data set's order."""
-        return self.verbatim or "\n".join(
-            f"{letter}) {text}" for letter, text in zip(LETTERS, self.texts, strict=False)
-        )
+        lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, self.texts, strict=False)]
+        return self.verbatim or "\n".join(lines)
 
     def stand_in(self, question: str) -> bool:
         """Whether the question lists them already, each after its letter."""
@@ -59,31 +58,31 @@ def columns_of(names: Iterable[str]) -> tuple[str, ...]:
 
 def read(where: str, columns: Sequence[str], cells: Mapping[str, Any]) -> Choices | None:
     """The choices of a row; None where it has none. Raises ValueError, in one line, for what is no list of texts."""
-    given = [cells.get(column) for column in columns]
-    if len(columns) > 1:
-        texts = [_text(part) for part in given]
-        while texts and texts[-1] is None:  # fewer choices than other rows have
-            texts.pop()
-        marks = [str(MEMBER.fullmatch(column)[2]) for column in columns]  # pyright: ignore[reportOptionalSubscript]
-        return _choices(where, columns[0], texts, marks[: len(texts)])
-    cell = parsed(given[0]) if columns else None
-    if cell is None or cell in ([], "", {}):
+    if not columns:
         return None
-    if isinstance(cell, str):
+    cell = parsed(cells.get(columns[0]))
+    if len(columns) > 1:
+        texts = [cells.get(column) for column in columns]
+        while texts and _text(texts[-1]) is None:  # fewer choices than other rows have
+            texts.pop()
+        labels = [match[2] for match in map(MEMBER.fullmatch, columns[: len(texts)]) if match]
+    elif cell is None or cell in ([], "", {}):
+        return None
+    elif isinstance(cell, str):
         parts = INLINE.findall(cell)
-        in_order = len(parts) > 1 and all(
-            mark.upper() == letter for (mark, _), letter in zip(parts, LETTERS, strict=False)
-        )
+        in_order = len(parts) > 1 and _in_order(mark for mark, _ in parts)
         return Choices(tuple(text for _, text in parts)) if in_order else Choices(verbatim=cell.strip())
-    if isinstance(cell, Mapping) and "text" in cell:
-        return _choices(where, columns[0], [_text(part) for part in cell["text"]], cell.get("label") or ())
-    if isinstance(cell, Mapping):
-        return _choices(where, columns[0], [_text(part) for part in cell.values()], [str(key) for key in cell])
-    if isinstance(cell, list) and all(isinstance(part, Mapping) for part in cell):
-        labels = [part.get("label") for part in cell]
-        return _choices(where, columns[0], [_text(part.get("text")) for part in cell], labels)
-    texts = [_text(part) for part in cell] if isinstance(cell, list) else [None]
-    return _choices(where, columns[0], texts, ())
+    elif isinstance(cell, Mapping):
+        texts, labels = (cell["text"], cell.get("label") or ()) if "text" in cell else (cell.values(), cell)
+    elif isinstance(cell, list) and all(isinstance(part, Mapping) for part in cell):
+        texts, labels = [part.get("text") for part in cell], [part.get("label") for part in cell]
+    else:
+        texts, labels = cell if isinstance(cell, list) else [None], ()
+    return _choices(where, columns[0], [_text(text) for text in texts], labels)
+
+
+def _in_order(marks: Iterable[str]) -> bool:
+    return all(mark.upper() == letter for mark, letter in zip(marks, LETTERS, strict=False))
 
 
 def _text(cell: Any) -> str | None:
@@ -91,7 +90,7 @@ def _text(cell: Any) -> str | None:
     return str(cell).strip() if fits else None
 
 
-def _choices(where: str, column: str, texts: Sequence[str | None], labels: Sequence[Any]) -> Choices | None:
+def _choices(where: str, column: str, texts: Sequence[str | None], labels: Iterable[Any]) -> Choices | None:
     if not texts:
         return None
     if any(text is None for text in texts) or not 1 < len(texts) <= len(LETTERS):
@@ -99,7 +98,7 @@ def _choices(where: str, column: str, texts: Sequence[str | None], labels: Seque
         raise ValueError(f"{where}: the choices (column {column}) are no such list, {expected}; mend the row")
     known = tuple(str(text) for text in texts)
     marks = [MARKED.fullmatch(text) for text in known]
-    if all(mark and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)):
+    if all(marks) and _in_order(mark[1] for mark in marks if mark):
         known = tuple(mark[2].strip() for mark in marks if mark)
     named = tuple(str(label) for label in labels if label is not None)
     return Choices(known, named if len(named) == len(known) else ())

@@ -52,15 +52,17 @@ def golds_of_rows(table: Table, report: DataReport) -> list[Golds]:
 def _by_column(table: Table, index: int, by_choice: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
     """Column -> what it says, the solution first."""
     chosen, cells = table.chosen, table.rows[index]
+    kinds: dict[str | None, Any] = dict.fromkeys(
+        (chosen.solution, chosen.answer, *chosen.compared), (str, int, float, list)
+    )
+    kinds |= {chosen.answer: object, chosen.solution: str}
     found: dict[str, Golds] = {}
-    for column in dict.fromkeys((chosen.solution, chosen.answer, *chosen.compared)):
-        if column is None or (column != chosen.answer and not isinstance(cells.get(column), (str, int, float, list))):
-            continue
-        if column == chosen.solution and not isinstance(cells.get(column), str):
+    for column, kind in kinds.items():
+        if column is None or not isinstance(cells.get(column), kind):
             continue
         if index in by_choice.get(column, {}):
             found[column] = by_choice[column][index]
-        elif not (column in chosen.compared and isinstance(cells.get(column), bool)):
+        elif not (column in chosen.compared and isinstance(cells[column], bool)):
             found[column] = golds_of(table.where(index), column, cells)
     return found
 
@@ -78,14 +80,12 @@ def _preferred(table: Table, by_column: Mapping[str, Golds], cells: Mapping[str,
 def _agree(pairs: Sequence[tuple[Golds, Golds]], same: Same | None) -> list[bool]:
     """For each pair of lists of golds, whether a gold of the one is a gold of the other."""
     found = [any(_alike(one, other) for one in left for other in right) for left, right in pairs]
-    at, asked = [], []
-    for place, (left, right) in enumerate(pairs):
-        both_ways = [pair for one in left for other in right for pair in ((one, other), (other, one))]
-        if not found[place]:
-            at += [place] * len(both_ways)
-            asked += both_ways
-    for place, agrees in zip(at, same(asked) if same and asked else (), strict=False):
-        found[place] = found[place] or agrees
+    unlike = [at for at, alike in enumerate(found) if not alike]
+    each = [(at, one, other) for at in unlike for one in pairs[at][0] for other in pairs[at][1]]
+    if same and each:
+        verdicts = iter(same([pair for _, one, other in each for pair in ((one, other), (other, one))]))
+        for (at, _, _), *either in zip(each, verdicts, verdicts, strict=True):
+            found[at] = found[at] or any(either)
     return found
 
 
