@@ -8,9 +8,8 @@ from random import Random
 
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.arithmetic import Tree, normal_form, numbers_of, read_expression, value
-from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part, with_instruction
 from ngrpo.tasks.drawn import DrawnTask, generator, split_of
-from ngrpo.tasks.questions import with_instruction
 
 VERSION = "v1"
 SPLITS = {"train": range(9), "test": range(9, 10)}

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngrpo.grading.answers import extract_boxed, integer_outcome
-from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part, with_instruction
 from ngrpo.tasks.drawn import DrawnTask
-from ngrpo.tasks.questions import with_instruction
 
 LONGEST = 4096  # characters of an answer: the longest right one has a tenth of them
 

@@ -67,6 +67,7 @@ class DataReport:
     notes: a line each; altered: those after which the problems are others than the columns alone would give.
     """
 
+    source: str
     items: list[Item] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)

@@ -161,7 +161,7 @@ SHOTS = [
 ]
 
 
-@pytest.mark.parametrize("wrapped", [SHOTS, json.dumps(SHOTS)])
+@pytest.mark.parametrize("wrapped", [SHOTS, json.dumps(SHOTS), json.dumps(SHOTS, indent=1)])
 def test_a_conversation_is_whole_and_the_instruction_ends_it(read, wrapped):
     task = read([{"messages": wrapped, "answer": "4"}], instruction="Box it.")
     assert task.problems[0].messages == (
@@ -205,6 +205,12 @@ def test_any_of_several_golds_is_right(read, answer, right, wrong):
     task = read([{"problem": "p", "answer": answer}])
     assert all(outcome(task, text) == "correct" for text in right)
     assert not any(outcome(task, text) == "correct" for text in wrong)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_problem_that_is_no_number_is_refused_in_one_line(read, number):
+    with pytest.raises(ValueError, match=r"row 1: the problem \(column problem\) is empty, expected a text"):
+        read([{"problem": number, "answer": "1"}])
 
 
 def test_golds_that_disagree_are_refused_and_those_that_mean_the_same_are_not(read):
