@@ -47,18 +47,17 @@ def whole(text: str, notes: list[str]) -> Leaf | None:
     """What must be read before lists and formulas are looked for: numbers in words, dates, 1 hour 30 minutes."""
     if DATE.fullmatch(text):
         return Leaf(text, words=True)
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
+    plain = written.without_fonts(text)
     if plain[:1].isalpha() and (value := number(plain.lower())) is not None:
         notes.append(f"{plain} read as {value}")
         return Leaf(plain, value)
     words = plain.split(" ")
-    if plain[:1].isalpha() and WORD.fullmatch(plain) and 1 < len(words) <= 12:
-        counted = (
-            (number(" ".join(words[:end]).lower()), " ".join(words[end:])) for end in range(len(words) - 1, 0, -1)
-        )
-        value, things = next(((value, things) for value, things in counted if value is not None), (None, ""))
-        if value is not None and things.partition(" ")[0].lower() not in NO_UNIT - {"of"}:
-            return Leaf(plain, value, unit=unit(things))
+    if plain[:1].isalpha() and WORD.fullmatch(plain) and len(words) <= 12:
+        for end in range(len(words) - 1, 0, -1):
+            if (value := number(" ".join(words[:end]).lower())) is not None:
+                if words[end].lower() in NO_UNIT - {"of"}:
+                    break
+                return Leaf(plain, value, unit=unit(" ".join(words[end:])))
     return _compound(plain, notes)
 
 
@@ -90,7 +89,7 @@ def leaf(text: str, notes: list[str], measured: bool = False) -> Leaf:
         return Leaf(found[1], number(found[1]), percent=True)
     if not measured and (parts := _measured(text)) is not None:
         return replace(leaf(parts[0], notes, measured=True), unit=parts[1])
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
+    plain = written.without_fonts(text)
     value = number(plain.lower())
     if value is not None:
         notes.append(f"{plain} read as {value}")
@@ -109,7 +108,7 @@ def _measured(text: str) -> tuple[str, Unit] | None:
             return text[: -len(mark)].strip(), unit(name)  # pyright: ignore[reportReturnType]
     if found := written.DEGREES.search(text):
         rest = text[: found.start()].strip()
-        scale = written.TEXT.sub(r"\1", text[found.end() :]).strip()
+        scale = written.without_fonts(text[found.end() :]).strip()
         if rest and (not scale or scale in ("C", "F")) and not written.TRIGONOMETRY.search(rest) and rest[-1] != "-":
             return rest, unit({"C": "celsius", "F": "fahrenheit"}.get(scale, "degree"))  # pyright: ignore
         return None

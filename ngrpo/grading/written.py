@@ -105,6 +105,11 @@ def _as_latex(text: str) -> str:
     return text
 
 
+def without_fonts(text: str) -> str:
+    r"""The words of `\text{...}` and its like as they are."""
+    return TEXT.sub(r"\1", text).strip() if "\\" in text else text
+
+
 def _joined(found: re.Match) -> str:
     return re.sub(r"\D", "", found[0])
 
