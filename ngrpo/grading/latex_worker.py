@@ -103,15 +103,12 @@ def judge(request: list[Any]) -> str:
 
 def compare_structures(gold: Any, answer: Any) -> str:
     """correct, wrong or unparsed, for formulas and for lists that begin with their kind (comparing.request says which)."""
-    if isinstance(gold, str) and isinstance(answer, str):
-        return compare(gold, answer)
-    if isinstance(gold, str) or isinstance(answer, str):
-        return compare(spelt(gold), spelt(answer))
-    if gold[0] == answer[0] == "=" and len(gold) == len(answer) == 3:
-        return "correct" if same_equation(gold[1:], answer[1:]) else compare(spelt(gold), spelt(answer))
-    if {gold[0][:5], answer[0][:5]} & {"=", "chain", "union"}:
-        return compare(spelt(gold), spelt(answer))
-    if gold[0] == answer[0] == "list":
+    kinds = {"" if isinstance(node, str) else node[0].partition(" ")[0] for node in (gold, answer)}
+    if kinds == {"="} and len(gold) == len(answer) == 3 and same_equation(gold[1:], answer[1:]):
+        return "correct"
+    if kinds & {"", "=", "chain", "union"}:
+        return compare(latex(gold), latex(answer))
+    if kinds == {"list"}:
         return matched(gold[1:], answer[1:])
     outcomes = {compare_structures(one, other) for one, other in zip(gold[1:], answer[1:], strict=False)}
     if len(gold) != len(answer):
@@ -130,11 +127,11 @@ def matched(gold: list[Any], answer: list[Any]) -> str:
     return "wrong" if left else "correct"
 
 
-def spelt(node: Any) -> str:
+def latex(node: Any) -> str:
     """The formula of a structure, as math-verify reads it."""
     if isinstance(node, str):
         return node
-    kind, *items = node[0], *map(spelt, node[1:])
+    kind, *items = node[0], *map(latex, node[1:])
     if kind.startswith("chain"):
         signs = kind.split()[1:]
         return items[0] + "".join(f" {sign} {item}" for sign, item in zip(signs, items[1:], strict=True))

@@ -24,7 +24,7 @@ NO_VALUE = {
     *("proof", "see proof", "see solution", "?", "??", "???", "--", "---", "...", "…", "[]", "{}"),
 }
 PROOF = {"proof", "see proof"}  # said of the problem, where the others are said of the column
-WORDS_OF = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
+FONTS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
 LABELED = re.compile(
     r"\\(?:text|textbf|mathrm|mathbf|textrm)\{\s*\(([A-Ja-j])\)[.:]?\s*([^{}]*)\}(?:\s|[~:]|\\[ ,;:]|\\q?quad)*(.*)",
     re.DOTALL,
@@ -134,7 +134,7 @@ def is_empty(cell: Any) -> bool:
 
 def has_no_value(text: str) -> bool:
     """Whether a gold says that there is none."""
-    return WORDS_OF.sub(r"\1", text).strip().strip("$").strip().rstrip(".").lower() in NO_VALUE or text in NO_VALUE
+    return FONTS.sub(r"\1", text).strip().strip("$").strip().rstrip(".").lower() in NO_VALUE or text in NO_VALUE
 
 
 def golds_of(where: str, column: str, cells: Mapping[str, Any]) -> tuple[str, ...]:

@@ -11,14 +11,13 @@ from typing import Any
 
 from ngrpo.grading.answers import extract_boxed, same_integer
 from ngrpo.tasks import choices
-from ngrpo.tasks.cells import PROOF, alone, golds_of, has_no_value, is_empty
+from ngrpo.tasks.cells import FONTS, PROOF, alone, golds_of, has_no_value, is_empty
 from ngrpo.tasks.items import LEAVE_OUT, DataReport, Same, Table, listed
 
 Golds = tuple[str, ...]
 Answer = tuple[int, choices.Choices, Any]  # row number, the row's choices, the answer's cell
 SPACING = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|~")
 FRACTION = re.compile(r"\\[dt]frac(?![a-z])")
-TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
 
 
 def golds_of_rows(table: Table, report: DataReport) -> list[Golds]:
@@ -95,7 +94,7 @@ def _alike(one: str, other: str) -> bool:
 
 def _squeezed(text: str) -> str:
     """A gold without what is only its looks, and without backslashes, which copies lose."""
-    text = FRACTION.sub(lambda _: "\\frac", TEXT.sub(r"\1", text))
+    text = FRACTION.sub(lambda _: "\\frac", FONTS.sub(r"\1", text))
     return SPACING.sub("", text).replace("\\", "").rstrip(".").casefold()
 
 
