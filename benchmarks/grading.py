@@ -13,8 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from ngrpo.grading.latex import Latex, settle
+from ngrpo.grading.normalize import normalized
 from ngrpo.grading.values import number
-from ngrpo.grading.written import spelt
 
 WHOLE = re.compile(r"-?\d+")
 RATIO = re.compile(r"(-?)\\frac\{(\d+)\}\{(\d+)\}")
@@ -71,7 +71,7 @@ def computed(gold: str) -> list[str]:
         r"[a-zA-Z ]*", gold
     ):
         return []
-    plus = f"{gold}+7" if number(spelt(gold)) is None else f"\\sqrt{{49}}+{gold}"
+    plus = f"{gold}+7" if number(normalized(gold)) is None else f"\\sqrt{{49}}+{gold}"
     return [
         f"\\frac{{2\\left({gold}\\right)}}{{2}}",
         f"0+{gold}" if not gold.startswith("-") else f"{gold}+0",
@@ -96,9 +96,9 @@ def pairs_of(golds: Sequence[str], spell: Callable[[str], list[str]], parsed: bo
 
 def forget() -> None:
     """Drops what the reading of the pairs' selection left in caches."""
-    from ngrpo.grading import choices, reading, written
+    from ngrpo.grading import choices, normalize, reading
 
-    for function in (choices.alternatives, choices.option, reading.read, written.formula):
+    for function in (choices.alternatives, choices.option, reading.read, normalize.formula):
         function.cache_clear()
 
 

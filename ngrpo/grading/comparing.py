@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from ngrpo.grading import written
+from ngrpo.grading import normalize
 from ngrpo.grading.leaves import Leaf
 from ngrpo.grading.reading import Group, Node, Reading
 from ngrpo.grading.units import factor_between
@@ -112,7 +112,7 @@ def _same_leaf(gold: Leaf, answer: Leaf, notes: list[str]) -> bool | None:
     if gold.words or answer.words:
         return gold.words and answer.words and gold.text == answer.text
     if gold.number is None or answer.number is None:
-        same_text = written.bare(gold.text) == written.bare(answer.text) and gold.percent == answer.percent
+        same_text = normalize.bare(gold.text) == normalize.bare(answer.text) and gold.percent == answer.percent
         if same_text and factor == 1:
             return True
         if BASE.fullmatch(gold.text) or BASE.fullmatch(answer.text):
@@ -159,7 +159,7 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
     if isinstance(node, Leaf):
         target = unit_of.unit if isinstance(unit_of, Leaf) else None
         factor = factor_between(node.unit, target) or Fraction(1)
-        text = written.formula(node.text) if node.number is None else _ratio(node.number)
+        text = normalize.formula(node.text) if node.number is None else _ratio(node.number)
         text = text if factor == 1 else f"{_ratio(factor)}\\cdot\\left({text}\\right)"
         return f"\\frac{{{text}}}{{100}}" if node.percent else text
     kind = "list" if node.kind == "set" else node.kind

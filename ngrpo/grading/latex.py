@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from ngrpo.grading import written
+from ngrpo.grading import normalize
 from ngrpo.grading.answers import Verdict, extract_boxed
 from ngrpo.grading.brackets import balanced, deep
 from ngrpo.grading.choices import alternatives, option
@@ -87,7 +87,7 @@ def _shared(count: int, seconds: float) -> Workers:
 
 def settle(gold: str, answer: str) -> Settled:
     """The outcome of a pair where that needs no computation, or what must be computed for it."""
-    if len(answer) > written.LONGEST or deep(answer):
+    if len(answer) > normalize.LONGEST or deep(answer):
         return Settled("unparsed")
     if gold.strip() == answer.strip() and balanced(gold) and read(gold):
         return Settled("correct")
@@ -125,8 +125,8 @@ def _by_value(gold: str, answer: str) -> Settled:
         return Settled("correct" if verdict else "wrong", note)
     asked = requests(want.node, have.node)
     of_gold, of_answer = map(texts, asked)
-    too_large = any(written.tower(text) or LARGE.search(text) for text in of_answer)
-    if undecidable(want, have) or too_large or any(map(written.WORDS.search, of_gold + of_answer)):
+    too_large = any(normalize.tower(text) or LARGE.search(text) for text in of_answer)
+    if undecidable(want, have) or too_large or any(map(normalize.WORDS.search, of_gold + of_answer)):
         return Settled("unparsed")
     return Settled(None, note, asked)
 

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ngrpo.grading import written
+from ngrpo.grading import normalize
 from ngrpo.grading.units import LETTERS, Unit, unit
 from ngrpo.grading.values import PARTS, SCALES, number
 
@@ -47,7 +47,7 @@ def whole(text: str, notes: list[str]) -> Leaf | None:
     """What must be read before lists and formulas are looked for: numbers in words, dates, 1 hour 30 minutes."""
     if DATE.fullmatch(text):
         return Leaf(text, words=True)
-    plain = written.without_fonts(text)
+    plain = normalize.without_fonts(text)
     if plain[:1].isalpha() and (value := number(plain.lower())) is not None:
         notes.append(f"{plain} read as {value}")
         return Leaf(plain, value)
@@ -89,7 +89,7 @@ def leaf(text: str, notes: list[str], measured: bool = False) -> Leaf:
         return Leaf(found[1], number(found[1]), percent=True)
     if not measured and (parts := _measured(text)) is not None:
         return replace(leaf(parts[0], notes, measured=True), unit=parts[1])
-    plain = written.without_fonts(text)
+    plain = normalize.without_fonts(text)
     value = number(plain.lower())
     if value is not None:
         notes.append(f"{plain} read as {value}")
@@ -106,10 +106,10 @@ def _measured(text: str) -> tuple[str, Unit] | None:
     for mark, name in MARKS.items():
         if text.endswith(mark) and number(text[: -len(mark)]) is not None:
             return text[: -len(mark)].strip(), unit(name)  # pyright: ignore[reportReturnType]
-    if found := written.DEGREES.search(text):
+    if found := normalize.DEGREES.search(text):
         rest = text[: found.start()].strip()
-        scale = written.without_fonts(text[found.end() :]).strip()
-        if rest and (not scale or scale in ("C", "F")) and not written.TRIGONOMETRY.search(rest) and rest[-1] != "-":
+        scale = normalize.without_fonts(text[found.end() :]).strip()
+        if rest and (not scale or scale in ("C", "F")) and not normalize.TRIGONOMETRY.search(rest) and rest[-1] != "-":
             return rest, unit({"C": "celsius", "F": "fahrenheit"}.get(scale, "degree"))  # pyright: ignore
         return None
     return _suffix(text)

@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ngrpo.grading import leaves, written
+from ngrpo.grading import leaves, normalize
 from ngrpo.grading.brackets import closing, wrapped
 from ngrpo.grading.leaves import WORD, Leaf, leaf
 from ngrpo.grading.values import number
@@ -58,14 +58,14 @@ class Reading:
 @lru_cache(maxsize=2048)
 def read(text: str) -> Reading | None:
     """The reading of a text; None for one that is too long or in which nothing stands."""
-    if len(text) > written.LONGEST:
+    if len(text) > normalize.LONGEST:
         return None
-    spelt = written.spelt(text)
-    bare = written.bare(spelt)
+    normal = normalize.normalized(text)
+    bare = normalize.bare(normal)
     if not bare:
         return None
     notes: list[str] = [] if text.isascii() else ["Unicode translated"]
-    node = _node(spelt, notes)
+    node = _node(normal, notes)
     return Reading(bare, node, tuple(dict.fromkeys(notes)))
 
 
@@ -102,7 +102,7 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         return whole
     if (words := _words(text)) is not None:
         return words
-    if (marked := written.TEXT.fullmatch(text)) and _listed(marked[1]):
+    if (marked := normalize.TEXT.fullmatch(text)) and _listed(marked[1]):
         text = marked[1].strip()
     for structure in (_set, _several, _brackets, _relation, _signs):
         if (node := structure(text, notes, depth)) is not None:
@@ -111,7 +111,7 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
 
 
 def _words(text: str) -> Leaf | None:
-    marked = written.without_fonts(text.replace("\\ ", " "))
+    marked = normalize.without_fonts(text.replace("\\ ", " "))
     if not WORD.fullmatch(marked) or number(marked.lower()) is not None or _listed(marked):
         return None
     if marked == text and (len(text) < 2 or (PRODUCT.fullmatch(text) and text not in ENGLISH)):

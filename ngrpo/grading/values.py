@@ -32,7 +32,7 @@ EXACT_DIGITS, ALL_DIGITS = 15, 16  # significant digits that a double always kee
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a text whose LaTeX is spelled as `written.spelt` does; None for anything else."""
+    """The exact value of a text whose LaTeX is spelled as `normalize.normalized` does; None for anything else."""
     text = text.strip()
     if not text or len(text) > LONGEST or not text.isascii():
         return None

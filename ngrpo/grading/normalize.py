@@ -58,7 +58,7 @@ LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")  # of a name, not of a command
 APART = re.compile(r"(?<![\d.])(_?)([\d.]+) +(?=[\d.])")  # two numbers, of which the first is no index
 
 
-def spelt(text: str) -> str:
+def normalized(text: str) -> str:
     """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, separators, full stop."""
     if text.isdecimal() and text.isascii():
         return text
@@ -122,10 +122,10 @@ def _braced(fraction: re.Match) -> str:
 def tower(text: str) -> bool:
     """Whether a power of numbers stands in an exponent: its value may have more digits than there is memory."""
     opened: list[tuple[int, bool]] = []  # of each open brace its place, and whether it holds an exponent
-    for place, sign in enumerate(text):
-        if sign == "{":
+    for place, character in enumerate(text):
+        if character == "{":
             opened.append((place, text.startswith("^", place - 1)))
-        elif sign == "}" and opened:
+        elif character == "}" and opened:
             start, raised = opened.pop()
             inner = text[start:place]
             if raised and (text.startswith("^", place + 1) or ("^" in inner and not LETTER.search(inner))):
@@ -135,7 +135,7 @@ def tower(text: str) -> bool:
 
 @lru_cache(maxsize=2048)
 def formula(text: str) -> str:
-    """What of `text`, as `spelt` left it, is compared as a formula.
+    """What of `text`, as `normalized` left it, is compared as a formula.
 
     2(3) gets its sign of multiplication, as a parser takes it for 2 + 3; degrees under a sine are a share of pi; a power of
     two digits in an exponent is worked out.
