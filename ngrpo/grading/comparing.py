@@ -22,7 +22,7 @@ UNORDERED = ("list", "set", "union")
 
 def same(gold: Node, answer: Node, notes: list[str]) -> bool | None:
     """Whether two nodes are equal; what was dropped for that is added to the notes."""
-    if Group in (type(gold), type(answer)) and "=" in (getattr(gold, "kind", ""), getattr(answer, "kind", "")):
+    if "=" in (gold.kind, answer.kind):
         gold, answer = equation(gold), equation(answer)
     if gold.name != answer.name:
         if gold.name and answer.name and "f(x)" not in (gold.name, answer.name):
@@ -53,7 +53,10 @@ def equation(node: Node) -> Node:
 def _same_group(gold: Group, answer: Group, notes: list[str]) -> bool | None:
     kinds = {gold.kind, answer.kind}
     if "=" in kinds or "chain" in kinds:
-        return _same_relation(gold, answer, notes) if len(kinds) == 1 and gold.name == answer.name else False
+        if len(kinds) > 1 or gold.name != answer.name:
+            return False
+        reversed_too = answer.items[::-1] if gold.kind == "=" else answer.items
+        return True if gold.items in (answer.items, reversed_too) else None
     if "union" in kinds and gold.items and answer.items and kinds != {"union"}:
         return None
     if kinds == {"set", "list"}:  # a set has each value once
@@ -69,10 +72,6 @@ def _same_group(gold: Group, answer: Group, notes: list[str]) -> bool | None:
         notes.append("a list compared in order")
         return _all(_by_name(gold.items), _by_name(answer.items), notes)
     return False
-
-
-def _same_relation(gold: Group, answer: Group, notes: list[str]) -> bool | None:
-    return True if gold.items in (answer.items, answer.items[::-1] if gold.kind == "=" else ()) else None
 
 
 def _by_name(items: Sequence[Node]) -> Sequence[Node]:
@@ -149,7 +148,7 @@ def undecidable(gold: Reading, answer: Reading) -> bool:
 
 def requests(gold: Node, answer: Node) -> list[Any]:
     """What a process is asked: the two nodes, the answer in the gold's unit."""
-    if any(isinstance(node, Group) and node.kind == "=" for node in (gold, answer)):
+    if "=" in (gold.kind, answer.kind):
         gold, answer = equation(gold), equation(answer)
     return [request(gold), request(answer, gold)]
 

@@ -157,7 +157,7 @@ def compare(gold: str, answer: str) -> str:
     if not want or not have:
         return "unparsed"
     want, have = imaginary(want), imaginary(have)
-    same = at_once(want[0], have[0])
+    same = decided_quickly(want[0], have[0])
     if same is None:
         same = verify(want, have, float_rounding=PLACES, numeric_precision=PLACES + 10, timeout_seconds=None)
     return "correct" if same else "wrong"
@@ -171,14 +171,14 @@ def imaginary(parsed: list[Any]) -> list[Any]:
     return [parsed[0].subs(dict.fromkeys(letters, I)), *parsed[1:]]
 
 
-def at_once(one: Any, other: Any) -> bool | None:
+def decided_quickly(one: Any, other: Any) -> bool | None:
     """Whether two formulas are equal, where that takes no rewriting; None where it may.
 
     A value is not several values nor an interval, two values at one point of the variables are no equal formulas, and what
     multiplied out leaves nothing is equal. Percentages and what has a rounded decimal are left to math-verify.
     """
     if is_value(one) and is_value(other):
-        if differ(one, other):
+        if differ_at_a_point(one, other):
             return False
         return True if equal(one, other) else None
     several = other if is_value(one) else one
@@ -201,7 +201,7 @@ def equal(one: Expr, other: Expr) -> bool:
     return not (one.has(Float) or other.has(Float)) and (one - other).doit().expand() == 0
 
 
-def differ(one: Expr, other: Expr) -> bool:
+def differ_at_a_point(one: Expr, other: Expr) -> bool:
     """Whether they have different values at one point of their variables; false also where that cannot be told.
 
     Symbols alone are compared by name, since a word is one in one spelling and a product of letters in another.

@@ -98,7 +98,7 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
         text = text[1:-1].strip()
     if text.isdecimal() or depth > DEEPEST:
         return Leaf(text, number(text))
-    if (whole := leaves.whole(text, notes)) is not None:
+    if (whole := leaves.read_whole(text, notes)) is not None:
         return whole
     if (words := _words(text)) is not None:
         return words

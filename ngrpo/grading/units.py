@@ -112,16 +112,13 @@ def _things(name: str) -> Unit | None:
     return Unit((("things", 1),), Fraction(1), name, known=False)
 
 
-def same_things(one: Unit, other: Unit) -> bool:
-    """Whether two names of counted things share a word: `eggs` and `duck eggs` do, `apples` and `pears` do not."""
-    sets = [{singular(word.lower()) for word in PIECE.findall(item.name)} for item in (one, other)]
-    return bool(sets[0] & sets[1])
-
-
 def factor_between(one: Unit | None, other: Unit | None) -> Fraction | None:
     """What a value in `one` is multiplied by to be in `other`; 1 where either is no unit, None for two quantities."""
     if one is None or other is None or singular(one.name) in ANY or singular(other.name) in ANY:
         return Fraction(1)
-    if not (one.known and other.known):
-        return Fraction(1) if same_things(one, other) else None
+    if not (
+        one.known and other.known
+    ):  # counted things: `eggs` and `duck eggs` are alike, `apples` and `pears` are not
+        words, others = ({singular(word.lower()) for word in PIECE.findall(item.name)} for item in (one, other))
+        return Fraction(1) if words & others else None
     return one.size / other.size if one.kinds == other.kinds else None
