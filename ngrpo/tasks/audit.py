@@ -104,5 +104,5 @@ def between(tasks: Mapping[str, Task]) -> list[Finding]:
 
 def _words(problems: Sequence[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
     """Only of messages: other problems are drawn by rules."""
-    asked = [problem for problem in problems if problem.is_message]
-    return [(problem, words_of(problem.prompt if problem.messages else problem.question)) for problem in asked]
+    messages = [problem for problem in problems if problem.is_message]
+    return [(problem, words_of(problem.prompt if problem.messages else problem.question)) for problem in messages]

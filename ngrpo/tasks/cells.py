@@ -34,25 +34,25 @@ LARGEST_DENOMINATOR = 1000
 DIGITS = 15  # that a float keeps of every decimal
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A column's name as names are compared."""
     return name.strip().lower().replace(" ", "_")
 
 
-def flat(row: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(row: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every column and its cell; a nested one is called `outer.inner`."""
     for name, cell in row.items():
-        key = f"{path}{plain(str(name))}"
+        key = f"{path}{plain_name(str(name))}"
         yield key, cell
         if isinstance(cell, Mapping):
-            yield from flat(cell, f"{key}.")
+            yield from flattened(cell, f"{key}.")
 
 
 def text_of(where: str, role: str, column: str, cells: Mapping[str, Any]) -> str:
     """A cell as text, a whole number without its `.0`. Raises ValueError, in one line, where it is none, nan included."""
     cell = alone(cells.get(column))
     if isinstance(cell, float):
-        cell = next(iter(written(cell)), None)
+        cell = next(iter(decimals(cell)), None)
     if is_empty(cell):
         state = "is empty" if column in cells else "is missing"
         raise ValueError(f"{where}: the {role} (column {column}) {state}, expected a text; mend or drop the row")
@@ -64,7 +64,7 @@ def text_of(where: str, role: str, column: str, cells: Mapping[str, Any]) -> str
     return str(cell).strip()
 
 
-def written(number: float) -> tuple[str, ...]:
+def decimals(number: float) -> tuple[str, ...]:
     """How a float is written, the value that it most likely was before it was one in front; none for nan and infinity."""
     if not math.isfinite(number):
         return ()
@@ -151,7 +151,7 @@ def golds_of(where: str, column: str, cells: Mapping[str, Any]) -> tuple[str, ..
     found: list[str] = []
     for gold in golds:
         if isinstance(gold, float):
-            found += written(gold)
+            found += decimals(gold)
         elif not is_empty(gold):
             found += labeled(_final(column, text_of(where, "answer", column, {column: gold})))
     return tuple(dict.fromkeys(text for text in found if not has_no_value(text)))

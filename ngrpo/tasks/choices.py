@@ -33,7 +33,7 @@ class Choices:
         lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, self.texts, strict=False)]
         return self.verbatim or "\n".join(lines)
 
-    def stand_in(self, question: str) -> bool:
+    def listed_in(self, question: str) -> bool:
         """Whether the question lists them already, each after its letter."""
         marked = (rf"\b{letter}\s*[).:]\W*{re.escape(text)}" for letter, text in zip(LETTERS, self.texts, strict=False))
         return bool(self.texts) and all(re.search(pattern, question) for pattern in marked)
@@ -104,7 +104,7 @@ def _choices(where: str, column: str, texts: Sequence[str | None], labels: Itera
     return Choices(known, named if len(named) == len(known) else ())
 
 
-def named_by(form: str, choices: Choices, cell: Any) -> int | None:
+def index_named(form: str, choices: Choices, cell: Any) -> int | None:
     """Which choice an answer names if answers have this form; None where it names none."""
     text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
     if form == "label":
@@ -133,7 +133,7 @@ def form_of(source: str, column: str, rows: Sequence[tuple[int, Choices, Any]]) 
     Of an index, counting from 0 goes before counting from 1. Raises ValueError, in one line, where no form fits or two
     mean other choices.
     """
-    picked = {form: [named_by(form, choices, cell) for _, choices, cell in rows] for form in FORMS}
+    picked = {form: [index_named(form, choices, cell) for _, choices, cell in rows] for form in FORMS}
     fits = [form for form in FORMS if all(pick is not None for pick in picked[form])]
     if "index" in fits and "index_from_1" in fits:
         fits.remove("index_from_1")
@@ -147,15 +147,15 @@ def form_of(source: str, column: str, rows: Sequence[tuple[int, Choices, Any]]) 
         pairs = zip(rows, picked[fits[0]], picked[other], strict=True)
         if differs := next((row for row, one, two in pairs if one != two), None):
             number, choices, cell = differs
-            found = {form: named_by(form, choices, cell) or 0 for form in (fits[0], other)}
+            found = {form: index_named(form, choices, cell) or 0 for form in (fits[0], other)}
             read = " or ".join(f"{choices.texts[at]!r} ({form})" for form, at in found.items())
             raise ValueError(f"{source}: row {number}: the answer {str(cell)[:80]!r} means {read}; {fix}")
     return fits[0]
 
 
-def golds(choices: Choices, at: int, shown: bool) -> tuple[str, ...]:
-    """What names the choice: its letter where letters are shown, and its text where that is no other's letter."""
+def golds_of(choices: Choices, at: int, with_letters: bool) -> tuple[str, ...]:
+    """What names the choice: its letter where the letters are asked, and its text where that is no other's letter."""
     letter, text = LETTERS[at], choices.texts[at]
-    if not shown:
+    if not with_letters:
         return (text,)
     return (letter,) if text.upper() in LETTERS[: len(choices.texts)] or has_no_value(text) else (letter, text)

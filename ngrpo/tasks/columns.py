@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ngrpo.tasks import choices
-from ngrpo.tasks.cells import SOLUTION, plain
+from ngrpo.tasks.cells import SOLUTION, plain_name
 from ngrpo.tasks.rows import Row
 
 PROBLEMS = (
@@ -75,8 +75,7 @@ class Chosen:
     @property
     def parts(self) -> list[str]:
         """The columns of the question, without the choices."""
-        found = [plain(name) for name in FIELD.findall(self.template or "")] if self.template else [self.problem]
-        return [name for name in found if name != CHOICES or not self.options]
+        return _columns_in(self.template, self.options) if self.template else [self.problem]
 
     @property
     def lists_choices(self) -> bool:
@@ -90,6 +89,10 @@ class Chosen:
         return {*roles, *self.parts, *self.options, *self.compared}
 
 
+def _columns_in(template: str, options: Sequence[str]) -> list[str]:
+    return [name for name in map(plain_name, FIELD.findall(template)) if name != CHOICES or not options]
+
+
 def choose(source: str, table: Sequence[Row], columns: Mapping[str, str | None]) -> Chosen:
     """The columns of a data set whose flat rows are `table`. Raises ValueError, in one line, where one is missing."""
     first, every = table[0], list(dict.fromkeys(name for cells in table for name in cells))
@@ -100,10 +103,10 @@ def choose(source: str, table: Sequence[Row], columns: Mapping[str, str | None])
     # A command line has no line breaks.
     template = by_user.replace("\\n", "\n") if by_user and FIELD.search(by_user) else None
     listed = columns.get(CHOICES)
-    options = (plain(listed),) if listed else choices.columns_of(every)
+    options = (plain_name(listed),) if listed else choices.columns_of(every)
     _require(source, CHOICES, None if listed and options[0] not in every else CHOICES, options, every)
     if template:
-        parts = [name for name in map(plain, FIELD.findall(template)) if name != CHOICES or not options]
+        parts = _columns_in(template, options)
         lacking = [name for name in parts if name not in every]
         _require(source, "problem", None if lacking else next(iter(parts), None), lacking or ("problem",), every)
         problem = parts[0]
@@ -124,7 +127,7 @@ def choose(source: str, table: Sequence[Row], columns: Mapping[str, str | None])
 
 def _column(source: str, role: str, first: Row, columns: Mapping[str, str | None], names: Sequence[str]) -> str | None:
     named = columns.get(role)
-    names = (plain(named),) if named else names
+    names = (plain_name(named),) if named else names
     # A mapping holds the column and is not it, unless there is nothing else.
     found = next((name for name in names if name in first and not isinstance(first[name], Mapping)), None)
     found = found or next((name for name in names if name in first), None)

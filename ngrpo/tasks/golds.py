@@ -119,22 +119,22 @@ def _cell(cell: Any, offered: choices.Choices) -> Any:
     cell = (extract_boxed(cell) or cell) if isinstance(cell, str) else cell
     if cell is None or cell != cell:  # nan
         return None
-    if choices.named_by("text", offered, cell) is None and (has_no_value(str(cell)) or str(cell).strip() == "-1"):
+    if choices.index_named("text", offered, cell) is None and (has_no_value(str(cell)) or str(cell).strip() == "-1"):
         return None
     return cell
 
 
 def _fit(rows: Sequence[Answer]) -> bool:
-    return all(any(choices.named_by(form, o, cell) is not None for form in choices.FORMS) for _, o, cell in rows)
+    return all(any(choices.index_named(form, o, cell) is not None for form in choices.FORMS) for _, o, cell in rows)
 
 
 def _picked(table: Table, column: str, form: str, row: Answer) -> Golds:
     number, offered, cell = row
-    at = choices.named_by(form, offered, cell)
+    at = choices.index_named(form, offered, cell)
     if at is None:
         says = f"the answer (column {column}) {str(cell)[:80]!r} is no {form} of its {len(offered.texts)} choices"
         raise ValueError(f"{table.where(number - 1)}: {says}; set task.answer_form={'|'.join(choices.FORMS)}")
-    return choices.golds(offered, at, table.asks_choices)
+    return choices.golds_of(offered, at, table.asks_choices)
 
 
 def _no_gold(table: Table, cells: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ngrpo.tasks.base import Messages
-from ngrpo.tasks.cells import is_empty, messages_of, plain, text_of
+from ngrpo.tasks.cells import is_empty, messages_of, plain_name, text_of
 from ngrpo.tasks.columns import CHOICES, FIELD, MayBeNeeded, candidates, unused
 from ngrpo.tasks.items import DataReport, Table, listed
 
@@ -22,7 +22,7 @@ def question_of(table: Table, index: int) -> Messages:
         raise ValueError(f"{where}: the problem (columns {', '.join(chosen.parts)}) is empty; mend or drop the row")
     if not chosen.named:  # by the rule, a story may be empty and its question may not
         text_of(where, "problem", chosen.problem, cells)
-    text = FIELD.sub(lambda match: _part(table, where, plain(match[1]), cells), chosen.template).strip()
+    text = FIELD.sub(lambda match: _part(table, where, plain_name(match[1]), cells), chosen.template).strip()
     return (("user", text),)
 
 
@@ -43,7 +43,7 @@ def with_choices(table: Table, index: int, question: Messages) -> Messages:
     text, choices = question[-1][1], table.choices[index]
     if table.chosen.lists_choices:
         text = text.replace(f"{{{CHOICES}}}", choices.listed() if choices else "").strip()
-    elif choices and table.asks_choices and not choices.stand_in(text):
+    elif choices and table.asks_choices and not choices.listed_in(text):
         text = f"{text}\n\n{choices.listed()}"
     return (*question[:-1], ("user", text))
 

@@ -100,8 +100,8 @@ class Questions(FromRows):
         Ways to an answer are not distinguished: `reading` says what was folded or dropped to compare one, if anything.
         """
         finals = [answer_part(completion, self.answer_start) for completion in completions]
-        asked = [(final, gold) for final, p in zip(finals, problems, strict=True) for gold in p.golds]
-        verdicts = iter(self.grader.grade([final for final, _ in asked], [gold for _, gold in asked]))
+        pairs = [(final, gold) for final, problem in zip(finals, problems, strict=True) for gold in problem.golds]
+        verdicts = iter(self.grader.grade([final for final, _ in pairs], [gold for _, gold in pairs]))
         best = [min((next(verdicts) for _ in problem.golds), key=_rank) for problem in problems]
         return [Score.of(v.outcome, v.extracted, reading=v.reading) for v in best]
 

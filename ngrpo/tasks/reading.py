@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ngrpo.tasks import choices, golds
 from ngrpo.tasks.base import Messages
-from ngrpo.tasks.cells import flat
+from ngrpo.tasks.cells import flattened
 from ngrpo.tasks.columns import choose
 from ngrpo.tasks.items import FIRST, KEEP, REFUSE, DataReport, Item, ReadOptions, Table
 from ngrpo.tasks.question_text import check_columns, note_questions, question_of, with_choices
@@ -24,7 +24,7 @@ def read_items(name: str, source: Rows, options: ReadOptions) -> DataReport:
     Raises ValueError, in one line and with the row's number, for a missing or empty cell, a column that may be needed, an id
     that is taken or unfit, and for what `options` refuses.
     """
-    rows, report = [dict(flat(row)) for row in source.rows], DataReport(source.source)
+    rows, report = [dict(flattened(row)) for row in source.rows], DataReport(source.source)
     chosen = choose(source.source, rows, options.columns)
     table = Table(source.source, rows, replace(chosen, options=()) if options.own_columns else chosen, options)
     questions = [question_of(table, index) for index in range(len(rows))]

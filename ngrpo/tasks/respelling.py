@@ -27,10 +27,10 @@ LARGEST_DENOMINATOR = 10_000
 def respellings(gold: str) -> list[str]:
     """Other texts for the same answer, none of them the gold itself."""
     text = gold.strip().strip("$").strip()
-    return [other for other in dict.fromkeys(_every(text)) if other not in (gold, text)]
+    return [other for other in dict.fromkeys(_spellings(text)) if other not in (gold, text)]
 
 
-def _every(text: str) -> Iterator[str]:
+def _spellings(text: str) -> Iterator[str]:
     yield from labeled(text)
     value = _value(text)
     if value is not None:
