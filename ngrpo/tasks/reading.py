@@ -76,12 +76,12 @@ def _repeated(table: Table, item: Item, same_id: Item | None, same_messages: Ite
         repeated = f"repeats the id {item.id!r} of row {same_id.number} with another problem"
         raise ValueError(f"{where} {repeated}, expected each id once; {by_id}")
     before = same_id or same_messages
-    refused = bool(same_id) and repeats == REFUSE
+    refused = same_id if repeats == REFUSE else None
     if before and set(before.golds).isdisjoint(item.golds) and (repeats == FIRST or refused):
         repeated = f"repeats the problem of row {before.number} with the answer {item.golds[0][:40]!r}, which there is"
         raise ValueError(f"{where} {repeated} {before.golds[0][:40]!r}; mend the row or set task.repeats={KEEP}")
     if refused:
-        repeated = f"repeats the id {item.id!r} of row {before.number}, expected each problem once"
+        repeated = f"repeats the id {item.id!r} of row {refused.number}, expected each problem once"
         raise ValueError(f"{where} {repeated}; set task.repeats={FIRST} or {KEEP}, or task.columns.id=<column>")
     return before
 
