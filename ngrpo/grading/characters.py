@@ -5,6 +5,8 @@ Compatibility folding would make 102 of `10²`; here a character is translated o
 
 import re
 import unicodedata
+from itertools import groupby
+from operator import itemgetter
 
 from ngrpo.grading.brackets import closing
 
@@ -39,17 +41,13 @@ def translated(text: str) -> str:
     """`text` with LaTeX for what is not ASCII; a character that is not known stays, so that nothing takes it for a value."""
     if text.isascii():
         return text
-    text = INVISIBLE.sub("", text)
-    pieces: list[tuple[str, str]] = []  # kind and text, of which neighbors of one raised or lowered kind are one piece
-    for character in text:
-        kind, latex = _translate(character)
-        if pieces and kind in ("^", "_") and pieces[-1][0] == kind:
-            latex = pieces.pop()[1] + latex
-        pieces.append((kind, latex))
-    return _radicals("".join(f"{kind}{{{latex}}}" if kind in ("^", "_") else latex for kind, latex in pieces))
+    pieces = groupby(map(_translate, INVISIBLE.sub("", text)), key=itemgetter(0))  # raised neighbors are one exponent
+    joined = ((kind, "".join(latex for _, latex in group)) for kind, group in pieces)
+    return _radicals("".join(f"{kind}{{{latex}}}" if kind else latex for kind, latex in joined))
 
 
 def _translate(character: str) -> tuple[str, str]:
+    """(`^` for a raised character, `_` for a lowered one, else nothing; its LaTeX)."""
     if character.isascii() or character in ROOTS:
         return "", character
     if character in SYMBOLS:
@@ -62,10 +60,8 @@ def _translate(character: str) -> tuple[str, str]:
         return "", f"\\{letter.capitalize() if 'CAPITAL' in name else letter} "
     tag, _, codes = unicodedata.decomposition(character).partition("> ")
     plain = "".join(chr(int(code, 16)) for code in codes.split()) if codes else ""
-    if tag == "<super":
-        return "^", plain.replace("\u2212", "-")
-    if tag == "<sub":
-        return "_", plain.replace("\u2212", "-")
+    if tag in ("<super", "<sub"):
+        return "^" if tag == "<super" else "_", plain.replace("\u2212", "-")
     if tag == "<fraction":
         above, _, below = plain.partition("\u2044")
         return "", f"\\frac{{{above}}}{{{below}}}" if below else character

@@ -59,9 +59,8 @@ class Latex:
     def grade(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """Verdicts, one per pair, in order; it raises on no text."""
         pairs = [(gold, extract_boxed(text)) for text, gold in zip(completions, golds, strict=True)]
-        found = self._compare(
-            [(gold, box) for gold, box in dict.fromkeys(pairs) if box and (gold, box) not in self._known]
-        )
+        new = [(gold, box) for gold, box in dict.fromkeys(pairs) if box and (gold, box) not in self._known]
+        found = self._compare(new)
         known = ChainMap(found, self._known)
         verdicts = []
         for gold, box in pairs:
