@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ngrpo.tasks.base import Problem, Task
-from ngrpo.tasks.items import KEEP, LEAVE_OUT, DataReport
+from ngrpo.tasks.dataset import KEEP, LEAVE_OUT, Dataset
 from ngrpo.tasks.overlap import words_of
 from ngrpo.tasks.respelling import respellings
 
@@ -42,8 +42,8 @@ def audit(name: str, task: Task) -> Report:
     counted = f"{correct} of {len(problems)} correct, {100 * correct / len(problems):.2f} %, {speed:,.0f} answers/s"
     report = Report(f"{name} ({task.name} {task.version}): {counted}")
     report.find("golds that the grader does not take", [f"{p.id}  {outcome}  {gold}" for p, gold, _, outcome in missed])
-    data = getattr(task, "report", None)
-    if isinstance(data, DataReport):
+    data = getattr(task, "data", None)
+    if isinstance(data, Dataset):
         spellings = [(problem, gold, text) for problem, gold, _ in golds for text in respellings(gold)]
         lost = [f"{p.id}  {outcome}  {text}  for {gold}" for p, gold, text, outcome in _missed(task, spellings)]
         report.notes.append(f"{len(spellings) - len(lost)} of {len(spellings)} other spellings of golds are taken")
@@ -62,7 +62,7 @@ def _missed(task: Task, answers: Sequence[tuple[Problem, str, str]]) -> list[tup
     ]
 
 
-def _add_data(data: DataReport, report: Report) -> None:
+def _add_data(data: Dataset, report: Report) -> None:
     unused = [name for name in data.unused if name not in data.needed]
     report.notes += [f"columns not used: {', '.join(unused)}"] if unused else []
     report.find("columns not used that the question may need", data.needed)

@@ -12,7 +12,7 @@ from typing import Any
 from ngrpo.grading.answers import extract_boxed, same_integer
 from ngrpo.tasks import choices
 from ngrpo.tasks.cells import FONTS, PROOF, alone, golds_of, has_no_value, is_empty
-from ngrpo.tasks.items import LEAVE_OUT, DataReport, Same, Table, listed
+from ngrpo.tasks.dataset import LEAVE_OUT, Dataset, Same, listed
 
 Golds = tuple[str, ...]
 Answer = tuple[int, choices.Choices, Any]  # row number, the row's choices, the answer's cell
@@ -20,41 +20,37 @@ SPACING = re.compile(r"\s|\$|\\left(?![a-z])|\\right(?![a-z])|\\[!,;: ]|~")
 FRACTION = re.compile(r"\\[dt]frac(?![a-z])")
 
 
-def golds_of_rows(table: Table, report: DataReport) -> list[Golds]:
+def golds_of_rows(data: Dataset) -> list[Golds]:
     """Row by row the right answers; none where a row is left out.
 
     Raises ValueError, in one line, for unfit cells, and where the task refuses rows without one answer.
     """
-    chosen = table.chosen
-    by_choice = {column: _of_choices(table, column, report) for column in (chosen.answer, *chosen.compared)}
+    chosen = data.chosen
+    by_choice = {column: _of_choices(data, column) for column in (chosen.answer, *chosen.compared)}
     found: list[Golds] = []
     others: list[tuple[int, str, Golds]] = []  # row index, another column and what it says
-    for index, cells in enumerate(table.rows):
-        by_column = _by_column(table, index, by_choice)
-        golds = _preferred(table, by_column, cells)
-        report.boxed += bool(
-            chosen.solution != chosen.answer and golds and golds == by_column.get(chosen.solution or "")
-        )
+    for index, cells in enumerate(data.rows):
+        by_column = _by_column(data, index, by_choice)
+        golds = _preferred(data, by_column, cells)
+        data.boxed += bool(chosen.solution != chosen.answer and golds and golds == by_column.get(chosen.solution or ""))
         if not golds:
-            report.unanswered[index + 1] = _no_gold(table, cells)
+            data.unanswered[index + 1] = _no_gold(data, cells)
         others += [(index, *other) for other in by_column.items() if golds and other[1] and other[1] != golds]
         found.append(golds)
-    same = _agree([(found[index], golds) for index, _, golds in others], table.options.same)
+    same = _agree([(found[index], golds) for index, _, golds in others], data.options.same)
     for (index, column, golds), agrees in zip(others, same, strict=True):
         if not agrees:
             says = f"{found[index][0][:60]!r} and, in column {column}, {golds[0][:60]!r}"
-            report.disagreeing.setdefault(index + 1, says)
-    _refuse(table, report)
-    return [() if index + 1 in report.disagreeing else golds for index, golds in enumerate(found)]
+            data.disagreeing.setdefault(index + 1, says)
+    _refuse(data)
+    return [() if index + 1 in data.disagreeing else golds for index, golds in enumerate(found)]
 
 
-def _by_column(table: Table, index: int, by_choice: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
+def _by_column(data: Dataset, index: int, by_choice: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
     """Column -> what it says, the solution first."""
-    chosen, cells = table.chosen, table.rows[index]
-    kinds: dict[str | None, Any] = dict.fromkeys(
-        (chosen.solution, chosen.answer, *chosen.compared), (str, int, float, list)
-    )
-    kinds |= {chosen.answer: object, chosen.solution: str}
+    chosen, cells = data.chosen, data.rows[index]
+    kinds: dict[str | None, Any] = {chosen.solution: str, chosen.answer: object}
+    kinds |= {chosen.solution: str, **dict.fromkeys(chosen.compared, (str, int, float, list))}
     found: dict[str, Golds] = {}
     for column, kind in kinds.items():
         if column is None or not isinstance(cells.get(column), kind):
@@ -62,12 +58,12 @@ def _by_column(table: Table, index: int, by_choice: Mapping[str, Mapping[int, Go
         if index in by_choice.get(column, {}):
             found[column] = by_choice[column][index]
         elif not (column in chosen.compared and isinstance(cells[column], bool)):
-            found[column] = golds_of(table.where(index), column, cells)
+            found[column] = golds_of(data.where(index), column, cells)
     return found
 
 
-def _preferred(table: Table, by_column: Mapping[str, Golds], cells: Mapping[str, Any]) -> Golds:
-    chosen = table.chosen
+def _preferred(data: Dataset, by_column: Mapping[str, Golds], cells: Mapping[str, Any]) -> Golds:
+    chosen = data.chosen
     box, answer = by_column.get(chosen.solution or "", ()), by_column.get(chosen.answer, ())
     if chosen.options and answer:  # which knows the letter and the text
         return answer
@@ -98,19 +94,19 @@ def _squeezed(text: str) -> str:
     return SPACING.sub("", text).replace("\\", "").rstrip(".").casefold()
 
 
-def _of_choices(table: Table, column: str, report: DataReport) -> dict[int, Golds]:
+def _of_choices(data: Dataset, column: str) -> dict[int, Golds]:
     """Row index -> golds, of the rows that have choices; empty where the column's answers are none of them."""
-    rows = enumerate(zip(table.choices, table.rows, strict=True), start=1)
+    rows = enumerate(zip(data.choices, data.rows, strict=True), start=1)
     given = [(number, each, _cell(cells.get(column), each)) for number, (each, cells) in rows if each and each.texts]
     answered: list[Answer] = [row for row in given if row[2] is not None]
-    main = column == table.chosen.answer
-    if not answered or (not (main and table.asks_choices) and not _fit(answered)):
+    main = column == data.chosen.answer
+    if not answered or (not (main and data.asks_choices) and not _fit(answered)):
         return {}
-    form = (table.options.answer_form if main else None) or choices.form_of(table.source, column, answered)
+    form = (data.options.answer_form if main else None) or choices.form_of(data.source, column, answered)
     if main:
         counted = {"index": "index, counted from 0", "index_from_1": "index, counted from 1"}.get(form, form)
-        report.note(f"{column} names the right choice by its {counted}")
-    return {row[0] - 1: () if row[2] is None else _picked(table, column, form, row) for row in given}
+        data.note(f"{column} names the right choice by its {counted}")
+    return {row[0] - 1: () if row[2] is None else _picked(data, column, form, row) for row in given}
 
 
 def _cell(cell: Any, offered: choices.Choices) -> Any:
@@ -128,38 +124,38 @@ def _fit(rows: Sequence[Answer]) -> bool:
     return all(any(choices.index_named(form, o, cell) is not None for form in choices.FORMS) for _, o, cell in rows)
 
 
-def _picked(table: Table, column: str, form: str, row: Answer) -> Golds:
+def _picked(data: Dataset, column: str, form: str, row: Answer) -> Golds:
     number, offered, cell = row
     at = choices.index_named(form, offered, cell)
     if at is None:
         says = f"the answer (column {column}) {str(cell)[:80]!r} is no {form} of its {len(offered.texts)} choices"
-        raise ValueError(f"{table.where(number - 1)}: {says}; set task.answer_form={'|'.join(choices.FORMS)}")
-    return choices.golds_of(offered, at, table.asks_choices)
+        raise ValueError(f"{data.where(number - 1)}: {says}; set task.answer_form={'|'.join(choices.FORMS)}")
+    return choices.golds_of(offered, at, data.asks_choices)
 
 
-def _no_gold(table: Table, cells: Mapping[str, Any]) -> str:
+def _no_gold(data: Dataset, cells: Mapping[str, Any]) -> str:
     """What stands in the place of a gold, for a line about the row."""
-    chosen, cell = table.chosen, cells.get(table.chosen.answer)
+    chosen, cell = data.chosen, cells.get(data.chosen.answer)
     if is_empty(cell):
         return "is empty"
     worked = chosen.answer == "solution" or extract_boxed(str(cell)) == ""
     return "has an empty box or none" if worked else f"is {str(cell)[:40]!r}, which is no value"
 
 
-def _refuse(table: Table, report: DataReport) -> None:
-    if table.options.unanswered == LEAVE_OUT:
+def _refuse(data: Dataset) -> None:
+    if data.options.unanswered == LEAVE_OUT:
         return
-    chosen = table.chosen
-    if report.unanswered:
-        number, says = next(iter(report.unanswered.items()))
-        line = f"the answer (column {chosen.answer}) {says}, expected a text{_more(report.unanswered)}"
-        raise ValueError(f"{table.where(number - 1)}: {line}; mend the row or set task.unanswered={LEAVE_OUT}")
-    if report.disagreeing:
-        number, says = next(iter(report.disagreeing.items()))
+    chosen = data.chosen
+    if data.unanswered:
+        number, says = next(iter(data.unanswered.items()))
+        line = f"the answer (column {chosen.answer}) {says}, expected a text{_more(data.unanswered)}"
+        raise ValueError(f"{data.where(number - 1)}: {line}; mend the row or set task.unanswered={LEAVE_OUT}")
+    if data.disagreeing:
+        number, says = next(iter(data.disagreeing.items()))
         columns = dict.fromkeys((chosen.answer, *([chosen.solution] if chosen.solution else []), *chosen.compared))
         fix = " or ".join(f"task.columns.answer={column}" for column in columns)
-        line = f"the golds disagree: {says}{_more(report.disagreeing)}"
-        raise ValueError(f"{table.where(number - 1)}: {line}; set {fix} or task.unanswered={LEAVE_OUT}")
+        line = f"the golds disagree: {says}{_more(data.disagreeing)}"
+        raise ValueError(f"{data.where(number - 1)}: {line}; set {fix} or task.unanswered={LEAVE_OUT}")
 
 
 def _more(rows: Mapping[int, str]) -> str:
@@ -167,23 +163,23 @@ def _more(rows: Mapping[int, str]) -> str:
     return f" (so in {len(more)} more: {listed(more)})" if more else ""
 
 
-def note_golds(table: Table, found: Sequence[Golds], report: DataReport) -> None:
+def note_golds(data: Dataset, found: Sequence[Golds]) -> None:
     """Notes on where the golds come from and which are left out."""
-    chosen = table.chosen
-    if report.boxed:
-        note = f"the gold is the last box of {chosen.solution} in {report.boxed} rows, else {chosen.answer}"
-        report.note(note, alters=chosen.solution not in table.rows[0])
+    chosen = data.chosen
+    if data.boxed:
+        note = f"the gold is the last box of {chosen.solution} in {data.boxed} rows, else {chosen.answer}"
+        data.note(note, alters=chosen.solution not in data.rows[0])
     if chosen.compared:
-        report.note(f"{', '.join(chosen.compared)} was compared with the gold", alters=False)
-    no_value = [number for number, says in report.unanswered.items() if "no value" in says]
-    empty = [number for number in report.unanswered if number not in no_value]
-    report.note_rows("rows without an answer are left out", empty, alters=False)
-    report.note_rows("rows whose answer is no value are left out", no_value)
-    report.note_rows("rows whose golds disagree are left out", list(report.disagreeing))
-    cells = [cells.get(chosen.answer) for cells in table.rows]
-    several = [at + 1 for at, golds in enumerate(found) if len(golds) > 1 and not table.choices[at]]
-    report.note_rows("rows with several right answers", several)
+        data.note(f"{', '.join(chosen.compared)} was compared with the gold", alters=False)
+    no_value = [number for number, says in data.unanswered.items() if "no value" in says]
+    empty = [number for number in data.unanswered if number not in no_value]
+    data.note_rows("rows without an answer are left out", empty, alters=False)
+    data.note_rows("rows whose answer is no value are left out", no_value)
+    data.note_rows("rows whose golds disagree are left out", list(data.disagreeing))
+    cells = [cells.get(chosen.answer) for cells in data.rows]
+    several = [at + 1 for at, golds in enumerate(found) if len(golds) > 1 and not data.choices[at]]
+    data.note_rows("rows with several right answers", several)
     lists = [at for at, cell in enumerate(cells, start=1) if isinstance(cell, str) and cell.lstrip().startswith('["')]
-    report.note_rows("rows whose answer is a JSON list of alternatives", lists)
+    data.note_rows("rows whose answer is a JSON list of alternatives", lists)
     decimals = [at for at, cell in enumerate(cells, start=1) if isinstance(cell, float) and "e" in repr(cell)]
-    report.note_rows("rows whose answer is a float, written as a decimal", decimals)
+    data.note_rows("rows whose answer is a float, written as a decimal", decimals)

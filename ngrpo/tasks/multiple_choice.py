@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Problem, Score, answer_part
+from ngrpo.tasks.dataset import Item, ReadOptions
 from ngrpo.tasks.drawn import generator
-from ngrpo.tasks.items import Item, ReadOptions
 from ngrpo.tasks.questions import FromRows
 
 LETTERS = "ABCD"
@@ -69,7 +69,7 @@ class MultipleChoice(FromRows):
         texts = [(column, item.cells.get(column)) for column in WRONG]
         missing = next((column for column, text in texts if not isinstance(text, str) or not text.strip()), None)
         options = [item.golds[0], *(str(text).strip() for _, text in texts)]
-        where = f"{self.report.source}: row {item.number}"
+        where = f"{self.data.source}: row {item.number}"
         if missing:
             raise ValueError(f"{where} has no text in {missing}, expected four options; mend the row")
         if len(set(options)) < len(options):

@@ -8,9 +8,9 @@ from typing import Protocol
 
 from ngrpo.grading.answers import Verdict
 from ngrpo.tasks.base import ANSWER_PREFIX, UNGRADED, Problem, Score, answer_part, with_instruction
-from ngrpo.tasks.items import REFUSE, DataReport, Item, ReadOptions
+from ngrpo.tasks.dataset import REFUSE, Dataset, Item, ReadOptions
 from ngrpo.tasks.question_text import transcript
-from ngrpo.tasks.reading import read_items
+from ngrpo.tasks.reading import read_dataset
 from ngrpo.tasks.rows import rows_of
 
 
@@ -44,23 +44,23 @@ class FromRows:
     answer_start: str | None = None
     version: str = field(default="", init=False)
     problems: Sequence[Problem] = field(default=(), init=False)
-    report: DataReport = field(init=False, repr=False)
+    data: Dataset = field(init=False, repr=False)
 
     answer_prefix = ANSWER_PREFIX
 
     @property
     def notes(self) -> list[str]:
         """What was joined, chosen, folded or left out, a line each."""
-        return self.report.notes
+        return self.data.notes
 
     def read_rows(self, options: ReadOptions, problem_of: Callable[[Item], Problem]) -> None:
         """Reads the problems, and prints each note once in a process, which may build its tasks several times."""
         rows = rows_of(self.name, self.path, self.directory, self.dataset, self.subset, self.split)
-        self.report = read_items(self.name, rows, options)
-        if not self.report.items:
+        self.data = read_dataset(self.name, rows, options)
+        if not self.data.items:
             raise ValueError(f"{self.name}: no row of {rows.source} has an answer; set task.columns.answer=<column>")
-        self.version = self.report.version(rows.digest)
-        self.problems = [problem_of(item) for item in self.report.items]
+        self.version = self.data.version(rows.digest)
+        self.problems = [problem_of(item) for item in self.data.items]
         for note in self.notes:
             _print_once(f"note: {self.name}: {note}")
 

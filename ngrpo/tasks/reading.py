@@ -11,65 +11,64 @@ from ngrpo.tasks import choices, golds
 from ngrpo.tasks.base import Messages
 from ngrpo.tasks.cells import flattened
 from ngrpo.tasks.columns import choose
-from ngrpo.tasks.items import FIRST, KEEP, REFUSE, DataReport, Item, ReadOptions, Table
+from ngrpo.tasks.dataset import FIRST, KEEP, REFUSE, Dataset, Item, ReadOptions
 from ngrpo.tasks.question_text import check_columns, note_questions, question_of, with_choices
 from ngrpo.tasks.rows import Rows
 
 LONGEST_ID = 200
 
 
-def read_items(name: str, source: Rows, options: ReadOptions) -> DataReport:
+def read_dataset(name: str, source: Rows, options: ReadOptions) -> Dataset:
     """Every row as an item; without an id column the id is `<name>/<row>`, counted from 0.
 
     Raises ValueError, in one line and with the row's number, for a missing or empty cell, a column that may be needed, an id
     that is taken or unfit, and for what `options` refuses.
     """
-    rows, report = [dict(flattened(row)) for row in source.rows], DataReport(source.source)
+    rows = [dict(flattened(row)) for row in source.rows]
     chosen = choose(source.source, rows, options.columns)
-    table = Table(source.source, rows, replace(chosen, options=()) if options.own_columns else chosen, options)
-    questions = [question_of(table, index) for index in range(len(rows))]
-    check_columns(table, questions, report)
-    offered = [choices.read(table.where(at), table.chosen.options, cells) for at, cells in enumerate(rows)]
-    table = replace(table, choices=offered)
-    found = golds.golds_of_rows(table, report)
+    data = Dataset(source.source, rows, replace(chosen, options=()) if options.own_columns else chosen, options)
+    questions = [question_of(data, index) for index in range(len(rows))]
+    check_columns(data, questions)
+    data.choices = [choices.read(data.where(at), data.chosen.options, cells) for at, cells in enumerate(rows)]
+    found = golds.golds_of_rows(data)
     for index, question in enumerate(questions):
         if found[index]:
             identity = str(rows[index].get(chosen.id, "")) if chosen.id else f"{name}/{index}"
-            messages = with_choices(table, index, question)
-            report.items.append(Item(index + 1, identity, messages, found[index], rows[index]))
-    note_questions(table, questions, report)
-    golds.note_golds(table, found, report)
-    _resolve_repeats(table, report)
-    return report
+            messages = with_choices(data, index, question)
+            data.items.append(Item(index + 1, identity, messages, found[index], rows[index]))
+    note_questions(data, questions)
+    golds.note_golds(data, found)
+    _resolve_repeats(data)
+    return data
 
 
-def _resolve_repeats(table: Table, report: DataReport) -> None:
+def _resolve_repeats(data: Dataset) -> None:
     """Applies `repeats`; a problem repeats one before with its id or, of whatever id, with its messages."""
-    repeats = table.options.repeats
+    repeats = data.options.repeats
     by_id: dict[str, Item] = {}
     by_messages: dict[Messages, Item] = {}
     times: Counter[str] = Counter()
     kept: list[Item] = []
-    for item in report.items:
-        before = _repeated(table, item, by_id.get(item.id), by_messages.get(item.messages))
+    for item in data.items:
+        before = _repeated(data, item, by_id.get(item.id), by_messages.get(item.messages))
         times[item.id] += 1
         if before is not None:
-            report.repeated[item.number] = before.number
+            data.repeated[item.number] = before.number
         if before is None or repeats != FIRST:
             kept.append(item if times[item.id] == 1 else replace(item, id=f"{item.id}#{times[item.id]}"))
         by_id.setdefault(item.id, item)
         by_messages.setdefault(item.messages, item)
     taken = Counter(item.id for item in kept)
     if clash := next((identity for identity, count in taken.items() if count > 1), None):
-        raise ValueError(f"{table.source}: {clash!r} is the id of two rows; set task.columns.id=<column>")
+        raise ValueError(f"{data.source}: {clash!r} is the id of two rows; set task.columns.id=<column>")
     fate = {FIRST: "are left out", KEEP: "are kept, each with an id of its own", REFUSE: "under other ids are kept"}
-    report.note_rows(f"rows that repeat a problem {fate[repeats]}", list(report.repeated), repeats != REFUSE)
-    report.items = kept
+    data.note_rows(f"rows that repeat a problem {fate[repeats]}", list(data.repeated), repeats != REFUSE)
+    data.items = kept
 
 
-def _repeated(table: Table, item: Item, same_id: Item | None, same_messages: Item | None) -> Item | None:
+def _repeated(data: Dataset, item: Item, same_id: Item | None, same_messages: Item | None) -> Item | None:
     """The item that this one repeats; refuses unfit ids, ids of two problems, and what the task refuses."""
-    where, repeats, by_id = table.where(item.number - 1), table.options.repeats, "set task.columns.id=<column>"
+    where, repeats, by_id = data.where(item.number - 1), data.options.repeats, "set task.columns.id=<column>"
     if refusal := _id_refusal(item.id):
         raise ValueError(f"{where} has the id {item.id[:40]!r}, {refusal}; {by_id}")
     if same_id and same_id.messages != item.messages:

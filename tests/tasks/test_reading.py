@@ -63,7 +63,7 @@ def test_a_column_that_may_be_needed_is_for_the_user_to_say(read):
     task = read(rows, columns={"problem": "{dialogue} {question}"})
     assert task.problems[3].prompt == "Ann says 3, Bob says no. Who is right?"
     assert "columns not used: source, level" in task.notes
-    assert read(rows, columns={"problem": "question"}).report.needed == ["dialogue"]
+    assert read(rows, columns={"problem": "question"}).data.needed == ["dialogue"]
 
 
 def test_a_column_that_repeats_the_question_is_not_needed(read):

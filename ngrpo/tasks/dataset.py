@@ -1,4 +1,4 @@
-"""What the rows of a data set are read as, with which options, and what is noted about it."""
+"""A data set: its rows, the options with which they are read, and what came of them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,13 +61,18 @@ class ReadOptions:
 
 
 @dataclass
-class DataReport:
-    """What came of the rows. Row numbers count from 1.
+class Dataset:
+    """The flat rows of a source, which columns of them are read and how, and what came of them. Row numbers count from 1.
 
-    notes: a line each; altered: those after which the problems are others than the columns alone would give.
+    choices: of each row. notes: a line each; altered: those after which the problems are others than the columns alone
+    would give.
     """
 
     source: str
+    rows: Sequence[Row]
+    chosen: Chosen
+    options: ReadOptions
+    choices: Sequence[Choices | None] = ()
     items: list[Item] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     altered: list[str] = field(default_factory=list)
@@ -77,6 +82,15 @@ class DataReport:
     unanswered: dict[int, str] = field(default_factory=dict)  # row -> what stands there
     disagreeing: dict[int, str] = field(default_factory=dict)  # row -> what its columns say
     repeated: dict[int, int] = field(default_factory=dict)  # row -> the row that it repeats
+
+    def where(self, index: int) -> str:
+        """How a line names a row."""
+        return f"{self.source}: row {index + 1}"
+
+    @property
+    def asks_choices(self) -> bool:
+        """Whether the choices are asked: by the rule always, by the user's words where these have them."""
+        return not self.chosen.named or self.chosen.lists_choices
 
     def note(self, line: str, alters: bool = True) -> None:
         """Adds a line to the notes."""
@@ -92,26 +106,6 @@ class DataReport:
         """The digest of the rows; another where they are read in other than the plain way."""
         words = "\n".join([str(READER), digest, *self.altered])
         return blake2b(words.encode(), digest_size=8).hexdigest() if self.altered else digest
-
-
-@dataclass(frozen=True)
-class Table:
-    """The flat rows of a source, which columns of them are read and how, and the choices of each row."""
-
-    source: str
-    rows: Sequence[Row]
-    chosen: Chosen
-    options: ReadOptions
-    choices: Sequence[Choices | None] = ()
-
-    def where(self, index: int) -> str:
-        """How a line names a row."""
-        return f"{self.source}: row {index + 1}"
-
-    @property
-    def asks_choices(self) -> bool:
-        """Whether the choices are asked: by the rule always, by the user's words where these have them."""
-        return not self.chosen.named or self.chosen.lists_choices
 
 
 def listed(numbers: Sequence[int]) -> str:
