@@ -105,7 +105,7 @@ def forget() -> None:
 def main(path: str) -> None:
     """Print two lines: of spellings that need no parser and of those that do, the rate and how many are found correct."""
     golds = [json.loads(line)["answer"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    grader = Latex(workers=1)
+    grader = Latex()
     grader.grade(["\\boxed{\\frac{1}{2}}"], ["0.51x"])  # starts the process
     both = lambda gold: respellings(gold) + computed(gold)  # noqa: E731
     for name, parsed in (("no parser", False), ("parser", True)):

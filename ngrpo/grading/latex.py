@@ -9,7 +9,6 @@ not know the problem.
 import re
 from collections import ChainMap
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ngrpo.grading import normalize
@@ -18,7 +17,7 @@ from ngrpo.grading.brackets import balanced, deep
 from ngrpo.grading.choices import alternatives, option
 from ngrpo.grading.comparing import requests, same, texts, undecidable
 from ngrpo.grading.reading import read
-from ngrpo.grading.workers import SECONDS, Workers
+from ngrpo.grading.workers import Workers
 
 LARGE = re.compile(
     r"!\s*!|\)\s*!|\d{4,}\s*!|\^\{?-?\d{4,}|\\(?:sum|prod|int|lim)(?![a-zA-Z])|\d{1001}"
@@ -45,16 +44,12 @@ class Settled(NamedTuple):
 
 
 class Latex:
-    """The grader of all tasks with final answers. `workers`: processes; `seconds`: for one comparison."""
+    """The grader of all tasks with final answers."""
 
-    def __init__(self, workers: int = 1, seconds: float = SECONDS):
-        self.count, self.seconds = workers, seconds
+    workers = Workers()  # the same processes for all graders
+
+    def __init__(self):
         self._known: dict[tuple[str, str], tuple[str, str]] = {}
-
-    @property
-    def workers(self) -> Workers:
-        """The processes, the same ones for all graders of these sizes."""
-        return _shared(self.count, self.seconds)
 
     def grade(self, completions: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """Verdicts, one per pair, in order; it raises on no text."""
@@ -77,11 +72,6 @@ class Latex:
         requests = {pair: one.requests for pair, one in settled.items() if one.outcome is None}
         outcomes = dict(zip(requests, self.workers.compare(list(requests.values())), strict=True)) if requests else {}
         return {pair: (one.outcome or outcomes[pair], one.note) for pair, one in settled.items()}
-
-
-@lru_cache
-def _shared(count: int, seconds: float) -> Workers:
-    return Workers(count, seconds)
 
 
 def settle(gold: str, answer: str) -> Settled:

@@ -26,9 +26,7 @@ SECONDS = 1.0  # of wall clock for one comparison
 PATIENCE = 1.8  # times that, where other programs kept the processor from it for half of it
 START = 60.0  # seconds in which a process must be ready
 IN_FLIGHT = 16_000  # bytes sent ahead to one process, so that writing never blocks on a full pipe
-DEATHS = (
-    10  # processes that may die on one request before it is the request's fault: to crash so many takes a moment only
-)
+DEATHS = 10  # of processes on one request before it is the request's fault: to crash so many takes a moment only
 
 
 class GraderFailed(RuntimeError):
@@ -50,10 +48,9 @@ class _Process:
 
 
 class Workers:
-    """`count` processes and one warm spare, started when first needed and ended with this process."""
+    """A process that compares and a warm spare, started when first needed and ended with this process."""
 
-    def __init__(self, count: int = 1, seconds: float = SECONDS):
-        self.count, self.seconds = count, seconds
+    def __init__(self):
         self._lock = threading.Lock()
         self._owner = 0
         self._idle: list[_Process] = []
@@ -79,9 +76,9 @@ class Workers:
             self._idle.append(self._start())
         return self._idle.pop(0)
 
-    def give_back(self, processes: Sequence[_Process]) -> None:
-        """They are not needed for now."""
-        self._idle = [*processes, *self._idle]
+    def give_back(self, process: _Process) -> None:
+        """It is not needed for now."""
+        self._idle.insert(0, process)
 
     def close(self) -> None:
         """Ends all processes."""
@@ -106,7 +103,7 @@ class Workers:
             self._close_nursery()
         if self._nursery is None or self._requests is None:
             self._requests, theirs = socket.socketpair()
-            command = [sys.executable, "-I", str(WORKER), str(self.seconds * PATIENCE + 0.1)]
+            command = [sys.executable, "-I", str(WORKER), str(SECONDS * PATIENCE + 0.1)]
             silent = subprocess.DEVNULL
             self._nursery = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
             theirs.close()
@@ -129,18 +126,15 @@ class _Batch:
 
     def run(self) -> list[str]:
         """The outcomes, once all are there."""
-        at_work = [self.workers.take() for _ in range(self.workers.count)]
-        while any(process.waiting for process in at_work) or self.todo:
-            for process in at_work:
-                self._feed(process)
-            found, _, _ = select.select([process.answers for process in at_work], [], [], 0.02)
-            for place, process in enumerate(at_work):
-                if process.answers in found or self._late(process):
-                    self._read(process)
-                if process.dead or self._late(process):
-                    self._take_back(process)
-                    at_work[place] = self.workers.take()
-        self.workers.give_back(at_work)
+        process = self.workers.take()
+        while process.waiting or self.todo:
+            self._feed(process)
+            select.select([process.answers], [], [], 0.02)
+            self._read(process)
+            if process.dead or self._late(process):
+                self._take_back(process)
+                process = self.workers.take()
+        self.workers.give_back(process)
         return [str(outcome) for outcome in self.outcomes]
 
     def _feed(self, process: _Process) -> None:
@@ -174,13 +168,13 @@ class _Batch:
 
     def _late(self, process: _Process) -> bool:
         """Whether its comparison takes too long; one that hardly got a processor has a little longer."""
-        spent, limit = time.monotonic() - process.since, self.workers.seconds
+        spent = time.monotonic() - process.since
         if not process.pid and spent > START:
             raise GraderFailed(f"the grader's process is not ready after {START:.0f} s: {sys.executable} {WORKER}")
-        if not process.pid or not process.waiting or spent < limit:
+        if not process.pid or not process.waiting or spent < SECONDS:
             return False
-        idle = processor_seconds(process.pid) - process.busy_since < limit / 2  # false where the system does not tell
-        return not idle or spent > limit * PATIENCE
+        idle = processor_seconds(process.pid) - process.busy_since < SECONDS / 2  # false where the system does not tell
+        return not idle or spent > SECONDS * PATIENCE
 
     def _take_back(self, process: _Process) -> None:
         """Ends it; the request that it was at is a timeout if it overran, else asked again, as all after it are."""

@@ -51,9 +51,9 @@ def test_bytes_that_are_no_text_and_odd_fields_cost_no_line():
     ],
 )  # fmt: skip
 def test_what_decided_is_told(gold, answer, told):
-    (verdict,) = Latex(1).grade([f"\\boxed{{{answer}}}"], [gold])
+    (verdict,) = Latex().grade([f"\\boxed{{{answer}}}"], [gold])
     assert verdict.outcome in ("correct", "wrong") and told in verdict.reading
-    assert Latex(1).grade(["\\boxed{5}"], ["5"]) == [Verdict("correct", "5", "")]
+    assert Latex().grade(["\\boxed{5}"], ["5"]) == [Verdict("correct", "5", "")]
 
 
 def test_notes_of_the_gold_come_first_in_every_process():
