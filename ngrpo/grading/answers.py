@@ -1,5 +1,6 @@
 """Read a final answer out of a text and compare integers exactly. It does not know which model or task wrote it."""
 
+import re
 from dataclasses import dataclass
 
 _UNITS = (
@@ -13,6 +14,7 @@ BOX = "\\boxed"
 BLANKS = 8  # between the command and its brace
 # An integer written longer than this is not an answer, and int() is quadratic in its length.
 LONGEST = 128
+DIGITS = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)", re.ASCII)
 
 _BELOW_HUNDRED = {words.replace("-", " "): value for value, words in enumerate(NUMBER_WORDS)}
 _HUNDREDS = {f"{_UNITS[digit]} hundred": 100 * digit for digit in range(1, 10)}
@@ -68,15 +70,11 @@ def parse_integer(text: str) -> int | None:
     text = text.strip()
     if not text or len(text) > LONGEST:
         return None
-    digits = text.lstrip("+-") if text[:2] not in ("++", "--", "+-", "-+") else ""
-    if digits and _grouped(digits):
-        value = int(digits.replace(",", ""))
-        return -value if text[0] == "-" else value
+    if found := DIGITS.fullmatch(text):
+        return int(found[0].replace(",", ""))
     words = text.lower().replace("-", " ").split() if not text.startswith("-") else []
-    if words and words[0] == "minus":
-        value = _read_words(words[1:])
-        return None if value is None else -value
-    return _read_words(words)
+    value = _read_words(words[1:] if words[:1] == ["minus"] else words)
+    return -value if value and words[0] == "minus" else value
 
 
 def same_integer(left: str, right: str) -> bool:
@@ -90,12 +88,6 @@ def integer_outcome(answer: str | None, gold: str) -> str:
     if answer is None or parse_integer(answer) is None:
         return "unparsed"
     return "correct" if same_integer(answer, gold) else "wrong"
-
-
-def _grouped(digits: str) -> bool:
-    first, *rest = digits.split(",")
-    plain = all(part.isascii() and part.isdigit() for part in (first, *rest))
-    return plain and (not rest or (len(first) <= 3 and all(len(part) == 3 for part in rest)))
 
 
 def _read_words(words: list[str]) -> int | None:

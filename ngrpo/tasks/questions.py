@@ -13,6 +13,9 @@ from ngrpo.tasks.question_text import transcript
 from ngrpo.tasks.reading import read_dataset
 from ngrpo.tasks.rows import rows_of
 
+# What could not be told goes before a wrong answer, because it may have been right.
+BEST_FIRST = ("correct", *UNGRADED, "wrong", "unparsed")
+
 
 class Grader(Protocol):
     """Grades the answer parts of completions against gold answers, in order; it is cheap to make and raises on no text."""
@@ -102,15 +105,12 @@ class Questions(FromRows):
         finals = [answer_part(completion, self.answer_start) for completion in completions]
         pairs = [(final, gold) for final, problem in zip(finals, problems, strict=True) for gold in problem.golds]
         verdicts = iter(self.grader.grade([final for final, _ in pairs], [gold for _, gold in pairs]))
-        best = [min((next(verdicts) for _ in problem.golds), key=_rank) for problem in problems]
+        best = [
+            min((next(verdicts) for _ in problem.golds), key=lambda verdict: BEST_FIRST.index(verdict.outcome))
+            for problem in problems
+        ]
         return [Score.of(v.outcome, v.extracted, reading=v.reading) for v in best]
 
     def _same(self, pairs: Sequence[tuple[str, str]]) -> list[bool]:
         boxed = [f"\\boxed{{{answer}}}" for _, answer in pairs]
         return [verdict.outcome == "correct" for verdict in self.grader.grade(boxed, [gold for gold, _ in pairs])]
-
-
-def _rank(verdict: Verdict) -> int:
-    """A right answer first; then what could not be told, because it may have been one; `unparsed` where nothing was."""
-    order = ("correct", *UNGRADED, "wrong")
-    return order.index(verdict.outcome) if verdict.outcome in order else len(order)
