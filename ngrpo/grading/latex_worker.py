@@ -247,7 +247,7 @@ def main(seconds: float) -> None:
     """Forks a process for every byte that comes with two pipes, until the socket that is standard input ends."""
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still has answers to grade
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead need no funeral
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that end
     requests = socket.socket(fileno=os.dup(0))
     while True:
         message, pipes, _, _ = socket.recv_fds(requests, 1, 2)

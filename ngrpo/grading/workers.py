@@ -54,7 +54,7 @@ class Workers:
         self._lock = threading.Lock()
         self._owner = 0
         self._idle: list[_Process] = []
-        self._nursery: subprocess.Popen | None = None  # has imported everything and forks the others
+        self._fork_server: subprocess.Popen | None = None  # has imported everything and forks the others
         self._requests: socket.socket | None = None
         atexit.register(self.close)
 
@@ -67,7 +67,7 @@ class Workers:
         """
         with self._lock:
             if self._owner != os.getpid():  # a fork has copies of our pipes, which are not its own
-                self._owner, self._idle, self._nursery, self._requests = os.getpid(), [], None, None
+                self._owner, self._idle, self._fork_server, self._requests = os.getpid(), [], None, None
             return _Batch(requests, self).run()
 
     def take(self) -> _Process:
@@ -86,29 +86,29 @@ class Workers:
             for process in self._idle:
                 end(process)
             self._idle = []
-            self._close_nursery()
+            self._close_fork_server()
 
-    def _close_nursery(self) -> None:
-        if self._nursery is not None and self._requests is not None:
+    def _close_fork_server(self) -> None:
+        if self._fork_server is not None and self._requests is not None:
             self._requests.close()
-            self._nursery.kill()
-            self._nursery.wait()
-        self._nursery = self._requests = None
+            self._fork_server.kill()
+            self._fork_server.wait()
+        self._fork_server = self._requests = None
 
     def _start(self) -> _Process:
-        """A process that will be ready in a moment, or found dead if its nursery is."""
-        if self._nursery is not None and self._nursery.poll() is not None:
-            if self._nursery.returncode > 0:  # nobody killed it: it would fail again
+        """A process that will be ready in a moment, or found dead if its fork server is."""
+        if self._fork_server is not None and self._fork_server.poll() is not None:
+            if self._fork_server.returncode > 0:  # nobody killed it: it would fail again
                 raise GraderFailed(f"the grader's process ends at once; {sys.executable} {WORKER} 1 says why")
-            self._close_nursery()
-        if self._nursery is None or self._requests is None:
+            self._close_fork_server()
+        if self._fork_server is None or self._requests is None:
             self._requests, theirs = socket.socketpair()
             command = [sys.executable, "-I", str(WORKER), str(SECONDS * PATIENCE + 0.1)]
             silent = subprocess.DEVNULL
-            self._nursery = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
+            self._fork_server = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
             theirs.close()
         (tasks, our_tasks), (our_answers, answers) = os.pipe(), os.pipe()
-        with suppress(OSError):  # the nursery has just died: so will the process, for want of pipes
+        with suppress(OSError):  # the fork server has just died: so will the process, for want of pipes
             socket.send_fds(self._requests, [b"+"], [tasks, answers])
         os.close(tasks)
         os.close(answers)

@@ -49,7 +49,7 @@ def golds_of_rows(data: Dataset) -> list[Golds]:
 def _by_column(data: Dataset, index: int, by_choice: Mapping[str, Mapping[int, Golds]]) -> dict[str, Golds]:
     """Column -> what it says, the solution first."""
     chosen, cells = data.chosen, data.rows[index]
-    kinds: dict[str | None, Any] = {chosen.solution: str, chosen.answer: object}
+    kinds: dict[str | None, Any] = {chosen.solution: str, chosen.answer: object}  # of cells that may hold a gold
     kinds |= {chosen.solution: str, **dict.fromkeys(chosen.compared, (str, int, float, list))}
     found: dict[str, Golds] = {}
     for column, kind in kinds.items():
@@ -152,7 +152,7 @@ def _refuse(data: Dataset) -> None:
         raise ValueError(f"{data.where(number - 1)}: {line}; mend the row or set task.unanswered={LEAVE_OUT}")
     if data.disagreeing:
         number, says = next(iter(data.disagreeing.items()))
-        columns = dict.fromkeys((chosen.answer, *([chosen.solution] if chosen.solution else []), *chosen.compared))
+        columns = dict.fromkeys(filter(None, (chosen.answer, chosen.solution, *chosen.compared)))
         fix = " or ".join(f"task.columns.answer={column}" for column in columns)
         line = f"the golds disagree: {says}{_more(data.disagreeing)}"
         raise ValueError(f"{data.where(number - 1)}: {line}; set {fix} or task.unanswered={LEAVE_OUT}")
