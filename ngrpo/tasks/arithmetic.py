@@ -15,15 +15,8 @@ EXPRESSION = re.compile(r"(?:\s*(?:\d{1,9}(?!\d)|[-+*/()]))*")
 TOKEN = re.compile(r"\d+|\S")
 OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 SPELLINGS = {
-    r"\times": "*",
-    r"\cdot": "*",
-    r"\div": "/",
-    "\u00d7": "*",
-    "\u00b7": "*",
-    "\u00f7": "/",
-    "\u2212": "-",
-    r"\left": "",
-    r"\right": "",
+    **dict.fromkeys((r"\times", r"\cdot", "\u00d7", "\u00b7"), "*"),
+    **{r"\div": "/", "\u00f7": "/", "\u2212": "-", r"\left": "", r"\right": ""},
 }
 
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from ngrpo.tasks.base import Problem, Task
@@ -90,19 +91,19 @@ def _twice(problems: Sequence[Problem]) -> list[str]:
 
 def between(tasks: Mapping[str, Task]) -> list[Finding]:
     """Problems of one data set that are in another, by their words; two ways to grade one data set are not compared."""
-    names, found = list(tasks), []
+    found = []
     words = {name: _words(list(task.problems)) for name, task in tasks.items()}
-    for at, name in enumerate(names):
-        for other in names[at + 1 :]:
-            if (tasks[name].name, tasks[name].version) == (tasks[other].name, tasks[other].version):
-                continue
-            known = {key: problem for problem, key in words[name]}
-            places = [f"{known[key].id}  is  {problem.id}" for problem, key in words[other] if key in known]
-            found += [(f"problems of {name} that are in {other} (as words)", places)] if places else []
+    for name, other in combinations(tasks, 2):
+        if (tasks[name].name, tasks[name].version) == (tasks[other].name, tasks[other].version):
+            continue
+        known = {key: problem for problem, key in words[name]}
+        places = [f"{known[key].id}  is  {problem.id}" for problem, key in words[other] if key in known]
+        found += [(f"problems of {name} that are in {other} (as words)", places)] if places else []
     return found
 
 
 def _words(problems: Sequence[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
     """Only of messages: other problems are drawn by rules."""
     messages = [problem for problem in problems if problem.is_message]
-    return [(problem, words_of(problem.prompt if problem.messages else problem.question)) for problem in messages]
+    texts = [problem.prompt if problem.messages else problem.question or problem.prompt for problem in messages]
+    return [(problem, words_of(text)) for problem, text in zip(messages, texts, strict=True)]

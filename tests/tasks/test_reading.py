@@ -7,6 +7,7 @@ import pytest
 from ngrpo.grading.exact import Exact
 from ngrpo.grading.latex import Latex
 from ngrpo.tasks.audit import audit, between, lenient
+from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.questions import Questions
 from ngrpo.tasks.respelling import respellings
 
@@ -346,3 +347,14 @@ def test_the_audit_compares_splits_by_their_words(read):
     assert between({"task": one, "test": other}) == [("problems of task that are in test (as words)", ["a  is  b"])]
     assert between({"task": one, "again": one}) == []
     assert audit("own", one).findings == []
+
+
+def test_the_audit_compares_prompts_where_problems_have_no_question_of_their_own():
+    class Own:
+        name, version, answer_start, answer_prefix = "own", "1", None, ""
+        problems = (Problem("a", "1+1?", "2", True), Problem("b", "2+2?", "4", True))
+
+        def score(self, problems, completions):
+            return [Score.of("correct", text) for text in completions]
+
+    assert audit("own", Own()).findings == []
