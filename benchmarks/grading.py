@@ -13,8 +13,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from ngrpo.grading.latex import Latex, settle
+from ngrpo.grading.normalize import normalized
 from ngrpo.grading.values import number
-from ngrpo.grading.written import spelt
 
 WHOLE = re.compile(r"-?\d+")
 RATIO = re.compile(r"(-?)\\frac\{(\d+)\}\{(\d+)\}")
@@ -71,7 +71,7 @@ def computed(gold: str) -> list[str]:
         r"[a-zA-Z ]*", gold
     ):
         return []
-    plus = f"{gold}+7" if number(spelt(gold)) is None else f"\\sqrt{{49}}+{gold}"
+    plus = f"{gold}+7" if number(normalized(gold)) is None else f"\\sqrt{{49}}+{gold}"
     return [
         f"\\frac{{2\\left({gold}\\right)}}{{2}}",
         f"0+{gold}" if not gold.startswith("-") else f"{gold}+0",
@@ -82,23 +82,23 @@ def computed(gold: str) -> list[str]:
 def pairs_of(golds: Sequence[str], parsed: bool) -> list[tuple[str, str]]:
     """Each gold with each of its spellings, those that need the parser or those that do not, in a random order."""
     pairs = [(gold, text) for gold in dict.fromkeys(golds) if gold for text in respellings(gold) + computed(gold)]
-    kept = [pair for pair in pairs if (settle(*pair) is None) == parsed]
+    kept = [pair for pair in pairs if (settle(*pair).outcome is None) == parsed]
     random.Random(0).shuffle(kept)
     return kept
 
 
 def forget() -> None:
     """Empties the caches that choosing the pairs has filled."""
-    from ngrpo.grading import choices, reading, written
+    from ngrpo.grading import choices, normalize, reading
 
-    for function in (choices.alternatives, choices.option, reading.read, written.formula):
+    for function in (choices.alternatives, choices.option, reading.read, normalize.formula):
         function.cache_clear()
 
 
 def main(path: str) -> None:
     """Print two lines: of spellings that need no parser and of those that do, the rate and how many are found correct."""
     golds = [json.loads(line)["answer"] for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    grader = Latex(workers=1)
+    grader = Latex()
     grader.grade(["\\boxed{\\frac{1}{2}}"], ["0.51x"])  # starts the process
     for name, parsed in (("no parser", False), ("parser", True)):
         pairs = pairs_of(golds, parsed)

@@ -38,7 +38,7 @@ def main(config: DictConfig) -> None:
         if task is not None:
             tasks[name] = task
             report = audit(name, task)
-            print("\n".join([report.line, *(f"  {line}" for line in report.told)]))
+            print("\n".join([report.line, *(f"  {line}" for line in report.notes)]))
             findings += report.findings
         count += _print(findings, config.audit.rows)
     count += _print(between(tasks), config.audit.rows)

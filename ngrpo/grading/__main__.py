@@ -6,6 +6,7 @@ of a field written `\t`, `\n` and `\r`. Exit status 0 whatever the outcomes.
 """
 
 import io
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -14,35 +15,21 @@ from ngrpo import streams
 from ngrpo.grading.answers import BOX
 from ngrpo.grading.latex import Latex
 
-AT_ONCE = 2000  # lines that are graded together, so that memory is bounded however many there are
-HEADER = ("gold", "answer")
+BATCH = 2000  # lines that are graded together, so that memory is bounded however many there are
+HEADER = re.compile(r"[^\S\t]*gold[^\S\t]*\tanswer")
+ESCAPES = str.maketrans({"\t": "\\t", "\r": "\\r", "\n": "\\n"})
 
 
 def graded(lines: Iterable[str], grader: Latex) -> Iterator[str]:
     """One line for each line, in order; a line without a tab has an empty answer, which is unparsed."""
     numbered = enumerate(lines)
-    while batch := list(islice(numbered, AT_ONCE)):
-        rows = [fields(line) for place, line in batch if place or not is_header(line)]
-        texts = [answer if BOX in answer else f"{BOX}{{{answer}}}" for _, answer in rows]
-        for verdict in grader.grade(texts, [gold for gold, _ in rows]):
-            yield "\t".join((verdict.outcome, escaped(verdict.extracted or ""), escaped(verdict.reading)))
-
-
-def is_header(line: str) -> bool:
-    """Whether the names of the columns stand in a line."""
-    gold, _, answer = line.partition("\t")
-    return gold.strip() == HEADER[0] and answer.startswith(HEADER[1])
-
-
-def fields(line: str) -> tuple[str, str]:
-    """Gold and answer of a line."""
-    gold, *rest = line.rstrip("\r\n").split("\t")
-    return gold, rest[0] if rest else ""
-
-
-def escaped(field: str) -> str:
-    r"""A field on one line: tabs and line ends as `\t`, `\n` and `\r`."""
-    return field.replace("\t", "\\t").replace("\r", "\\r").replace("\n", "\\n")
+    while batch := list(islice(numbered, BATCH)):
+        rows = [line.rstrip("\r\n").split("\t") for number, line in batch if number or not HEADER.match(line)]
+        answers = [row[1] if len(row) > 1 else "" for row in rows]
+        texts = [answer if BOX in answer else f"{BOX}{{{answer}}}" for answer in answers]
+        for verdict in grader.grade(texts, [row[0] for row in rows]):
+            fields = (verdict.outcome, verdict.extracted or "", verdict.reading)
+            yield "\t".join(field.translate(ESCAPES) for field in fields)
 
 
 def main() -> None:

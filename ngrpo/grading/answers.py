@@ -1,31 +1,52 @@
 """Read a final answer out of a text and compare integers exactly. It does not know which model or task wrote it."""
 
-UNITS = (
+import re
+from dataclasses import dataclass
+
+_UNITS = (
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
     *("ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
 )
-TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_TENS = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+NUMBER_WORDS = (*_UNITS, *(f"{ten}-{_UNITS[unit]}" if unit else ten for ten in _TENS for unit in range(10)))  # 0 to 99
 
 BOX = "\\boxed"
 BLANKS = 8  # between the command and its brace
 # An integer written longer than this is not an answer, and int() is quadratic in its length.
 LONGEST = 128
+DIGITS = re.compile(r"[-+]?(?:\d+|\d{1,3}(?:,\d{3})+)", re.ASCII)
 
-_UNIT_VALUES = {word: value for value, word in enumerate(UNITS)}
-_TENS_VALUES = {word: 10 * value for value, word in enumerate(TENS, start=2)}
+_BELOW_HUNDRED = {words.replace("-", " "): value for value, words in enumerate(NUMBER_WORDS)}
+_HUNDREDS = {f"{_UNITS[digit]} hundred": 100 * digit for digit in range(1, 10)}
+_BELOW_THOUSAND = {
+    f"{hundreds}{link}{words}": value + rest
+    for hundreds, value in _HUNDREDS.items()
+    for words, rest in _BELOW_HUNDRED.items()
+    for link in (" ", " and ")
+    if rest
+}
+_BELOW_THOUSAND |= _BELOW_HUNDRED | _HUNDREDS
 _SCALES = {"thousand": 1000, "million": 1000**2}
 
 
-def extract_boxed(text: str, answer_start: str | None = None) -> str | None:
+@dataclass(frozen=True)
+class Verdict:
+    """What a grader says of one answer. `outcome`: correct, wrong, unparsed, timeout or error.
+
+    extracted: the answer as it stood in the text, None without one. reading: what was folded, dropped or chosen so that
+    it could be compared ("unit cm dropped; 5 1/3 read as 16/3"); empty where nothing was.
+    """
+
+    outcome: str
+    extracted: str | None
+    reading: str = ""
+
+
+def extract_boxed(text: str) -> str | None:
     r"""Contents of the complete `\boxed{...}` that opens last, stripped; None when there is none.
 
-    Only the text after the first `answer_start` counts; where that marker is missing, so is the answer.
     One pass with a stack, so the time is linear however many braces are left open. Escaped braces count as braces.
     """
-    if answer_start is not None:
-        _, found, text = text.partition(answer_start)
-        if not found:
-            return None
     open_braces: list[int] = []
     last = (-1, -1)
     for position, character in enumerate(text):
@@ -49,15 +70,11 @@ def parse_integer(text: str) -> int | None:
     text = text.strip()
     if not text or len(text) > LONGEST:
         return None
-    digits = text.lstrip("+-") if text[:2] not in ("++", "--", "+-", "-+") else ""
-    if digits and _grouped(digits):
-        value = int(digits.replace(",", ""))
-        return -value if text[0] == "-" else value
+    if found := DIGITS.fullmatch(text):
+        return int(found[0].replace(",", ""))
     words = text.lower().replace("-", " ").split() if not text.startswith("-") else []
-    if words and words[0] == "minus":
-        value = _read_words(words[1:])
-        return None if value is None else -value
-    return _read_words(words)
+    value = _read_words(words[1:] if words[:1] == ["minus"] else words)
+    return -value if value and words[0] == "minus" else value
 
 
 def same_integer(left: str, right: str) -> bool:
@@ -66,10 +83,11 @@ def same_integer(left: str, right: str) -> bool:
     return value is not None and value == parse_integer(right)
 
 
-def _grouped(digits: str) -> bool:
-    first, *rest = digits.split(",")
-    plain = all(part.isascii() and part.isdigit() for part in (first, *rest))
-    return plain and (not rest or (len(first) <= 3 and all(len(part) == 3 for part in rest)))
+def integer_outcome(answer: str | None, gold: str) -> str:
+    """The outcome of an answer that should be the integer `gold`: `unparsed` for what is no integer."""
+    if answer is None or parse_integer(answer) is None:
+        return "unparsed"
+    return "correct" if same_integer(answer, gold) else "wrong"
 
 
 def _read_words(words: list[str]) -> int | None:
@@ -80,7 +98,7 @@ def _read_words(words: list[str]) -> int | None:
         if word not in _SCALES:
             group.append(word)
             continue
-        value = _read_below_thousand(group)
+        value = _BELOW_THOUSAND.get(" ".join(group))
         if not value or _SCALES[word] >= last_scale:
             return None
         total, last_scale, group = total + value * _SCALES[word], _SCALES[word], []
@@ -88,27 +106,5 @@ def _read_words(words: list[str]) -> int | None:
         return total or None
     if total and group[0] == "and":
         group = group[1:]
-    value = _read_below_thousand(group)
+    value = _BELOW_THOUSAND.get(" ".join(group))
     return None if value is None or (total and value == 0) else total + value
-
-
-def _read_below_thousand(words: list[str]) -> int | None:
-    hundreds = 0
-    if len(words) >= 2 and words[1] == "hundred":
-        hundreds = 100 * _UNIT_VALUES.get(words[0], 0)
-        if not 100 <= hundreds <= 900:
-            return None
-        words = words[2:]
-        if not words:
-            return hundreds
-        words = words[1:] if words[0] == "and" else words
-    value = _read_below_hundred(words)
-    return None if value is None or (hundreds and value == 0) else hundreds + value
-
-
-def _read_below_hundred(words: list[str]) -> int | None:
-    if len(words) == 1:
-        return _UNIT_VALUES.get(words[0], _TENS_VALUES.get(words[0]))
-    if len(words) == 2 and words[0] in _TENS_VALUES and 1 <= _UNIT_VALUES.get(words[1], 0) <= 9:
-        return _TENS_VALUES[words[0]] + _UNIT_VALUES[words[1]]
-    return None

@@ -5,6 +5,10 @@ Compatibility folding would make 102 of `10²`; here a character is translated o
 
 import re
 import unicodedata
+from itertools import groupby
+from operator import itemgetter
+
+from ngrpo.grading.brackets import closing
 
 INVISIBLE = re.compile("[\u200b-\u200f\u2060-\u2064\ufeff\u00ad\ufe0f]")
 SAME = {"font", "wide", "narrow", "noBreak"}  # of a decomposition: another shape of the same characters
@@ -29,25 +33,21 @@ SYMBOLS = {
 }
 ROOTS = {"\u221a": r"\sqrt", "\u221b": r"\sqrt[3]", "\u221c": r"\sqrt[4]"}
 MOST_ROOTS = 30  # of one answer; each costs a pass over the text
-RADICAND = re.compile(r"\s*(\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z])")
-CLOSING = {"(": ")", "{": "}"}
+RADICAND = re.compile(r"\d+(?:\.\d+)?|\\[a-zA-Z]+|[a-zA-Z]")
+PAIRS = {"(": ")", "{": "}"}  # that may stand around a radicand
 
 
 def translated(text: str) -> str:
     """`text` with LaTeX for what is not ASCII; a character that is not known stays, so that nothing takes it for a value."""
     if text.isascii():
         return text
-    text = INVISIBLE.sub("", text)
-    pieces: list[tuple[str, str]] = []  # kind and text, of which neighbors of one raised or lowered kind are one piece
-    for character in text:
-        kind, latex = _translate(character)
-        if pieces and kind in ("^", "_") and pieces[-1][0] == kind:
-            latex = pieces.pop()[1] + latex
-        pieces.append((kind, latex))
-    return _radicals("".join(f"{kind}{{{latex}}}" if kind in ("^", "_") else latex for kind, latex in pieces))
+    pieces = groupby(map(_translate, INVISIBLE.sub("", text)), key=itemgetter(0))  # raised neighbors are one exponent
+    joined = ((kind, "".join(latex for _, latex in group)) for kind, group in pieces)
+    return _radicals("".join(f"{kind}{{{latex}}}" if kind else latex for kind, latex in joined))
 
 
 def _translate(character: str) -> tuple[str, str]:
+    """(`^` for a raised character, `_` for a lowered one, else nothing; its LaTeX)."""
     if character.isascii() or character in ROOTS:
         return "", character
     if character in SYMBOLS:
@@ -60,10 +60,8 @@ def _translate(character: str) -> tuple[str, str]:
         return "", f"\\{letter.capitalize() if 'CAPITAL' in name else letter} "
     tag, _, codes = unicodedata.decomposition(character).partition("> ")
     plain = "".join(chr(int(code, 16)) for code in codes.split()) if codes else ""
-    if tag == "<super":
-        return "^", plain.replace("\u2212", "-")
-    if tag == "<sub":
-        return "_", plain.replace("\u2212", "-")
+    if tag in ("<super", "<sub"):
+        return "^" if tag == "<super" else "_", plain.replace("\u2212", "-")
     if tag == "<fraction":
         above, _, below = plain.partition("\u2044")
         return "", f"\\frac{{{above}}}{{{below}}}" if below else character
@@ -80,7 +78,7 @@ def _radicals(text: str) -> str:
     for sign, command in ROOTS.items():
         while (place := text.rfind(sign)) >= 0:  # from the right, so that a root under a root is there already
             rest = text[place + 1 :].lstrip()
-            if (end := _closed(rest)) > 0:
+            if rest[:1] in PAIRS and (end := closing(rest, 0, rest[0], PAIRS[rest[0]])):
                 inner, rest = rest[1:end], rest[end + 1 :]
             elif found := RADICAND.match(rest):
                 end = found.end() if not rest.startswith("\\sqrt") else _command_end(rest)
@@ -91,18 +89,6 @@ def _radicals(text: str) -> str:
     return text
 
 
-def _closed(text: str) -> int:
-    """Where the bracket that opens `text` closes; 0 where there is none."""
-    if not text or text[0] not in CLOSING:
-        return 0
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character == text[0]) - (character == CLOSING[text[0]])
-        if depth == 0:
-            return place
-    return 0
-
-
 def _command_end(text: str) -> int:
     start = text.find("{")
-    return start + _closed(text[start:]) + 1 if start >= 0 else len("\\sqrt")
+    return max(closing(text, start, "{", "}"), start) + 1 if start >= 0 else len("\\sqrt")

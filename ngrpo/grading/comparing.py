@@ -6,9 +6,10 @@ Every comparison is true, false or None, which says that formulas must be comput
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import Any
 
-from ngrpo.grading import written
+from ngrpo.grading import normalize
 from ngrpo.grading.leaves import Leaf
 from ngrpo.grading.reading import Group, Node, Reading
 from ngrpo.grading.units import factor_between
@@ -21,7 +22,7 @@ UNORDERED = ("list", "set", "union")
 
 def same(gold: Node, answer: Node, notes: list[str]) -> bool | None:
     """Whether two nodes are equal; what was dropped for that is added to the notes."""
-    if Group in (type(gold), type(answer)) and "=" in (getattr(gold, "kind", ""), getattr(answer, "kind", "")):
+    if "=" in (gold.kind, answer.kind):
         gold, answer = equation(gold), equation(answer)
     if gold.name != answer.name:
         if gold.name and answer.name and "f(x)" not in (gold.name, answer.name):
@@ -52,7 +53,10 @@ def equation(node: Node) -> Node:
 def _same_group(gold: Group, answer: Group, notes: list[str]) -> bool | None:
     kinds = {gold.kind, answer.kind}
     if "=" in kinds or "chain" in kinds:
-        return _same_relation(gold, answer, notes) if len(kinds) == 1 and gold.name == answer.name else False
+        if len(kinds) > 1 or gold.name != answer.name:
+            return False
+        reversed_too = answer.items[::-1] if gold.kind == "=" else answer.items
+        return True if gold.items in (answer.items, reversed_too) else None
     if "union" in kinds and gold.items and answer.items and kinds != {"union"}:
         return None
     if kinds == {"set", "list"}:  # a set has each value once
@@ -68,10 +72,6 @@ def _same_group(gold: Group, answer: Group, notes: list[str]) -> bool | None:
         notes.append("a list compared in order")
         return _all(_by_name(gold.items), _by_name(answer.items), notes)
     return False
-
-
-def _same_relation(gold: Group, answer: Group, notes: list[str]) -> bool | None:
-    return True if gold.items in (answer.items, answer.items[::-1] if gold.kind == "=" else ()) else None
 
 
 def _by_name(items: Sequence[Node]) -> Sequence[Node]:
@@ -111,7 +111,7 @@ def _same_leaf(gold: Leaf, answer: Leaf, notes: list[str]) -> bool | None:
     if gold.words or answer.words:
         return gold.words and answer.words and gold.text == answer.text
     if gold.number is None or answer.number is None:
-        same_text = written.bare(gold.text) == written.bare(answer.text) and gold.percent == answer.percent
+        same_text = normalize.bare(gold.text) == normalize.bare(answer.text) and gold.percent == answer.percent
         if same_text and factor == 1:
             return True
         if BASE.fullmatch(gold.text) or BASE.fullmatch(answer.text):
@@ -148,7 +148,7 @@ def undecidable(gold: Reading, answer: Reading) -> bool:
 
 def requests(gold: Node, answer: Node) -> list[Any]:
     """What a process is asked: the two nodes, the answer in the gold's unit."""
-    if any(isinstance(node, Group) and node.kind == "=" for node in (gold, answer)):
+    if "=" in (gold.kind, answer.kind):
         gold, answer = equation(gold), equation(answer)
     return [request(gold), request(answer, gold)]
 
@@ -157,21 +157,17 @@ def request(node: Node, unit_of: Node | None = None) -> Any:
     """The node as JSON: a formula, or a list of its kind and what stands in it; in the unit of `unit_of` where it has one."""
     if isinstance(node, Leaf):
         target = unit_of.unit if isinstance(unit_of, Leaf) else None
-        factor = factor_between(node.unit, target) or 1
-        text = written.formula(node.text) if node.number is None else _ratio(node.number)
+        factor = factor_between(node.unit, target) or Fraction(1)
+        text = normalize.formula(node.text) if node.number is None else _ratio(node.number)
         text = text if factor == 1 else f"{_ratio(factor)}\\cdot\\left({text}\\right)"
         return f"\\frac{{{text}}}{{100}}" if node.percent else text
     kind = "list" if node.kind == "set" else node.kind
     return [kind + (f" {node.name}" if kind == "chain" else ""), *(request(item) for item in node.items)]
 
 
-def _ratio(value: Any) -> str:
-    sign, value = ("-" if value < 0 else ""), abs(value)
-    return (
-        f"{sign}{value.numerator}"
-        if value.denominator == 1
-        else f"{sign}\\frac{{{value.numerator}}}{{{value.denominator}}}"
-    )
+def _ratio(value: Fraction) -> str:
+    above, below = abs(value).as_integer_ratio()
+    return ("-" if value < 0 else "") + (f"{above}" if below == 1 else f"\\frac{{{above}}}{{{below}}}")
 
 
 def texts(node: Any) -> list[str]:

@@ -1,4 +1,4 @@
-"""The process in which formulas are compared: reads `[gold, answer]` lines, writes an outcome for each.
+"""The process in which formulas are compared: reads lists of `[gold, answer]`, one a line, writes an outcome for each.
 
 Started once, it imports everything and then forks a process for every two pipes that it is sent, so that a new one is
 there in a moment. Those may be killed at any time, and end by themselves where a comparison takes too long or their parent
@@ -96,24 +96,19 @@ def read(formula: str) -> list[Any]:
 
 
 def judge(request: list[Any]) -> str:
-    """The outcome for one pair of formulas, or the best one for a list of pairs, as of the forms that a gold has."""
-    if isinstance(request[0], str):
-        return compare(*request)
+    """The best outcome of a list of pairs, one for each form that a gold has."""
     outcomes = {compare_structures(*pair) for pair in request}
     return next(outcome for outcome in ("correct", "wrong", "unparsed") if outcome in outcomes)
 
 
 def compare_structures(gold: Any, answer: Any) -> str:
     """correct, wrong or unparsed, for formulas and for lists that begin with their kind (comparing.request says which)."""
-    if isinstance(gold, str) and isinstance(answer, str):
-        return compare(gold, answer)
-    if isinstance(gold, str) or isinstance(answer, str):
-        return compare(spelt(gold), spelt(answer))
-    if gold[0] == answer[0] == "=" and len(gold) == len(answer) == 3:
-        return "correct" if same_equation(gold[1:], answer[1:]) else compare(spelt(gold), spelt(answer))
-    if {gold[0][:5], answer[0][:5]} & {"=", "chain", "union"}:
-        return compare(spelt(gold), spelt(answer))
-    if gold[0] == answer[0] == "list":
+    kinds = {"" if isinstance(node, str) else node[0].partition(" ")[0] for node in (gold, answer)}
+    if kinds == {"="} and len(gold) == len(answer) == 3 and same_equation(gold[1:], answer[1:]):
+        return "correct"
+    if kinds & {"", "=", "chain", "union"}:
+        return compare(latex(gold), latex(answer))
+    if kinds == {"list"}:
         return matched(gold[1:], answer[1:])
     outcomes = {compare_structures(one, other) for one, other in zip(gold[1:], answer[1:], strict=False)}
     if len(gold) != len(answer):
@@ -132,11 +127,11 @@ def matched(gold: list[Any], answer: list[Any]) -> str:
     return "wrong" if left else "correct"
 
 
-def spelt(node: Any) -> str:
+def latex(node: Any) -> str:
     """The formula of a structure, as math-verify reads it."""
     if isinstance(node, str):
         return node
-    kind, *items = node[0], *map(spelt, node[1:])
+    kind, *items = node[0], *map(latex, node[1:])
     if kind.startswith("chain"):
         signs = kind.split()[1:]
         return items[0] + "".join(f" {sign} {item}" for sign, item in zip(signs, items[1:], strict=True))
@@ -162,7 +157,7 @@ def compare(gold: str, answer: str) -> str:
     if not want or not have:
         return "unparsed"
     want, have = imaginary(want), imaginary(have)
-    same = at_once(want[0], have[0])
+    same = decided_quickly(want[0], have[0])
     if same is None:
         same = verify(want, have, float_rounding=PLACES, numeric_precision=PLACES + 10, timeout_seconds=None)
     return "correct" if same else "wrong"
@@ -176,14 +171,14 @@ def imaginary(parsed: list[Any]) -> list[Any]:
     return [parsed[0].subs(dict.fromkeys(letters, I)), *parsed[1:]]
 
 
-def at_once(one: Any, other: Any) -> bool | None:
+def decided_quickly(one: Any, other: Any) -> bool | None:
     """Whether two formulas are equal, where that takes no rewriting; None where it may.
 
     A value is not several values nor an interval, two values at one point of the variables are no equal formulas, and what
     multiplied out leaves nothing is equal. Percentages and what has a rounded decimal are left to math-verify.
     """
     if is_value(one) and is_value(other):
-        if differ(one, other):
+        if differ_at_a_point(one, other):
             return False
         return True if equal(one, other) else None
     several = other if is_value(one) else one
@@ -206,7 +201,7 @@ def equal(one: Expr, other: Expr) -> bool:
     return not (one.has(Float) or other.has(Float)) and (one - other).doit().expand() == 0
 
 
-def differ(one: Expr, other: Expr) -> bool:
+def differ_at_a_point(one: Expr, other: Expr) -> bool:
     """Whether they have different values at one point of their variables; false also where that cannot be told.
 
     Symbols alone are compared by name, since a word is one in one spelling and a product of letters in another.
@@ -252,7 +247,7 @@ def main(seconds: float) -> None:
     """Forks a process for every byte that comes with two pipes, until the socket that is standard input ends."""
     prepare()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which still has answers to grade
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead need no funeral
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that end
     requests = socket.socket(fileno=os.dup(0))
     while True:
         message, pipes, _, _ = socket.recv_fds(requests, 1, 2)

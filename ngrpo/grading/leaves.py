@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from ngrpo.grading import written
+from ngrpo.grading import normalize
 from ngrpo.grading.units import LETTERS, Unit, unit
 from ngrpo.grading.values import PARTS, SCALES, number
 
@@ -42,23 +42,24 @@ class Leaf:
     name: str = ""  # of the variable before it
     words: bool = False
 
+    kind = ""  # of groups: how their values belong together
 
-def whole(text: str, notes: list[str]) -> Leaf | None:
+
+def read_whole(text: str, notes: list[str]) -> Leaf | None:
     """What must be read before lists and formulas are looked for: numbers in words, dates, 1 hour 30 minutes."""
     if DATE.fullmatch(text):
         return Leaf(text, words=True)
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
+    plain = normalize.without_fonts(text)
     if plain[:1].isalpha() and (value := number(plain.lower())) is not None:
         notes.append(f"{plain} read as {value}")
         return Leaf(plain, value)
     words = plain.split(" ")
-    if plain[:1].isalpha() and WORD.fullmatch(plain) and 1 < len(words) <= 12:
-        counted = (
-            (number(" ".join(words[:end]).lower()), " ".join(words[end:])) for end in range(len(words) - 1, 0, -1)
-        )
-        value, things = next(((value, things) for value, things in counted if value is not None), (None, ""))
-        if value is not None and things.partition(" ")[0].lower() not in NO_UNIT - {"of"}:
-            return Leaf(plain, value, unit=unit(things))
+    if plain[:1].isalpha() and WORD.fullmatch(plain) and len(words) <= 12:
+        for end in range(len(words) - 1, 0, -1):
+            if (value := number(" ".join(words[:end]).lower())) is not None:
+                if words[end].lower() in NO_UNIT - {"of"}:
+                    break
+                return Leaf(plain, value, unit=unit(" ".join(words[end:])))
     return _compound(plain, notes)
 
 
@@ -66,12 +67,12 @@ def _compound(text: str, notes: list[str]) -> Leaf | None:
     """A quantity in two or three units, each smaller than the one before it."""
     if not COMPOUND.fullmatch(text):
         return None
-    parts = [(number(size), unit(name)) for size, name in COMPONENT.findall(text)]
-    units = [made for _, made in parts if made is not None and made.known]
-    sizes = [made.size for made in units]
-    if len(units) < len(parts) or len({made.kinds for made in units}) > 1 or sizes != sorted(set(sizes), reverse=True):
+    parts = [(number(amount), unit(name)) for amount, name in COMPONENT.findall(text)]
+    units = [part for _, part in parts if part is not None and part.known]
+    sizes = [part.size for part in units]
+    if len(units) < len(parts) or len({part.kinds for part in units}) > 1 or sizes != sorted(set(sizes), reverse=True):
         return None
-    value = sum(((size or 0) * made.size for (size, _), made in zip(parts, units, strict=True)), Fraction(0)) / sizes[0]
+    value = sum((amount or 0) * size for (amount, _), size in zip(parts, sizes, strict=True)) / sizes[0]
     notes.append(f"{text} read as {value} {units[0].name}")
     return Leaf(text, value, unit=units[0])
 
@@ -90,7 +91,7 @@ def leaf(text: str, notes: list[str], measured: bool = False) -> Leaf:
         return Leaf(found[1], number(found[1]), percent=True)
     if not measured and (parts := _measured(text)) is not None:
         return replace(leaf(parts[0], notes, measured=True), unit=parts[1])
-    plain = written.TEXT.sub(r"\1", text).strip() if "\\" in text else text
+    plain = normalize.without_fonts(text)
     value = number(plain.lower())
     if value is not None:
         notes.append(f"{plain} read as {value}")
@@ -107,10 +108,10 @@ def _measured(text: str) -> tuple[str, Unit] | None:
     for mark, name in MARKS.items():
         if text.endswith(mark) and number(text[: -len(mark)]) is not None:
             return text[: -len(mark)].strip(), unit(name)  # pyright: ignore[reportReturnType]
-    if found := written.DEGREES.search(text):
+    if found := normalize.DEGREES.search(text):
         rest = text[: found.start()].strip()
-        scale = written.TEXT.sub(r"\1", text[found.end() :]).strip()
-        if rest and (not scale or scale in ("C", "F")) and not written.TRIGONOMETRY.search(rest) and rest[-1] != "-":
+        scale = normalize.without_fonts(text[found.end() :]).strip()
+        if rest and (not scale or scale in ("C", "F")) and not normalize.TRIGONOMETRY.search(rest) and rest[-1] != "-":
             return rest, unit({"C": "celsius", "F": "fahrenheit"}.get(scale, "degree"))  # pyright: ignore
         return None
     return _suffix(text)
@@ -119,10 +120,9 @@ def _measured(text: str) -> tuple[str, Unit] | None:
 def _suffix(text: str) -> tuple[str, Unit] | None:
     if found := RAISED_UNIT.match(text):
         rest, name = found[1], found[2].replace("{", "").replace("}", "")
-        made = unit(name)
-        return (rest.strip(), made) if made and made.known and number(rest) is not None else None
-    found = WHOLE_UNIT.match(text)
-    if not found:
+        measure = unit(name)
+        return (rest.strip(), measure) if measure and measure.known and number(rest) is not None else None
+    if not (found := WHOLE_UNIT.match(text)):
         return None
     rest, marked, spaced, glued, beside, power = found.groups()
     name = next(part for part in (marked, spaced, glued, beside) if part is not None).strip("() ")
@@ -131,13 +131,13 @@ def _suffix(text: str) -> tuple[str, Unit] | None:
     scale, _, rest_of_name = name.partition(" ")
     if rest_of_name and scale.lower().removesuffix("s") in SCALES:  # `1 million dollars`
         rest, name = f"{rest} {scale}", rest_of_name
-    made = unit(name + (f"^{power.strip(' ^{}')}" if power.strip() else ""))
+    measure = unit(name + (f"^{power.strip(' ^{}')}" if power.strip() else ""))
     plain = marked is None and beside is None
-    if made is None or not rest.strip() or rest.endswith("\\"):
+    if measure is None or not rest.strip() or rest.endswith("\\"):
         return None
-    sure = made.known and name not in LETTERS and rest[-1] in "0123456789})"
+    sure = measure.known and name not in LETTERS and rest[-1] in "0123456789})"
     if plain and not sure and number(rest) is None:
         return None  # `2 x`, `\sin x`: no name of a unit
-    if plain and (glued or len(name) == 1) and (not made.known or (glued and name in LETTERS)):
+    if plain and (glued or len(name) == 1) and (not measure.known or (glued and name in LETTERS)):
         return None  # `2ab`, `5 x`
-    return rest.strip(), made
+    return rest.strip(), measure

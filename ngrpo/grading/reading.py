@@ -7,7 +7,8 @@ import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from ngrpo.grading import leaves, written
+from ngrpo.grading import leaves, normalize
+from ngrpo.grading.brackets import closing, wrapped
 from ngrpo.grading.leaves import WORD, Leaf, leaf
 from ngrpo.grading.values import number
 
@@ -16,9 +17,8 @@ ENGLISH = {  # and no products
     "no", "yes", "on", "off", "odd", "even", "all", "none", "one", "two", "six", "ten", "in", "out", "up", "am", "pm",
 }  # fmt: skip
 NAMED = re.compile(r"([a-zA-Z]|\\[a-z]+)(?:_\w|')?(\([a-z]\))?$")
-LABEL = re.compile(
-    r"\\text ?\{[^{}]*\}|(?:m ?)?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\)"
-)  # beside `=`
+# Beside `=`.
+LABEL = re.compile(r"\\text ?\{[^{}]*\}|(?:m ?)?\\angle ?[A-Z]{1,3}|[A-Z]{2,3}|\([a-zA-Z](?:, ?[a-zA-Z]){1,3}\)")
 LIST = re.compile(r",? ?\\text ?\{ ?,? ?(?:and|or) ?\}|,? ?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])|[,;]")
 JOINED = re.compile(r"\\text ?\{([^{}]*[^{} ]) (and|or) ?([^{}]*)\}")  # `5 \text{ cm and } 12`
 CHAIN = re.compile(r"\\le(?![a-zA-Z])|\\ge(?![a-zA-Z])|<|>")
@@ -29,6 +29,7 @@ SIGNS = re.compile(r"\\pm(?![a-zA-Z])|\\mp(?![a-zA-Z])")
 BUILDER = re.compile(r"^\\?\{? ?[a-zA-Z] ?(?:\\mid(?![a-zA-Z])|\||:) ?(.+?) ?\\?\}?$")
 EMPTY = re.compile(r"\\emptyset ?|\\\{ ?\\\}")
 REALS = re.compile(r"\\mathbb ?\{?R\}?|\\Re|\\R")
+THOUSANDS = re.compile(r"(?<!\d)\d{1,3}(?=,\d{3}(?!\d))")
 DEEPEST = 8  # structures in each other
 INVERSE = {"<": ">", ">": "<", "\\le": "\\ge", "\\ge": "\\le"}
 
@@ -47,9 +48,8 @@ Node = Leaf | Group
 
 @dataclass(frozen=True)
 class Reading:
-    """A text as it is compared: in one spelling, its structure, and what was decided to get there."""
+    """A text as it is compared: in one spelling without spaces, its structure, and what was decided to get there."""
 
-    spelt: str
     bare: str
     node: Node
     notes: tuple[str, ...]
@@ -57,14 +57,16 @@ class Reading:
 
 @lru_cache(maxsize=2048)
 def read(text: str) -> Reading | None:
-    """The reading of a text of at most written.LONGEST characters; None for one in which nothing stands."""
-    spelt = written.spelt(text)
-    bare = written.bare(spelt)
+    """The reading of a text; None for one that is too long or in which nothing stands."""
+    if len(text) > normalize.LONGEST:
+        return None
+    normal = normalize.normalized(text)
+    bare = normalize.bare(normal)
     if not bare:
         return None
     notes: list[str] = [] if text.isascii() else ["Unicode translated"]
-    node = _node(spelt, notes)
-    return Reading(spelt, bare, node, tuple(dict.fromkeys(notes)))
+    node = _node(normal, notes)
+    return Reading(bare, node, tuple(dict.fromkeys(notes)))
 
 
 def cut(text: str, pattern: re.Pattern, inside: bool = False) -> list[tuple[str, str]]:
@@ -75,38 +77,32 @@ def cut(text: str, pattern: re.Pattern, inside: bool = False) -> list[tuple[str,
     if not pattern.search(text):
         return [("", text.strip())]
     depths, depth = [], 0
-    for place, sign in enumerate(text):
-        depth += (sign in "([{") - (sign in ")]}")
-        depths.append(depth if sign not in "([{" else depth - 1)
-        if sign == "\\" and text.startswith("\\text", place):
+    for place, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        depths.append(depth if character not in "([{" else depth - 1)
+        if character == "\\" and text.startswith("\\text", place):
             depths[-1] = depth
+    in_numbers = {found.end() for found in THOUSANDS.finditer(text)}
     parts, start, before = [], 0, ""
     for found in pattern.finditer(text):
         zero = text.startswith("0", found.end())  # no list has (10,050)
-        if depths[found.start()] or (found[0] == "," and (zero or not inside) and _thousands(text, found.start())):
+        if depths[found.start()] or (found[0] == "," and (zero or not inside) and found.start() in in_numbers):
             continue
         parts.append((before, text[start : found.start()].strip()))
         start, before = found.end(), found[0].strip()
     return [*parts, (before, text[start:].strip())]
 
 
-def _thousands(text: str, place: int) -> bool:
-    return bool(
-        re.match(r",\d{3}(?!\d)", text[place : place + 5])
-        and re.search(r"(?<!\d)\d{1,3}$", text[max(place - 4, 0) : place])
-    )
-
-
 def _node(text: str, notes: list[str], depth: int = 0) -> Node:
-    while written.wrapped(text) or (written.wrapped(text, "()") and len(cut(text[1:-1], LIST, True)) == 1):
+    while wrapped(text) or (wrapped(text, "()") and len(cut(text[1:-1], LIST, True)) == 1):
         text = text[1:-1].strip()
     if text.isdecimal() or depth > DEEPEST:
         return Leaf(text, number(text))
-    if (whole := leaves.whole(text, notes)) is not None:
+    if (whole := leaves.read_whole(text, notes)) is not None:
         return whole
     if (words := _words(text)) is not None:
         return words
-    if (marked := written.TEXT.fullmatch(text)) and _listed(marked[1]):
+    if (marked := normalize.TEXT.fullmatch(text)) and _listed(marked[1]):
         text = marked[1].strip()
     for structure in (_set, _several, _brackets, _relation, _signs):
         if (node := structure(text, notes, depth)) is not None:
@@ -115,13 +111,10 @@ def _node(text: str, notes: list[str], depth: int = 0) -> Node:
 
 
 def _words(text: str) -> Leaf | None:
-    plain = text.replace("\\ ", " ")
-    marked = written.TEXT.sub(r"\1", plain).strip() if "\\" in plain else plain
+    marked = normalize.without_fonts(text.replace("\\ ", " "))
     if not WORD.fullmatch(marked) or number(marked.lower()) is not None or _listed(marked):
         return None
-    if len(marked) < 2 and marked == text:
-        return None
-    if marked == text and PRODUCT.fullmatch(text) and text not in ENGLISH:
+    if marked == text and (len(text) < 2 or (PRODUCT.fullmatch(text) and text not in ENGLISH)):
         return None
     low = marked.lower() if len(marked) > 2 or marked.lower() in ENGLISH else marked
     return Leaf(" ".join(low.rstrip(".!").replace(",", "").split()), words=True)
@@ -144,12 +137,9 @@ def _set(text: str, notes: list[str], depth: int) -> Node | None:
         node = _node(found[2], notes, depth + 1)
         return node if isinstance(node, Leaf) else replace(node, name=found[1])
     braces = text.startswith("\\{") and text.endswith("\\}") and "\\}" not in text[2:-2]
-    if (
-        (braces or "\\mid" in text or text.startswith("{"))
-        and (found := BUILDER.match(text))
-        and CHAIN.search(found[1])
-    ):
-        return _node(found[1], notes, depth + 1)
+    condition = BUILDER.match(text) if braces or "\\mid" in text or text.startswith("{") else None
+    if condition and CHAIN.search(condition[1]):
+        return _node(condition[1], notes, depth + 1)
     if braces:
         items = [_node(part, notes, depth + 1) for _, part in cut(text[2:-2], LIST, True)]
         return Group("set", tuple(dict.fromkeys(items)))
@@ -195,17 +185,14 @@ def _shared_unit(items: list[Node]) -> list[Node]:
 
 
 def _brackets(text: str, notes: list[str], depth: int) -> Node | None:
-    if len(text) < 4 or text[0] not in "([" or text[-1] not in ")]" or written.closing(text, 0) != len(text) - 1:
+    if len(text) < 4 or text[0] not in "([" or text[-1] not in ")]" or closing(text) != len(text) - 1:
         return None
     parts = cut(text[1:-1], LIST, True)
     if len(parts) == 1:
         return None
-    items = []
-    for sign, part in parts:
-        if not part or sign not in ("", ",", ";"):
-            return None
-        items.append(_node(part, notes, depth + 1))
-    return Group(text[0] + text[-1], tuple(items))
+    if not all(part and separator in ("", ",", ";") for separator, part in parts):
+        return None
+    return Group(text[0] + text[-1], tuple(_node(part, notes, depth + 1) for _, part in parts))
 
 
 def _relation(text: str, notes: list[str], depth: int) -> Node | None:

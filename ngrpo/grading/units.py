@@ -44,6 +44,7 @@ CAPITAL = set("CFKJWNVL")
 ANY = {"unit", ""}  # names that say nothing
 LETTERS = {name for name in KNOWN if len(name) == 1 and name.isalpha()}
 SPELLED = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+", re.IGNORECASE)
+OPERATOR = re.compile(r" ?(/| per |\\cdot|\*| an? (?=\w)) ?")
 POWER = re.compile(r"\^ ?\{? ?(-?\d) ?\}?$")
 PIECE = re.compile(r"[a-z$\u20ac\u00a3\u00a5\u20b9]+", re.IGNORECASE)
 SPEEDS = {"mph": "mile/hour", "kph": "kilometer/hour", "fps": "foot/second", "sqft": "square foot"}
@@ -71,19 +72,17 @@ def unit(text: str) -> Unit | None:
     """The unit that a text names; one of unknown things for other plain words, None for what names nothing."""
     name = " ".join(text.split()).strip(" .")
     plain = SPEEDS.get(name.lower(), name)
-    parts = re.split(r" ?(?:/| per |\\cdot|\*| an? (?=\w)) ?", re.sub(r"^per ", "1/", plain))
+    first, *rest = OPERATOR.split(re.sub(r"^per ", "1/", plain))
     kinds: dict[str, int] = {}
     size = Fraction(1)
-    signs = re.findall(r"/| per |\\cdot|\*| an? (?=\w)", re.sub(r"^per ", "1/", plain))
-    for place, part in enumerate(parts):
-        found = _factor(part.strip())
+    for operator, factor in (("*", first), *zip(rest[::2], rest[1::2], strict=True)):
+        found = _factor(factor.strip())
         if found is None:
             return _things(name)
-        down = place > 0 and signs[place - 1] not in ("\\cdot", "*")
-        for kind, factor, power in found:
-            power = -power if down else power
+        for kind, basic, power in found:
+            power = power if operator in ("*", "\\cdot") else -power
             kinds[kind] = kinds.get(kind, 0) + power
-            size *= factor**power
+            size *= basic**power
     return Unit(tuple(sorted(item for item in kinds.items() if item[1] and item[0] != RATIO)), size, name)
 
 
@@ -113,16 +112,13 @@ def _things(name: str) -> Unit | None:
     return Unit((("things", 1),), Fraction(1), name, known=False)
 
 
-def same_things(one: Unit, other: Unit) -> bool:
-    """Whether two names of counted things share a word: `eggs` and `duck eggs` do, `apples` and `pears` do not."""
-    sets = [{singular(word.lower()) for word in PIECE.findall(item.name)} for item in (one, other)]
-    return bool(sets[0] & sets[1])
-
-
 def factor_between(one: Unit | None, other: Unit | None) -> Fraction | None:
     """What a value in `one` is multiplied by to be in `other`; 1 where either is no unit, None for two quantities."""
     if one is None or other is None or singular(one.name) in ANY or singular(other.name) in ANY:
         return Fraction(1)
-    if not (one.known and other.known):
-        return Fraction(1) if same_things(one, other) else None
+    if not (
+        one.known and other.known
+    ):  # counted things: `eggs` and `duck eggs` are alike, `apples` and `pears` are not
+        words, others = ({singular(word.lower()) for word in PIECE.findall(item.name)} for item in (one, other))
+        return Fraction(1) if words & others else None
     return one.size / other.size if one.kinds == other.kinds else None

@@ -8,6 +8,7 @@ import re
 from fractions import Fraction
 
 from ngrpo.grading.answers import parse_integer
+from ngrpo.grading.brackets import closing
 
 LONGEST = 1000  # characters of one number
 LARGEST = 1000  # the largest power of ten: more digits are not written down by anyone
@@ -31,7 +32,7 @@ EXACT_DIGITS, ALL_DIGITS = 15, 16  # significant digits that a double always kee
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a text whose LaTeX is spelled as `written.spelt` does; None for anything else."""
+    """The exact value of a text whose LaTeX is spelled as `normalize.normalized` does; None for anything else."""
     text = text.strip()
     if not text or len(text) > LONGEST or not text.isascii():
         return None
@@ -45,9 +46,7 @@ def number(text: str) -> Fraction | None:
 
 def _unsigned(text: str) -> Fraction | None:
     text = inner(text)
-    if not text or text[0] in "+":
-        return None
-    if text[0] == "-":  # -(-3); a sign beside a sign is a slip
+    if not text or text[0] in "+-":  # -(-3); a sign beside a sign is a slip
         return None
     if text[0].isdigit() or text[0] in ".\\":
         for read in (_decimal, _repeating, _power, _fraction, _mixed, _scaled):
@@ -62,18 +61,9 @@ def _unsigned(text: str) -> Fraction | None:
 
 def inner(text: str) -> str:
     """`text` without the parentheses or braces around all of it."""
-    while len(text) > 1 and text[0] + text[-1] in ("()", "{}") and _around(text):
+    while len(text) > 1 and text[0] + text[-1] in ("()", "{}") and closing(text, 0, "({", ")}") == len(text) - 1:
         text = text[1:-1].strip()
     return text
-
-
-def _around(text: str) -> bool:
-    depth = 0
-    for place, character in enumerate(text):
-        depth += (character in "({") - (character in ")}")
-        if depth == 0:
-            return place == len(text) - 1
-    return False
 
 
 def _decimal(text: str) -> Fraction | None:

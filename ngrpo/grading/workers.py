@@ -26,7 +26,7 @@ SECONDS = 1.0  # of wall clock for one comparison
 PATIENCE = 1.8  # times that, where other programs kept the processor from it for half of it
 START = 60.0  # seconds in which a process must be ready
 IN_FLIGHT = 16_000  # bytes sent ahead to one process, so that writing never blocks on a full pipe
-DEATHS = 10  # processes that may die on one pair before it is the pair's fault: to crash so many takes a moment only
+DEATHS = 10  # of processes on one request before it is the request's fault: to crash so many takes a moment only
 
 
 class GraderFailed(RuntimeError):
@@ -35,7 +35,7 @@ class GraderFailed(RuntimeError):
 
 @dataclass
 class _Process:
-    """One process, our ends of its pipes, and the numbers of the pairs that it has not answered, in order."""
+    """One process, our ends of its pipes, and the numbers of the requests that it has not answered, in order."""
 
     tasks: int
     answers: int
@@ -48,19 +48,18 @@ class _Process:
 
 
 class Workers:
-    """`count` processes and one warm spare, started when first needed and ended with this process."""
+    """A process that compares and a warm spare, started when first needed and ended with this process."""
 
-    def __init__(self, count: int = 1, seconds: float = SECONDS):
-        self.count, self.seconds = count, seconds
+    def __init__(self):
         self._lock = threading.Lock()
         self._owner = 0
         self._idle: list[_Process] = []
-        self._nursery: subprocess.Popen | None = None  # has imported everything and forks the others
+        self._fork_server: subprocess.Popen | None = None  # has imported everything and forks the others
         self._requests: socket.socket | None = None
         atexit.register(self.close)
 
-    def compare(self, pairs: Sequence[Sequence[Any]]) -> list[str]:
-        """An outcome for each (gold, answer), or for each list of such pairs, of which the best counts.
+    def compare(self, requests: Sequence[Sequence[Any]]) -> list[str]:
+        """An outcome for each list of pairs (gold, answer), of which the best counts.
 
         It is what the process says, `timeout`, or `error` where several died on it.
 
@@ -68,8 +67,8 @@ class Workers:
         """
         with self._lock:
             if self._owner != os.getpid():  # a fork has copies of our pipes, which are not its own
-                self._owner, self._idle, self._nursery, self._requests = os.getpid(), [], None, None
-            return _Batch(pairs, self).run()
+                self._owner, self._idle, self._fork_server, self._requests = os.getpid(), [], None, None
+            return _Batch(requests, self).run()
 
     def take(self) -> _Process:
         """A process to work with, the spare where there is one; another one is on its way."""
@@ -77,14 +76,9 @@ class Workers:
             self._idle.append(self._start())
         return self._idle.pop(0)
 
-    def give_back(self, processes: Sequence[_Process]) -> None:
-        """They are not needed for now."""
-        self._idle = [*processes, *self._idle]
-
-    @property
-    def pids(self) -> list[int]:
-        """Of the processes that are ready and idle."""
-        return [process.pid for process in self._idle if process.pid]
+    def give_back(self, process: _Process) -> None:
+        """It is not needed for now."""
+        self._idle.insert(0, process)
 
     def close(self) -> None:
         """Ends all processes."""
@@ -92,29 +86,29 @@ class Workers:
             for process in self._idle:
                 end(process)
             self._idle = []
-            self._close_nursery()
+            self._close_fork_server()
 
-    def _close_nursery(self) -> None:
-        if self._nursery is not None and self._requests is not None:
+    def _close_fork_server(self) -> None:
+        if self._fork_server is not None and self._requests is not None:
             self._requests.close()
-            self._nursery.kill()
-            self._nursery.wait()
-        self._nursery = self._requests = None
+            self._fork_server.kill()
+            self._fork_server.wait()
+        self._fork_server = self._requests = None
 
     def _start(self) -> _Process:
-        """A process that will be ready in a moment, or found dead if its nursery is."""
-        if self._nursery is not None and self._nursery.poll() is not None:
-            if self._nursery.returncode > 0:  # nobody killed it: it would fail again
+        """A process that will be ready in a moment, or found dead if its fork server is."""
+        if self._fork_server is not None and self._fork_server.poll() is not None:
+            if self._fork_server.returncode > 0:  # nobody killed it: it would fail again
                 raise GraderFailed(f"the grader's process ends at once; {sys.executable} {WORKER} 1 says why")
-            self._close_nursery()
-        if self._nursery is None or self._requests is None:
+            self._close_fork_server()
+        if self._fork_server is None or self._requests is None:
             self._requests, theirs = socket.socketpair()
-            command = [sys.executable, "-I", str(WORKER), str(self.seconds * PATIENCE + 0.1)]
+            command = [sys.executable, "-I", str(WORKER), str(SECONDS * PATIENCE + 0.1)]
             silent = subprocess.DEVNULL
-            self._nursery = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
+            self._fork_server = subprocess.Popen(command, stdin=theirs.fileno(), stdout=silent, stderr=silent)
             theirs.close()
         (tasks, our_tasks), (our_answers, answers) = os.pipe(), os.pipe()
-        with suppress(OSError):  # the nursery has just died: so will the process, for want of pipes
+        with suppress(OSError):  # the fork server has just died: so will the process, for want of pipes
             socket.send_fds(self._requests, [b"+"], [tasks, answers])
         os.close(tasks)
         os.close(answers)
@@ -122,28 +116,25 @@ class Workers:
 
 
 class _Batch:
-    """Pairs on their way through the processes."""
+    """Requests on their way through the processes."""
 
-    def __init__(self, pairs: Sequence[Sequence[Any]], workers: Workers):
-        self.pairs, self.workers = pairs, workers
-        self.lines = [(json.dumps(pair) + "\n").encode() for pair in pairs]
-        self.outcomes: list[str | None] = [None] * len(pairs)
-        self.todo, self.deaths = deque(range(len(pairs))), [0] * len(pairs)
+    def __init__(self, requests: Sequence[Sequence[Any]], workers: Workers):
+        self.workers = workers
+        self.lines = [(json.dumps(request) + "\n").encode() for request in requests]
+        self.outcomes: list[str | None] = [None] * len(requests)
+        self.todo, self.deaths = deque(range(len(requests))), [0] * len(requests)
 
     def run(self) -> list[str]:
         """The outcomes, once all are there."""
-        at_work = [self.workers.take() for _ in range(self.workers.count)]
-        while any(process.waiting for process in at_work) or self.todo:
-            for process in at_work:
-                self._feed(process)
-            found, _, _ = select.select([process.answers for process in at_work], [], [], 0.02)
-            for place, process in enumerate(at_work):
-                if process.answers in found or self._late(process):
-                    self._read(process)
-                if process.dead or self._late(process):
-                    self._take_back(process)
-                    at_work[place] = self.workers.take()
-        self.workers.give_back(at_work)
+        process = self.workers.take()
+        while process.waiting or self.todo:
+            self._feed(process)
+            select.select([process.answers], [], [], 0.02)
+            self._read(process)
+            if process.dead or self._late(process):
+                self._take_back(process)
+                process = self.workers.take()
+        self.workers.give_back(process)
         return [str(outcome) for outcome in self.outcomes]
 
     def _feed(self, process: _Process) -> None:
@@ -177,16 +168,16 @@ class _Batch:
 
     def _late(self, process: _Process) -> bool:
         """Whether its comparison takes too long; one that hardly got a processor has a little longer."""
-        spent, limit = time.monotonic() - process.since, self.workers.seconds
+        spent = time.monotonic() - process.since
         if not process.pid and spent > START:
             raise GraderFailed(f"the grader's process is not ready after {START:.0f} s: {sys.executable} {WORKER}")
-        if not process.pid or not process.waiting or spent < limit:
+        if not process.pid or not process.waiting or spent < SECONDS:
             return False
-        idle = processor_seconds(process.pid) - process.busy_since < limit / 2  # false where the system does not tell
-        return not idle or spent > limit * PATIENCE
+        idle = processor_seconds(process.pid) - process.busy_since < SECONDS / 2  # false where the system does not tell
+        return not idle or spent > SECONDS * PATIENCE
 
     def _take_back(self, process: _Process) -> None:
-        """Ends it; the pair that it was at is a timeout if it overran, else asked again, as all after it are."""
+        """Ends it; the request that it was at is a timeout if it overran, else asked again, as all after it are."""
         if process.waiting:
             first = process.waiting[0]
             self.deaths[first] += 1

@@ -3,25 +3,20 @@ r"""Sums, differences, products and quotients of whole numbers: read without run
 A `Tree` is a whole number or (operator, left, right).
 """
 
+import ast
 import re
-from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 Tree = int | tuple[str, Any, Any]
 
 LONGEST = 200  # characters and digits beyond these are no answer to a puzzle of a few small numbers
-TOKEN = re.compile(r"\s*(?:(\d{1,9})(?!\d)|([-+*/()]))")
+EXPRESSION = re.compile(r"(?:\s*(?:\d{1,9}(?!\d)|[-+*/()]))*")
+TOKEN = re.compile(r"\d+|\S")
+OPERATORS = {ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/"}
 SPELLINGS = {
-    r"\times": "*",
-    r"\cdot": "*",
-    r"\div": "/",
-    "\u00d7": "*",
-    "\u00b7": "*",
-    "\u00f7": "/",
-    "\u2212": "-",
-    r"\left": "",
-    r"\right": "",
+    **dict.fromkeys((r"\times", r"\cdot", "\u00d7", "\u00b7"), "*"),
+    **{r"\div": "/", "\u00f7": "/", "\u2212": "-", r"\left": "", r"\right": ""},
 }
 
 
@@ -30,17 +25,24 @@ def read_expression(text: str) -> Tree | None:
     for written, operator in SPELLINGS.items():
         text = text.replace(written, operator)
     text = text.strip()
-    tokens: list[str] = []
-    at = 0
-    while at < len(text):
-        match = TOKEN.match(text, at)
-        if not match or len(text) > LONGEST or not text.isascii():
-            return None
-        tokens.append(match[1] or match[2])
-        at = match.end()
-    tokens.reverse()
-    tree = _read(tokens)
-    return None if tokens else tree
+    if len(text) > LONGEST or not text.isascii() or not EXPRESSION.fullmatch(text):
+        return None
+    # With spaces, so that two operators beside each other are no operator of Python; int() drops leading zeros.
+    source = " ".join(str(int(token)) if token.isdigit() else token for token in TOKEN.findall(text))
+    try:
+        return _tree(ast.parse(source, mode="eval").body)
+    except SyntaxError:
+        return None
+
+
+def _tree(node: ast.expr) -> Tree | None:
+    match node:
+        case ast.Constant(value=int(number)):
+            return number
+        case ast.BinOp(left=left, op=operator, right=right):
+            sides = _tree(left), _tree(right)
+            return None if None in sides else (OPERATORS[type(operator)], *sides)
+    return None
 
 
 def value(tree: Tree) -> Fraction | None:
@@ -63,27 +65,6 @@ def normal_form(tree: Tree) -> str:
     minus sign was taken out, so that 5-(2-1)*3 and (1-2)*3+5 are one solution."""
     sign, node = _normal(tree)
     return ("-" if sign < 0 else "") + _written(node)
-
-
-def _read(tokens: list[str], operators: Sequence[str] = ("+-", "*/")) -> Tree | None:
-    """The longest sum at the end of the reversed tokens, which it takes; without + and - a product, without any a factor."""
-    if not operators:
-        return _read_factor(tokens)
-    left = _read(tokens, operators[1:])
-    while left is not None and tokens and tokens[-1] in operators[0]:
-        operator, right = tokens.pop(), _read(tokens, operators[1:])
-        left = None if right is None else (operator, left, right)
-    return left
-
-
-def _read_factor(tokens: list[str]) -> Tree | None:
-    token = tokens.pop() if tokens else ""
-    if token.isdigit():
-        return int(token)
-    if token != "(":
-        return None
-    inner = _read(tokens)
-    return inner if inner is not None and tokens and tokens.pop() == ")" else None
 
 
 def _normal(tree: Tree) -> tuple[int, Any]:

@@ -3,10 +3,11 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from typing import Any
 
 from ngrpo.tasks.base import Problem, Task
-from ngrpo.tasks.items import KEEP, LEAVE_OUT, Reading
+from ngrpo.tasks.dataset import KEEP, LEAVE_OUT, Dataset
 from ngrpo.tasks.overlap import words_of
 from ngrpo.tasks.respelling import respellings
 
@@ -15,10 +16,10 @@ Finding = tuple[str, list[str]]  # what was found, and a line for each place
 
 @dataclass
 class Report:
-    """line: how many golds are taken for correct, and how fast. told: what is worth knowing and no fault."""
+    """line: how many golds are taken for correct, and how fast. notes: what is worth knowing and no fault."""
 
     line: str
-    told: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def find(self, what: str, places: Sequence[str]) -> None:
@@ -28,60 +29,52 @@ class Report:
 
 def lenient(node: Mapping[str, Any]) -> dict[str, Any]:
     """A task's node that leaves out or keeps what the node may refuse, so that all of it is found at once."""
-    ways = {"unanswered": LEAVE_OUT, "repeats": KEEP}
-    return {**node, **{key: value for key, value in ways.items() if key in node}}
+    return {**node, **{key: value for key, value in (("unanswered", LEAVE_OUT), ("repeats", KEEP)) if key in node}}
 
 
 def audit(name: str, task: Task) -> Report:
     """What the grader of `task` makes of its golds, and what its rows were read as."""
     problems = list(task.problems)
+    golds = [(problem, gold, gold) for problem in problems for gold in problem.golds]
     started = time.perf_counter()
-    asked = [(problem, gold) for problem in problems for gold in _golds(problem)]
-    outcomes = _outcomes(task, asked)
-    speed = len(asked) / max(time.perf_counter() - started, 1e-9)
-    missed = [(*pair, outcome) for pair, outcome in zip(asked, outcomes, strict=True) if outcome != "correct"]
-    right = len(problems) - len({problem.id for problem, _, _ in missed})
-    counted = f"{right} of {len(problems)} correct, {100 * right / len(problems):.2f} %, {speed:,.0f} answers/s"
+    missed = _missed(task, golds)
+    speed = len(golds) / max(time.perf_counter() - started, 1e-9)
+    correct = len(problems) - len({problem.id for problem, *_ in missed})
+    counted = f"{correct} of {len(problems)} correct, {100 * correct / len(problems):.2f} %, {speed:,.0f} answers/s"
     report = Report(f"{name} ({task.name} {task.version}): {counted}")
-    report.find("golds that the grader does not take", [f"{p.id}  {outcome}  {gold}" for p, gold, outcome in missed])
-    reading = getattr(task, "reading", None)
-    if isinstance(reading, Reading):
-        _respell(task, asked, report)
-        _tell(reading, report)
+    report.find("golds that the grader does not take", [f"{p.id}  {outcome}  {gold}" for p, gold, _, outcome in missed])
+    data = getattr(task, "data", None)
+    if isinstance(data, Dataset):
+        spellings = [(problem, gold, text) for problem, gold, _ in golds for text in respellings(gold)]
+        lost = [f"{p.id}  {outcome}  {text}  for {gold}" for p, gold, text, outcome in _missed(task, spellings)]
+        report.notes.append(f"{len(spellings) - len(lost)} of {len(spellings)} other spellings of golds are taken")
+        report.find("spellings of golds that the grader does not take", lost)
+        _add_data(data, report)
     report.find("problems that stand there twice (as words)", _twice(problems))
     return report
 
 
-def _golds(problem: Problem) -> Sequence[str]:
-    return getattr(problem, "golds", (problem.gold,))
+def _missed(task: Task, answers: Sequence[tuple[Problem, str, str]]) -> list[tuple[Problem, str, str, str]]:
+    """Of problems, golds and texts of an answer those that are not correct, with their outcomes."""
+    texts = [f"{task.answer_start or ''}\\boxed{{{text}}}" for _, _, text in answers]
+    scores = task.score([problem for problem, *_ in answers], texts)
+    return [
+        (*answer, score.outcome) for answer, score in zip(answers, scores, strict=True) if score.outcome != "correct"
+    ]
 
 
-def _outcomes(task: Task, asked: Sequence[tuple[Problem, str]]) -> list[str]:
-    texts = [f"{task.answer_start or ''}\\boxed{{{answer}}}" for _, answer in asked]
-    return [score.outcome for score in task.score([problem for problem, _ in asked], texts)]
-
-
-def _respell(task: Task, golds: Sequence[tuple[Problem, str]], report: Report) -> None:
-    asked = [(problem, gold, other) for problem, gold in golds for other in respellings(gold)]
-    outcomes = _outcomes(task, [(problem, other) for problem, _, other in asked])
-    pairs = zip(asked, outcomes, strict=True)
-    lost = [f"{p.id}  {outcome}  {other}  for {gold}" for (p, gold, other), outcome in pairs if outcome != "correct"]
-    report.told.append(f"{len(asked) - len(lost)} of {len(asked)} other spellings of golds are taken")
-    report.find("spellings of golds that the grader does not take", lost)
-
-
-def _tell(reading: Reading, report: Report) -> None:
-    unused = [name for name in reading.columns.names if name not in reading.columns.needed]
-    report.told += [f"columns not used: {', '.join(unused)}"] if unused else []
-    report.find("columns not used that the question may need", reading.columns.needed)
-    report.find("rows whose answer is no value", [f"row {at}: it {says}" for at, says in reading.unanswered.items()])
-    report.find("rows whose golds disagree", [f"row {at}: {says}" for at, says in reading.disagreeing.items()])
-    items = {item.number: item for item in reading.items}
+def _add_data(data: Dataset, report: Report) -> None:
+    unused = [name for name in data.unused if name not in data.needed]
+    report.notes += [f"columns not used: {', '.join(unused)}"] if unused else []
+    report.find("columns not used that the question may need", data.needed)
+    report.find("rows whose answer is no value", [f"row {at}: it {says}" for at, says in data.unanswered.items()])
+    report.find("rows whose golds disagree", [f"row {at}: {says}" for at, says in data.disagreeing.items()])
+    items = {item.number: item for item in data.items}
     places = []
-    for number, before in reading.repeated.items():
-        one, other = items.get(number), items.get(before)
-        differ = one and other and set(one.golds).isdisjoint(other.golds)
-        says = f" with the answer {one.gold!r} for {other.gold!r}" if one and other and differ else ""
+    for number, before in data.repeated.items():
+        golds = [items[at].golds for at in (number, before) if at in items]
+        differ = len(golds) == 2 and set(golds[0]).isdisjoint(golds[1])
+        says = f" with the answer {golds[0][0]!r} for {golds[1][0]!r}" if differ else ""
         places.append(f"row {number} repeats row {before}{says}")
     report.find("rows that repeat a problem", places)
 
@@ -98,19 +91,19 @@ def _twice(problems: Sequence[Problem]) -> list[str]:
 
 def between(tasks: Mapping[str, Task]) -> list[Finding]:
     """Problems of one data set that are in another, by their words; two ways to grade one data set are not compared."""
-    names, found = list(tasks), []
+    found = []
     words = {name: _words(list(task.problems)) for name, task in tasks.items()}
-    for at, name in enumerate(names):
-        for other in names[at + 1 :]:
-            if (tasks[name].name, tasks[name].version) == (tasks[other].name, tasks[other].version):
-                continue
-            known = {key: problem for problem, key in words[name]}
-            places = [f"{known[key].id}  is  {problem.id}" for problem, key in words[other] if key in known]
-            found += [(f"problems of {name} that are in {other} (as words)", places)] if places else []
+    for name, other in combinations(tasks, 2):
+        if (tasks[name].name, tasks[name].version) == (tasks[other].name, tasks[other].version):
+            continue
+        known = {key: problem for problem, key in words[name]}
+        places = [f"{known[key].id}  is  {problem.id}" for problem, key in words[other] if key in known]
+        found += [(f"problems of {name} that are in {other} (as words)", places)] if places else []
     return found
 
 
 def _words(problems: Sequence[Problem]) -> list[tuple[Problem, tuple[str, ...]]]:
     """Only of messages: other problems are drawn by rules."""
-    asked = [problem for problem in problems if problem.is_message]
-    return [(problem, words_of(problem.prompt if problem.messages else problem.question)) for problem in asked]
+    messages = [problem for problem in problems if problem.is_message]
+    texts = [problem.prompt if problem.messages else problem.question or problem.prompt for problem in messages]
+    return [(problem, words_of(text)) for problem, text in zip(messages, texts, strict=True)]

@@ -101,3 +101,8 @@ class Subset(Derived):
 def answer_part(completion: str, answer_start: str | None) -> str:
     """What follows the first `answer_start`, nothing where it never comes; all of the text where there is no such mark."""
     return completion if answer_start is None else completion.partition(answer_start)[2]
+
+
+def with_instruction(problem: str, instruction: str | None) -> str:
+    """The user's message."""
+    return f"{problem}\n{instruction}" if instruction else problem

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -17,28 +18,13 @@ from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Messages
 
 SOLUTION = ("solution", "extra_info.solution", "reward_model.solution", "reward_model.ground_truth.solution")
-NO_VALUE = frozenset(
-    (
-        *(
-            "",
-            "nan",
-            "none",
-            "null",
-            "nil",
-            "n/a",
-            "n.a.",
-            "#n/a",
-            "<na>",
-            "not available",
-            "not applicable",
-            "notfound",
-        ),
-        *("not found", "not_found", "no answer", "no_answer", "unanswerable", "unanswered", "missing", "tbd", "todo"),
-        *("proof", "see proof", "see solution", "?", "??", "???", "--", "---", "...", "…", "[]", "{}"),
-    )
-)
-PROOF = frozenset(("proof", "see proof"))  # said of the problem, where the others are said of the column
-WORDS_OF = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
+NO_VALUE = {
+    *("", "nan", "none", "null", "nil", "n/a", "n.a.", "#n/a", "<na>", "not available", "not applicable", "notfound"),
+    *("not found", "not_found", "no answer", "no_answer", "unanswerable", "unanswered", "missing", "tbd", "todo"),
+    *("proof", "see proof", "see solution", "?", "??", "???", "--", "---", "...", "…", "[]", "{}"),
+}
+PROOF = {"proof", "see proof"}  # said of the problem, where the others are said of the column
+FONTS = re.compile(r"\\(?:text|textbf|mathrm|mathbf|textrm)\{([^{}]*)\}")
 LABELED = re.compile(
     r"\\(?:text|textbf|mathrm|mathbf|textrm)\{\s*\(([A-Ja-j])\)[.:]?\s*([^{}]*)\}(?:\s|[~:]|\\[ ,;:]|\\q?quad)*(.*)",
     re.DOTALL,
@@ -48,37 +34,37 @@ LARGEST_DENOMINATOR = 1000
 DIGITS = 15  # that a float keeps of every decimal
 
 
-def plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A column's name as names are compared."""
     return name.strip().lower().replace(" ", "_")
 
 
-def flat(row: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+def flattened(row: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
     """Every column and its cell; a nested one is called `outer.inner`."""
     for name, cell in row.items():
-        key = f"{path}{plain(str(name))}"
+        key = f"{path}{plain_name(str(name))}"
         yield key, cell
         if isinstance(cell, Mapping):
-            yield from flat(cell, f"{key}.")
+            yield from flattened(cell, f"{key}.")
 
 
 def text_of(where: str, role: str, column: str, cells: Mapping[str, Any]) -> str:
-    """A cell as text, a whole number without its `.0`. Raises ValueError, in one line, where it is none."""
-    cell = cells.get(column)
-    if isinstance(cell, list) and len(cell) == 1:
-        cell = cell[0]
-    if cell is None or (isinstance(cell, str) and not cell.strip()):
+    """A cell as text, a whole number without its `.0`. Raises ValueError, in one line, where it is none, nan included."""
+    cell = alone(cells.get(column))
+    if isinstance(cell, float):
+        cell = next(iter(decimals(cell)), None)
+    if is_empty(cell):
         state = "is empty" if column in cells else "is missing"
         raise ValueError(f"{where}: the {role} (column {column}) {state}, expected a text; mend or drop the row")
-    if isinstance(cell, bool) or not isinstance(cell, (str, int, float)):
+    if isinstance(cell, bool) or not isinstance(cell, (str, int)):
         inner = ", ".join(key for key in cells if key.startswith(f"{column}."))[:200]
         kind = f"{type(cell).__name__}{f' of {inner}' if inner else ''}"
         fix = f"task.columns.{role}=<column>"
         raise ValueError(f"{where}: the {role} (column {column}) is a {kind}, expected a text; {fix}")
-    return written(cell)[0] if isinstance(cell, float) else str(cell).strip()
+    return str(cell).strip()
 
 
-def written(number: float) -> tuple[str, ...]:
+def decimals(number: float) -> tuple[str, ...]:
     """How a float is written, the value that it most likely was before it was one in front; none for nan and infinity."""
     if not math.isfinite(number):
         return ()
@@ -103,41 +89,52 @@ def messages_of(where: str, column: str, cell: Any) -> Messages | None:
 
     Raises ValueError, in one line, for messages without a role or a text, and where the last is not the user's.
     """
-    cell = _parsed(cell) if isinstance(cell, str) and cell.lstrip().startswith("[{") else cell
+    cell = parsed(cell)
     if not (isinstance(cell, list) and cell and all(isinstance(part, Mapping) for part in cell)):
         return None
     found = []
     for number, part in enumerate(cell, start=1):
         role = part.get("role", part.get("from"))
-        content = _content(part.get("content", part.get("value")))
         role = ROLES.get(str(role), role)
-        if role not in ("system", "user", "assistant") or content is None or not content.strip():
-            got = f"role {role!r} and {'no text' if content is None or not content.strip() else 'a text'}"
+        content = _content(part.get("content", part.get("value")))
+        if role not in ("system", "user", "assistant") or not content:
+            got = f"role {role!r} and {'a text' if content else 'no text'}"
             expected = "expected system, user or assistant and a text"
             raise ValueError(f"{where}: message {number} of column {column} has {got}, {expected}; mend the row")
-        found.append((str(role), content.strip()))
+        found.append((role, content))
     if found[-1][0] != "user":
         last = f"the last message of column {column} is the {found[-1][0]}'s, expected the user's"
         raise ValueError(f"{where}: {last}; cut the answer off or set task.columns.problem=<column>")
     return tuple(found)
 
 
-def _content(content: Any) -> str | None:
+def _content(content: Any) -> str:
     if isinstance(content, list) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        return "\n".join(str(part["text"]) for part in content)
-    return content if isinstance(content, str) else None
+        content = "\n".join(str(part["text"]) for part in content)
+    return content.strip() if isinstance(content, str) else ""
 
 
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return None
+def parsed(cell: Any) -> Any:
+    """What a cell that is a list or an object written as JSON holds; other cells as they are."""
+    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
+        with suppress(ValueError, RecursionError):
+            return json.loads(cell)
+    return cell
+
+
+def alone(cell: Any) -> Any:
+    """The member of a list of one; other cells as they are."""
+    return cell[0] if isinstance(cell, list) and len(cell) == 1 else cell
+
+
+def is_empty(cell: Any) -> bool:
+    """Whether nothing stands in a cell."""
+    return cell is None or not str(cell).strip()
 
 
 def has_no_value(text: str) -> bool:
     """Whether a gold says that there is none."""
-    return WORDS_OF.sub(r"\1", text).strip().strip("$").strip().rstrip(".").lower() in NO_VALUE or text in NO_VALUE
+    return FONTS.sub(r"\1", text).strip().strip("$").strip().rstrip(".").lower() in NO_VALUE or text in NO_VALUE
 
 
 def golds_of(where: str, column: str, cells: Mapping[str, Any]) -> tuple[str, ...]:
@@ -148,18 +145,15 @@ def golds_of(where: str, column: str, cells: Mapping[str, Any]) -> tuple[str, ..
     ValueError, in one line, for a cell that is neither text nor number nor a list of these.
     """
     cell = cells.get(column)
-    listed = _parsed(cell) if isinstance(cell, str) and cell.lstrip().startswith("[") else cell
-    if not isinstance(listed, list) or (listed is not cell and not all(isinstance(part, str) for part in listed)):
-        listed = [cell]
+    golds = parsed(cell)
+    if not isinstance(golds, list) or (golds is not cell and not all(isinstance(gold, str) for gold in golds)):
+        golds = [cell]
     found: list[str] = []
-    for part in listed:
-        if part is None:
-            continue
-        if isinstance(part, float):
-            found += written(part)
-            continue
-        text = "" if isinstance(part, str) and not part.strip() else text_of(where, "answer", column, {column: part})
-        found += labeled(_final(column, text))
+    for gold in golds:
+        if isinstance(gold, float):
+            found += decimals(gold)
+        elif not is_empty(gold):
+            found += labeled(_final(column, text_of(where, "answer", column, {column: gold})))
     return tuple(dict.fromkeys(text for text in found if not has_no_value(text)))
 
 

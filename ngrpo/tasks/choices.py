@@ -4,14 +4,13 @@ An answer names a choice by its letter or label, by its index or by its text. Wh
 all of its rows; where two fit and mean other choices, it is for the user to say.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from string import ascii_uppercase as LETTERS
 from typing import Any
 
-from ngrpo.tasks.cells import has_no_value
+from ngrpo.tasks.cells import has_no_value, is_empty, parsed
 
 LISTS = ("choices", "options", "endings", "answer_choices", "question.choices", "mc1_targets.choices")
 MEMBER = re.compile(r"((?:option|choice|ending|op|sol|answer|alternative)?_?)([a-j]|\d)")
@@ -31,11 +30,10 @@ class Choices:
 
     def listed(self) -> str:
         """One line a choice, with letters in the data set's order."""
-        return self.verbatim or "\n".join(
-            f"{letter}) {text}" for letter, text in zip(LETTERS, self.texts, strict=False)
-        )
+        lines = [f"{letter}) {text}" for letter, text in zip(LETTERS, self.texts, strict=False)]
+        return self.verbatim or "\n".join(lines)
 
-    def stand_in(self, question: str) -> bool:
+    def listed_in(self, question: str) -> bool:
         """Whether the question lists them already, each after its letter."""
         marked = (rf"\b{letter}\s*[).:]\W*{re.escape(text)}" for letter, text in zip(LETTERS, self.texts, strict=False))
         return bool(self.texts) and all(re.search(pattern, question) for pattern in marked)
@@ -60,49 +58,39 @@ def columns_of(names: Iterable[str]) -> tuple[str, ...]:
 
 def read(where: str, columns: Sequence[str], cells: Mapping[str, Any]) -> Choices | None:
     """The choices of a row; None where it has none. Raises ValueError, in one line, for what is no list of texts."""
-    given = [cells.get(column) for column in columns]
-    if len(columns) > 1:
-        texts = [_text(part) for part in given]
-        while texts and texts[-1] is None:  # fewer choices than other rows have
-            texts.pop()
-        marks = [str(MEMBER.fullmatch(column)[2]) for column in columns]  # pyright: ignore[reportOptionalSubscript]
-        return _choices(where, columns[0], texts, marks[: len(texts)])
-    cell = _parsed(given[0]) if columns else None
-    if cell is None or cell in ([], "", {}):
+    if not columns:
         return None
-    if isinstance(cell, str):
+    cell = parsed(cells.get(columns[0]))
+    if len(columns) > 1:
+        texts = [cells.get(column) for column in columns]
+        while texts and _text(texts[-1]) is None:  # fewer choices than other rows have
+            texts.pop()
+        labels = [match[2] for match in map(MEMBER.fullmatch, columns[: len(texts)]) if match]
+    elif cell is None or cell in ([], "", {}):
+        return None
+    elif isinstance(cell, str):
         parts = INLINE.findall(cell)
-        in_order = len(parts) > 1 and all(
-            mark.upper() == letter for (mark, _), letter in zip(parts, LETTERS, strict=False)
-        )
+        in_order = len(parts) > 1 and _in_order(mark for mark, _ in parts)
         return Choices(tuple(text for _, text in parts)) if in_order else Choices(verbatim=cell.strip())
-    if isinstance(cell, Mapping) and "text" in cell:
-        return _choices(where, columns[0], [_text(part) for part in cell["text"]], cell.get("label") or ())
-    if isinstance(cell, Mapping):
-        return _choices(where, columns[0], [_text(part) for part in cell.values()], [str(key) for key in cell])
-    if isinstance(cell, list) and all(isinstance(part, Mapping) for part in cell):
-        labels = [part.get("label") for part in cell]
-        return _choices(where, columns[0], [_text(part.get("text")) for part in cell], labels)
-    texts = [_text(part) for part in cell] if isinstance(cell, list) else [None]
-    return _choices(where, columns[0], texts, ())
+    elif isinstance(cell, Mapping):
+        texts, labels = (cell["text"], cell.get("label") or ()) if "text" in cell else (cell.values(), cell)
+    elif isinstance(cell, list) and all(isinstance(part, Mapping) for part in cell):
+        texts, labels = [part.get("text") for part in cell], [part.get("label") for part in cell]
+    else:
+        texts, labels = cell if isinstance(cell, list) else [None], ()
+    return _choices(where, columns[0], [_text(text) for text in texts], labels)
 
 
-def _parsed(cell: Any) -> Any:
-    if isinstance(cell, str) and cell.lstrip()[:1] in ("[", "{"):
-        try:
-            return json.loads(cell)
-        except (ValueError, RecursionError):
-            return cell
-    return cell
+def _in_order(marks: Iterable[str]) -> bool:
+    return all(mark.upper() == letter for mark, letter in zip(marks, LETTERS, strict=False))
 
 
 def _text(cell: Any) -> str | None:
-    if isinstance(cell, bool) or not isinstance(cell, (str, int, float)) or not str(cell).strip():
-        return None
-    return str(cell).strip()
+    fits = isinstance(cell, (str, int, float)) and not isinstance(cell, bool) and not is_empty(cell)
+    return str(cell).strip() if fits else None
 
 
-def _choices(where: str, column: str, texts: Sequence[str | None], labels: Sequence[Any]) -> Choices | None:
+def _choices(where: str, column: str, texts: Sequence[str | None], labels: Iterable[Any]) -> Choices | None:
     if not texts:
         return None
     if any(text is None for text in texts) or not 1 < len(texts) <= len(LETTERS):
@@ -110,13 +98,13 @@ def _choices(where: str, column: str, texts: Sequence[str | None], labels: Seque
         raise ValueError(f"{where}: the choices (column {column}) are no such list, {expected}; mend the row")
     known = tuple(str(text) for text in texts)
     marks = [MARKED.fullmatch(text) for text in known]
-    if all(mark and mark[1].upper() == letter for mark, letter in zip(marks, LETTERS, strict=False)):
+    if all(marks) and _in_order(mark[1] for mark in marks if mark):
         known = tuple(mark[2].strip() for mark in marks if mark)
     named = tuple(str(label) for label in labels if label is not None)
     return Choices(known, named if len(named) == len(known) else ())
 
 
-def named_by(form: str, choices: Choices, cell: Any) -> int | None:
+def index_named(form: str, choices: Choices, cell: Any) -> int | None:
     """Which choice an answer names if answers have this form; None where it names none."""
     text = str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell).strip()
     if form == "label":
@@ -145,7 +133,7 @@ def form_of(source: str, column: str, rows: Sequence[tuple[int, Choices, Any]]) 
     Of an index, counting from 0 goes before counting from 1. Raises ValueError, in one line, where no form fits or two
     mean other choices.
     """
-    picked = {form: [named_by(form, choices, cell) for _, choices, cell in rows] for form in FORMS}
+    picked = {form: [index_named(form, choices, cell) for _, choices, cell in rows] for form in FORMS}
     fits = [form for form in FORMS if all(pick is not None for pick in picked[form])]
     if "index" in fits and "index_from_1" in fits:
         fits.remove("index_from_1")
@@ -159,15 +147,15 @@ def form_of(source: str, column: str, rows: Sequence[tuple[int, Choices, Any]]) 
         pairs = zip(rows, picked[fits[0]], picked[other], strict=True)
         if differs := next((row for row, one, two in pairs if one != two), None):
             number, choices, cell = differs
-            found = {form: named_by(form, choices, cell) or 0 for form in (fits[0], other)}
+            found = {form: index_named(form, choices, cell) or 0 for form in (fits[0], other)}
             read = " or ".join(f"{choices.texts[at]!r} ({form})" for form, at in found.items())
             raise ValueError(f"{source}: row {number}: the answer {str(cell)[:80]!r} means {read}; {fix}")
     return fits[0]
 
 
-def golds(choices: Choices, at: int, shown: bool) -> tuple[str, ...]:
-    """What names the choice: its letter where letters are shown, and its text where that is no other's letter."""
+def golds_of(choices: Choices, at: int, with_letters: bool) -> tuple[str, ...]:
+    """What names the choice: its letter where the letters are asked, and its text where that is no other's letter."""
     letter, text = LETTERS[at], choices.texts[at]
-    if not shown:
+    if not with_letters:
         return (text,)
     return (letter,) if text.upper() in LETTERS[: len(choices.texts)] or has_no_value(text) else (letter, text)

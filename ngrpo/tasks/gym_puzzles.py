@@ -6,21 +6,19 @@ decides, and only its full mark counts. Of the other puzzles some scorers evalua
 answer as code, some give the full mark to almost anything, some raise.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
-from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
-from ngrpo.tasks.questions import with_instruction
+from ngrpo.grading.answers import extract_boxed, integer_outcome
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part, with_instruction
+from ngrpo.tasks.drawn import DrawnTask
 
 LONGEST = 4096  # characters of an answer: the longest right one has a tenth of them
 
 
 def _integer(puzzles: Any, answer: str, entry: dict[str, Any]) -> str:
-    if parse_integer(answer) is None:
-        return "unparsed"
-    return "correct" if same_integer(answer, str(entry["answer"])) else "wrong"
+    return integer_outcome(answer, str(entry["answer"]))
 
 
 def _text(puzzles: Any, answer: str, entry: dict[str, Any]) -> str:
@@ -43,7 +41,7 @@ ALLOWED: dict[str, Scorer] = {
 
 
 @dataclass
-class ReasoningGym:
+class ReasoningGym(DrawnTask):
     r"""A task of `size` puzzles `puzzle`, one of ALLOWED, drawn from `seed`; the answer stands in the last `\boxed{}`.
 
     Training and benchmarks need different seeds. `solution_path` is the answer without spaces. Raises ValueError for a
@@ -55,18 +53,12 @@ class ReasoningGym:
     seed: int = 0
     instruction: str | None = None
     answer_start: str | None = None
-    name: str = field(default="", init=False)
-    version: str = field(default="", init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(default=(), init=False)
+
+    name, version, answer_prefix = "reasoning_gym", "", ANSWER_PREFIX
 
     def __post_init__(self):
-        if self.puzzle not in ALLOWED:
-            raise ValueError(
-                f"reasoning_gym: puzzle {self.puzzle!r}, expected one of {sorted(ALLOWED)}; set task.puzzle"
-            )
-        if self.size < 1:
-            raise ValueError(f"reasoning_gym: size {self.size}, expected at least 1; set task.size")
+        self.require("puzzle", self.puzzle in ALLOWED, f"one of {sorted(ALLOWED)}")
+        self.require("size", self.size >= 1, "at least 1")
         try:
             import reasoning_gym
         except ImportError:
@@ -82,11 +74,7 @@ class ReasoningGym:
         prompt = with_instruction(entry["question"].strip(), self.instruction)
         return Problem(identity, prompt, str(entry["answer"] or ""), True, entry["question"])
 
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
-
-    def _score_one(self, problem: Problem, completion: str) -> Score:
+    def score_one(self, problem: Problem, completion: str) -> Score:
         extracted = extract_boxed(answer_part(completion, self.answer_start))
         if not extracted or len(extracted) > LONGEST:
             return Score.of("unparsed", extracted)

@@ -5,16 +5,13 @@ r"""Questions with four options in a seeded order (GPQA), answered by a letter; 
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-from hashlib import blake2b
-from random import Random
+from dataclasses import dataclass
 
 from ngrpo.grading.answers import extract_boxed
 from ngrpo.tasks.base import Problem, Score, answer_part
-from ngrpo.tasks.items import REFUSE, Item, Reading, Ways
-from ngrpo.tasks.questions import as_problem
-from ngrpo.tasks.reading import read_items
-from ngrpo.tasks.rows import FromRows
+from ngrpo.tasks.dataset import Item, ReadOptions
+from ngrpo.tasks.drawn import generator
+from ngrpo.tasks.questions import FromRows
 
 LETTERS = "ABCD"
 WRONG = tuple(f"incorrect_answer_{number}" for number in (1, 2, 3))
@@ -49,24 +46,17 @@ class MultipleChoice(FromRows):
 
     Columns: `Question` (or what tasks.columns takes for a problem), `Correct Answer`, `Incorrect Answer 1` to `3`.
     seed: of the order of the options, which depends on it and on the question's id alone. read: text -> letter or None.
-    repeats: as for questions.Questions.
-    Other arguments: tasks.rows.FromRows. Raises ValueError for rows that cannot be used.
+    Other arguments: questions.FromRows. Raises ValueError for rows that cannot be used.
     """
 
     read: Callable[[str], str | None]
     seed: int = 0
-    repeats: str = REFUSE
-    reading: Reading = field(default_factory=Reading, init=False, repr=False)
 
     def __post_init__(self):
         given = {role: column for role, column in self.columns.items() if column}
-        source = self.read_rows()
         # The questions' own columns are known, and they stand among a dozen of prose about them.
-        ways = Ways({"answer": "correct_answer", **given}, repeats=self.repeats, guarded=False)
-        self.reading = read_items(self.name, source, ways)
-        self.version = self.reading.version(source.digest)
-        self.problems = [self._problem(item, source.source) for item in self.reading.items]
-        self.tell(self.reading.notes)
+        columns = {"answer": "correct_answer", **given}
+        self.read_rows(ReadOptions(columns, repeats=self.repeats, own_columns=True), self._problem)
 
     def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
         """Verdicts, one per pair, in order; `solution_path` is empty."""
@@ -75,19 +65,16 @@ class MultipleChoice(FromRows):
         outcomes = ["unparsed" if found is None else "correct" if found == gold else "wrong" for gold, found in letters]
         return [Score.of(outcome, found) for outcome, (_, found) in zip(outcomes, letters, strict=True)]
 
-    def _problem(self, item: Item, source: str) -> Problem:
+    def _problem(self, item: Item) -> Problem:
         texts = [(column, item.cells.get(column)) for column in WRONG]
         missing = next((column for column, text in texts if not isinstance(text, str) or not text.strip()), None)
-        options = [item.gold, *(str(text).strip() for _, text in texts)]
-        where = f"{source}: row {item.number}"
+        options = [item.golds[0], *(str(text).strip() for _, text in texts)]
+        where = f"{self.data.source}: row {item.number}"
         if missing:
             raise ValueError(f"{where} has no text in {missing}, expected four options; mend the row")
         if len(set(options)) < len(options):
             raise ValueError(f"{where} has an option twice, expected four different ones; mend the row")
         order = list(range(len(options)))
-        Random(blake2b(f"{self.seed} {item.id}".encode(), digest_size=16).digest()).shuffle(order)
+        generator(f"{self.seed} {item.id}").shuffle(order)
         listed = "\n".join(f"{letter}) {options[at]}" for letter, at in zip(LETTERS, order, strict=True))
-        message = f"{item.question}\n\n{listed}\n"
-        if item.messages is not None:
-            item = replace(item, messages=(*item.messages[:-1], ("user", message)))
-        return as_problem(item, message, LETTERS[order.index(0)], self.instruction)
+        return self.as_problem(item, f"{item.question}\n\n{listed}\n", LETTERS[order.index(0)])

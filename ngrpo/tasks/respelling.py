@@ -6,7 +6,7 @@ $a \times 10^b$, a value with the letter of a choice as the value. Only what mea
 
 import re
 from collections.abc import Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from fractions import Fraction
 
 from ngrpo.tasks.cells import labeled
@@ -21,16 +21,17 @@ POWER = re.compile(rf"({NUMBER})\s*(?:\\times|\\cdot|\*|\u00d7)\s*10\^\{{?([-+]?
 SHORT = 6  # digits that a person would write before a power of ten
 SMALL, LARGE = Decimal("0.001"), Decimal(10**9)
 LARGEST_EXPONENT = 40
+DIGITS = 28  # more are rounded by decimal arithmetic
 LARGEST_DENOMINATOR = 10_000
 
 
 def respellings(gold: str) -> list[str]:
     """Other texts for the same answer, none of them the gold itself."""
     text = gold.strip().strip("$").strip()
-    return [other for other in dict.fromkeys(_every(text)) if other not in (gold, text)]
+    return [other for other in dict.fromkeys(_spellings(text)) if other not in (gold, text)]
 
 
-def _every(text: str) -> Iterator[str]:
+def _spellings(text: str) -> Iterator[str]:
     yield from labeled(text)
     value = _value(text)
     if value is not None:
@@ -46,18 +47,15 @@ def _every(text: str) -> Iterator[str]:
 
 def _value(text: str) -> Decimal | None:
     """The number that a text is, alone or with a unit; None for anything else."""
-    power, measured = POWER.fullmatch(text), MEASURED.fullmatch(text)
-    try:
-        if power:
-            exponent = int(power[2] or power[4])
-            return _read(power[1] or power[3]).scaleb(exponent) if abs(exponent) <= LARGEST_EXPONENT else None
-        return _read(measured[1]) if measured else None
-    except InvalidOperation:
+    if power := POWER.fullmatch(text):
+        digits, exponent = power[1] or power[3], int(power[2] or power[4])
+    elif measured := MEASURED.fullmatch(text):
+        digits, exponent = measured[1], 0
+    else:
         return None
-
-
-def _read(digits: str) -> Decimal:
-    return Decimal(digits.replace(",", ""))
+    value = Decimal(digits.replace(",", ""))
+    fits = abs(exponent) <= LARGEST_EXPONENT and len(value.as_tuple().digits) <= DIGITS
+    return value.scaleb(exponent) if fits else None
 
 
 def _decimal(value: Decimal) -> Iterator[str]:

@@ -4,15 +4,12 @@ Every refusal is one line with the row's number.
 """
 
 import json
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
-
-from ngrpo.tasks.base import ANSWER_PREFIX, Problem
 
 Row = dict[str, Any]
 KINDS = (".jsonl", ".parquet")
@@ -31,60 +28,20 @@ class Rows:
     rows: tuple[Row, ...]
 
 
-@dataclass(kw_only=True)
-class FromRows:
-    """What tasks share whose problems are rows of a file or of a public data set.
-
-    name: of the task, and of its file in `directory`. path, directory, dataset with subset and split: where the rows come
-    from, the first that is given. columns: tasks.columns. instruction: follows the problem in the user's
-    message, null for nothing. answer_start: ends the thinking part, after which alone an answer counts; null where the
-    model has none. `version` is a digest of the rows and of how they are read; `notes` say what was joined, chosen, folded
-    or left out. Raises ValueError for rows that cannot be used.
-    """
-
-    name: str
-    path: str | None = None
-    directory: str | None = None
-    dataset: str | None = None
-    subset: str | None = None
-    split: str | None = None
-    columns: Mapping[str, str | None] = field(default_factory=dict)
-    instruction: str | None = None
-    answer_start: str | None = None
-    version: str = field(default="", init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(default=(), init=False)
-    notes: list[str] = field(default_factory=list, init=False)
-
-    def tell(self, notes: Sequence[str]) -> None:
-        """Keeps the notes, and prints each once in a process, which may build its tasks several times."""
-        self.notes = list(notes)
-        for line in (f"note: {self.name}: {note}" for note in notes):
-            _print_once(line)
-
-    def read_rows(self) -> Rows:
-        """The rows of the first source that is given; their digest becomes the task's version."""
-        if self.path is not None:
-            source = read_file(Path(self.path).expanduser())
-        elif self.directory is not None:
-            places = [Path(self.directory).expanduser() / f"{self.name}{kind}" for kind in KINDS]
-            place = next((place for place in places if place.is_file()), None)
-            if place is None:
-                found = f"{self.directory} holds neither {places[0].name} nor {places[1].name}"
-                raise Unreadable(f"{self.name}: {found}; set task.path")
-            source = read_file(place)
-        elif self.dataset is not None:
-            source = _download(self.name, self.dataset, self.subset, self.split)
-        else:
-            raise Unreadable(f"{self.name}: has no file; set task.path=<file.jsonl or .parquet>")
-        self.version = source.digest
-        return source
-
-
-@cache
-def _print_once(line: str) -> None:
-    if not any(int(os.environ.get(name, 0)) for name in ("LOCAL_RANK", "NODE_RANK")):  # one of all ranks
-        print(line)
+def rows_of(
+    name: str, path: str | None, directory: str | None, dataset: str | None, subset: str | None, split: str | None
+) -> Rows:
+    """The rows of the first source that is given, of path, directory (which has a file with this name) and data set."""
+    if path is not None:
+        return read_file(Path(path).expanduser())
+    if directory is not None:
+        places = [Path(directory).expanduser() / f"{name}{kind}" for kind in KINDS]
+        if place := next((place for place in places if place.is_file()), None):
+            return read_file(place)
+        raise Unreadable(f"{name}: {directory} holds neither {places[0].name} nor {places[1].name}; set task.path")
+    if dataset is None:
+        raise Unreadable(f"{name}: has no file; set task.path=<file.jsonl or .parquet>")
+    return _download(name, dataset, subset, split)
 
 
 def read_file(place: Path) -> Rows:

@@ -4,13 +4,13 @@ A problem depends only on version, split, wording, level and index.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from hashlib import blake2b
+from dataclasses import dataclass
 from random import Random
 
-from ngrpo.grading.answers import extract_boxed, parse_integer, same_integer
+from ngrpo.grading.answers import extract_boxed, integer_outcome
 from ngrpo.tasks import story_text
-from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score
+from ngrpo.tasks.base import ANSWER_PREFIX, Problem, Score, answer_part
+from ngrpo.tasks.drawn import DrawnTask, generator, split_of
 
 VERSION = "v1"
 MAX_LEVEL = 8
@@ -31,8 +31,7 @@ class Story:
     @property
     def split(self) -> str:
         """The split that this story belongs to in every wording: the same sums never train and test."""
-        digest = blake2b(f"{VERSION} {self.start} {self.changes}".encode(), digest_size=8).digest()
-        return next(split for split, shares in SPLITS.items() if int.from_bytes(digest) % 10 in shares)
+        return split_of(f"{VERSION} {self.start} {self.changes}", SPLITS)
 
 
 def draw_story(rng: Random, level: int, split: str) -> Story:
@@ -49,7 +48,7 @@ def draw_story(rng: Random, level: int, split: str) -> Story:
 
 
 @dataclass
-class StoryMath:
+class StoryMath(DrawnTask):
     r"""A task of `size` stories; a story of level n takes n additions or subtractions.
 
     split: `train`, `val` or `test`, which share no arithmetic in any wording. levels: taken in turn, each in 1..8.
@@ -63,46 +62,31 @@ class StoryMath:
     levels: Sequence[int]
     size: int
     wording: str = "common"
-    name: str = field(default="story_math", init=False)
-    version: str = field(default=VERSION, init=False)
-    answer_start: str | None = field(default=story_text.ANSWER_START, init=False)
-    answer_prefix: str = field(default=ANSWER_PREFIX, init=False)
-    problems: Sequence[Problem] = field(init=False)
+
+    name, version, answer_start, answer_prefix = "story_math", VERSION, story_text.ANSWER_START, ANSWER_PREFIX
 
     def __post_init__(self):
-        if self.split not in SPLITS:
-            raise ValueError(
-                f"story_math: unknown split {self.split!r}, expected one of {list(SPLITS)}; set task.split"
-            )
-        if self.wording not in story_text.WORDINGS:
-            known = list(story_text.WORDINGS)
-            raise ValueError(f"story_math: unknown wording {self.wording!r}, expected one of {known}; set task.wording")
+        self.require("split", self.split in SPLITS, f"one of {list(SPLITS)}")
+        self.require("wording", self.wording in story_text.WORDINGS, f"one of {list(story_text.WORDINGS)}")
         levels = tuple(self.levels)
-        if not levels or not all(level in range(1, MAX_LEVEL + 1) for level in levels):
-            raise ValueError(f"story_math: levels {list(levels)}, expected some of 1..{MAX_LEVEL}; set task.levels=[4]")
-        if self.size < 1:
-            raise ValueError(f"story_math: size {self.size}, expected at least 1; set task.size")
+        known = all(level in range(1, MAX_LEVEL + 1) for level in levels)
+        self.require("levels", bool(levels) and known, f"some of 1..{MAX_LEVEL}, as [4]")
+        self.require("size", self.size >= 1, "at least 1")
         self.problems = [self._draw(index, levels[index % len(levels)]) for index in range(self.size)]
 
     def _draw(self, index: int, level: int) -> Problem:
         part = self.split if self.wording == "common" else f"{self.split}-{self.wording}"
         identity = f"story_math-{VERSION}-{part}-l{level}-{index:04d}"
-        rng = Random(blake2b(identity.encode(), digest_size=16).digest())
+        rng = generator(identity)
         story = draw_story(rng, level, self.split)
         prompt = story_text.tell_story(rng, story.start, story.changes, story_text.WORDINGS[self.wording])
         return Problem(id=identity, prompt=prompt, gold=story_text.NUMBERS[story.answer])
 
-    def score(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Score]:
-        """Verdicts, one per pair, in order. Never raises on any text; an answer that is no integer is `unparsed`."""
-        return [self._score_one(problem, text) for problem, text in zip(problems, completions, strict=True)]
-
-    def _score_one(self, problem: Problem, completion: str) -> Score:
+    def score_one(self, problem: Problem, completion: str) -> Score:
+        """An answer that is no integer is `unparsed`."""
         path = ";".join(read_equations(completion.partition(story_text.ANSWER_START)[0]))
-        extracted = extract_boxed(completion, self.answer_start)
-        if extracted is None or parse_integer(extracted) is None:
-            return Score(0.0, "unparsed", extracted, path)
-        right = same_integer(extracted, problem.gold)
-        return Score(float(right), "correct" if right else "wrong", extracted, path)
+        extracted = extract_boxed(answer_part(completion, self.answer_start))
+        return Score.of(integer_outcome(extracted, problem.gold), extracted, path)
 
 
 def read_equations(text: str) -> list[str]:

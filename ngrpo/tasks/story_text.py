@@ -6,12 +6,12 @@ Every word is one token of the bundled model.
 from dataclasses import dataclass
 from random import Random
 
-from ngrpo.grading.answers import TENS, UNITS
+from ngrpo.grading.answers import NUMBER_WORDS
 from ngrpo.tasks.base import ANSWER_PREFIX
 
 LIMIT = 49  # the largest value that a story or a solution mentions
 
-NUMBERS = (*UNITS, *(tens if not unit else f"{tens}-{UNITS[unit]}" for tens in TENS for unit in range(10)))[: LIMIT + 1]
+NUMBERS = NUMBER_WORDS[: LIMIT + 1]
 VALUES = {word: value for value, word in enumerate(NUMBERS)}
 
 THINK, ANSWER_START = "<think>", "</think>"

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ngrpo.grading.answers import LONGEST, extract_boxed, parse_integer, same_integer
+from ngrpo.tasks.base import answer_part
 
 
 @pytest.mark.parametrize(
@@ -34,10 +35,13 @@ def test_the_last_complete_box_is_the_answer(text, expected):
 
 
 def test_only_the_text_after_the_thinking_counts():
-    assert extract_boxed(r"try \boxed{1} </think> \boxed{2}", "</think>") == "2"
-    assert extract_boxed(r"try \boxed{1} </think> two", "</think>") is None
-    assert extract_boxed(r"\boxed{1}", "</think>") is None
-    assert extract_boxed(r"\boxed{1 </think> }", "</think>") is None
+    def answer(text):
+        return extract_boxed(answer_part(text, "</think>"))
+
+    assert answer(r"try \boxed{1} </think> \boxed{2}") == "2"
+    assert answer(r"try \boxed{1} </think> two") is None
+    assert answer(r"\boxed{1}") is None
+    assert answer(r"\boxed{1 </think> }") is None
 
 
 @pytest.mark.parametrize("unit", ["\\boxed{", "{", "}", "\\boxed{}", "\\boxed{{}", "</think>"])
@@ -45,9 +49,9 @@ def test_time_is_linear_in_the_length(unit):
     def seconds(count):
         text, best = unit * count, float("inf")
         for _ in range(3):
-            began = time.perf_counter()
-            extract_boxed(text, None)
-            best = min(best, time.perf_counter() - began)
+            began = time.process_time()  # what others do on the machine does not count
+            extract_boxed(text)
+            best = min(best, time.process_time() - began)
         return best
 
     assert seconds(50_000) < 40 * max(seconds(5_000), 1e-3)  # 10 if linear, 100 if quadratic
@@ -56,7 +60,7 @@ def test_time_is_linear_in_the_length(unit):
 @settings(max_examples=200, deadline=None)
 @given(st.text(st.characters() | st.sampled_from("{}\\boxed </think>"), max_size=200))
 def test_no_text_raises(text):
-    extract_boxed(text, "</think>")
+    extract_boxed(text)
     parse_integer(text)
 
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
+from ngrpo.grading.answers import Verdict
 from ngrpo.grading.exact import Exact
 from ngrpo.grading.latex import Latex, settle
-from ngrpo.grading.verdict import Verdict
 
 
 def command(content: bytes) -> list[str]:
@@ -51,9 +51,13 @@ def test_bytes_that_are_no_text_and_odd_fields_cost_no_line():
     ],
 )  # fmt: skip
 def test_what_decided_is_told(gold, answer, told):
-    (verdict,) = Latex(1).grade([f"\\boxed{{{answer}}}"], [gold])
+    (verdict,) = Latex().grade([f"\\boxed{{{answer}}}"], [gold])
     assert verdict.outcome in ("correct", "wrong") and told in verdict.reading
-    assert Latex(1).grade(["\\boxed{5}"], ["5"]) == [Verdict("correct", "5", "")]
+    assert Latex().grade(["\\boxed{5}"], ["5"]) == [Verdict("correct", "5", "")]
+
+
+def test_notes_of_the_gold_come_first_in_every_process():
+    assert settle("\\frac{1}{2}", "\u00bd").note == "\\frac{1}{2} read as 1/2; Unicode translated"
 
 
 def test_the_name_of_older_configurations_is_the_same_grader():
@@ -74,5 +78,5 @@ def test_what_is_written_again_and_again_costs_little(unit):
         text = frame.format((unit * 2000)[:1980])
         started = time.perf_counter()
         for pair in (("5", text), (text, "5"), (text, text[:-1]), (text, text)):
-            assert settle(*pair) in ("correct", "wrong", "unparsed", None)
+            assert settle(*pair).outcome in ("correct", "wrong", "unparsed", None)
         assert time.perf_counter() - started < 3  # generous, for a busy machine; a tenth of a second alone

@@ -35,7 +35,7 @@ STRICTER = {
 
 @pytest.fixture(scope="module")
 def grader():
-    made = Latex(workers=1)
+    made = Latex()
     yield made
     made.workers.close()
 

@@ -15,7 +15,7 @@ PAIRS, OTHERS = (
 
 @pytest.fixture(scope="module")
 def grader():
-    made = Latex(workers=1)
+    made = Latex()
     yield made
     made.workers.close()
 

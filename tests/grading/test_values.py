@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ngrpo.grading.normalize import normalized
 from ngrpo.grading.values import number, rounded_double
-from ngrpo.grading.written import spelt
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from ngrpo.grading.written import spelt
     ],
 )  # fmt: skip
 def test_numbers_are_exact(text, value):
-    assert number(spelt(text).lower() if text[0].isalpha() else spelt(text)) == value
+    assert number(normalized(text).lower() if text[0].isalpha() else normalized(text)) == value
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_numbers_are_exact(text, value):
     ],
 )  # fmt: skip
 def test_what_is_no_number_is_none(text):
-    assert number(spelt(text)) is None
+    assert number(normalized(text)) is None
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -51,12 +51,12 @@ def test_all_spellings_of_a_number_have_its_value(whole, above, below):
         grouped.replace(",", " "),
         f"{size}.0",
     )
-    assert {number(spelt(sign + text)) for text in spellings} == {Fraction(whole)}
+    assert {number(normalized(sign + text)) for text in spellings} == {Fraction(whole)}
     part = Fraction(above, above + below)
     value = (size + part) * (-1 if whole < 0 else 1)
     ratio = f"\\frac{{{part.numerator}}}{{{part.denominator}}}"
     mixed = (f"{size} {part}", f"{size}{ratio}", f"{size} {ratio}", f"{size}\\ {ratio}")
-    assert {number(spelt(sign + text)) for text in mixed} == {value}
+    assert {number(normalized(sign + text)) for text in mixed} == {value}
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -66,7 +66,7 @@ def test_e_notation_is_the_decimal_that_it_spells(value, sign):
     factor, _, exponent = text.partition("e")
     expected = Fraction(sign + text)
     for spelling in (text, f"{factor} \\times 10^{{{int(exponent)}}}", f"{factor}\\cdot10^{{{int(exponent)}}}"):
-        assert number(spelt(sign + spelling)) == expected
+        assert number(normalized(sign + spelling)) == expected
 
 
 def test_a_double_printed_in_full_is_told_from_a_rounded_number():

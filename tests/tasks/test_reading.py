@@ -7,6 +7,7 @@ import pytest
 from ngrpo.grading.exact import Exact
 from ngrpo.grading.latex import Latex
 from ngrpo.tasks.audit import audit, between, lenient
+from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.questions import Questions
 from ngrpo.tasks.respelling import respellings
 
@@ -63,7 +64,7 @@ def test_a_column_that_may_be_needed_is_for_the_user_to_say(read):
     task = read(rows, columns={"problem": "{dialogue} {question}"})
     assert task.problems[3].prompt == "Ann says 3, Bob says no. Who is right?"
     assert "columns not used: source, level" in task.notes
-    assert read(rows, columns={"problem": "question"}).reading.columns.needed == ["dialogue"]
+    assert read(rows, columns={"problem": "question"}).data.needed == ["dialogue"]
 
 
 def test_a_column_that_repeats_the_question_is_not_needed(read):
@@ -161,7 +162,7 @@ SHOTS = [
 ]
 
 
-@pytest.mark.parametrize("wrapped", [SHOTS, json.dumps(SHOTS)])
+@pytest.mark.parametrize("wrapped", [SHOTS, json.dumps(SHOTS), json.dumps(SHOTS, indent=1)])
 def test_a_conversation_is_whole_and_the_instruction_ends_it(read, wrapped):
     task = read([{"messages": wrapped, "answer": "4"}], instruction="Box it.")
     assert task.problems[0].messages == (
@@ -205,6 +206,12 @@ def test_any_of_several_golds_is_right(read, answer, right, wrong):
     task = read([{"problem": "p", "answer": answer}])
     assert all(outcome(task, text) == "correct" for text in right)
     assert not any(outcome(task, text) == "correct" for text in wrong)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_problem_that_is_no_number_is_refused_in_one_line(read, number):
+    with pytest.raises(ValueError, match=r"row 1: the problem \(column problem\) is empty, expected a text"):
+        read([{"problem": number, "answer": "1"}])
 
 
 def test_golds_that_disagree_are_refused_and_those_that_mean_the_same_are_not(read):
@@ -301,6 +308,7 @@ def test_notes_are_printed_once(read, capsys):
         ("3e9", ["3000000000", r"3 \times 10^{9}"]),
         (r"\textbf{(D)}\ 14", ["14", "D"]),
         ("7", []),
+        ("7" * 30, []),
         ("x^2", []),
         ("101_2", []),
         ("(1, 2)", []),
@@ -339,3 +347,14 @@ def test_the_audit_compares_splits_by_their_words(read):
     assert between({"task": one, "test": other}) == [("problems of task that are in test (as words)", ["a  is  b"])]
     assert between({"task": one, "again": one}) == []
     assert audit("own", one).findings == []
+
+
+def test_the_audit_compares_prompts_where_problems_have_no_question_of_their_own():
+    class Own:
+        name, version, answer_start, answer_prefix = "own", "1", None, ""
+        problems = (Problem("a", "1+1?", "2", True), Problem("b", "2+2?", "4", True))
+
+        def score(self, problems, completions):
+            return [Score.of("correct", text) for text in completions]
+
+    assert audit("own", Own()).findings == []

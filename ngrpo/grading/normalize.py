@@ -6,10 +6,10 @@ Every rule is one pass over the text, so hostile texts cost what their length co
 import re
 from functools import lru_cache
 
+from ngrpo.grading.brackets import closing, wrapped
 from ngrpo.grading.characters import translated
 
 LONGEST = 2000  # characters of an answer; longer ones are not answers
-DEEPEST = 128  # nested braces
 SPACES = re.compile(r"(?<!\\)\\[,;:! ]|\\q?quad\b|~|\s+")  # a double backslash ends the row of a matrix
 DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]")
 SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle|limits)(?![a-zA-Z])")
@@ -26,32 +26,24 @@ SUBSCRIPT = re.compile(r"(?<!\\log)_\{(\w+)\}")
 LOGARITHM = re.compile(r"\\log ?_(\w)")
 SCALE = re.compile(r"\\(?:text|mathrm|textrm) ?\{\s*((?:hundred|thousand|million|billion|trillion)s?)\s*\}")
 DEGREES = re.compile(r"\^\s*(?:\\circ(?![a-zA-Z])|\{\s*\\circ\s*\})|\\degree(?![a-zA-Z])")
-NAMES = {
-    **{"leqslant": "le", "leq": "le", "geqslant": "ge", "geq": "ge", "neq": "ne", "varnothing": "emptyset"},
+COMMANDS = {
     **{
-        "lbrace": "{",
-        "rbrace": "}",
-        "ast": "cdot",
-        "tfrac": "frac",
-        "infin": "infty",
-        "colon": ":",
-        "lor": "text{ or }",
-        "lg": "log_{10}",
+        r"\leqslant": r"\le",
+        r"\leq": r"\le",
+        r"\geqslant": r"\ge",
+        r"\geq": r"\ge",
+        r"\neq": r"\ne",
+        r"\ast": r"\cdot",
     },
+    **{r"\varnothing": r"\emptyset", r"\infin": r"\infty", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\colon": ":"},
+    **{r"\lor": r"\text{ or }", r"\lg": r"\log_{10}"},
 }
-RENAMED = re.compile(rf"\\({'|'.join(NAMES)})(?![a-zA-Z])")
-SIGNS = re.compile(r"\\lt(?![a-zA-Z])|\\gt(?![a-zA-Z])|<=|>=|!=|\\%|\*\*|\\[lr]angle(?![a-zA-Z])")
-SIGN = {
-    "\\lt": "<",
-    "\\gt": ">",
-    "<=": "\\le ",
-    ">=": "\\ge ",
-    "!=": "\\ne ",
-    "\\%": "%",
-    "**": "^",
-    "\\langle": "(",
-    "\\rangle": ")",
-}
+OPERATORS = {"<=": r"\le ", ">=": r"\ge ", "!=": r"\ne ", r"\lt": "<", r"\gt": ">", "**": "^", r"\%": "%"}
+OPERATORS |= {r"\langle": "(", r"\rangle": ")"}
+COMMAND, OPERATOR = (
+    re.compile("|".join(re.escape(name) + "(?![a-zA-Z])" * name[-1].isalpha() for name in table))
+    for table in (COMMANDS, OPERATORS)
+)
 CHOOSE = re.compile(r"\{\s*([^{}]{1,40}?)\s*\\choose\s*([^{}]{1,40}?)\s*\}")
 MODULES = re.compile(r"\b(?:np|numpy|math|sympy|sp)\.(?=[a-z])")
 FUNCTIONS = re.compile(r"(?<![\\a-zA-Z])(arc(?:sin|cos|tan)|sinh?|cosh?|tanh?|cot|sec|csc|log|ln|exp|pi)(?![a-zA-Z{])")
@@ -66,38 +58,14 @@ LETTER = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]")  # of a name, not of a command
 APART = re.compile(r"(?<![\d.])(_?)([\d.]+) +(?=[\d.])")  # two numbers, of which the first is no index
 
 
-def deep(text: str) -> bool:
-    """Whether braces, brackets or parentheses are nested too deep to be an answer."""
-    depth = 0
-    for sign in text:
-        depth += (sign in "{([") - (sign in "})]")
-        if depth > DEEPEST:
-            return True
-    return False
-
-
-def balanced(text: str) -> bool:
-    """Whether every brace that opens closes, in order."""
-    depth = 0
-    for sign in text:
-        depth += (sign == "{") - (sign == "}")
-        if depth < 0:
-            return False
-    return depth == 0
-
-
-def spelt(text: str) -> str:
+def normalized(text: str) -> str:
     """One spelling for what is written alike: Unicode, spacing, sizes of brackets, fractions, separators, full stop."""
     if text.isdecimal() and text.isascii():
         return text
     text = translated(text)
-    if "\\" in text or "$" in text or "{" in text or "~" in text:
-        text = _latex(text)
-    elif " " in text:
-        text = THOUSANDS.sub(_joined, text)
-    if not text.replace(" ", "").isdecimal():
-        text = _plain(SIGNS.sub(lambda found: SIGN[found[0]], text))
-    text = SPACES.sub(" ", text).strip()
+    is_latex = "\\" in text or "$" in text or "{" in text or "~" in text
+    text = _latex(text) if is_latex else THOUSANDS.sub(_joined, text)
+    text = SPACES.sub(" ", _as_latex(OPERATOR.sub(lambda found: OPERATORS[found[0]], text))).strip()
     if text.endswith("."):
         text = text.rstrip(". ")
     while wrapped(text):
@@ -107,14 +75,10 @@ def spelt(text: str) -> str:
 
 def _latex(text: str) -> str:
     text = THOUSANDS.sub(_joined, DELIMITERS.sub("", _undollared(text)))
-    text = FRACTIONS.sub(r"\\frac", SIZES.sub("", RENAMED.sub(lambda found: _renamed(found[1]), text)))
+    text = FRACTIONS.sub(r"\\frac", SIZES.sub("", COMMAND.sub(lambda found: COMMANDS[found[0]], text)))
     text = LOGARITHM.sub(r"\\log_{\1}", SCALE.sub(r" \1", text))
     text = CHOOSE.sub(r"\\binom{\1}{\2}", SUBSCRIPT.sub(r"_\1", text).replace("{,}", ",").replace("\\text{:}", ":"))
     return BARE_ROOT.sub(r"\\sqrt{\1}", HALF_BARE_FRACTION.sub(r"\1{\2}", BARE_FRACTION.sub(_braced, text)))
-
-
-def _renamed(name: str) -> str:
-    return f"\\{NAMES[name]}" if name != "colon" else ":"
 
 
 def _undollared(text: str) -> str:
@@ -127,7 +91,7 @@ def _undollared(text: str) -> str:
     return text.replace("\x00", "\\$")
 
 
-def _plain(text: str) -> str:
+def _as_latex(text: str) -> str:
     """Functions that are written as in a program, as LaTeX."""
     if "(" not in text and "pi" not in text and "infinity" not in text.lower():
         return text
@@ -141,14 +105,9 @@ def _plain(text: str) -> str:
     return text
 
 
-def closing(text: str, start: int) -> int:
-    """Where the bracket at `start` closes, brackets of all kinds alike; 0 where it does not."""
-    depth = 0
-    for place in range(start, len(text)):
-        depth += (text[place] in "{([") - (text[place] in "})]")
-        if depth == 0:
-            return place
-    return 0
+def without_fonts(text: str) -> str:
+    r"""The words of `\text{...}` and its like as they are."""
+    return TEXT.sub(r"\1", text).strip() if "\\" in text else text
 
 
 def _joined(found: re.Match) -> str:
@@ -160,25 +119,13 @@ def _braced(fraction: re.Match) -> str:
     return f"\\frac{{{above}}}" + (f"{{{below}}}" if below else "")
 
 
-def wrapped(text: str, pair: str = "{}") -> bool:
-    """Whether one pair of brackets stands around all of a text."""
-    if not (text.startswith(pair[0]) and text.endswith(pair[1])) or text.endswith("\\" + pair[1]):
-        return False
-    depth = 0
-    for place, sign in enumerate(text):
-        depth += (sign == pair[0]) - (sign == pair[1])
-        if depth == 0:
-            return place == len(text) - 1
-    return False
-
-
 def tower(text: str) -> bool:
     """Whether a power of numbers stands in an exponent: its value may have more digits than there is memory."""
     opened: list[tuple[int, bool]] = []  # of each open brace its place, and whether it holds an exponent
-    for place, sign in enumerate(text):
-        if sign == "{":
+    for place, character in enumerate(text):
+        if character == "{":
             opened.append((place, text.startswith("^", place - 1)))
-        elif sign == "}" and opened:
+        elif character == "}" and opened:
             start, raised = opened.pop()
             inner = text[start:place]
             if raised and (text.startswith("^", place + 1) or ("^" in inner and not LETTER.search(inner))):
@@ -188,7 +135,7 @@ def tower(text: str) -> bool:
 
 @lru_cache(maxsize=2048)
 def formula(text: str) -> str:
-    """What of `text`, as `spelt` left it, is compared as a formula.
+    """What of `text`, as `normalized` left it, is compared as a formula.
 
     2(3) gets its sign of multiplication, as a parser takes it for 2 + 3; degrees under a sine are a share of pi; a power of
     two digits in an exponent is worked out.
