@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.diagnosis import Draw
     from ngrpo.exploration.base import Exploration
+    from ngrpo.loop import Parts
     from ngrpo.models.causal import CausalModel
     from ngrpo.models.prompting import Prompts
     from ngrpo.rollout.engines.base import Engine
     from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rollout.sampling import Sampler
     from ngrpo.training.matching import Matching
-    from ngrpo.training.parts import Parts
     from ngrpo.training.policy import Policy
     from ngrpo.training.tracking import Trackers
 
@@ -43,12 +43,12 @@ def training(request: "Request", run: RunDirectory | None) -> "Parts":
     from ngrpo.algorithm.combinations import refusals
     from ngrpo.evaluation.benchmarks import Evaluation
     from ngrpo.evaluation.pruning import PruningReporter
+    from ngrpo.loop import Parts
     from ngrpo.rollout.perturbed import Perturbed
     from ngrpo.rundir import checkpoints
     from ngrpo.rundir.interrupts import INTERRUPTS
     from ngrpo.rundir.progress import Progress
     from ngrpo.rundir.recorder import Recorder
-    from ngrpo.training.parts import Parts
 
     config = request.config
     INTERRUPTS.listen()  # a launcher's own process has had no entry point that does

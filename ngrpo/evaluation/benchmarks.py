@@ -1,7 +1,7 @@
 """Benchmarks to files of samples and entries of results.json: batch by batch, so that an interrupted evaluation goes on."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ngrpo.ranks import ALONE, Ranks
 from ngrpo.rollout.sampling import Sampler, answer, path_column, refuse_ungraded, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted, Interrupts
 from ngrpo.rundir.progress import Progress
 from ngrpo.rundir.recorder import Recorder, write_samples
 from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results, read_run
@@ -163,10 +163,6 @@ class Evaluation:
         size = len(self.benchmarks[name].problems)
         return batch_plan(min(size, self.problems or size), self.n, self.rows_per_batch)
 
-    def batches(self) -> int:
-        """Batches of all benchmarks together."""
-        return sum(len(self.plan(name)) for name in self.benchmarks)
-
     def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
         """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
         strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
@@ -189,15 +185,18 @@ class Evaluation:
         self,
         directory: Path,
         labels: Mapping[str, Any],
-        advance: Callable[[str, int], None],
+        progress: Progress,
+        recorder: Recorder | None,
+        interrupts: Interrupts = INTERRUPTS,
         ranks: Ranks = ALONE,
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch, on
-        all ranks at once; 0 tokens where this one drew none.
+    ) -> None:
+        """Samples every benchmark at the RL step of `labels` and records its entry of results.json.
 
         Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
-        not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        not recorded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        Raises Interrupted between two batches, on all ranks at once where one has a signal.
         """
+        progress.evaluation(labels["step"], sum(len(self.plan(name)) for name in self.benchmarks))
         targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
         if ranks.rank == 0:
             known = written_digests(directory)
@@ -208,7 +207,10 @@ class Evaluation:
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}
             for tokens in evaluate_benchmark(self.sampler, task, self.plan(name), self.n, targets[name], marked, ranks):
-                advance(name, tokens)
+                if tokens:
+                    progress.batch(name)
+                if stop := max(ranks.gather(interrupts.number)):
+                    raise Interrupted(stop, labels["step"])
         ranks.barrier()
         if ranks.rank == 0:
             for name, target in targets.items():
@@ -219,22 +221,16 @@ class Evaluation:
         ranks.barrier()
         shares = {name: ungraded(target) for name, target in targets.items()}
         for name, target in targets.items():
-            if sum(shares[name].values()) <= self.max_errors:
-                yield name, results_of(target)
+            if recorder and sum(shares[name].values()) <= self.max_errors:
+                recorder.result(name, labels["step"], results_of(target))
         for name in targets:
             refuse_ungraded(f"{name} at RL step {labels['step']}", shares[name], self.max_errors)
+        progress.evaluated()
 
 
 def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation, model: CausalModel, step: int) -> None:
     """Draws every batch of an evaluation that is not there yet and writes results.json. Raises Interrupted, Ungraded."""
-    progress, recorder = Progress(step), Recorder(run)
-
-    def advance(benchmark: str, tokens: int) -> None:
-        if tokens:
-            progress.batch(benchmark, tokens)
-        if INTERRUPTS.number:
-            raise Interrupted(INTERRUPTS.number, step)
-
+    progress = Progress(step)
     try:
         read_results(run.path)
     except Unreadable as error:
@@ -242,11 +238,9 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
         (run.path / "results.json").unlink()
     progress.bars.start()
     try:
-        progress.evaluation(step, evaluation.batches())
         evaluation.sampler.engine.sync(model, step, evaluation.sampler.strategy)
         with INTERRUPTS.polled():
-            for name, entry in evaluation.run(run.path, {**labels, "step": step}, advance):
-                recorder.result(name, step, entry)
+            evaluation.run(run.path, {**labels, "step": step}, progress, Recorder(run))
     finally:
         progress.stop()
         evaluation.sampler.engine.close()

@@ -91,14 +91,6 @@ def next_token_rows(
     return [{"next_changed": bool(changed), "next_kl": kl} for changed, kl in found.tolist()]
 
 
-def explored_steps(
-    step: int, answers: Answers, where: Tensor, strategy: Exploration, model: CausalModel
-) -> list[dict[str, Any]]:
-    """Rows of samples/steps.parquet for RL step `step`, one for each place `where` (N, 2)."""
-    with model.gathered():
-        return [{"step": step, **row} for row in step_rows(answers, where, strategy, model.table.detach())]
-
-
 def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
     """(N,) the row of the table (V, D) with the highest cosine to each vector (N, D); of equal rows any."""
     wanted = F.normalize(vectors.float(), dim=-1)

@@ -36,6 +36,15 @@ class TrainingConfig:
     evaluate_before: bool = True
     checkpoint_every: int = 10
 
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether RL step `step` is saved whatever else happens at it."""
+        return step == self.steps or step % self.checkpoint_every == 0
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether benchmarks are sampled after RL step `step`; 0 is before the first."""
+        regular = self.evaluate_before if step == 0 else self.eval_every > 0 and step % self.eval_every == 0
+        return regular or step == self.steps
+
 
 @dataclass(frozen=True)
 class Collected:
