@@ -72,13 +72,9 @@ def answer(
 ) -> Answers:
     """Completions of P problems for B = P * G rows, each drawn from the key of its identity, and their scores.
 
-    asked: text and ids of P prompts that stand for the problems' own; these are else among those that the sampler's prompts
-    have read. Raises rollout.records.NotFinite.
+    asked: text and ids of P prompts that stand for the problems' own. Raises rollout.records.NotFinite.
     """
-    ids = [sampler.prompts.ids[p.prompt, p.is_message] for p in problems] if asked is None else [i for _, i in asked]
-    prompts, mask = padded(ids, sampler.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
-    keys = row_keys(identities)
-    rollouts = sampler.engine.generate(sampler.strategy, prompts, mask, keys, sampler.max_new_tokens)
+    rollouts = generate(sampler, problems, identities, None if asked is None else [ids for _, ids in asked])
     texts = [
         row[:length] for row, length in zip(rollouts.steps.tokens.tolist(), rollouts.lengths.tolist(), strict=True)
     ]
@@ -86,6 +82,18 @@ def answer(
     every = [problem for problem in problems for _ in range(rollouts.group_size)]
     prompted = None if asked is None else [text for text, _ in asked for _ in range(rollouts.group_size)]
     return Answers(problems, rollouts, completions, task.score(every, completions), prompted)
+
+
+def generate(
+    sampler: Sampler, problems: Sequence[Problem], identities: Sequence[tuple], ids: Sequence[np.ndarray] | None = None
+) -> Rollouts:
+    """Rollouts of P problems for B = P * G rows, each drawn from the key of its identity.
+
+    ids: of P prompts that stand for the problems' own, which the sampler's prompts have read.
+    """
+    ids = [sampler.prompts.ids[p.prompt, p.is_message] for p in problems] if ids is None else ids
+    prompts, mask = padded(ids, sampler.prompts.tokenizer.pad_token_id or 0)  # pyright: ignore[reportArgumentType]
+    return sampler.engine.generate(sampler.strategy, prompts, mask, row_keys(identities), sampler.max_new_tokens)
 
 
 def padded(ids: Sequence[np.ndarray], pad: int) -> tuple[Tensor, Tensor]:

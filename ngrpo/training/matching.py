@@ -1,7 +1,7 @@
 """The temperature at which one strategy is as uncertain as another: found before a run, on held-out problems, and kept."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -11,10 +11,9 @@ from scipy.optimize import brentq
 from ngrpo.evaluation.benchmarks import batch_plan
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import ALONE, Ranks
-from ngrpo.rollout.keys import row_keys
-from ngrpo.rollout.sampling import Sampler, padded
+from ngrpo.rollout.sampling import Sampler, generate
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.tasks.base import Problem, Task
+from ngrpo.tasks.base import Task
 from ngrpo.training.replay import replay_in_micro_batches
 
 SAMPLES = 8  # answers to a problem
@@ -57,8 +56,8 @@ class Matching:
         return found
 
     def _found(self, model: CausalModel) -> Mapping[str, Any]:
-        ours, its = self.sampler.strategy, self.other.strategy.to(model.head.device)
-        self.sampler.engine.sync(model, 0, ours, its)
+        ours, other = self.sampler.strategy, self.other.strategy.to(model.head.device)
+        self.sampler.engine.sync(model, 0, ours, other)
         start, wanted = ours.temperature, self._entropy(model, self.other)
 
         @cache
@@ -68,16 +67,17 @@ class Matching:
 
         temperature = crossing(lambda t: entropy(t) - wanted, start)
         if temperature is None:
-            told = f"exploration.match={self.name}: has an entropy of {wanted:.4g} nats per token, which plain sampling has at "
-            told += f"no temperature from {start / FARTHEST:.4g} to {start * FARTHEST:.4g}"
-            raise Unmatched(f"{told}; exploration=token_sampling temperature=<value> is another control")
+            reach = f"no temperature from {start / FARTHEST:.4g} to {start * FARTHEST:.4g}"
+            raise Unmatched(
+                f"exploration.match={self.name}: has an entropy of {wanted:.4g} nats per token, which plain sampling has at "
+                f"{reach}; exploration=token_sampling temperature=<value> is another control"
+            )
         found = {"strategy": self.name, "temperature": temperature, "entropy": entropy(temperature)}
         found |= {"entropy_of_strategy": wanted, "answers": SAMPLES * len(self.task.problems), "task": self.task.name}
         print(
-            "note: at temperature {temperature:.4g} plain sampling has {entropy:.4g} nats per token,".format(**found),
-            end=" ",
+            f"note: at temperature {temperature:.4g} plain sampling has {found['entropy']:.4g} nats per token, "
+            f"{self.name} {wanted:.4g} ({found['answers']} answers to {self.task.name})"
         )
-        print("{strategy} {entropy_of_strategy:.4g} ({answers} answers to {task})".format(**found))
         return found
 
     def _entropy(self, model: CausalModel, sampler: Sampler) -> float:
@@ -85,19 +85,14 @@ class Matching:
         tokens that have a log-probability, in the contexts that the sampler's strategy makes for itself."""
         total = tokens = 0.0
         for start, end in batch_plan(len(self.task.problems), SAMPLES, self.rows):
-            rollouts = sampler.engine.generate(*self._asked(sampler, self.task.problems[start:end]))
-            options = {"entropy": True, "tempered": True}
-            found = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
-            assert found is not None
-            total += found.double().sum().item()
+            problems = self.task.problems[start:end]
+            identities = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
+            rollouts, options = generate(sampler, problems, identities), {"entropy": True, "tempered": True}
+            entropy = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
+            assert entropy is not None
+            total += entropy.double().sum().item()
             tokens += rollouts.loss_mask.sum().item()
         return total / max(tokens, 1)
-
-    def _asked(self, sampler: Sampler, problems: Sequence[Problem]) -> tuple:
-        prompts = [sampler.prompts.ids[problem.prompt, problem.is_message] for problem in problems]
-        keys = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
-        pad = sampler.prompts.tokenizer.pad_token_id or 0
-        return sampler.strategy, *padded(prompts, pad), row_keys(keys), sampler.max_new_tokens  # pyright: ignore
 
 
 def crossing(value: Callable[[float], float], start: float) -> float | None:

@@ -14,9 +14,9 @@ import warm
 
 from ngrpo.exploration.token_sampling import TokenSampling
 from ngrpo.rollout.engines.transformers import TransformersEngine
-from ngrpo.rollout.sampling import Sampler
+from ngrpo.rollout.sampling import Sampler, generate
 from ngrpo.rundir.schema import checksum_of
-from ngrpo.training.matching import CLOSE, FARTHEST, Matching, Unmatched, crossing
+from ngrpo.training.matching import CLOSE, FARTHEST, SAMPLES, Matching, Unmatched, crossing
 
 LIMIT = 12
 SMALL = [
@@ -70,10 +70,10 @@ def test_the_entropies_are_those_of_what_is_drawn_from(setting, make_strategy, m
     model, vocabulary = setting
     both = matching(make_strategy("neighbor_mix", model, vocabulary, rate=0.9, k=4))
     found = both.settle(model)
-    strategy, total, tokens = both.sampler.strategy, 0.0, 0
-    _, prompts, mask, keys, limit = both._asked(both.sampler, both.task.problems)  # pyright: ignore
-    rollouts = both.sampler.engine.generate(strategy, prompts, mask, keys, limit)
-    for row in range(len(keys)):
+    total, tokens = 0.0, 0
+    identities = [("match", 0, problem.id, sample) for problem in both.task.problems for sample in range(SAMPLES)]
+    rollouts = generate(both.sampler, both.task.problems, identities)
+    for row in range(len(identities)):
         length = int(rollouts.lengths[row])
         prompt = rollouts.prompts[row, rollouts.prompt_mask[row]]
         line = torch.cat((prompt, rollouts.steps.tokens[row, :length]))
