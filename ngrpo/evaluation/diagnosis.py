@@ -30,7 +30,7 @@ from ngrpo.tasks.base import Problem, Task
 
 STEP_ROWS = 48  # explored steps of one batch that are kept
 WARM_UP = 4  # tokens of an answer that is not timed: the first call of a strategy pays for what later ones find ready
-LISTED = 12  # frequent anchors whose neighbors are listed
+LISTED = 12  # frequent anchors whose neighbors are listed, where they are ordinary tokens
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,6 @@ class Draw:
     def plan(self) -> list[tuple[int, int]]:
         """Ranges of problems that are sampled together, the same for every strategy."""
         return batch_plan(len(self.problems), self.n, self.rows_per_batch)
-
-    @property
-    def timings(self) -> Path:
-        """Written after everything else that is sampled: where it is, nothing is left to draw."""
-        return self.directory / "timings.csv"
 
     def samples(self, strategy: str) -> Path:
         """The file of a strategy's answers."""
@@ -76,9 +71,9 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 
 @torch.no_grad()
-def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
+def sample(draw: Draw, samplers: Mapping[str, Sampler], tokens: Sequence[int]) -> None:
     """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all, and writes
-    the files that last. named: tokens whose neighbors are wanted besides the most frequent anchors."""
+    the files that last. tokens: whose neighbors are listed, besides those of the most frequent anchors."""
     progress, warm = Progress(), False
     progress.bars.start()
     count = progress.count("sampling", len(draw.plan) * len(samplers))
@@ -93,10 +88,10 @@ def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) ->
                 count.advance(name)
     finally:
         progress.stop()
-    _finish(draw, next(iter(samplers.values())), list(samplers), named)
+    _finish(draw, next(iter(samplers.values())), list(samplers), tokens)
 
 
-def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
+def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], tokens: Sequence[int]) -> None:
     """All batches to the files that last: samples/, steps and neighbors (parquet), timings.csv."""
     table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
@@ -105,13 +100,13 @@ def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequ
     parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
-    wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
-    wanted = [token for token in wanted if token in named or bool(ordinary[token])]
-    listed = mechanism.neighbor_rows(wanted, table, ordinary, lambda token: str(words.decode([token])))
+    anchors = [token for token in mechanism.often(steps, LISTED) if bool(ordinary[token])]
+    tokens = list(dict.fromkeys([*tokens, *anchors]))
+    neighbors = mechanism.neighbor_rows(tokens, table, ordinary, lambda token: str(words.decode([token])))
     files.write_parquet(steps, draw.directory / "steps.parquet")
-    files.write_parquet(listed, draw.directory / "neighbors.parquet")
+    files.write_parquet(neighbors, draw.directory / "neighbors.parquet")
     times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
-    files.write_csv(times, draw.timings)
+    files.write_csv(times, draw.directory / "timings.csv")  # the last: where it is, nothing is left to draw
     shutil.rmtree(draw.directory / "parts")
 
 
@@ -134,7 +129,7 @@ def _warm_up(samplers: Mapping[str, Sampler], draw: Draw) -> None:
 
 
 def _is_drawn(name: str, draw: Draw, index: int, answers: int) -> bool:
-    """Whether all files of a batch are there and whole; one that is damaged is told, as the batch is then drawn again."""
+    """Whether all files of a batch are there and whole; a note says where one is damaged, as the batch is drawn again."""
     timing, parts = draw.part(name, index, "json"), [draw.part(name, index, "parquet")]
     if not timing.exists():
         return False
