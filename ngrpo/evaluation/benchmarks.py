@@ -66,30 +66,24 @@ def partial_file(target: Path, index: int) -> Path:
 
 
 def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int, digest: str | None = None) -> None:
-    """Takes away the samples of a benchmark that a crash or a bad disk has spoilt; they are drawn again, the same.
+    """Deletes samples of a benchmark that a crash or a bad disk has damaged; they are drawn again, the same.
 
     digest: of the whole file, where it is known.
     """
-    sizes = {target: plan[-1][1]} | {
-        partial_file(target, index): end - start for index, (start, end) in enumerate(plan)
-    }
+    sizes = {target: plan[-1][1]}
+    sizes |= {partial_file(target, index): end - start for index, (start, end) in enumerate(plan)}
     for path, problems in sizes.items():
         if not path.exists():
             continue
         table = files.read_table(path)
-        changed = path == target and digest is not None and file_digest(path) != digest
-        if (
-            changed
-            or table is None
-            or table.num_rows != problems * n
-            or not SAMPLE_TYPES.keys() <= {*table.column_names}
-        ):
+        whole = table is not None and table.num_rows == problems * n and SAMPLE_TYPES.keys() <= {*table.column_names}
+        if not whole or (path == target and digest is not None and file_digest(path) != digest):
             print(f"note: {path} is damaged; its samples are drawn again")
             path.unlink()
 
 
 def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
-    """All batches of the plan to one file; the parts go once it is there. A finished evaluation is left as it is."""
+    """All batches of the plan as one file; their own are deleted once it is there. A finished evaluation stays as it is."""
     parts = [partial_file(target, index) for index in range(len(plan))]
     if not target.exists():
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
@@ -156,7 +150,7 @@ class Evaluation:
     rows_per_batch: int
     problems: int | None = None
     max_errors: float = 1.0
-    looked_at: set[str] = field(default_factory=set)  # benchmarks whose first results were checked for a wrong setting
+    checked: set[str] = field(default_factory=set)  # benchmarks whose first results were checked for a wrong setting
 
     def plan(self, name: str) -> list[tuple[int, int]]:
         """Which problems of a benchmark are sampled together."""
@@ -174,11 +168,11 @@ class Evaluation:
             strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
 
     def warn(self, name: str, target: Path) -> None:
-        """Says aloud, at a benchmark's first evaluation, where hardly an answer was graded, and why that may be."""
-        if name not in self.looked_at:
+        """Warns, at a benchmark's first evaluation, where hardly an answer was graded, and says why that may be."""
+        if name not in self.checked:
             for line in warnings(target, self.benchmarks[name], self.sampler):
                 print(f"\nWARNING: {line}\n", file=sys.stderr)
-        self.looked_at.add(name)
+        self.checked.add(name)
 
     @torch.no_grad()
     def run(
