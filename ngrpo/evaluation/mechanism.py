@@ -46,7 +46,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
     row, time = where.unbind(dim=1)
     steps, fed = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
     distance, cosine = displacement(fed, steps, table)
-    nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
+    absent = [[]] * len(row)
     ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
     weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()
     columns = {
@@ -59,7 +59,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
         "weights": weights,
         "cosine": cosine.tolist(),
         "displacement": distance.tolist(),
-        "nearest": nearest,
+        "nearest": nearest_tokens(fed, table).tolist(),
     }
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
@@ -128,13 +128,11 @@ def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
     return sorted(counts, key=lambda anchor: (-kinds[anchor], -counts[anchor], anchor))[:most]
 
 
-def neighbor_rows(
-    tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = LISTED
-) -> list[dict[str, Any]]:
+def neighbor_rows(tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names) -> list[dict[str, Any]]:
     """A row per token and neighbor: token, text, rank from 1, neighbor, its text, cosine."""
     if not len(tokens):
         return []
-    ids, cosines = (values.tolist() for values in neighbors(tokens, count, table, ordinary))
+    ids, cosines = (values.tolist() for values in neighbors(tokens, LISTED, table, ordinary))
     return [
         {"token": token, "text": name(token), "rank": rank, "neighbor": ids[at][rank - 1],
          "neighbor_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}
