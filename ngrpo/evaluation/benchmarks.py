@@ -21,7 +21,7 @@ from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted, Interrupts
 from ngrpo.rundir.progress import Progress
 from ngrpo.rundir.recorder import Recorder, write_samples
-from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results, read_run
+from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
 
 
@@ -129,14 +129,6 @@ def grade_again(target: Path, task: Task) -> None:
     write_samples(rows, target)
 
 
-def written_digests(directory: Path) -> dict[str, str]:
-    """What the sample files of an unfinished run were when they were written, by their paths; {} where no run is."""
-    try:
-        return dict(read_run(directory, trust_changed=True).content.get("checksums", {}))
-    except Unreadable:
-        return {}
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Benchmarks with the sampler and the settings that they are sampled with; n samples of each problem.
@@ -184,7 +176,8 @@ class Evaluation:
         interrupts: Interrupts = INTERRUPTS,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Samples every benchmark at the RL step of `labels` and records its entry of results.json.
+        """Samples every benchmark at the RL step of `labels` and records its entry of results.json; the first rank has the
+        recorder.
 
         Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
         not recorded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
@@ -192,11 +185,9 @@ class Evaluation:
         """
         progress.evaluation(labels["step"], sum(len(self.plan(name)) for name in self.benchmarks))
         targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
-        if ranks.rank == 0:
-            known = written_digests(directory)
+        if recorder:
             for name, target in targets.items():
-                digest = known.get(target.relative_to(directory).as_posix())
-                discard_damaged(target, self.plan(name), self.n, digest)
+                discard_damaged(target, self.plan(name), self.n, recorder.digest(target))
         ranks.barrier()
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}
@@ -206,7 +197,7 @@ class Evaluation:
                 if stop := max(ranks.gather(interrupts.number)):
                     raise Interrupted(stop, labels["step"])
         ranks.barrier()
-        if ranks.rank == 0:
+        if recorder:
             for name, target in targets.items():
                 merge(target, self.plan(name))
                 if sum(ungraded(target).values()) > self.max_errors:
