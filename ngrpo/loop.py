@@ -136,7 +136,7 @@ class Trainer:
         """The signal that any rank was stopped by, 0 for none; the same on all, so that they stop at one step."""
         return max(self.ranks.gather(self.parts.interrupts.number))
 
-    def rollout(self, step: int, start: int, clock: Clock) -> tuple[Collected, dict[str, float]]:
+    def rollout(self, step: int, start: int, clock: Clock) -> tuple[Collected, Mapping[str, float]]:
         """This rank's share of the step's answers, and the drift of what the strategy prepares.
 
         Raises Interrupted at once where a signal comes, with the step before saved.
