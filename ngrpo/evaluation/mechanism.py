@@ -16,7 +16,7 @@ from ngrpo.exploration.base import Exploration
 from ngrpo.models.causal import CausalModel
 from ngrpo.rollout.engines.transformers import decode_step, prefill
 from ngrpo.rollout.records import Rollouts
-from ngrpo.rollout.sampling import Answers, displacement
+from ngrpo.rollout.sampling import Answers, displacement, fed_vectors
 
 CHUNK = 16_384  # rows of the table that are looked at together
 LISTED = 8  # neighbors of a token in the table
@@ -29,13 +29,6 @@ def spread(rollouts: Rollouts, most: int) -> Tensor:
     if len(where) <= most:
         return where
     return where[torch.linspace(0, len(where) - 1, most, device=where.device).long()]
-
-
-def fed_vectors(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor) -> Tensor:
-    """(N, D) float32: what the model read at `where` (N, 2), rebuilt from the record."""
-    row, time = where.unbind(dim=1)
-    with torch.no_grad():
-        return strategy.embed(rollouts.steps[row, time], table, rollouts.draws[row, time]).float()
 
 
 def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Tensor) -> list[dict[str, Any]]:

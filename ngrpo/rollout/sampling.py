@@ -192,11 +192,18 @@ def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> 
     }
 
 
+def fed_vectors(rollouts: Rollouts, where: Tensor, strategy: Exploration, table: Tensor) -> Tensor:
+    """(N, D) float32: what the model read at `where` (N, 2), rebuilt from the record."""
+    row, time = where.unbind(dim=1)
+    with torch.no_grad():
+        return strategy.embed(rollouts.steps[row, time], table, rollouts.draws[row, time]).float()
+
+
 def displacement(fed: Tensor, steps: DecodeStep, table: Tensor) -> tuple[Tensor, Tensor]:
-    """||fed - E[anchor]|| / ||E[anchor]|| and the cosine between the two, both (N,), for fed vectors (N, D)."""
+    """||fed - E[anchor]|| / ||E[anchor]|| and the cosine between the two, both (N,), for `fed_vectors` (N, D)."""
     anchor = F.embedding(steps.anchors, table).float()
-    distance = (fed.float() - anchor).norm(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)
-    return distance, F.cosine_similarity(fed.float(), anchor, dim=-1)
+    distance = (fed - anchor).norm(dim=-1) / anchor.norm(dim=-1).clamp(min=1e-12)
+    return distance, F.cosine_similarity(fed, anchor, dim=-1)
 
 
 def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> dict[str, float]:
@@ -206,10 +213,7 @@ def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> di
     share = (rollouts.steps.explored & read).sum().double() / read.sum().clamp(min=1)
     if not len(where):
         return {"explored": 0.0, "displacement": 0.0}
-    row, time = where.unbind(dim=1)
-    steps = rollouts.steps[row, time]
-    with torch.no_grad():
-        fed = strategy.embed(steps, table, rollouts.draws[row, time])
+    fed, steps = fed_vectors(rollouts, where, strategy, table), rollouts.steps[*where.unbind(dim=1)]
     found = {"explored": share.item(), "displacement": displacement(fed, steps, table)[0].mean().item()}
     return found if steps.mix_weights is None else found | {"anchor_weight": steps.mix_weights[:, 0].mean().item()}
 
