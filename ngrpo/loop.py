@@ -229,11 +229,11 @@ class Trainer:
             rows = sampling.sample_rows(answers, strategy.vocabulary, labels)
             rows, means = self.ranks.merge(rows, {**measured, **collected.figures, **figures, **drift})
             if parts.recorder and self.config.checkpoint_due(step):
-                rows_of_steps = step_rows(answers, sampling.explored_places(answers), strategy, model.table.detach())
-                explored = [{"step": step, **row} for row in rows_of_steps]
+                where = answers.rollouts.explored.nonzero()[: sampling.STEP_ROWS]
+                explored = step_rows(answers, where, strategy, model.table.detach())
         parts.progress.step(step, means["reward"], sum(row["n_tokens"] for row in rows) / sum(clock.seconds.values()))
         if parts.recorder:
-            parts.recorder.step(step, rows, means, clock.seconds, explored)
+            parts.recorder.step(step, rows, means, clock.seconds, [{"step": step, **row} for row in explored])
         # Before any checkpoint of the step: its update took answers without a verdict for wrong ones.
         sampling.refuse_ungraded(f"RL step {step}", means, parts.evaluation.max_errors)
 

@@ -25,7 +25,7 @@ Names = Callable[[int], str]  # token id -> its text
 
 def spread(rollouts: Rollouts, most: int) -> Tensor:
     """(N, 2) row and position of at most so many explored steps whose vector the model read, evenly over all of them."""
-    where = (rollouts.steps.explored & rollouts.consumed).nonzero()
+    where = rollouts.explored.nonzero()
     if len(where) <= most:
         return where
     return where[torch.linspace(0, len(where) - 1, most, device=where.device).long()]

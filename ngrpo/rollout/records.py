@@ -187,6 +187,11 @@ class Rollouts:
         return self.mask & F.pad(self.mask[:, 1:], (0, 1))
 
     @property
+    def explored(self) -> Tensor:
+        """(B, T) bool: explored steps whose fed vector the model read."""
+        return self.steps.explored & self.consumed
+
+    @property
     def lengths(self) -> Tensor:
         """(B,) answer lengths in tokens, the end-of-text token included."""
         return self.mask.sum(dim=1)

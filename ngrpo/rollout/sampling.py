@@ -137,7 +137,7 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
     entropies = [None] * len(lengths)
     if rollouts.entropy is not None:
         entropies = (rollouts.entropy.double().sum(dim=1) / rollouts.lengths).tolist()
-    explored = (rollouts.steps.explored & rollouts.consumed).sum(dim=1).tolist()
+    explored = rollouts.explored.sum(dim=1).tolist()
     rows, prompts = [], answers.prompts
     for row, (text, score) in enumerate(zip(answers.completions, answers.scores, strict=True)):
         problem = answers.problems[row // rollouts.group_size]
@@ -163,11 +163,6 @@ def sample_rows(answers: Answers, vocabulary: Vocabulary, labels: Mapping[str, A
             }
         )
     return rows
-
-
-def explored_places(answers: Answers) -> Tensor:
-    """(N, 2) rows and positions of the first few explored steps whose vector the model read."""
-    return (answers.rollouts.steps.explored & answers.rollouts.consumed).nonzero()[:STEP_ROWS]
 
 
 def rollout_measures(answers: Answers, strategy: Exploration, table: Tensor) -> dict[str, float]:
@@ -208,9 +203,8 @@ def displacement(fed: Tensor, steps: DecodeStep, table: Tensor) -> tuple[Tensor,
 
 def _exploration(rollouts: Rollouts, strategy: Exploration, table: Tensor) -> dict[str, float]:
     """What was fed at explored steps that the model read; anchor_weight, alpha(v*), where the record has recipes."""
-    read = rollouts.consumed
-    where = (rollouts.steps.explored & read).nonzero()[:MEASURED_STEPS]
-    share = (rollouts.steps.explored & read).sum().double() / read.sum().clamp(min=1)
+    where = rollouts.explored.nonzero()[:MEASURED_STEPS]
+    share = rollouts.explored.sum().double() / rollouts.consumed.sum().clamp(min=1)
     if not len(where):
         return {"explored": 0.0, "displacement": 0.0}
     fed, steps = fed_vectors(rollouts, where, strategy, table), rollouts.steps[*where.unbind(dim=1)]
