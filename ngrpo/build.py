@@ -15,7 +15,7 @@ from ngrpo import composed
 from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.algorithm.combinations import refusals
 from ngrpo.evaluation.benchmarks import Evaluation
-from ngrpo.evaluation.diagnosis import Draw, chosen, token_of
+from ngrpo.evaluation.diagnosis import Draw, chosen_problems, token_of
 from ngrpo.evaluation.pruning import PruningReporter
 from ngrpo.exploration.base import Exploration
 from ngrpo.models import architectures, files
@@ -125,7 +125,7 @@ def diagnosis(
         if matching := _matching(config, run, sampler, model):
             matching.settle(model)
     engine.sync(model, 0, *(sampler.strategy for sampler in samplers.values()))
-    problems = chosen(task, config.problems, config.seed)
+    problems = chosen_problems(task, config.problems, config.seed)
     return Draw(model, task, problems, config.n, config.rows_per_batch, config.seed, run.path), samplers, tokens
 
 

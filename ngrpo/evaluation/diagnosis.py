@@ -65,7 +65,7 @@ class Draw:
         return self.directory / "parts" / f"{strategy}-{index}.{kind}"
 
 
-def chosen(task: Task, most: int, seed: int) -> list[Problem]:
+def chosen_problems(task: Task, most: int, seed: int) -> list[Problem]:
     """At most so many problems of a task, drawn anew by every seed, in the order of the task."""
     order = np.random.default_rng(row_key("diagnose", seed) % 2**63).permutation(len(task.problems))[:most]
     return [task.problems[at] for at in sorted(order.tolist())]
@@ -105,7 +105,7 @@ def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], tokens: Seq
     parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
-    anchors = [token for token in mechanism.often(steps, LISTED) if bool(ordinary[token])]
+    anchors = [token for token in mechanism.frequent_anchors(steps, LISTED) if bool(ordinary[token])]
     tokens = list(dict.fromkeys([*tokens, *anchors]))
     neighbors = mechanism.neighbor_rows(tokens, table, ordinary, lambda token: str(words.decode([token])))
     files.write_parquet(steps, draw.directory / "steps.parquet")

@@ -114,7 +114,7 @@ def neighbors(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor
     return ids, cosines.gather(1, ids)
 
 
-def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
+def frequent_anchors(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
     """The anchors of `steps`, those of most strategies first, then the most frequent."""
     counts = Counter(row["anchor"] for row in steps)
     kinds = Counter(anchor for anchor, _ in {(row["anchor"], row["strategy"]) for row in steps})

@@ -29,14 +29,14 @@ class PruningReporter:
         from ngrpo.evaluation.journal import open_journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        given = json.loads(text)
-        place = given["storage"]
+        settings = json.loads(text)
+        place = settings["storage"]
         storage = RDBStorage(place, engine_kwargs={"pool_pre_ping": True}) if "://" in place else open_journal(place)
-        pruner = getattr(optuna.pruners, PRUNERS[given["pruner"]])()
-        study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruner)
-        self.trial = optuna.trial.Trial(study, given["trial"])
-        self.objective, self.first = given["objective"], given["first"]
-        self.by_problem = given["pruner"] == "wilcoxon"
+        pruner = getattr(optuna.pruners, PRUNERS[settings["pruner"]])()
+        study = optuna.load_study(study_name=settings["study"], storage=storage, pruner=pruner)
+        self.trial = optuna.trial.Trial(study, settings["trial"])
+        self.objective, self.first = settings["objective"], settings["first"]
+        self.by_problem = settings["pruner"] == "wilcoxon"
 
     def __call__(self, step: int, directory: Path) -> None:
         """Reports the samples of RL step `step` in a run directory. Raises Pruned where the trial should stop after it."""

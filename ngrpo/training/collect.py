@@ -69,14 +69,14 @@ def problems_of(task: Task, config: TrainingConfig, step: int, draw: int = 0) ->
     A function of seed, step and draw alone, so the data position needs no state of its own. Draws after the first, which
     replace groups that were not kept, walk through the task in orders of their own.
     """
-    size, wanted = len(task.problems), config.prompts_per_step
-    if size < wanted:
-        raise ValueError(f"prompts_per_step={wanted}: {task.name} has {size} problems only")
-    per_pass = size // wanted
+    size, count = len(task.problems), config.prompts_per_step
+    if size < count:
+        raise ValueError(f"prompts_per_step={count}: {task.name} has {size} problems only")
+    per_pass = size // count
     epoch, position = divmod(step - 1, per_pass)
     identity = ("order", config.seed, epoch, *([draw] if draw else []))
     generator = torch.Generator().manual_seed(row_key(*identity) % 2**63)
-    order = torch.randperm(size, generator=generator)[position * wanted : (position + 1) * wanted]
+    order = torch.randperm(size, generator=generator)[position * count : (position + 1) * count]
     return [task.problems[i] for i in order.tolist()]
 
 

@@ -58,25 +58,25 @@ class Matching:
     def _found(self, model: CausalModel) -> Mapping[str, Any]:
         ours, other = self.sampler.strategy, self.other.strategy.to(model.head.device)
         self.sampler.engine.sync(model, 0, ours, other)
-        start, wanted = ours.temperature, self._entropy(model, self.other)
+        start, target = ours.temperature, self._entropy(model, self.other)
 
         @cache
         def entropy(temperature: float) -> float:
             ours.temperature = temperature
             return self._entropy(model, self.sampler)
 
-        temperature = crossing(lambda t: entropy(t) - wanted, start)
+        temperature = crossing(lambda t: entropy(t) - target, start)
         if temperature is None:
             reach = f"no temperature from {start / FARTHEST:.4g} to {start * FARTHEST:.4g}"
             raise Unmatched(
-                f"exploration.match={self.name}: has an entropy of {wanted:.4g} nats per token, which plain sampling has at "
+                f"exploration.match={self.name}: has an entropy of {target:.4g} nats per token, which plain sampling has at "
                 f"{reach}; exploration=token_sampling temperature=<value> is another control"
             )
         found = {"strategy": self.name, "temperature": temperature, "entropy": entropy(temperature)}
-        found |= {"entropy_of_strategy": wanted, "answers": SAMPLES * len(self.task.problems), "task": self.task.name}
+        found |= {"entropy_of_strategy": target, "answers": SAMPLES * len(self.task.problems), "task": self.task.name}
         print(
             f"note: at temperature {temperature:.4g} plain sampling has {found['entropy']:.4g} nats per token, "
-            f"{self.name} {wanted:.4g} ({found['answers']} answers to {self.task.name})"
+            f"{self.name} {target:.4g} ({found['answers']} answers to {self.task.name})"
         )
         return found
 

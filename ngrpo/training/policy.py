@@ -58,8 +58,8 @@ class Batch:
         """Some rows, trimmed to their own longest prompt and answer."""
         rollouts = self.rollouts.rows(index)
         width = rollouts.mask.shape[1]
-        given = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
-        return Batch(rollouts, **{name: value[index, :width] for name, value in given.items()})
+        tensors = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        return Batch(rollouts, **{name: value[index, :width] for name, value in tensors.items()})
 
     def micro_batches(self, rows: int) -> Iterator[tuple["Batch", bool]]:
         """Parts of at most `rows` rows that go through the model together, each with whether it is the last."""

@@ -114,12 +114,12 @@ def passes(
     Replicas sum their gradients in the last pass. Parts are put together in every pass, so all ranks make as many, and
     their gradients are summed in each: what waits for a last one would be whole. A pass too many has no token that counts.
     """
-    micro_batches, made = mini_batch.micro_batches(policy.config.micro_batch_rows), 0
+    micro_batches, passed = mini_batch.micro_batches(policy.config.micro_batch_rows), 0
     for micro_batch, closes in micro_batches:
         # A context with enabled=False would leave the summing of parts off for good.
         yield micro_batch, nullcontext() if sharded(policy) else fabric.no_backward_sync(learner, enabled=not closes)
-        made += 1
-    for _ in range(max(ranks.gather(made)) - made if sharded(policy) else 0):
+        passed += 1
+    for _ in range(max(ranks.gather(passed)) - passed if sharded(policy) else 0):
         idle = mini_batch.rows(torch.zeros(1, dtype=torch.int64, device=mini_batch.mask.device))
         yield replace(idle, mask=torch.zeros_like(idle.mask)), nullcontext()
 
