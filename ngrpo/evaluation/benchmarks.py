@@ -149,14 +149,14 @@ class Evaluation:
         size = len(self.benchmarks[name].problems)
         return batch_plan(min(size, self.problems or size), self.n, self.rows_per_batch)
 
-    def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
-        """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
-        strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
+    def sync(self, model: CausalModel, step: int, trained: Exploration) -> None:
+        """Benchmarks are now sampled from these weights, and with the parameters of `trained`, where it is a strategy of the
+        same kind. Bound anew: an evaluation must not depend on which ones came before."""
         strategy = self.sampler.strategy.to(model.head.device)
         with model.gathered():
             strategy.bind(strategy.vocabulary, model.table.detach())
         self.sampler.engine.sync(model, step, strategy)
-        if trained is not None and type(strategy) is type(trained):
+        if type(strategy) is type(trained):
             strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
 
     def warn(self, name: str, target: Path) -> None:
