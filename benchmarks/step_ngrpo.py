@@ -15,11 +15,11 @@ from omegaconf import DictConfig
 from benchmarks.arms import Ending
 from benchmarks.turns import Turn, lengths_of, parse
 from ngrpo import build, cli, loop
+from ngrpo.loop import Parts
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.recorder import Recorder
 from ngrpo.tasks.base import Problem, Score
 from ngrpo.tasks.rewards import Rewarded
-from ngrpo.training.parts import Parts
 
 
 def overrides(options: Namespace) -> list[str]:

@@ -21,7 +21,7 @@ __all__ = ["Comparison", "RunFailed", "Study", "compare", "load", "run", "verdic
 
 
 class RunFailed(RuntimeError):
-    """A command that did not end well; the message is what it said of the reason. `status`: its exit status."""
+    """A command that failed; the message is the reason that it printed. `status`: its exit status."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -32,7 +32,7 @@ class RunFailed(RuntimeError):
 
 
 def run(command: str, *words: str, **values: Any) -> Path | None:
-    """Does what `ngrpo <command> <words> <key>=<value> ...` does and prints what it says, line by line as it comes.
+    """Does what `ngrpo <command> <words> <key>=<value> ...` does and prints its output line by line as it comes.
 
     A key with a dot in it goes among the words, `"trainer.threads=1"`; so do `-m` and the listed values of a grid,
     `"seed=0,1,2"`.
@@ -44,21 +44,16 @@ def run(command: str, *words: str, **values: Any) -> Path | None:
     """
     from ngrpo.cli.rules import as_override
 
-    typed = [*words, *(f"{key}={as_override(value)}" for key, value in values.items())]
-    started = subprocess.Popen(
-        [sys.executable, "-u", "-m", "ngrpo", command, *typed],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    said = [""]
-    with started as process:
+    overrides = [f"{key}={as_override(value)}" for key, value in values.items()]
+    typed = [sys.executable, "-u", "-m", "ngrpo", command, *words, *overrides]
+    lines = [""]
+    with subprocess.Popen(typed, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            said.append(line.rstrip("\n"))
-            print(said[-1], flush=True)
+            lines.append(line.rstrip("\n"))
+            print(lines[-1], flush=True)
     if process.returncode:
-        reasons = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
-        raise RunFailed("\n".join(reasons or said[-1:]), process.returncode)
-    last = Path(said[-1])
-    return last if said[-1] and last.exists() else None
+        reasons = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        raise RunFailed("\n".join(reasons or lines[-1:]), process.returncode)
+    last = Path(lines[-1])
+    return last if lines[-1] and last.exists() else None

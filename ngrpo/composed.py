@@ -19,18 +19,20 @@ from ngrpo.models import files
 from ngrpo.targets import SettingsError
 from ngrpo.tasks.base import Task
 
+Node = DictConfig | Mapping[str, Any]
 
-def plain(node: DictConfig) -> dict[str, Any]:
+
+def plain(node: Node) -> dict[str, Any]:
     """A node, or all of a configuration, as resolved mappings and lists."""
-    content: Any = OmegaConf.to_container(node, resolve=True)
+    content: Any = OmegaConf.to_container(node, resolve=True) if isinstance(node, DictConfig) else node
     return {str(name): child for name, child in content.items()}
 
 
-def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, **kwargs: Any) -> Any:
+def instantiate(node: Node, *, partial: bool = False, **kwargs: Any) -> Any:
     """The object that a node with a `_target_` describes; `kwargs` go to it as they are. partial: not the object, but what
     makes it, also where the node does not say `_partial_`. Raises SettingsError for a target, here or further inside, that
     may not be built or not with these arguments."""
-    content = plain(node) if isinstance(node, DictConfig) else dict(node)
+    content = plain(node)
     lines = [] if "_target_" in content else ["_target_: is missing, so there is nothing to build"]
     for path, inner in targets.nodes(content):
         more = bool(inner.get("_partial_")) or (partial and not path)
@@ -45,9 +47,9 @@ def instantiate(node: DictConfig | Mapping[str, Any], *, partial: bool = False, 
     return functools.partial(make, **kwargs) if partial or content.get("_partial_") else make(**kwargs)
 
 
-def task(node: DictConfig | Mapping[str, Any]) -> Task:
+def task(node: Node) -> Task:
     """The task or benchmark of a node; the same node gives the same object for as long as the process lives."""
-    return _task(json.dumps(plain(node) if isinstance(node, DictConfig) else node, sort_keys=True))
+    return _task(json.dumps(plain(node), sort_keys=True))
 
 
 @functools.lru_cache(maxsize=64)  # the jobs of a sweep mostly share their tasks
@@ -55,24 +57,28 @@ def _task(node: str) -> Task:
     return instantiate(json.loads(node))
 
 
-def tasks(config: DictConfig | Mapping[str, Any]) -> dict[str, Task]:
+def tasks(config: Node) -> dict[str, Task]:
     """The benchmarks of a configuration by name."""
     return {str(name): task(node) for name, node in (config.get("benchmark") or {}).items()}
 
 
-def versions(config: DictConfig | Mapping[str, Any]) -> dict[str, str]:
+def versions(config: Node) -> dict[str, str]:
     """Name -> version of the task, the benchmarks, the model and code of the user's own: a part of what a run is."""
     found: dict[str, str] = {}
     trained = [task(config["task"])] if config.get("task") else []
     for one in (*trained, *tasks(config).values()):  # two files of one name are two data sets
         known = found.get(one.name, one.version)
         found[one.name] = one.version if known == one.version else f"{known}+{one.version}"
-    for target in {
-        str(node["_target_"]) for _, node in targets.nodes(plain(config) if isinstance(config, DictConfig) else config)
-    }:
+    for target in {str(node["_target_"]) for _, node in targets.nodes(plain(config))}:
         if targets.is_users(target) and (source := targets.source_file(target)):  # code that has no version
             found[target] = hashlib.sha256(source.read_bytes()).hexdigest()
     return found | {"model": files.fingerprint(model_path(config))}
+
+
+def batching(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What an evaluation or a diagnosis samples of each benchmark, and how rows are cut into passes."""
+    settings = {**config, **config.get("evaluation", {})}
+    return {key: settings[key] for key in ("n", "rows_per_batch", "problems") if key in settings}
 
 
 def overlap(config: DictConfig) -> dict[str, Any]:
@@ -80,11 +86,12 @@ def overlap(config: DictConfig) -> dict[str, Any]:
     from ngrpo.tasks.overlap import overlap
 
     found = overlap(task(config.task), tasks(config)) if config.get("algorithm") else {}
-    for name, counts in ((name, counts) for name, counts in found.items() if any(counts.values())):
-        print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
+    for name, counts in found.items():
+        if any(counts.values()):
+            print(f"note: of {name}, {counts['exact']} problems are in the training set and {counts['near']} nearly so")
     return {"overlap": found} if found else {}
 
 
-def model_path(config: DictConfig | Mapping[str, Any]) -> str:
+def model_path(config: Node) -> str:
     """The directory or hub id that a configuration loads its model from."""
     return str(Path(config["run"], "hf")) if config.get("run") else config["model"]["path"]

@@ -1,4 +1,4 @@
-"""How many processes train together and which of them this is, as told by what started them: torchrun, srun, or Fabric."""
+"""How many processes train together and which of them this is, by what started them: torchrun, srun, or Fabric."""
 
 import os
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Launched(NamedTuple):
-    """Process `rank` of `world`, as many on each of `nodes` nodes."""
+    """Process `rank` of `world`, which are spread evenly over `nodes` nodes."""
 
     world: int
     nodes: int
@@ -14,7 +14,7 @@ class Launched(NamedTuple):
 
 
 def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
-    """What torchrun or srun says of this process; None where neither has started it. Fabric looks in the same order.
+    """What torchrun or srun says of this process; None where neither has started it. Fabric checks in the same order.
 
     A job named `bash` or `interactive` is a shell in which srun itself was not used.
     """
@@ -27,6 +27,8 @@ def launched(environment: Mapping[str, str] = os.environ) -> Launched | None:
 
 
 def follows(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether another process of the same run is the first; of those that Fabric starts LOCAL_RANK and NODE_RANK tell."""
-    told = launched(environment)
-    return bool(told.rank if told else int(environment.get("LOCAL_RANK", 0)) or int(environment.get("NODE_RANK", 0)))
+    """Whether another process of the same run is the first; LOCAL_RANK and NODE_RANK say it of those that Fabric starts."""
+    launch = launched(environment)
+    return bool(
+        launch.rank if launch else int(environment.get("LOCAL_RANK", 0)) or int(environment.get("NODE_RANK", 0))
+    )

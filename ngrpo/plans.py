@@ -1,6 +1,4 @@
-"""What a configuration asks of a machine, told from shapes alone: nothing but the strategy and the algorithm is built."""
-
-from typing import TYPE_CHECKING
+"""What a configuration needs of a machine, from shapes alone: nothing but the strategy and the algorithm is built."""
 
 from omegaconf import DictConfig
 
@@ -8,17 +6,14 @@ from ngrpo import composed, targets
 from ngrpo.models import sizes
 from ngrpo.models.devices import Work
 
-if TYPE_CHECKING:
-    from ngrpo.algorithm.algorithm import Algorithm
-
 TOKENS_OF_WORD = 2  # of "lorem ipsum": 1.3 on average in Qwen's and 1.7 in DeepSeek's tokenizer
 
 
 def needs(config: DictConfig) -> sizes.Plan:
-    """What one process of a run will need, told from shapes alone."""
+    """What one process of a run will need."""
     share, lora = config.prompts_per_step // config.trainer.devices, config.model.lora and config.model.lora.r
     strategy, algorithm = composed.instantiate(config.exploration), composed.instantiate(config.algorithm)
-    again = algorithm.retry
+    retry = algorithm.retry
     return sizes.needs(
         sizes.architecture(config.model.path),
         sizes.Sizes(
@@ -42,21 +37,19 @@ def needs(config: DictConfig) -> sizes.Plan:
             replicas=config.trainer.strategy == "ddp",
             records_vectors=strategy.records_vectors,
             acts_on=strategy.acts_on,
-            retry_prompts=max(1, share * config.group_size // again.each) * again.prompts if again else 0,
-            retry_tokens=config.plan.prompt_tokens + again.words[1] * TOKENS_OF_WORD if again else 0,
+            retry_prompts=max(1, share * config.group_size // retry.each) * retry.prompts if retry else 0,
+            retry_tokens=config.plan.prompt_tokens + retry.words[1] * TOKENS_OF_WORD if retry else 0,
         ),
     )
 
 
 def work(config: DictConfig) -> Work:
-    """What a run repeats, for how long it will take."""
-    algorithm: Algorithm = composed.instantiate(config.algorithm)
+    """What a run repeats, from which its time is estimated."""
+    algorithm = composed.instantiate(config.algorithm)
     return Work(
         steps=config.steps,
         answer_tokens=config.plan.answer_tokens or config.max_new_tokens,
         slots=config.engine.get("rows"),
         learning_passes=algorithm.inner_epochs * (1 + bool(algorithm.critic)),
-        scoring_passes=int(algorithm.needs_old_log_probs)
-        + int(algorithm.regularized)
-        + int(algorithm.bonus is not None),
+        scoring_passes=algorithm.needs_old_log_probs + algorithm.regularized + (algorithm.bonus is not None),
     )

@@ -1,4 +1,4 @@
-"""Which of the processes that train together this one is, and what they tell each other; one alone talks to nobody."""
+"""Which of the processes that train together this one is, and their collectives, which do nothing where it is alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,9 +35,10 @@ class Ranks:
 
     def merge(self, rows: list[Any], figures: Mapping[str, float]) -> tuple[list[Any], dict[str, float]]:
         """The rows of all ranks in rank order, and the means of their figures, each over the ranks that have it."""
-        every = self.gather((rows, dict(figures)))
-        found = {name: [part[name] for _, part in every if name in part] for _, all_of in every for name in all_of}
-        return [row for part, _ in every for row in part], {name: sum(of) / len(of) for name, of in found.items()}
+        ranks = self.gather((rows, dict(figures)))
+        names = dict.fromkeys(name for _, own in ranks for name in own)
+        values = {name: [own[name] for _, own in ranks if name in own] for name in names}
+        return [row for own, _ in ranks for row in own], {name: sum(each) / len(each) for name, each in values.items()}
 
     def barrier(self) -> None:
         """Wait for all."""

@@ -10,7 +10,7 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from ngrpo import build, composed
+from ngrpo import composed
 from ngrpo.cli import conf, launchers, matched
 from ngrpo.cli.fit import gpu_refusal
 from ngrpo.launched import follows, launched
@@ -91,9 +91,9 @@ class Request:
     def open(self) -> RunDirectory:
         """The run directory, locked."""
         config = composed.plain(self.config)
-        trainer, batching = config.get("trainer", {}), {**config, **config.get("evaluation", {})}
+        trainer = config.get("trainer", {})
         facts = {"threads": threads(trainer.get("threads")), "devices": trainer.get("devices", 1)}
-        facts["batching"] = {key: batching[key] for key in build.BATCHING if key in batching}
+        facts["batching"] = composed.batching(config)
         digest, shared = config_hash(config, self.versions), composed.overlap(self.config)
         return RunDirectory.open(
             self.directory, config, hash=digest, kind=self.kind, fresh=config["fresh"],

@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli, composed
+from ngrpo import cli, composed
 
 
 def main(config: DictConfig) -> dict[str, Any]:
     """Compose, sample, diagnose, report; the same command again continues where it was interrupted."""
     from analysis import diagnosis, diagnosis_page
+    from ngrpo import build
     from ngrpo.evaluation.diagnosis import sample
     from ngrpo.rundir.files import write_atomically
 

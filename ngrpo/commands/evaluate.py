@@ -9,11 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli
+from ngrpo import cli
 
 
 def main(config: DictConfig) -> dict[str, Any]:
     """Compose, build, sample, report; the same command again continues where it was interrupted."""
+    from ngrpo import build
     from ngrpo.evaluation.benchmarks import sample
     from ngrpo.evaluation.table import print_results
     from ngrpo.models import files

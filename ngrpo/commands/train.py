@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from ngrpo import build, cli
+from ngrpo import cli
 
 
 def main(config: DictConfig) -> dict[str, Any] | None:
     """Compose, build, run, report; returns the content of results.json, None on all ranks but the first."""
-    from ngrpo import loop
+    from ngrpo import build, loop
     from ngrpo.evaluation.pruning import Pruned
     from ngrpo.evaluation.table import print_results
     from ngrpo.rundir.schema import read_results

@@ -1,7 +1,7 @@
 """Benchmarks to files of samples and entries of results.json: batch by batch, so that an interrupted evaluation goes on."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from ngrpo.ranks import ALONE, Ranks
 from ngrpo.rollout.sampling import Sampler, answer, path_column, refuse_ungraded, sample_rows
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
-from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
+from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted, Interrupts
 from ngrpo.rundir.progress import Progress
 from ngrpo.rundir.recorder import Recorder, write_samples
-from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results, read_run
+from ngrpo.rundir.schema import SAMPLE_TYPES, Unreadable, eval_samples, file_digest, read_results
 from ngrpo.tasks.base import OUTCOMES, UNGRADED, Task
 
 
@@ -66,30 +66,24 @@ def partial_file(target: Path, index: int) -> Path:
 
 
 def discard_damaged(target: Path, plan: Sequence[tuple[int, int]], n: int, digest: str | None = None) -> None:
-    """Takes away the samples of a benchmark that a crash or a bad disk has spoilt; they are drawn again, the same.
+    """Deletes samples of a benchmark that a crash or a bad disk has damaged; they are drawn again, the same.
 
     digest: of the whole file, where it is known.
     """
-    sizes = {target: plan[-1][1]} | {
-        partial_file(target, index): end - start for index, (start, end) in enumerate(plan)
-    }
+    sizes = {target: plan[-1][1]}
+    sizes |= {partial_file(target, index): end - start for index, (start, end) in enumerate(plan)}
     for path, problems in sizes.items():
         if not path.exists():
             continue
         table = files.read_table(path)
-        changed = path == target and digest is not None and file_digest(path) != digest
-        if (
-            changed
-            or table is None
-            or table.num_rows != problems * n
-            or not SAMPLE_TYPES.keys() <= {*table.column_names}
-        ):
+        whole = table is not None and table.num_rows == problems * n and SAMPLE_TYPES.keys() <= {*table.column_names}
+        if not whole or (path == target and digest is not None and file_digest(path) != digest):
             print(f"note: {path} is damaged; its samples are drawn again")
             path.unlink()
 
 
 def merge(target: Path, plan: Sequence[tuple[int, int]]) -> None:
-    """All batches of the plan to one file; the parts go once it is there. A finished evaluation is left as it is."""
+    """All batches of the plan as one file; their own are deleted once it is there. A finished evaluation stays as it is."""
     parts = [partial_file(target, index) for index in range(len(plan))]
     if not target.exists():
         table = pyarrow.concat_tables([pyarrow.parquet.read_table(part) for part in parts])
@@ -135,14 +129,6 @@ def grade_again(target: Path, task: Task) -> None:
     write_samples(rows, target)
 
 
-def written_digests(directory: Path) -> dict[str, str]:
-    """What the sample files of an unfinished run were when they were written, by their paths; {} where no run is."""
-    try:
-        return dict(read_run(directory, trust_changed=True).content.get("checksums", {}))
-    except Unreadable:
-        return {}
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Benchmarks with the sampler and the settings that they are sampled with; n samples of each problem.
@@ -156,61 +142,62 @@ class Evaluation:
     rows_per_batch: int
     problems: int | None = None
     max_errors: float = 1.0
-    looked_at: set[str] = field(default_factory=set)  # benchmarks whose first results were checked for a wrong setting
+    checked: set[str] = field(default_factory=set)  # benchmarks whose first results were checked for a wrong setting
 
     def plan(self, name: str) -> list[tuple[int, int]]:
         """Which problems of a benchmark are sampled together."""
         size = len(self.benchmarks[name].problems)
         return batch_plan(min(size, self.problems or size), self.n, self.rows_per_batch)
 
-    def batches(self) -> int:
-        """Batches of all benchmarks together."""
-        return sum(len(self.plan(name)) for name in self.benchmarks)
-
-    def sync(self, model: CausalModel, step: int, trained: Exploration | None = None) -> None:
-        """From now on the benchmarks are answered by these weights, and by the parameters of `trained`, where it is a
-        strategy of the same kind. Bound anew: what an evaluation sees must not depend on which ones came before."""
+    def sync(self, model: CausalModel, step: int, trained: Exploration) -> None:
+        """Benchmarks are now sampled from these weights, and with the parameters of `trained`, where it is a strategy of the
+        same kind. Bound anew: an evaluation must not depend on which ones came before."""
         strategy = self.sampler.strategy.to(model.head.device)
         with model.gathered():
             strategy.bind(strategy.vocabulary, model.table.detach())
         self.sampler.engine.sync(model, step, strategy)
-        if trained is not None and type(strategy) is type(trained):
+        if type(strategy) is type(trained):
             strategy.load_state_dict(dict(trained.named_parameters()), strict=False)
 
     def warn(self, name: str, target: Path) -> None:
-        """Says aloud, at a benchmark's first evaluation, where hardly an answer was graded, and why that may be."""
-        if name not in self.looked_at:
+        """Warns, at a benchmark's first evaluation, where hardly an answer was graded, and says why that may be."""
+        if name not in self.checked:
             for line in warnings(target, self.benchmarks[name], self.sampler):
                 print(f"\nWARNING: {line}\n", file=sys.stderr)
-        self.looked_at.add(name)
+        self.checked.add(name)
 
     @torch.no_grad()
     def run(
         self,
         directory: Path,
         labels: Mapping[str, Any],
-        advance: Callable[[str, int], None],
+        progress: Progress,
+        recorder: Recorder | None,
+        interrupts: Interrupts = INTERRUPTS,
         ranks: Ranks = ALONE,
-    ) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Benchmark and its entry of results.json, one after the other. `advance(benchmark, tokens)`: after every batch, on
-        all ranks at once; 0 tokens where this one drew none.
+    ) -> None:
+        """Samples every benchmark at the RL step of `labels` and records its entry of results.json; the first rank has the
+        recorder.
 
         Where too many answers have no verdict, they are graded once more; a benchmark that then still has too many is
-        not yielded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        not recorded, and Ungraded raised after the others. Its samples are kept, and graded again by the next run.
+        Raises Interrupted between two batches, on all ranks at once where one has a signal.
         """
+        progress.evaluation(labels["step"], sum(len(self.plan(name)) for name in self.benchmarks))
         targets = {name: eval_samples(directory, name, labels["step"]) for name in self.benchmarks}
-        if ranks.rank == 0:
-            known = written_digests(directory)
+        if recorder:
             for name, target in targets.items():
-                digest = known.get(target.relative_to(directory).as_posix())
-                discard_damaged(target, self.plan(name), self.n, digest)
+                discard_damaged(target, self.plan(name), self.n, recorder.digest(target))
         ranks.barrier()
         for name, task in self.benchmarks.items():
             marked = {**labels, "benchmark": name}
             for tokens in evaluate_benchmark(self.sampler, task, self.plan(name), self.n, targets[name], marked, ranks):
-                advance(name, tokens)
+                if tokens:
+                    progress.batch(name)
+                if stop := max(ranks.gather(interrupts.number)):
+                    raise Interrupted(stop, labels["step"])
         ranks.barrier()
-        if ranks.rank == 0:
+        if recorder:
             for name, target in targets.items():
                 merge(target, self.plan(name))
                 if sum(ungraded(target).values()) > self.max_errors:
@@ -219,22 +206,16 @@ class Evaluation:
         ranks.barrier()
         shares = {name: ungraded(target) for name, target in targets.items()}
         for name, target in targets.items():
-            if sum(shares[name].values()) <= self.max_errors:
-                yield name, results_of(target)
+            if recorder and sum(shares[name].values()) <= self.max_errors:
+                recorder.result(name, labels["step"], results_of(target))
         for name in targets:
             refuse_ungraded(f"{name} at RL step {labels['step']}", shares[name], self.max_errors)
+        progress.evaluated()
 
 
 def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation, model: CausalModel, step: int) -> None:
     """Draws every batch of an evaluation that is not there yet and writes results.json. Raises Interrupted, Ungraded."""
-    progress, recorder = Progress(step), Recorder(run)
-
-    def advance(benchmark: str, tokens: int) -> None:
-        if tokens:
-            progress.batch(benchmark, tokens)
-        if INTERRUPTS.number:
-            raise Interrupted(INTERRUPTS.number, step)
-
+    progress = Progress(step)
     try:
         read_results(run.path)
     except Unreadable as error:
@@ -242,11 +223,9 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
         (run.path / "results.json").unlink()
     progress.bars.start()
     try:
-        progress.evaluation(step, evaluation.batches())
         evaluation.sampler.engine.sync(model, step, evaluation.sampler.strategy)
         with INTERRUPTS.polled():
-            for name, entry in evaluation.run(run.path, {**labels, "step": step}, advance):
-                recorder.result(name, step, entry)
+            evaluation.run(run.path, {**labels, "step": step}, progress, Recorder(run))
     finally:
         progress.stop()
         evaluation.sampler.engine.close()

@@ -7,6 +7,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ngrpo.tasks.base import Problem, Task
 
 STEP_ROWS = 48  # explored steps of one batch that are kept
 WARM_UP = 4  # tokens of an answer that is not timed: the first call of a strategy pays for what later ones find ready
-LISTED = 12  # frequent anchors whose neighbors are listed
+LISTED = 12  # frequent anchors whose neighbors are listed, where they are ordinary tokens
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,10 @@ class Draw:
         """Ranges of problems that are sampled together, the same for every strategy."""
         return batch_plan(len(self.problems), self.n, self.rows_per_batch)
 
-    @property
-    def timings(self) -> Path:
-        """Written after everything else that is sampled: where it is, nothing is left to draw."""
-        return self.directory / "timings.csv"
+    def batch(self, index: int) -> Sequence[Problem]:
+        """The problems of one range of the plan."""
+        start, end = self.plan[index]
+        return self.problems[start:end]
 
     def samples(self, strategy: str) -> Path:
         """The file of a strategy's answers."""
@@ -64,7 +65,7 @@ class Draw:
         return self.directory / "parts" / f"{strategy}-{index}.{kind}"
 
 
-def chosen(task: Task, most: int, seed: int) -> list[Problem]:
+def chosen_problems(task: Task, most: int, seed: int) -> list[Problem]:
     """At most so many problems of a task, drawn anew by every seed, in the order of the task."""
     order = np.random.default_rng(row_key("diagnose", seed) % 2**63).permutation(len(task.problems))[:most]
     return [task.problems[at] for at in sorted(order.tolist())]
@@ -76,27 +77,26 @@ def identities(draw: Draw, problems: Sequence[Problem]) -> list[tuple]:
 
 
 @torch.no_grad()
-def sample(draw: Draw, samplers: Mapping[str, Sampler], named: Sequence[int]) -> None:
+def sample(draw: Draw, samplers: Mapping[str, Sampler], tokens: Sequence[int]) -> None:
     """Draws every batch that is not there yet, strategies in turn, so that noise of the machine meets them all, and writes
-    the files that last. named: tokens whose neighbors are wanted besides the most frequent anchors."""
-    progress, warm = Progress(), False
+    the files that last. tokens: whose neighbors are listed, besides those of the most frequent anchors."""
+    batches = [(name, index) for index in range(len(draw.plan)) for name in samplers]
+    missing = [(name, index) for name, index in batches if not _is_drawn(name, draw, index)]
+    progress = Progress()
     progress.bars.start()
-    count = progress.count("sampling", len(draw.plan) * len(samplers))
     try:
-        for index, (start, end) in enumerate(draw.plan):
-            for name, sampler in samplers.items():
-                if not _is_drawn(name, draw, index, (end - start) * draw.n):
-                    if not warm:
-                        _warm_up(samplers, draw)
-                    warm = True
-                    _batch(name, sampler, draw, index, draw.problems[start:end])
-                count.advance(name)
+        count = progress.count("sampling", len(batches), done=len(batches) - len(missing))
+        if missing:
+            _warm_up(samplers, draw)
+        for name, index in missing:
+            _batch(name, samplers[name], draw, index)
+            count.advance(name)
     finally:
         progress.stop()
-    _finish(draw, next(iter(samplers.values())), list(samplers), named)
+    _finish(draw, next(iter(samplers.values())), list(samplers), tokens)
 
 
-def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequence[int]) -> None:
+def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], tokens: Sequence[int]) -> None:
     """All batches to the files that last: samples/, steps and neighbors (parquet), timings.csv."""
     table, strategy, words = draw.model.table.detach(), sampler.strategy, sampler.prompts.tokenizer
     batches = range(len(draw.plan))
@@ -105,13 +105,13 @@ def _finish(draw: Draw, sampler: Sampler, strategies: Sequence[str], named: Sequ
     parts = [(name, pyarrow.parquet.read_table(draw.part(name, i, "parquet"))) for name in strategies for i in batches]
     steps = [{"strategy": name, **row} for name, part in parts for row in part.to_pylist()]
     ordinary = strategy.vocabulary.ordinary(len(table), table.device)
-    wanted = dict.fromkeys([*named, *mechanism.often(steps, LISTED)])
-    wanted = [token for token in wanted if token in named or bool(ordinary[token])]
-    listed = mechanism.neighbor_rows(wanted, table, ordinary, lambda token: str(words.decode([token])))
+    anchors = [token for token in mechanism.frequent_anchors(steps, LISTED) if bool(ordinary[token])]
+    tokens = list(dict.fromkeys([*tokens, *anchors]))
+    neighbors = mechanism.neighbor_rows(tokens, table, ordinary, lambda token: str(words.decode([token])))
     files.write_parquet(steps, draw.directory / "steps.parquet")
-    files.write_parquet(listed, draw.directory / "neighbors.parquet")
+    files.write_parquet(neighbors, draw.directory / "neighbors.parquet")
     times = [json.loads(draw.part(name, i, "json").read_text("utf-8")) for name in strategies for i in batches]
-    files.write_csv(times, draw.timings)
+    files.write_csv(times, draw.directory / "timings.csv")  # the last: where it is, nothing is left to draw
     shutil.rmtree(draw.directory / "parts")
 
 
@@ -133,26 +133,24 @@ def _warm_up(samplers: Mapping[str, Sampler], draw: Draw) -> None:
         answer(replace(sampler, max_new_tokens=length), draw.task, first, identities(draw, first))
 
 
-def _is_drawn(name: str, draw: Draw, index: int, answers: int) -> bool:
-    """Whether all files of a batch are there and whole; one that is damaged is told, as the batch is then drawn again."""
-    timing, parts = draw.part(name, index, "json"), [draw.part(name, index, "parquet")]
+def _is_drawn(name: str, draw: Draw, index: int) -> bool:
+    """Whether all files of a batch are there and whole; a note says where one is damaged, as the batch is drawn again."""
+    timing = draw.part(name, index, "json")
     if not timing.exists():
         return False
+    whole = files.read_table(draw.part(name, index, "parquet")) is not None
     if not draw.samples(name).exists():  # else a crash came between the last batch and the end of the merge
-        parts.append(partial_file(draw.samples(name), index))
-    tables = [files.read_table(part) for part in parts]
-    try:
-        whole = isinstance(json.loads(timing.read_bytes())["seconds"], float) and None not in tables
-    except (ValueError, LookupError, TypeError):
-        whole = False
-    if not whole or (len(tables) > 1 and tables[1] is not None and tables[1].num_rows != answers):
-        print(f"note: batch {index} of {name} in {draw.directory} is damaged or incomplete; it is drawn again")
-        return False
-    return True
+        answers = files.read_table(partial_file(draw.samples(name), index))
+        whole = whole and answers is not None and answers.num_rows == len(draw.batch(index)) * draw.n
+    with suppress(ValueError, LookupError, TypeError):
+        if whole and isinstance(json.loads(timing.read_bytes())["seconds"], float):
+            return True
+    print(f"note: batch {index} of {name} in {draw.directory} is damaged or incomplete; it is drawn again")
+    return False
 
 
-def _batch(name: str, sampler: Sampler, draw: Draw, index: int, problems: Sequence[Problem]) -> None:
-    started = time.perf_counter()
+def _batch(name: str, sampler: Sampler, draw: Draw, index: int) -> None:
+    problems, started = draw.batch(index), time.perf_counter()
     answers = answer(sampler, draw.task, problems, identities(draw, problems))
     seconds = time.perf_counter() - started
     labels: dict[str, Any] = {"run": draw.directory.name, "benchmark": draw.task.name, "exploration": name}

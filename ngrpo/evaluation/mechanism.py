@@ -38,7 +38,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
     rollouts, group = answers.rollouts, answers.rollouts.group_size
     row, time = where.unbind(dim=1)
     steps, (fed, distance, cosine) = rollouts.steps[row, time], fed_vectors(rollouts, where, strategy, table)
-    nearest, absent = nearest_tokens(fed, table).tolist(), [[]] * len(row)
+    absent = [[]] * len(row)
     ids = absent if steps.mix_ids is None else steps.mix_ids.tolist()
     weights = absent if steps.mix_weights is None else steps.mix_weights.double().tolist()
     columns = {
@@ -51,7 +51,7 @@ def step_rows(answers: Answers, where: Tensor, strategy: Exploration, table: Ten
         "weights": weights,
         "cosine": cosine.tolist(),
         "displacement": distance.tolist(),
-        "nearest": nearest,
+        "nearest": nearest_tokens(fed, table).tolist(),
     }
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
@@ -81,14 +81,6 @@ def next_token_rows(
                 (changed.double(), F.kl_div(after, before, reduction="none", log_target=True).sum(-1)), 1
             )
     return [{"next_changed": bool(changed), "next_kl": kl} for changed, kl in found.tolist()]
-
-
-def explored_steps(
-    step: int, answers: Answers, where: Tensor, strategy: Exploration, model: CausalModel
-) -> list[dict[str, Any]]:
-    """Rows of samples/steps.parquet for RL step `step`, one for each place `where` (N, 2)."""
-    with model.gathered():
-        return [{"step": step, **row} for row in step_rows(answers, where, strategy, model.table.detach())]
 
 
 def nearest_tokens(vectors: Tensor, table: Tensor) -> Tensor:
@@ -121,20 +113,18 @@ def neighbors(tokens: Sequence[int], count: int, table: Tensor, ordinary: Tensor
     return ids, cosines.gather(1, ids)
 
 
-def often(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
+def frequent_anchors(steps: Sequence[dict[str, Any]], most: int) -> list[int]:
     """The anchors of `steps`, those of most strategies first, then the most frequent."""
     counts = Counter(row["anchor"] for row in steps)
     kinds = Counter(anchor for anchor, _ in {(row["anchor"], row["strategy"]) for row in steps})
     return sorted(counts, key=lambda anchor: (-kinds[anchor], -counts[anchor], anchor))[:most]
 
 
-def neighbor_rows(
-    tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names, count: int = LISTED
-) -> list[dict[str, Any]]:
+def neighbor_rows(tokens: Sequence[int], table: Tensor, ordinary: Tensor, name: Names) -> list[dict[str, Any]]:
     """A row per token and neighbor: token, text, rank from 1, neighbor, its text, cosine."""
     if not len(tokens):
         return []
-    ids, cosines = (values.tolist() for values in neighbors(tokens, count, table, ordinary))
+    ids, cosines = (values.tolist() for values in neighbors(tokens, LISTED, table, ordinary))
     return [
         {"token": token, "text": name(token), "rank": rank, "neighbor": ids[at][rank - 1],
          "neighbor_text": name(ids[at][rank - 1]), "cosine": cosines[at][rank - 1]}

@@ -1,15 +1,14 @@
 """A run that is a trial of a search: what it reports after each evaluation, and whether it should go on."""
 
 import json
-from collections.abc import Callable
-
-import numpy as np
+from pathlib import Path
 
 from ngrpo.evaluation.passk import pass_at_k
+from ngrpo.evaluation.table import solved
+from ngrpo.rundir.schema import eval_samples
 
 PRUNERS = {"median": "MedianPruner", "halving": "SuccessiveHalvingPruner", "hyperband": "HyperbandPruner",
            "wilcoxon": "WilcoxonPruner"}  # fmt: skip
-Solved = Callable[[str], np.ndarray]  # benchmark -> (P, n) bool, whether each sample of its problems is correct
 
 
 class Pruned(Exception):
@@ -30,20 +29,20 @@ class PruningReporter:
         from ngrpo.evaluation.journal import open_journal
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        given = json.loads(text)
-        place = given["storage"]
+        settings = json.loads(text)
+        place = settings["storage"]
         storage = RDBStorage(place, engine_kwargs={"pool_pre_ping": True}) if "://" in place else open_journal(place)
-        pruner = getattr(optuna.pruners, PRUNERS[given["pruner"]])()
-        study = optuna.load_study(study_name=given["study"], storage=storage, pruner=pruner)
-        self.trial = optuna.trial.Trial(study, given["trial"])
-        self.objective, self.first = given["objective"], given["first"]
-        self.by_problem = given["pruner"] == "wilcoxon"
+        pruner = getattr(optuna.pruners, PRUNERS[settings["pruner"]])()
+        study = optuna.load_study(study_name=settings["study"], storage=storage, pruner=pruner)
+        self.trial = optuna.trial.Trial(study, settings["trial"])
+        self.objective, self.first = settings["objective"], settings["first"]
+        self.by_problem = settings["pruner"] == "wilcoxon"
 
-    def __call__(self, step: int, solved: Solved) -> None:
-        """Raises Pruned where the trial should stop after the evaluation at RL step `step`."""
+    def __call__(self, step: int, directory: Path) -> None:
+        """Reports the samples of RL step `step` in a run directory. Raises Pruned where the trial should stop after it."""
         benchmark, _, estimate = self.objective.partition("/")
         kind, _, k = estimate.partition("@")
-        table = solved(benchmark)
+        table = solved(eval_samples(directory, benchmark, step))
         n, correct = table.shape[1], table.sum(axis=1)
         values = correct / n if kind == "mean" else pass_at_k(n, correct, int(k))
         place, mean = self.first + step, float(values.mean())

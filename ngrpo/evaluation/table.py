@@ -45,17 +45,17 @@ def passk_table(results: Mapping[str, Mapping[str, Mapping[str, Any]]], director
     """Per benchmark and RL step: mean@n and pass@k with 95 % intervals, and the paired change of mean@n."""
     entries = [entry for steps in results.values() for entry in steps.values()]
     n = min(entry["n_samples"] for entry in entries)
-    shown = [k for k in dict.fromkeys((8, n)) if k <= n and str(k) in entries[0]["pass@k"]]
+    ks = [k for k in dict.fromkeys((8, n)) if k <= n and str(k) in entries[0]["pass@k"]]
     table = Table(
         title="in %, unbiased pass@k, 95 % intervals over problems", title_justify="left", box=box.SIMPLE_HEAD
     )
-    for heading in ("benchmark", "step", f"mean@{n}", *(f"pass@{k}" for k in shown), f"change of mean@{n}"):
+    for heading in ("benchmark", "step", f"mean@{n}", *(f"pass@{k}" for k in ks), f"change of mean@{n}"):
         table.add_column(heading, justify="left" if heading == "benchmark" else "right", no_wrap=True)
     for name, steps in results.items():
         first, last = (f(steps, key=int) for f in (min, max))
         for step in dict.fromkeys((first, last)):
             entry = steps[step]
-            cells = [_interval(entry["mean@n"]), *(_interval(entry["pass@k"][str(k)]) for k in shown)]
+            cells = [_interval(entry["mean@n"]), *(_interval(entry["pass@k"][str(k)]) for k in ks)]
             change = "" if step == first else _change(directory, name, int(first), int(last))
             table.add_row(name, step, *cells, change, end_section=step == last)
     return table

@@ -45,5 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    streams.forgive()
+    streams.tolerate_lost_readers()
     main()

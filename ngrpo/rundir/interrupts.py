@@ -122,7 +122,7 @@ INTERRUPTS = Interrupts()  # one for the process, as signals are
 
 def begin() -> None:
     """What an entry point does first, before imports that take seconds: listens to signals, outlives its readers."""
-    streams.forgive()
+    streams.tolerate_lost_readers()
     INTERRUPTS.listen()
 
 

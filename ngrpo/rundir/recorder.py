@@ -121,6 +121,10 @@ class Recorder:
         if self.trackers:
             self.trackers.evaluation(benchmark, step, entry, samples)
 
+    def digest(self, path: Path) -> str | None:
+        """What a file of benchmark samples was when its result was recorded; None where none was."""
+        return self.run.record.get("checksums", {}).get(path.relative_to(self.run.path).as_posix())
+
     def kept(self, step: int) -> dict[str, Any]:
         """For the checkpoint of an RL step: which it is, what the files that grow hold, and checksums of the sample files."""
         there = {name: self.run.path / name for name in GROWING}

@@ -1,4 +1,4 @@
-"""Which prompts an RL step answers, which are asked again, which of the answers enter its loss, and which wait for the next
+"""Which problems an RL step samples, which it retries, which answers enter its loss, and which groups are left for the next
 step."""
 
 from dataclasses import dataclass, replace
@@ -36,11 +36,25 @@ class TrainingConfig:
     evaluate_before: bool = True
     checkpoint_every: int = 10
 
+    def checkpoint_due(self, step: int) -> bool:
+        """Whether RL step `step` is saved whatever else happens at it."""
+        return step == self.steps or step % self.checkpoint_every == 0
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether benchmarks are sampled after RL step `step`; 0 is before the first."""
+        regular = self.evaluate_before if step == 0 else self.eval_every > 0 and step % self.eval_every == 0
+        return regular or step == self.steps
+
 
 @dataclass(frozen=True)
 class Collected:
-    """A rank's share of an RL step: whole groups, figures of the resampling, and (B,) bool which rows enter the loss and which
-    are off-policy: drawn by the step before or from another prompt (None: no row). `surplus` are groups for the next step."""
+    """A rank's share of an RL step, in whole groups.
+
+    counted     (B,) bool, rows that enter the loss
+    figures     of resampling and retries
+    off_policy  (B,) bool, rows that the step before drew, or that answered another prompt; None: no row
+    surplus     groups for the next step
+    """
 
     answers: Answers
     counted: Tensor
@@ -55,50 +69,52 @@ def problems_of(task: Task, config: TrainingConfig, step: int, draw: int = 0) ->
     A function of seed, step and draw alone, so the data position needs no state of its own. Draws after the first, which
     replace groups that were not kept, walk through the task in orders of their own.
     """
-    size, wanted = len(task.problems), config.prompts_per_step
-    if size < wanted:
-        raise ValueError(f"prompts_per_step={wanted}: {task.name} has {size} problems only")
-    per_pass = size // wanted
+    size, count = len(task.problems), config.prompts_per_step
+    if size < count:
+        raise ValueError(f"prompts_per_step={count}: {task.name} has {size} problems only")
+    per_pass = size // count
     epoch, position = divmod(step - 1, per_pass)
     identity = ("order", config.seed, epoch, *([draw] if draw else []))
     generator = torch.Generator().manual_seed(row_key(*identity) % 2**63)
-    order = torch.randperm(size, generator=generator)[position * wanted : (position + 1) * wanted]
+    order = torch.randperm(size, generator=generator)[position * count : (position + 1) * count]
     return [task.problems[i] for i in order.tolist()]
 
 
 def collect(
     sampler: Sampler, task: Task, algorithm: Algorithm, config: TrainingConfig, step: int, ranks: Ranks,
-    waiting: Answers | None = None,
+    carried: Answers | None = None,
 ) -> Collected:  # fmt: skip
-    """Draws this rank's share of a step's groups; those that wait from the step before come first.
+    """Draws this rank's share of a step's groups, after those that were carried over from the step before.
 
-    Where the algorithm retries, each draw asks its all-wrong groups again, before a filter sees them. Groups that the filter
+    Where the algorithm retries, each draw retries its all-wrong groups, before a filter sees them. Groups that the filter
     refuses are replaced by whole groups of other prompts, at most `max_resamples` times; where that does not suffice, refused
     groups fill the batch and enter no loss. What the last draw kept beyond a full batch is the surplus, always less than a
     batch: each step draws at least once, at a position that knows nothing of it.
     """
-    share, draws = config.prompts_per_step // ranks.world, [] if waiting is None else [waiting]
-    kept, before, retried = [algorithm.keeps(groups_of(draw, sampler)) for draw in draws], len(draws), []
-    while len(draws) == before or (
-        len(draws) - before <= algorithm.max_resamples and int(torch.cat(kept).sum()) < share
-    ):
-        place = (config.seed, step, len(draws) - before)
-        draws.append(_draw(sampler, task, config, place, ranks))
+    share, draws = config.prompts_per_step // ranks.world, [] if carried is None else [carried]
+    kept, retries = [algorithm.keeps(groups_of(answers, sampler)) for answers in draws], []
+    fresh = len(draws)  # the first draw of this step
+    for number in range(1 + algorithm.max_resamples):
+        if number and int(torch.cat(kept).sum()) >= share:
+            break
+        place = (config.seed, step, number)
+        answers = _draw(sampler, task, config, place, ranks)
         if algorithm.retry is not None:
-            draws[-1], told = _asked_again(sampler, task, algorithm.retry, draws[-1], place)
-            retried.append(told)
-        kept.append(algorithm.keeps(groups_of(draws[-1], sampler)))
+            answers, counts = _retried(sampler, task, algorithm.retry, answers, place)
+            retries.append(counts)
+        draws.append(answers)
+        kept.append(algorithm.keeps(groups_of(answers, sampler)))
     keeps = torch.cat(kept)
     order = torch.cat((keeps.nonzero().squeeze(1), (~keeps).nonzero().squeeze(1)))
     beyond = order[share : int(keeps.sum())]
     answers = draws[0] if len(draws) == 1 else join(draws, order[:share].sort().values)
     counted = algorithm.rows_in_loss(groups_of(answers, sampler)).flatten()
-    figures = _figures_of_retries(retried, ranks)
+    figures = _retry_figures(retries, ranks)
     if algorithm.group_filter is not None:
-        fresh = torch.cat(kept[before:]).double().mean().item()
-        figures |= {"draws": float(len(draws) - before), "kept": fresh, "surplus": float(len(beyond))}
+        share_kept = torch.cat(kept[fresh:]).double().mean().item()
+        figures |= {"draws": float(len(draws) - fresh), "kept": share_kept, "surplus": float(len(beyond))}
     surplus = join(draws, beyond) if algorithm.group_filter and algorithm.carry_surplus and len(beyond) else None
-    return Collected(answers, counted, figures, _off_policy(answers, waiting), surplus)
+    return Collected(answers, counted, figures, _off_policy(answers, carried), surplus)
 
 
 def _draw(sampler: Sampler, task: Task, config: TrainingConfig, place: tuple[int, int, int], ranks: Ranks) -> Answers:
@@ -116,48 +132,46 @@ def _answered(sampler: Sampler, task: Task, problems: list[Problem], identities:
         raise NotFinite(f"RL step {identities[0][1]}: {error}") from error
 
 
-def _asked_again(
+def _retried(
     sampler: Sampler, task: Task, retry: Retry, drawn: Answers, place: tuple[int, int, int]
 ) -> tuple[Answers, tuple[float, float, float]]:
-    """A draw whose all-wrong groups were asked again, right answers in the place of wrong ones; and the shares of its groups
-    that were asked and that were rescued, and the tokens that it took.
+    """A draw whose all-wrong groups were retried, right answers in the place of wrong ones; and the shares of its groups that
+    were retried and that were rescued, and the tokens that it took.
 
     As many answers as the draw has are in memory at a time, or one group's.
     """
     assert sampler.perturbed is not None
-    size, each, tokens = drawn.rollouts.group_size, retry.each, 0
-    correct = groups_of(drawn, sampler).correct
-    wrong = (~correct.any(dim=1)).nonzero().squeeze(1)
-    rescued, whole = 0, drawn
+    size, each, groups = drawn.rollouts.group_size, retry.each, len(drawn.problems)
+    wrong = (~groups_of(drawn, sampler).correct.any(dim=1)).nonzero().squeeze(1)
+    rescued, tokens, answers = 0, 0, drawn
     for part in wrong.split(max(1, len(drawn.completions) // each)) if len(wrong) else ():
-        asked = [(drawn.problems[group], number) for group in part.tolist() for number in range(retry.prompts)]
-        prompts = [sampler.perturbed.prompt(p, row_key(*place, p.id, "filler", number)) for p, number in asked]
-        identities = [(*place, p.id, "retry", number, i) for p, number in asked for i in range(retry.answers)]
-        others = _answered(sampler, task, [problem for problem, _ in asked], identities, prompts)
+        tries = [(drawn.problems[group], number) for group in part.tolist() for number in range(retry.prompts)]
+        prompts = [sampler.perturbed.prompt(p, row_key(*place, p.id, "filler", number)) for p, number in tries]
+        identities = [(*place, p.id, "retry", number, i) for p, number in tries for i in range(retry.answers)]
+        others = _answered(sampler, task, [problem for problem, _ in tries], identities, prompts)
         found = groups_of(others, sampler)
         taken = rescuers(found.correct.view(-1, each), found.keys.view(-1, each), size)
-        source = taken.new_full((len(drawn.problems), size), -1)
+        source = taken.new_full((groups, size), -1)
         source[part] = (taken + each * torch.arange(len(part), device=taken.device)[:, None]).where(taken >= 0, -1)
-        whole = exchanged(whole, others, source.flatten())
+        answers = exchanged(answers, others, source.flatten())
         rescued, tokens = rescued + int((taken >= 0).any(dim=1).sum()), tokens + int(found.lengths.sum())
-    groups = len(drawn.problems)
-    return whole, (len(wrong) / groups, rescued / groups, float(tokens))
+    return answers, (len(wrong) / groups, rescued / groups, float(tokens))
 
 
-def _figures_of_retries(retried: list[tuple[float, float, float]], ranks: Ranks) -> dict[str, float]:
+def _retry_figures(retries: list[tuple[float, float, float]], ranks: Ranks) -> dict[str, float]:
     """Means over draws; of the tokens the sum over draws and, as ranks are much alike, over ranks."""
-    if not retried:
+    if not retries:
         return {}
-    asked, rescued, tokens = zip(*retried, strict=True)
-    means = {"asked_again": sum(asked) / len(asked), "rescued": sum(rescued) / len(rescued)}
+    retried, rescued, tokens = zip(*retries, strict=True)
+    means = {"asked_again": sum(retried) / len(retried), "rescued": sum(rescued) / len(rescued)}
     return means | {"retry_tokens": sum(tokens) * ranks.world}
 
 
-def _off_policy(answers: Answers, waiting: Answers | None) -> Tensor | None:
-    """(B,) bool: rows that have waited, which come first, and those that answered another prompt than the problem's."""
-    if waiting is None and answers.prompt_overrides is None:
+def _off_policy(answers: Answers, carried: Answers | None) -> Tensor | None:
+    """(B,) bool: rows that were carried over, which come first, and those that answered another prompt than the problem's."""
+    if carried is None and answers.prompt_overrides is None:
         return None
     own = replace(answers, prompt_overrides=None).prompts
-    other = torch.tensor([asked != prompt for asked, prompt in zip(answers.prompts, own, strict=True)])
-    waited = torch.arange(len(other)) < (0 if waiting is None else len(waiting.completions))
-    return (other | waited).to(answers.rollouts.mask.device)
+    other = torch.tensor([prompt != plain for prompt, plain in zip(answers.prompts, own, strict=True)])
+    early = torch.arange(len(other)) < (0 if carried is None else len(carried.completions))
+    return (other | early).to(answers.rollouts.mask.device)

@@ -35,8 +35,8 @@ class Critic(lightning.LightningModule):
     @torch.no_grad()
     def values(self, strategy: Exploration, rollouts: Rollouts, rows: int) -> Tensor:
         """`forward` without gradient, `rows` at a time."""
-        whole = torch.zeros(rollouts.mask.shape, dtype=self.head.weight.dtype, device=rollouts.mask.device)
+        result = torch.zeros(rollouts.mask.shape, dtype=self.head.weight.dtype, device=rollouts.mask.device)
         for index in micro_batches(rollouts, rows):
             part = rollouts.rows(index)
-            whole[index, : part.mask.shape[1]] = self(strategy, part)
-        return whole
+            result[index, : part.mask.shape[1]] = self(strategy, part)
+        return result

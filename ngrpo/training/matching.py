@@ -56,27 +56,28 @@ class Matching:
         return found
 
     def _found(self, model: CausalModel) -> Mapping[str, Any]:
-        ours, its = self.sampler.strategy, self.other.strategy.to(model.head.device)
-        self.sampler.engine.sync(model, 0, ours, its)
-        start, wanted = ours.temperature, self._entropy(model, self.other)
+        ours, other = self.sampler.strategy, self.other.strategy.to(model.head.device)
+        self.sampler.engine.sync(model, 0, ours, other)
+        start, target = ours.temperature, self._entropy(model, self.other)
 
         @cache
         def entropy(temperature: float) -> float:
             ours.temperature = temperature
             return self._entropy(model, self.sampler)
 
-        temperature = crossing(lambda t: entropy(t) - wanted, start)
+        temperature = crossing(lambda t: entropy(t) - target, start)
         if temperature is None:
-            told = f"exploration.match={self.name}: has an entropy of {wanted:.4g} nats per token, which plain sampling has at "
-            told += f"no temperature from {start / FARTHEST:.4g} to {start * FARTHEST:.4g}"
-            raise Unmatched(f"{told}; exploration=token_sampling temperature=<value> is another control")
+            reach = f"no temperature from {start / FARTHEST:.4g} to {start * FARTHEST:.4g}"
+            raise Unmatched(
+                f"exploration.match={self.name}: has an entropy of {target:.4g} nats per token, which plain sampling has at "
+                f"{reach}; exploration=token_sampling temperature=<value> is another control"
+            )
         found = {"strategy": self.name, "temperature": temperature, "entropy": entropy(temperature)}
-        found |= {"entropy_of_strategy": wanted, "answers": SAMPLES * len(self.task.problems), "task": self.task.name}
+        found |= {"entropy_of_strategy": target, "answers": SAMPLES * len(self.task.problems), "task": self.task.name}
         print(
-            "note: at temperature {temperature:.4g} plain sampling has {entropy:.4g} nats per token,".format(**found),
-            end=" ",
+            f"note: at temperature {temperature:.4g} plain sampling has {found['entropy']:.4g} nats per token, "
+            f"{self.name} {target:.4g} ({found['answers']} answers to {self.task.name})"
         )
-        print("{strategy} {entropy_of_strategy:.4g} ({answers} answers to {task})".format(**found))
         return found
 
     def _entropy(self, model: CausalModel, sampler: Sampler) -> float:
@@ -85,12 +86,11 @@ class Matching:
         total = tokens = 0.0
         for start, end in batch_plan(len(self.task.problems), SAMPLES, self.rows):
             problems = self.task.problems[start:end]
-            rows = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
-            rollouts = sampler.generate(problems, rows)
-            options = {"entropy": True, "tempered": True}
-            found = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
-            assert found is not None
-            total += found.double().sum().item()
+            identities = [("match", self.seed, problem.id, sample) for problem in problems for sample in range(SAMPLES)]
+            rollouts, options = sampler.generate(problems, identities), {"entropy": True, "tempered": True}
+            entropy = replay_in_micro_batches(model, sampler.strategy, rollouts, self.micro_rows, **options).entropy
+            assert entropy is not None
+            total += entropy.double().sum().item()
             tokens += rollouts.loss_mask.sum().item()
         return total / max(tokens, 1)
 

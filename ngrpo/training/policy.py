@@ -25,7 +25,7 @@ from ngrpo.training.critic import Critic
 from ngrpo.training.replay import Replayed, replay, replay_in_micro_batches
 from ngrpo.training.replay import micro_batches as cut
 
-SEEN = 1000  # entries of a weight, at least, that are compared before and after an update
+GLIMPSED = 1000  # entries of a weight, at least, that are compared before and after an update
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class Batch:
         """Some rows, trimmed to their own longest prompt and answer."""
         rollouts = self.rollouts.rows(index)
         width = rollouts.mask.shape[1]
-        given = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
-        return Batch(rollouts, **{name: value[index, :width] for name, value in given.items()})
+        tensors = {name: value for name, value in vars(self).items() if name != "rollouts" and value is not None}
+        return Batch(rollouts, **{name: value[index, :width] for name, value in tensors.items()})
 
     def micro_batches(self, rows: int) -> Iterator[tuple["Batch", bool]]:
         """Parts of at most `rows` rows that go through the model together, each with whether it is the last."""
@@ -74,24 +74,18 @@ class Batch:
         size = (self.advantages.double().abs() * self.mask).sum().item() / max(counted, 1)
         if self.rejected is None:
             return {"advantage_size": size}
-        gone, kept = int(self.rejected.sum()), self.mask.any(dim=1)
-        lengths = self.rollouts.lengths[kept].double()
-        told = {
-            "rejected": gone / max(gone + counted, 1),
-            "kept_length": lengths.mean().item() if len(lengths) else 0.0,
-        }
-        return {"advantage_size": size, **told}
+        rejected, lengths = int(self.rejected.sum()), self.rollouts.lengths[self.mask.any(dim=1)].double()
+        kept_length = lengths.mean().item() if len(lengths) else 0.0
+        share = rejected / max(rejected + counted, 1)
+        return {"advantage_size": size, "rejected": share, "kept_length": kept_length}
 
     def counts(self, limit: int, rows: int, ranks: Ranks) -> Counts:
         """Tokens, sequences and micro-batches of `rows` of the whole mini-batch, over all ranks; `limit`: tokens of the longest
         answer allowed."""
-        here = (
-            self.mask.sum(),
-            self.mask.any(dim=1).sum(),
-            self.mask.new_tensor(-(-len(self.mask) // rows), dtype=torch.int64),
-        )
-        sizes = ranks.sum(torch.stack(here).double()).float()
-        return Counts(sizes[0], sizes[1], limit, sizes[2])
+        micro_batches = self.mask.new_tensor(-(-len(self.mask) // rows), dtype=torch.int64)
+        own = torch.stack((self.mask.sum(), self.mask.any(dim=1).sum(), micro_batches))
+        tokens, sequences, micro_batches = ranks.sum(own.double()).float()
+        return Counts(tokens, sequences, limit, micro_batches)
 
 
 class Policy(lightning.LightningModule):
@@ -116,30 +110,32 @@ class Policy(lightning.LightningModule):
 
     def forward(self, batch: Batch, counts: Counts) -> tuple[Tensor, dict[str, float]]:
         """The weighted loss of one micro-batch and its share of the logged figures; both just add up over micro-batches."""
-        algorithm, mask, asks = self.algorithm, batch.mask, self.algorithm.asks
-        top_k = algorithm.top_k if asks & {"top_log_probs", "greedy"} else 0
-        wanted = {"entropy": "entropy" in asks, "top_k": top_k, "hidden": "hidden" in asks}
-        new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **wanted)
+        algorithm, mask, fields = self.algorithm, batch.mask, self.algorithm.asks
+        top_k = algorithm.top_k if fields & {"top_log_probs", "greedy"} else 0
+        options = {"entropy": "entropy" in fields, "top_k": top_k, "hidden": "hidden" in fields}
+        new = replay(self.model, self.strategy, batch.rollouts, tempered=algorithm.tempered, **options)
         old = batch.before(new.log_probs)
-        given = {"advantages": batch.advantages, "mask": mask, "selected": batch.selected, **new._asdict()}
         correction = batch.correction
         if correction is None:
             correction = algorithm.correction_weights(old, batch.rollouts.log_probs, mask)
-        inputs = LossInputs(old=old, correction=correction, **given)
+        inputs = LossInputs(
+            **new._asdict(), old=old, advantages=batch.advantages, mask=mask, correction=correction,
+            selected=batch.selected,
+        )  # fmt: skip
         tokens, divergence = algorithm.token_loss(inputs, batch.reference)
         loss = (tokens.loss * algorithm.token_weights(mask, counts)).sum()
         gap = (new.log_probs.detach() - batch.rollouts.log_probs).abs()
         gap = gap if batch.off_policy is None else gap.masked_fill(batch.off_policy, 0)  # there it is not the engine's
-        seen = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
+        per_token = {"kl": divergence, "clip_fraction": tokens.clipped, "engine_gap": gap}
         if correction is not None:
-            seen |= {"correction": correction, "correction_squared": correction.square()}
+            per_token |= {"correction": correction, "correction_squared": correction.square()}
         if self.strategy.acts_on == "weights":
             surplus = batch.rollouts.log_probs - old
-            seen |= {"noise_kl": surplus, "capped": surplus < -math.log(algorithm.correction_cap)}
+            per_token |= {"noise_kl": surplus, "capped": surplus < -math.log(algorithm.correction_cap)}
         if batch.selected is not None:
-            seen["selected"] = batch.selected
+            per_token["selected"] = batch.selected
         share = token_mean(mask, counts)
-        figures = {"loss": loss.item()} | {name: (value * share).sum().item() for name, value in seen.items()}
+        figures = {"loss": loss.item()} | {name: (value * share).sum().item() for name, value in per_token.items()}
         if self.critic is None or batch.values is None or batch.returns is None or algorithm.critic is None:
             return loss, figures
         values = self.critic(self.strategy, batch.rollouts)
@@ -149,10 +145,10 @@ class Policy(lightning.LightningModule):
 
     def replayed(self, rollouts: Rollouts) -> Replayed:
         """Log-probabilities under the current weights, and the entropy that the algorithm looks at, if it does."""
-        known, rows, tempered = self._engine_entropy(rollouts), self.config.micro_batch_rows, self.algorithm.tempered
-        wanted = {"entropy": self.algorithm.needs_rollout_entropy and known is None, "tempered": tempered}
-        found = replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **wanted)
-        return found if known is None else found._replace(entropy=known)
+        known, rows, algorithm = self._engine_entropy(rollouts), self.config.micro_batch_rows, self.algorithm
+        options = {"entropy": algorithm.needs_rollout_entropy and known is None, "tempered": algorithm.tempered}
+        replayed = replay_in_micro_batches(self.model, self.strategy, rollouts, rows, **options)
+        return replayed if known is None else replayed._replace(entropy=known)
 
     def _engine_entropy(self, rollouts: Rollouts) -> Tensor | None:
         """The engine's entropy (B, T) where it is the one that the algorithm looks at: not tempered, nor of other weights."""
@@ -165,8 +161,8 @@ class Policy(lightning.LightningModule):
         self, drawn: Collected, groups: Groups, old: Replayed | None, reference: Tensor | None, values: Tensor | None,
         ranks: Ranks,
     ) -> Batch:  # fmt: skip
-        """Everything that is settled before the first update, of groups with shaped rewards: whose tokens count, advantages."""
-        algorithm, rollouts, other = self.algorithm, drawn.answers.rollouts, drawn.off_policy
+        """What the updates of an RL step work on, from groups with shaped rewards: tokens that count, and advantages."""
+        algorithm, rollouts, off_policy = self.algorithm, drawn.answers.rollouts, drawn.off_policy
         mask = rollouts.loss_mask & drawn.counted[:, None]
         log_probs = old.log_probs if old else None
         penalty, returns = algorithm.penalty(log_probs, reference), None
@@ -177,11 +173,11 @@ class Policy(lightning.LightningModule):
         if algorithm.token_advantage is not None:
             entropy = self._engine_entropy(rollouts)
             entropy = (old or self.replayed(rollouts)).entropy if entropy is None else entropy
-            facts = (advantages, entropy, mask, groups)
-            advantages = algorithm.token_advantage(AnswerTokens(*facts))  # pyright: ignore[reportArgumentType]
+            assert entropy is not None
+            advantages = algorithm.token_advantage(AnswerTokens(advantages, entropy, mask, groups))
         advantages = algorithm.rescaled(advantages, groups, mask, ranks.sum)
-        other = None if other is None else other[:, None].expand_as(mask)
-        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, other)
+        off_policy = None if off_policy is None else off_policy[:, None].expand_as(mask)
+        batch = Batch(rollouts, mask, advantages, log_probs, reference, None, values, returns, off_policy)
         batch = self._corrected(batch, ranks)
         return batch if old is None or algorithm.select is None else self._selected(batch, old, algorithm.select)
 
@@ -199,11 +195,12 @@ class Policy(lightning.LightningModule):
         return replace(batch, mask=batch.mask & kept, correction=weights, rejected=rejected)
 
     def _selected(self, batch: Batch, now: Replayed, select: Callable[[Tokens], Tensor]) -> Batch:
-        """The batch with the tokens that are selected, given what the weights of the moment say of them."""
-        others = batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
-        uniform = replace(batch.rollouts.draws, rows=others).token
-        facts = (now.log_probs, batch.advantages, now.entropy, uniform, batch.mask, batch.before(now.log_probs))
-        return replace(batch, selected=select(Tokens(*facts)))  # pyright: ignore[reportArgumentType]
+        """The batch with the tokens that are selected, `now` being of the current weights."""
+        assert now.entropy is not None
+        unused = batch.rollouts.keys[:, None] ^ 1  # keys that no strategy draws from
+        uniform, old = replace(batch.rollouts.draws, rows=unused).token, batch.before(now.log_probs)
+        tokens = Tokens(now.log_probs, batch.advantages, now.entropy, uniform, batch.mask, old)
+        return replace(batch, selected=select(tokens))
 
     def mini_batches(self, batch: Batch) -> Iterator[Batch]:
         """The updates of an RL step: every inner epoch, whole groups together, rows that count.
@@ -224,7 +221,7 @@ class Policy(lightning.LightningModule):
     def glimpse(self) -> Tensor:
         """Some entries of every weight that learns, which tell afterwards what share of them an update moved."""
         learners = [_own(p.detach()).flatten() for p in self.parameters() if p.requires_grad]
-        return torch.cat([p[:: max(1, len(p) // SEEN)].float() for p in learners])
+        return torch.cat([p[:: max(1, len(p) // GLIMPSED)].float() for p in learners])
 
     def clip(self, optimizer: torch.optim.Optimizer) -> float:
         """Clips gradients and returns the norm of the policy's before that; the critic has its own. Raises NotFinite."""

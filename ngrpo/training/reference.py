@@ -37,17 +37,17 @@ class Reference(lightning.LightningModule):
         state before it is left out.
         """
         chosen = wanted.nonzero().squeeze(1)
-        whole = torch.zeros(len(wanted), self.model.head.shape[1], device=wanted.device)
+        means = torch.zeros(len(wanted), self.model.head.shape[1], device=wanted.device)
         if not len(chosen):
-            return whole
-        read = _read_to_the_end(rollouts.rows(chosen))
-        for index in micro_batches(read, rows):
+            return means
+        longer = _read_to_the_end(rollouts.rows(chosen))
+        for index in micro_batches(longer, rows):
             with self.model.base(), self.model.autocast():
-                row, time, hidden = states(self.model, strategy, read.rows(index), self.model.table)
+                row, time, hidden = states(self.model, strategy, longer.rows(index), self.model.table)
             at, hidden = row[time > 0], hidden[time > 0].float()  # before the first step stands the prompt's last state
             total = hidden.new_zeros(len(index), hidden.shape[1]).index_add(0, at, hidden)
-            whole[chosen[index]] = total / at.bincount(minlength=len(index))[:, None].clamp(min=1)
-        return whole
+            means[chosen[index]] = total / at.bincount(minlength=len(index))[:, None].clamp(min=1)
+        return means
 
 
 def _read_to_the_end(rollouts: Rollouts) -> Rollouts:

@@ -160,10 +160,10 @@ def replay_in_micro_batches(
 ) -> Replayed:
     """Log-probabilities, and entropy where it is asked for, without gradient, `rows` at a time; options of `replay`."""
     dtype, names = torch.promote_types(model.head.dtype, torch.float32), ["log_probs"] + ["entropy"] * entropy
-    whole = {name: torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device) for name in names}
+    results = {name: torch.zeros(rollouts.mask.shape, dtype=dtype, device=rollouts.mask.device) for name in names}
     for index in micro_batches(rollouts, rows):
         part = rollouts.rows(index)
         found = replay(model, strategy, part, entropy=entropy, **options)
-        for name, values in whole.items():
+        for name, values in results.items():
             values[index, : part.mask.shape[1]] = getattr(found, name)
-    return Replayed(**whole)
+    return Replayed(**results)

@@ -35,7 +35,7 @@ PARTS = ("model", "strategy", "critic")  # of a policy, and of its state
 def strategy(world: int, cuda: bool, offload: bool) -> ModelParallelStrategy:
     """Fabric's strategy for a policy whose parts are on `world` ranks; offload: they stay in the CPU's memory."""
     return ModelParallelStrategy(
-        partial(_shard_over, offload=offload),
+        partial(_shard, offload=offload),
         data_parallel_size=world,  # by default it is the number of nodes, and the rest tensor parallel
         tensor_parallel_size=1,
         # Norms of gradients that stay in the CPU's memory are summed there.
@@ -43,25 +43,21 @@ def strategy(world: int, cuda: bool, offload: bool) -> ModelParallelStrategy:
     )
 
 
-def _shard_over(root: nn.Module, mesh: DeviceMesh, offload: bool) -> nn.Module:
-    return shard(root, mesh["data_parallel"], offload)
-
-
-def shard(root: nn.Module, mesh: DeviceMesh, offload: bool = False) -> nn.Module:
+def _shard(root: nn.Module, mesh: DeviceMesh, offload: bool) -> nn.Module:
     """The root with each layer of its models cut over the mesh, and all else together: tied weights must be in one group.
 
     Adapters are in the models by now: what is put in later would not be cut. Where matmuls are in bfloat16, layers are put
     together in it; their parts, gradients and moments stay as they are.
     """
-    held = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
+    options = {"mesh": mesh["data_parallel"], "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
     models = [module for module in root.modules() if isinstance(module, CausalModel)]
     for model in models:
         compute = torch.bfloat16 if model.precision == "bfloat16" else None
         # What enters a layer stays as it is, as under autocast: float32 is the residual stream's.
         policy = MixedPrecisionPolicy(compute, torch.float32 if compute else None, cast_forward_inputs=False)
         for layer in model.layers:
-            fully_shard(layer, mp_policy=policy, reshard_after_forward=True, **held)
-    fully_shard(root, reshard_after_forward=False, **held)
+            fully_shard(layer, mp_policy=policy, reshard_after_forward=True, **options)
+    fully_shard(root, reshard_after_forward=False, **options)
     gathering = Gathering(root)
     for model in models:
         model.gathered = gathering
@@ -118,12 +114,12 @@ def passes(
     Replicas sum their gradients in the last pass. Parts are put together in every pass, so all ranks make as many, and
     their gradients are summed in each: what waits for a last one would be whole. A pass too many has no token that counts.
     """
-    micro_batches, made = mini_batch.micro_batches(policy.config.micro_batch_rows), 0
+    micro_batches, passed = mini_batch.micro_batches(policy.config.micro_batch_rows), 0
     for micro_batch, closes in micro_batches:
         # A context with enabled=False would leave the summing of parts off for good.
         yield micro_batch, nullcontext() if sharded(policy) else fabric.no_backward_sync(learner, enabled=not closes)
-        made += 1
-    for _ in range(max(ranks.gather(made)) - made if sharded(policy) else 0):
+        passed += 1
+    for _ in range(max(ranks.gather(passed)) - passed if sharded(policy) else 0):
         idle = mini_batch.rows(torch.zeros(1, dtype=torch.int64, device=mini_batch.mask.device))
         yield replace(idle, mask=torch.zeros_like(idle.mask)), nullcontext()
 

@@ -1,9 +1,10 @@
-"""Trackers, a class for each: what TensorBoard, Weights & Biases, MLflow, trackio and a csv file take of a run.
+"""Trackers, a class for each: TensorBoard, Weights & Biases, MLflow, trackio and csv files.
 
-Each is a logger of Lightning where there is one, and the words that such loggers have not in common.
+Each is a logger of Lightning where there is one, and the calls that such loggers do not share.
 """
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ class Tracker:
 
     @property
     def link(self) -> str | None:
-        """Where the run is to be seen: a URL, or a place in the run directory."""
+        """Where to see the run: a URL, or a place in the run directory."""
         return None
 
     def configuration(self, config: Mapping[str, Any]) -> None:
@@ -51,7 +52,7 @@ class Csv(Tracker):
     def __init__(self, save_dir: Path):
         super().__init__(CSVLogger(save_dir, "csv", flush_logs_every_n_steps=1))
         self.folder = Path(self.logger.log_dir)
-        _ = self.logger.experiment  # now, as it warns of files in its folder, which will be ours
+        _ = self.logger.experiment  # made now: later it would warn of our own files in its folder
 
     @property
     def link(self) -> str:
@@ -61,19 +62,17 @@ class Csv(Tracker):
         self._write("configuration.json", json.dumps(config, indent=1))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], step: int) -> None:
-        with (self._place(f"{name}-{step}.csv")).open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([columns, *rows])
+        cells = io.StringIO(newline="")
+        csv.writer(cells).writerows([columns, *rows])
+        self._write(f"{name}-{step}.csv", cells.getvalue())
 
     def text(self, name: str, text: str, step: int) -> None:
         self._write(f"{name}-{step}.md", text)
 
     def _write(self, name: str, text: str) -> None:
-        self._place(name).write_text(text, "utf-8")
-
-    def _place(self, name: str) -> Path:
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        path.write_text(text, "utf-8", newline="")
 
 
 class TensorBoard(Tracker):
@@ -164,20 +163,17 @@ class Trackio(Tracker):
         import trackio
 
         self.library = trackio
-        self.start: dict[str, Any] = {
-            "project": project,
-            "name": save_dir.name,
-            "space_id": space_id,
-            "resume": "allow",
-        }
-        self.start |= {"embed": False, "auto_log_gpu": False, "auto_log_cpu": False}
+        self.project, self.name, self.space_id = project, save_dir.name, space_id
 
     @property
     def link(self) -> str:
-        return self.start["space_id"] or f"trackio show --project {self.start['project']}"
+        return self.space_id or f"trackio show --project {self.project}"
 
     def configuration(self, config: Mapping[str, Any]) -> None:
-        self.library.init(**self.start, config=dict(config))
+        self.library.init(
+            self.project, self.name, space_id=self.space_id, config=dict(config), resume="allow",
+            embed=False, auto_log_gpu=False, auto_log_cpu=False,
+        )  # fmt: skip
 
     def figures(self, figures: Mapping[str, float], step: int) -> None:
         self.library.log(dict(figures), step)

@@ -1,7 +1,7 @@
-"""What a run tells its trackers while it trains: figures in groups, evaluations, a few answers, its configuration.
+"""What a run sends to its trackers while it trains: figures in groups, evaluations, a few answers, its configuration.
 
 There, figures are called `reward/mean` or `eval/story_math/pass@8`; the files of a run keep their own names, which are
-contracts. A tracker that fails is told once and left out, and the run goes on.
+contracts. A tracker that fails is left out with a note, and the run goes on.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +13,7 @@ import pyarrow.parquet
 
 from ngrpo.training.trackers import Tracker
 
-SAMPLES = 10  # answers of an evaluation that are shown as text
+SAMPLES = 10  # answers of an evaluation that are sent as text
 COLUMNS = ("problem_id", "sample_index", "outcome", "reward", "gold", "prompt", "completion")
 GROUPS = {
     "reward": ("all_correct", "all_wrong", "informative"),
@@ -28,7 +28,7 @@ NAMES = {name: f"{group}/{name}" for group, names in GROUPS.items() for name in 
     "seconds": "time/step",
     "rollout_tokens_per_second": "rollout/tokens_per_second",
 }
-PHASE = "seconds_"  # how columns of timings.csv begin that are the seconds of a phase
+PHASE = "seconds_"  # the prefix of columns of timings.csv with the seconds of a phase
 
 
 def grouped(figures: Mapping[str, Any]) -> dict[str, float]:
@@ -37,7 +37,7 @@ def grouped(figures: Mapping[str, Any]) -> dict[str, float]:
     return {NAMES.get(name, names[name]): float(value) for name, value in figures.items() if value is not None}
 
 
-def shown(samples: Path) -> str:
+def sample_texts(samples: Path) -> str:
     """Ten answers of a file of benchmark samples, spread over its problems, as Markdown."""
     table = pyarrow.parquet.read_table(samples, columns=list(COLUMNS))
     places = range(0, len(table), max(1, len(table) // SAMPLES))[:SAMPLES]
@@ -51,16 +51,16 @@ def _answer(row: Mapping[str, Any]) -> str:
 
 
 class Trackers:
-    """All trackers of a run behind one face. links: name -> where the run is to be seen there."""
+    """All trackers of a run as one. links: name -> where to see the run there."""
 
     def __init__(self, makers: Mapping[str, Callable[[], Any]], config: Mapping[str, Any]):
-        """makers: name -> what makes a Tracker, or a logger of Lightning. config: the composed configuration."""
+        """makers: name -> what makes a Tracker or a logger of Lightning. config: the composed configuration."""
         self.open: dict[str, Tracker] = {}
         self.links: dict[str, str | None] = {}
         for name, make in makers.items():
-            with self._forgiven(name):
-                made = make()
-                tracker = made if isinstance(made, Tracker) else Tracker(made)
+            with self._left_out_on_error(name):
+                logger = make()
+                tracker = logger if isinstance(logger, Tracker) else Tracker(logger)
                 tracker.configuration(config)
                 self.links[name] = tracker.link
                 self.open[name] = tracker
@@ -75,30 +75,30 @@ class Trackers:
         above, n = f"eval/{benchmark}", entry["n_samples"]
         estimates = {f"mean@{n}": entry["mean@n"]} | {f"pass@{k}": found for k, found in entry["pass@k"].items()}
         rows = [[name, found["value"], found["low"], found["high"]] for name, found in estimates.items()]
-        text = shown(samples)
+        text = sample_texts(samples)
 
-        def tell(tracker: Tracker) -> None:
+        def send(tracker: Tracker) -> None:
             tracker.figures({f"{above}/{row[0]}": row[1] for row in rows}, step)
             tracker.table(f"{above}/table", ["metric", "value", "low", "high"], rows, step)
             tracker.text(f"{above}/samples", text, step)
 
-        self._each(tell)
+        self._each(send)
 
     def close(self, succeeded: bool) -> None:
-        """No more will come."""
+        """Nothing more is sent."""
         self._each(lambda tracker: tracker.close(succeeded))
         self.open.clear()
 
-    def _each(self, tell: Callable[[Tracker], None]) -> None:
+    def _each(self, send: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self.open.items()):
-            with self._forgiven(name):
-                tell(tracker)
+            with self._left_out_on_error(name):
+                send(tracker)
 
     @contextmanager
-    def _forgiven(self, name: str) -> Iterator[None]:
+    def _left_out_on_error(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as error:  # noqa: BLE001 - of somebody's library, server or network: no run ends for it
             self.open.pop(name, None)
-            words = " ".join(f"{type(error).__name__}: {error}".split())
-            print(f"note: logger={name} failed and is left out from here on: {words}")
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            print(f"note: logger={name} failed and is left out from here on: {reason}")

@@ -1,4 +1,4 @@
-"""What ranks tell each other beside their work: that they are alive, and that one of them was asked to stop.
+"""What ranks say to one another beside their work: that they are alive, and that one of them has a signal to stop.
 
 A collective waits for a rank that froze for half an hour, and a short limit on it would end honest work of unequal length.
 """
@@ -30,18 +30,18 @@ class Watch:
     """Two threads on every rank of several, in `with`; a rank alone has nobody to watch.
 
     Each rank counts up in a store that rank 0 keeps and reads the counts of the others; a rank whose count stands still is
-    lost, and this one ends with a line that names it. A signal that one rank has heard is relayed to all.
+    lost, and this one ends with a line that names it. A signal to one rank is relayed to all.
     """
 
     def __init__(self, ranks: Ranks, interrupts: Interrupts):
         self.ranks, self.interrupts = ranks, interrupts
-        self._over, self._limited, self._answered = threading.Event(), False, time.monotonic()
+        self._over, self._limited, self._last_answer = threading.Event(), False, time.monotonic()
 
     def __enter__(self) -> Self:
         if self.ranks.world > 1:
             self.store = self._store()
             self.ranks.barrier()
-            for work in (self._count, self._guard):
+            for work in (self._watch_ranks, self._watch_store):
                 threading.Thread(target=work, daemon=True).start()
         return self
 
@@ -76,38 +76,39 @@ class Watch:
     def _counts(self) -> list[int]:
         return [self.store.add(f"count {rank}", 0) for rank in range(self.ranks.world)]
 
-    def _count(self) -> None:
+    def _watch_ranks(self) -> None:
         """The first thread."""
-        seen, at, told = [-1] * self.ranks.world, [time.monotonic()] * self.ranks.world, False
+        before, changed_at = [-1] * self.ranks.world, [time.monotonic()] * self.ranks.world
+        relayed = False
         while not self._over.wait(BEAT):
             try:
                 self.store.add(f"count {self.ranks.rank}", 1)
-                if self.interrupts.number and not told:
-                    told = self.store.add(f"signal {self.ranks.rank}", self.interrupts.number) > 0
-                heard = max(self.store.add(f"signal {rank}", 0) for rank in range(self.ranks.world))
+                if self.interrupts.number and not relayed:
+                    relayed = self.store.add(f"signal {self.ranks.rank}", self.interrupts.number) > 0
+                signaled = max(self.store.add(f"signal {rank}", 0) for rank in range(self.ranks.world))
                 counts = self._counts()
             except RuntimeError:
                 self._end(0, "has ended")
                 return
-            self._answered = now = time.monotonic()
-            if heard and not self.interrupts.number:
-                self.interrupts.relay(heard)
-            at = [now if new != old else then for new, old, then in zip(counts, seen, at, strict=True)]
-            seen = counts
-            for rank, then in enumerate(at):
+            self._last_answer = now = time.monotonic()
+            if signaled and not self.interrupts.number:
+                self.interrupts.relay(signaled)
+            changed_at = [now if new != old else at for new, old, at in zip(counts, before, changed_at, strict=True)]
+            before = counts
+            for rank, then in enumerate(changed_at):
                 if now - then > SILENCE:
                     self._end(rank, f"has not answered for {SILENCE:.0f} s")
 
-    def _guard(self) -> None:
+    def _watch_store(self) -> None:
         """The second: a store whose rank is frozen holds the first for ever."""
-        asked = None
+        since = None
         while not self._over.wait(BEAT):
             now = time.monotonic()
-            if now - self._answered > SILENCE:
+            if now - self._last_answer > SILENCE:
                 self._end(0, f"has not answered for {SILENCE:.0f} s")
             number = self.interrupts.number
-            asked = (asked or now) if number and self._limited else None
-            if asked and now - asked > GRACE:
+            since = (since or now) if number and self._limited else None
+            if since and now - since > GRACE:
                 what = f"the RL step did not end within {GRACE:.0f} s and is abandoned"
                 name = signal.Signals(number).name
                 self.interrupts.end(f"stopped by {name}: {what}; the same command continues", 128 + number)

@@ -29,12 +29,13 @@ def main(config):
     if rate > float(os.environ.get("BREAKS", "9")): raise Broken("the run broke")
     if os.environ.get("FULL"): raise OSError(28, "No space left on device", "a.csv")
     if os.environ.get("REPORTS"):
-        from ngrpo.evaluation.pruning import Pruned, PruningReporter
-        report, counts = PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
+        from ngrpo.evaluation import pruning
+        report, counts = pruning.PruningReporter(config.sweep.trial), np.round(32 * rate * np.arange(1, 9) / 4)
+        pruning.solved = lambda samples: np.arange(32) < counts[:, None]
         try:
             for step in (10, 20):
-                report(step, lambda _: np.arange(32) < counts[:, None])
-        except Pruned as stop:
+                report(step, path)
+        except pruning.Pruned as stop:
             return {"pruned": str(stop)}
     value = math.nan if os.environ.get("NAN") and k == 2 else 1 - (rate - 0.2) ** 2 - 0.01 * abs(k - 3) + 0.001 * config.seed
     estimates = {"mean@n": {"value": value}, "pass@k": {"8": {"value": value}}}

@@ -19,6 +19,7 @@ from ngrpo.algorithm.algorithm import Algorithm
 from ngrpo.evaluation.benchmarks import Evaluation
 from ngrpo.exploration.base import Exploration
 from ngrpo.exploration.token_sampling import TokenSampling
+from ngrpo.loop import Parts
 from ngrpo.models.causal import CausalModel
 from ngrpo.models.loading import load, load_tokenizer, vocabulary
 from ngrpo.models.prompting import PLAIN, Prompts
@@ -31,7 +32,6 @@ from ngrpo.tasks.base import Score, Task
 from ngrpo.tasks.story_math import StoryMath
 from ngrpo.training.collect import TrainingConfig
 from ngrpo.training.critic import Critic
-from ngrpo.training.parts import Parts
 from ngrpo.training.policy import Batch, Policy
 from ngrpo.training.reference import Reference
 

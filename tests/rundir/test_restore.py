@@ -5,7 +5,7 @@ import itertools
 import pyarrow.parquet
 import pytest
 
-from ngrpo.evaluation.benchmarks import discard_damaged, partial_file, written_digests
+from ngrpo.evaluation.benchmarks import discard_damaged, partial_file
 from ngrpo.rundir import files
 from ngrpo.rundir.directory import RunDirectory
 from ngrpo.rundir.recorder import GROWING, Recorder, write_samples
@@ -129,7 +129,8 @@ def test_a_flipped_bit_in_any_page_is_missed(tmp_path):
 def test_a_flaw_that_parquet_does_not_see_is_seen_by_what_was_written(begun, capsys):
     recorder, _ = begun
     target = eval_samples(recorder.run.path, "bench", 3)
-    digest = written_digests(recorder.run.path)["samples/eval/bench-3.parquet"]
+    digest = recorder.digest(target)
+    assert digest == read_run(recorder.run.path).content["checksums"]["samples/eval/bench-3.parquet"]
     discard_damaged(target, [(0, 1)], 1, digest)
     assert target.exists()
     content = bytearray(target.read_bytes())

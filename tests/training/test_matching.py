@@ -71,9 +71,9 @@ def test_the_entropies_are_those_of_what_is_drawn_from(setting, make_strategy, m
     both = matching(make_strategy("neighbor_mix", model, vocabulary, rate=0.9, k=4))
     found = both.settle(model)
     total, tokens = 0.0, 0
-    rows = [("match", 0, problem.id, sample) for problem in both.task.problems for sample in range(SAMPLES)]
-    rollouts = both.sampler.generate(both.task.problems, rows)
-    for row in range(len(rows)):
+    identities = [("match", 0, problem.id, sample) for problem in both.task.problems for sample in range(SAMPLES)]
+    rollouts = both.sampler.generate(both.task.problems, identities)
+    for row in range(len(identities)):
         length = int(rollouts.lengths[row])
         prompt = rollouts.prompts[row, rollouts.prompt_mask[row]]
         line = torch.cat((prompt, rollouts.steps.tokens[row, :length]))

@@ -152,7 +152,7 @@ def test_a_step_that_does_not_end_after_a_signal_is_abandoned(monkeypatch):
     )
     guarded = watch.Watch(Ranks(0, 2), Interrupts())
     guarded.interrupts.number = signal.SIGTERM
-    thread = threading.Thread(target=guarded._guard)
+    thread = threading.Thread(target=guarded._watch_store)
     thread.start()
     time.sleep(0.5)
     assert not told  # what saves may take its time

@@ -6,6 +6,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import warm
 from strategies import neighbor_mix
 from updates import Stepping, fit, make
 
-from ngrpo.rundir.interrupts import Interrupted
+from ngrpo.rundir import checkpoints
+from ngrpo.rundir.interrupts import Interrupted, Interrupts
 from ngrpo.rundir.schema import read_run
 
 SMALL = [
@@ -246,6 +248,32 @@ def test_a_signal_in_the_rollout_of_a_step_that_searched_neighbors_leaves_no_tra
     assert [outcome.step for outcome in again.outcomes] == [3, 4] and "neighbor_drift" in again.outcomes[0].metrics
     for here, there in zip(again.outcomes, whole.outcomes[2:], strict=True):
         assert here.metrics == pytest.approx(there.metrics, rel=0, abs=0, nan_ok=True)
+
+
+class Late(Interrupts):
+    """A signal that comes after `number` was read so many times."""
+
+    def __init__(self, reads: int):
+        self.reads = reads
+        super().__init__()
+
+    @property
+    def number(self) -> int:
+        self.reads -= 1
+        return signal.SIGTERM * (self.reads < 0)
+
+    @number.setter
+    def number(self, value: int) -> None:
+        """No other signal comes."""
+
+
+@pytest.mark.parametrize("reads", range(8))
+def test_whenever_a_signal_comes_the_step_that_is_named_has_a_checkpoint(reads, tmp_path):
+    parts = make(kind=Stepping, steps=3, checkpoint_every=3)
+    with pytest.raises(Interrupted) as stop:
+        fit(replace(parts, interrupts=Late(reads)), tmp_path)
+    found = checkpoints.newest(tmp_path / "checkpoints")
+    assert (found[0] if found else 0) == stop.value.step
 
 
 ACTING = {"param_noise": ["exploration.target_kl=1e-5"], "rollout_dropout": []}  # on the model
