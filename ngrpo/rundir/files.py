@@ -55,8 +55,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | byt
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "wb") as file:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "w+b") as file:
             file.write(write) if isinstance(write, bytes) else write(file)
             file.flush()
             os.fsync(descriptor)
