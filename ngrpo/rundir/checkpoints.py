@@ -20,7 +20,7 @@ from ngrpo.rundir.files import DiskFull, sync_directory, write_atomically, write
 from ngrpo.rundir.schema import file_digest
 
 MANIFEST = "manifest.json"
-STATE, FILES = "state.pt", "files.json"  # in a checkpoint that is a folder: `state`; sha256 and bytes of all other files
+STATE, FILES = "state.pt", "files.json"  # in a folder: what `save` is given; sha256 and bytes of every other file
 # A file of torch is a zip archive, which may end with a comment and the length of it: here the checksum of all before.
 SEAL = (7 + 64).to_bytes(2, "little") + b"sha256:"
 TAIL = len(SEAL) + 64

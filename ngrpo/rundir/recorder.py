@@ -33,7 +33,6 @@ from ngrpo.rundir.schema import (
     eval_samples,
     file_digest,
     read_results,
-    step_name,
 )
 from ngrpo.tasks.base import OUTCOMES
 
@@ -111,7 +110,7 @@ class Recorder:
     def result(self, benchmark: str, step: int, entry: Mapping[str, Any]) -> None:
         """Puts the entry of a benchmark at an RL step in results.json, in place of an earlier one."""
         results = read_results(self.run.path)
-        steps = {**results.get(checked_name(benchmark), {}), step_name(step): entry}
+        steps = {**results.get(checked_name(benchmark), {}), str(step): entry}
         results[benchmark] = {key: steps[key] for key in sorted(steps, key=int)}
         write_json(results, self.run.path / "results.json")
         samples = eval_samples(self.run.path, benchmark, step)
