@@ -28,9 +28,6 @@ from ngrpo.rundir.schema import (
     recorded,
 )
 
-KEPT_HERE = {"checksum", "checksums",
-             "status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
-             "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
 OF_A_RUN = ("checkpoints", "metrics.csv", "results.json", "samples", "hf")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
@@ -139,13 +136,6 @@ class RunDirectory:
                     self.save()
             release(self._lock)
 
-    def update(self, **fields: Any) -> None:
-        """Puts `fields` in run.json; those that this class keeps itself are a ValueError."""
-        if kept := fields.keys() & KEPT_HERE:
-            raise ValueError(f"{', '.join(sorted(kept))} in run.json cannot be set by hand")
-        self.record |= fields
-        self.save()
-
     def finish(self) -> None:
         """Marks the run as finished: opening it again changes nothing."""
         self.save(status="finished", reason=None, finished=_now(), checksums=checksums(self.path))
@@ -198,20 +188,16 @@ class RunDirectory:
                 )
             self.record |= {**known, **facts, "status": "running", "reason": None, "earlier": earlier}
             self.record["resumed"] += 1
-        self.update(**info)
+        self.save(**info)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of a machine is another than it was, where that may change bits: `threads=1, which was 2`."""
-
-    def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-        inner = [(key, record.get(key) or {}) for key in ("versions", "hardware")]
-        return {**record, **{f"{key}.{name}": value for key, values in inner for name, value in values.items()}}
-
-    old, new = flat(before), flat(now)
+    old, new = dict(leaves(before)), dict(leaves(now))
     changed = [key for key in MAY_CHANGE_BITS if old.get(key) is not None and old[key] != new.get(key)]
-    shown = {key: key.rpartition(".")[2] for key in changed}
-    return "; ".join(f"{name}={new.get(key) or 'none'}, which was {old[key] or 'none'}" for key, name in shown.items())
+    return "; ".join(
+        f"{key.rpartition('.')[2]}={new.get(key) or 'none'}, which was {old[key] or 'none'}" for key in changed
+    )
 
 
 def _refuse_other_files(path: Path) -> None:

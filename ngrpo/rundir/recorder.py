@@ -155,7 +155,7 @@ class Recorder:
                 raise Changed(f"{what}: {TRUST} without it, fresh=true starts anew")
             print(f"note: {what}")
         if odd:
-            self.run.update(lost=sorted({*self.run.record.get("lost", []), *odd}))
+            self.run.save(lost=sorted({*self.run.record.get("lost", []), *odd}))
         for name in GROWING:
             path, content = self.run.path / name, kept.get("files", {}).get(name)
             if content is None:
