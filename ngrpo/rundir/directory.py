@@ -75,8 +75,7 @@ class RunDirectory:
             kind: one of schema.KINDS.
             fresh: empties the directory first, but for .lock and .hydra, if it holds a run.
             trust_changed: goes on where a file is not what the run left.
-            info: further entries of run.json: `threads`, `devices`, `batching`, `gpus` (names) and what else is worth
-                keeping.
+            info: further entries of run.json: `threads`, `devices`, `batching` and what else is worth keeping.
             versions: those of the data.
         Raises:
             RunLocked: another living process holds the directory.
@@ -171,7 +170,7 @@ class RunDirectory:
     def _begin(
         self, config: Mapping[str, Any], known: dict[str, Any], info: dict[str, Any], versions: dict[str, str]
     ) -> None:
-        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware(info.pop("gpus", []))}
+        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware()}
         facts |= {name: info.get(name) for name in ("threads", "devices", "batching")}
         if self.status is None:
             self.record = {
