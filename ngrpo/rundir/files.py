@@ -77,7 +77,7 @@ def write_json(content: object, path: str | Path) -> None:
     Raises:
         TypeError: something that JSON has no form for, naming where it stands.
     """
-    text = json.dumps(plain(content, "$", finite_or_none), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
 
 
@@ -86,7 +86,7 @@ def write_over(content: Mapping[str, Any], path: Path) -> None:
 
     A crash of the machine could tear it. Raises OSError where the file is shorter.
     """
-    text = json.dumps(plain(content, "$", finite_or_none), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(plain(content), ensure_ascii=False, allow_nan=False).encode()
     with open(path, "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if len(text) >= size:
@@ -141,7 +141,11 @@ def read_table(path: str | Path) -> "pyarrow.Table | None":
         return None
 
 
-def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def plain(value: Any, where: str = "$", number: Callable[[float], Any] = _finite_or_none) -> Any:
     """`value` in JSON's containers; `number` says what becomes of a float, `where` leads to the value."""
     if hasattr(value, "tolist"):  # a number or an array of numpy or torch
         value = value.tolist()
@@ -156,10 +160,6 @@ def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
     if isinstance(value, (str, Path)):
         return clean(str(value))
     raise TypeError(f"{where} is a {type(value).__name__}, for which JSON has no form")
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def clean(value: Any, text: bool = False) -> Any:
