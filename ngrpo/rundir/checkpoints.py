@@ -1,5 +1,6 @@
 """Checkpoints that survive a kill at any moment: plain containers, a checksum in each file, never a pickle that runs."""
 
+import errno
 import hashlib
 import json
 import os
@@ -92,7 +93,7 @@ def refuse_full(run: Path, size: int, model: int, most: int) -> None:
         what = f"{most} checkpoints of {size / 2**20:,.0f} MiB and a model of {model / 2**20:,.0f} MiB"
         have = f"{needed / 2**20:,.0f} MiB are needed for {what}, and {free / 2**20:,.0f} MiB are free"
         fix = "make room, set checkpoints.keep=1, or choose another disk with hydra.run.dir="
-        raise DiskFull(f"{run} has no room: {have}; nothing was begun: {fix}")
+        raise DiskFull(errno.ENOSPC, f"{run} has no room: {have}; nothing was begun: {fix}")
 
 
 def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:

@@ -28,16 +28,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DiskFull(OSError):
-    """There is no room for a file; one line with its name, what was needed, and what is kept."""
-
-    def __init__(self, line: str, number: int = errno.ENOSPC):
-        super().__init__(number, line)
+    """There is no room for a file; (errno, one line with its name, what was needed, and what is kept)."""
 
     def __str__(self) -> str:
         return self.args[1]
-
-    def __reduce__(self):
-        return DiskFull, (self.args[1], self.args[0])
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | bytes) -> None:
@@ -199,7 +193,8 @@ def no_room(error: BaseException) -> DiskFull | None:
         number, file = getattr(seen, "errno", None), getattr(seen, "filename", None)
         if number in DISK_FULL or SAYS_FULL.search(str(seen)):
             told = " ".join(str(seen).split())[:300]
-            return DiskFull(f"{file or 'a file'} was not written: {told if not file else 'the disk is full'}; {KEPT}")
+            why = "the disk is full" if file else told
+            return DiskFull(errno.ENOSPC, f"{file or 'a file'} was not written: {why}; {KEPT}")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -207,7 +202,7 @@ def no_room(error: BaseException) -> DiskFull | None:
 def _disk_full(path: Path, error: OSError, needed: str) -> DiskFull:
     free = shutil.disk_usage(path.parent).free
     why = f"{error.strerror}, it needs {needed} bytes and there are {free:,} bytes free on its disk"
-    return DiskFull(f"{path} was not written: {why}; {KEPT}", error.errno or errno.ENOSPC)
+    return DiskFull(error.errno, f"{path} was not written: {why}; {KEPT}")
 
 
 def sync_directory(path: Path) -> None:
