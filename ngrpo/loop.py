@@ -198,7 +198,7 @@ def evaluate(parts: Parts, step: int, ranks: Ranks) -> None:
 
     def advance(benchmark: str, tokens: int) -> None:
         if tokens:
-            parts.progress.batch(benchmark, tokens)
+            parts.progress.batch(benchmark)
         if stopped := max(ranks.gather(parts.interrupts.number)):
             raise Interrupted(stopped, step)
 

@@ -231,7 +231,7 @@ def sample(run: RunDirectory, labels: Mapping[str, Any], evaluation: Evaluation,
 
     def advance(benchmark: str, tokens: int) -> None:
         if tokens:
-            progress.batch(benchmark, tokens)
+            progress.batch(benchmark)
         if INTERRUPTS.number:
             raise Interrupted(INTERRUPTS.number, step)
 

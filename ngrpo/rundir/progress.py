@@ -93,7 +93,7 @@ class Progress:
         """An evaluation of so many batches begins."""
         self.evaluating = self.count(f"evaluate at {step}", batches)
 
-    def batch(self, benchmark: str, tokens: int) -> None:
+    def batch(self, benchmark: str) -> None:
         """One batch of it is done."""
         if self.evaluating is not None:
             self.evaluating.advance(benchmark)

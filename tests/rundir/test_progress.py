@@ -68,7 +68,7 @@ def test_an_evaluation_of_a_minute_is_silent_and_a_long_one_is_not(clock, lines)
     shown.evaluation(0, 4)
     for seconds in (29, 29, 29, 29):
         clock(seconds)
-        shown.batch("story_math", 7)
+        shown.batch("story_math")
     shown.evaluated()
     assert lines() == ["evaluate at 0 3/4  story_math  about 29 s left"]
 
