@@ -86,7 +86,7 @@ def measure(part: str, options: Options) -> tuple[dict[str, Any], Any]:
         "load_after": load(),
         "versions": versions,
         "git_commit": git_commit(),
-        "hardware": hardware(gpus),
+        "hardware": hardware() | {"gpus": gpus},
     }, measured
 
 

@@ -164,7 +164,7 @@ def _record_facts(config: DictConfig, run: RunDirectory, sampler: Sampler, read:
     facts = {"left_out": counts, "data_notes": notes, "asked": sampler.prompts.report(sampler.strategy.vocabulary)}
     facts["trimmed"] = files.trimmed(composed.model_path(config))
     facts["control"] = str(OmegaConf.select(config, "algorithm.control._target_") or "").rpartition(".")[2]
-    run.update(**{name: fact for name, fact in facts.items() if fact})
+    run.save(**{name: fact for name, fact in facts.items() if fact})
 
 
 def _engine(config: DictConfig, *strategies: DictConfig) -> tuple[Any, ...]:
@@ -257,5 +257,5 @@ def _recorder(config: DictConfig, run: RunDirectory) -> Recorder:
     content = {name: node for name, node in composed.plain(config).items() if name not in ("schema", "hydra")}
     make = functools.partial(composed.instantiate, save_dir=run.path)
     trackers = Trackers({name: functools.partial(make, node) for name, node in content["logger"].items()}, content)
-    run.update(trackers=trackers.links)
+    run.save(trackers=trackers.links)
     return Recorder(run, trackers)

@@ -25,7 +25,7 @@ def main(config: DictConfig) -> dict[str, Any]:
             print("already diagnosed; fresh=true starts anew")
         else:
             nodes = {name: part.exploration for name, part in cli.compositions(list(config.strategies)).items()}
-            run.update(compositions={name: composed.plain(node) for name, node in nodes.items()})
+            run.save(compositions={name: composed.plain(node) for name, node in nodes.items()})
             if not (run.path / "timings.csv").exists():  # written after everything else that is sampled
                 sample(*build.diagnosis(request, run, nodes))
         found = diagnosis.diagnose(diagnosis.read(run.path))

@@ -1,7 +1,9 @@
 """Checkpoints that survive a kill at any moment: plain containers, a checksum in each file, never a pickle that runs."""
 
+import errno
 import hashlib
 import json
+import os
 import random
 import re
 import shutil
@@ -15,10 +17,11 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from ngrpo.rundir import folders
 from ngrpo.rundir.files import DiskFull, sync_directory, write_atomically, write_json
+from ngrpo.rundir.schema import file_digest
 
 MANIFEST = "manifest.json"
+STATE, FILES = "state.pt", "files.json"  # in a folder: what `save` is given; sha256 and bytes of every other file
 # A file of torch is a zip archive, which may end with a comment and the length of it: here the checksum of all before.
 SEAL = (7 + 64).to_bytes(2, "little") + b"sha256:"
 TAIL = len(SEAL) + 64
@@ -90,7 +93,7 @@ def refuse_full(run: Path, size: int, model: int, most: int) -> None:
         what = f"{most} checkpoints of {size / 2**20:,.0f} MiB and a model of {model / 2**20:,.0f} MiB"
         have = f"{needed / 2**20:,.0f} MiB are needed for {what}, and {free / 2**20:,.0f} MiB are free"
         fix = "make room, set checkpoints.keep=1, or choose another disk with hydra.run.dir="
-        raise DiskFull(f"{run} has no room: {have}; nothing was begun: {fix}")
+        raise DiskFull(errno.ENOSPC, f"{run} has no room: {have}; nothing was begun: {fix}")
 
 
 def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
@@ -110,7 +113,7 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
     # Of two files of one step the one that was set aside, whose name is longer, is the older.
     for name, entry in sorted(entries.items(), key=lambda item: (item[1]["step"], -len(item[0])), reverse=True):
         try:
-            state = _load(directory / name, entry)
+            state = _load(directory / name)
         except (OSError, CheckpointError) as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -150,48 +153,24 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(generator, device)
 
 
-class _Sealed:
-    """A file that is hashed as it is written, so that a checkpoint is neither buffered nor read again.
-
-    The last two bytes of a zip archive say how long its comment is; they are held back, so that `close` can add one.
-    """
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.sha256, self.bytes, self.held = file, hashlib.sha256(), 0, b""
-        self.flush = file.flush
-
-    def write(self, data: bytes | memoryview) -> int:
-        view = memoryview(data).cast("B")
-        if len(view) < 2:
-            view = memoryview(self.held + view.tobytes())
-        else:
-            self._put(self.held)
-        self._put(view[:-2])
-        self.held = view[-2:].tobytes()
-        return len(data)
-
-    def close(self) -> None:
-        """Ends the archive with a comment: the checksum of all before it."""
-        self._put(SEAL + self.sha256.hexdigest().encode())
-
-    def _put(self, data: bytes | memoryview) -> None:
-        self.file.write(data)
-        self.sha256.update(data)
-        self.bytes += len(data)
-
-
 def _write(path: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+    """One file, ended by a comment with the checksum of all before it; returns the sha256 and bytes of the whole."""
     written: dict[str, Any] = {}
 
     def stream(file: BinaryIO) -> None:
-        sealed = _Sealed(file)
         try:
-            torch.save(state, sealed)  # pyright: ignore[reportArgumentType]
+            torch.save(state, file)
         except RuntimeError as error:
             # torch answers a failed write with an error of its own, which says nothing of the disk.
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        sealed.close()
-        written.update(sha256=sealed.sha256.hexdigest(), bytes=sealed.bytes)
+        file.seek(-2, os.SEEK_END)  # the length of the comment, which was 0
+        file.truncate()
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")  # pyright: ignore[reportArgumentType]
+        tail = SEAL + digest.hexdigest().encode()
+        file.write(tail)
+        digest.update(tail)
+        written.update(sha256=digest.hexdigest(), bytes=file.tell())
 
     write_atomically(path, stream)
     return written
@@ -202,39 +181,48 @@ def _write_folder(path: Path, state: Mapping[str, Any], write: Write) -> dict[st
     part = unfinished(path.parent, int(path.name[5:13]))
     part.mkdir()
     files = write(part)
-    folders.seal(part, {folders.STATE: _write(part / folders.STATE, state), **files})
+    write_json({STATE: _write(part / STATE, state), **files}, part / FILES)
     part.replace(path)
     sync_directory(path.parent)
-    return folders.entry(path)
+    return _folder_entry(path)
+
+
+def _folder_entry(folder: Path) -> dict[str, Any]:
+    """The manifest's entry of a folder, whose checksum is that of its list of files."""
+    files = json.loads((folder / FILES).read_bytes())
+    size = sum(file["bytes"] for file in files.values())
+    return {"step": int(folder.name[5:13]), "sha256": file_digest(folder / FILES), "bytes": size}
+
+
+def _is_whole_folder(folder: Path) -> bool:
+    """Whether every file is there as it was listed."""
+    with suppress(OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        files = json.loads((folder / FILES).read_bytes())
+        return STATE in files and all(file_digest(folder / name) == file["sha256"] for name, file in files.items())
+    return False
 
 
 def _entry(path: Path) -> dict[str, Any] | None:
-    """What the manifest says of a checkpoint, told by itself alone; None where its own checksums do not hold."""
+    """The manifest's entry of a checkpoint, from the checkpoint alone; None where its own checksums do not hold."""
     if path.is_dir():
-        return folders.entry(path) if folders.is_whole(path) else None
+        return _folder_entry(path) if _is_whole_folder(path) else None
     size, digest = path.stat().st_size, hashlib.sha256()
     with open(path, "rb") as file:
-        for _ in range(max(0, size - TAIL) // CHUNK):
-            digest.update(file.read(CHUNK))
-        digest.update(file.read(max(0, size - TAIL) % CHUNK))
-        own, tail = digest.hexdigest(), file.read()
+        while chunk := file.read(max(0, min(CHUNK, size - TAIL - file.tell()))):
+            digest.update(chunk)
+        tail = file.read()
+    intact = tail == SEAL + digest.hexdigest().encode()
     digest.update(tail)
-    return (
-        {"step": int(path.name[5:13]), "sha256": digest.hexdigest(), "bytes": size}
-        if tail == SEAL + own.encode()
-        else None
-    )
+    return {"step": int(path.name[5:13]), "sha256": digest.hexdigest(), "bytes": size} if intact else None
 
 
-def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
+def _load(path: Path) -> dict[str, Any]:
     folder = path.is_dir()
-    found = _entry(path) if folder else {"sha256": folders.sha256(path)}
-    # Where a file of its own checksum has another one there, it is the manifest that is damaged.
-    if found is None or (found["sha256"] != entry["sha256"] and (folder or _entry(path) is None)):
+    if _entry(path) is None:
         what = "files" if folder else f"{path.stat().st_size} bytes"
         raise CheckpointError(f"its {what} do not match their checksum")
     try:
-        state = torch.load(path / folders.STATE if folder else path, map_location="cpu", weights_only=True)
+        state = torch.load(path / STATE if folder else path, map_location="cpu", weights_only=True)
     except Exception as error:  # a pickle can fail in any way, and each of them means: not this one
         raise CheckpointError(f"refused by torch ({str(error).splitlines()[0][:120]})") from error
     return {**state, "folder": str(path)} if folder else state
@@ -243,9 +231,6 @@ def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
 def _tidy(directory: Path) -> Entries:
     """The listed checkpoints that exist, after the remains of a killed save were removed."""
     directory.mkdir(parents=True, exist_ok=True)
-    if not (directory / MANIFEST).exists() and not _files(directory):
-        # Then a file without a manifest is never the remains of a first save, but always a lost manifest.
-        write_json({}, directory / MANIFEST)
     entries = {name: entry for name, entry in _read_manifest(directory).items() if (directory / name).exists()}
     _remove_unlisted(directory, entries)
     for part in directory.glob(".*.part"):

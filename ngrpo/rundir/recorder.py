@@ -33,7 +33,6 @@ from ngrpo.rundir.schema import (
     eval_samples,
     file_digest,
     read_results,
-    step_name,
 )
 from ngrpo.tasks.base import OUTCOMES
 
@@ -91,7 +90,9 @@ class Recorder:
             self.trackers.step(step, metrics, {**rates, **phases})
         write_samples(rows, self.run.path / TRAIN_SAMPLES.format(step=step))
         if explored:
-            write_parquet([*_rows(self.run.path / STEP_SAMPLES), *explored], self.run.path / STEP_SAMPLES)
+            path = self.run.path / STEP_SAMPLES
+            earlier = pyarrow.parquet.read_table(path).to_pylist() if path.exists() else []
+            write_parquet([*earlier, *explored], path)
         if time.monotonic() - self.run.saved > SECONDS_BETWEEN_HEARTBEATS:
             self.run.save()
 
@@ -102,7 +103,7 @@ class Recorder:
             ValueError: no whole number under `step`, or one that is not beyond the last row's.
         """
         path = self.run.path / f"{name}.csv"
-        rows = _cells(path)
+        rows = [{key: cell or None for key, cell in row.items()} for row in read_csv(path)]
         step, last = row.get("step"), int(rows[-1]["step"] or -1) if rows else -1
         if not isinstance(step, int) or step <= last:
             raise ValueError(f"{path.name} takes one row per RL step: got step={step!r} after {last}")
@@ -111,7 +112,7 @@ class Recorder:
     def result(self, benchmark: str, step: int, entry: Mapping[str, Any]) -> None:
         """Puts the entry of a benchmark at an RL step in results.json, in place of an earlier one."""
         results = read_results(self.run.path)
-        steps = {**results.get(checked_name(benchmark), {}), step_name(step): entry}
+        steps = {**results.get(checked_name(benchmark), {}), str(step): entry}
         results[benchmark] = {key: steps[key] for key in sorted(steps, key=int)}
         write_json(results, self.run.path / "results.json")
         samples = eval_samples(self.run.path, benchmark, step)
@@ -160,7 +161,7 @@ class Recorder:
                 raise Changed(f"{what}: {TRUST} without it, fresh=true starts anew")
             print(f"note: {what}")
         if odd:
-            self.run.update(lost=sorted({*self.run.record.get("lost", []), *odd}))
+            self.run.save(lost=sorted({*self.run.record.get("lost", []), *odd}))
         for name in GROWING:
             path, content = self.run.path / name, kept.get("files", {}).get(name)
             if content is None:
@@ -203,26 +204,15 @@ def _lost(name: str, path: Path, content: bytes) -> str:
 
 def _records(name: str, content: bytes) -> dict[Any, Any]:
     """What a file that grows holds, by what none of it changes later: rows by their place, results by benchmark and step."""
+    if name.endswith(".json"):
+        results = json.loads(content).items()
+        return {(benchmark, step): entry for benchmark, steps in results for step, entry in steps.items()}
     if name.endswith(".csv"):
         rows = list(csv.DictReader(io.StringIO(content.decode(), newline="")))
-        # A column that came later is empty in the rows before it.
-        return {at: {key: cell for key, cell in row.items() if cell} for at, row in enumerate(rows)}
-    if name.endswith(".parquet"):
-        table = pyarrow.parquet.read_table(io.BytesIO(content), page_checksum_verification=True)
-        return {
-            at: {key: cell for key, cell in row.items() if cell is not None} for at, row in enumerate(table.to_pylist())
-        }
-    return {
-        (benchmark, step): entry for benchmark, steps in json.loads(content).items() for step, entry in steps.items()
-    }
-
-
-def _cells(path: Path) -> list[dict[str, str | None]]:
-    return [{name: cell or None for name, cell in row.items()} for row in read_csv(path)]
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return pyarrow.parquet.read_table(path).to_pylist() if path.exists() else []
+    else:
+        rows = pyarrow.parquet.read_table(io.BytesIO(content), page_checksum_verification=True).to_pylist()
+    # A column that came later is empty in the rows before it.
+    return {at: {key: cell for key, cell in row.items() if cell not in (None, "")} for at, row in enumerate(rows)}
 
 
 class Clock:

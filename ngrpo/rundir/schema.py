@@ -32,19 +32,12 @@ SAMPLE_TYPES = {
 NOT_IDENTITY = {"hydra", "logger", "sweep", "schema", "fresh", "trust_changed", "paths", "grading", "checkpoints",
                 "engine_correction", "preset"}  # fmt: skip
 OF_ENGINE = ("_target_", "dtype", "options")  # the others are about memory
-UNSET = {
-    "bonus",
-    "control",
-    "reweight",
-    "match_norm",
-    "retry",
-}  # of an algorithm: came later; a run that has none is as before
 OF_CORRECTION = {"correction", "correction_level", "correction_cap"}  # which say nothing of a run without a correction
+# Settings of an algorithm that came later, with the values that leave a run what it was before.
 LATER = {
-    "correction_floor": 0,
-    "correction_measure": "ratio",
-    "correction_normalize": False,
-}  # as UNSET, with these values
+    "bonus": None, "control": None, "reweight": None, "match_norm": None, "retry": None,
+    "correction_floor": 0, "correction_measure": "ratio", "correction_normalize": False,
+}  # fmt: skip
 # What keys of a configuration, with all below them, were called in older versions.
 RENAMED = {
     "algorithm.reward": "algorithm.reward_shaping", "exploration.realisation": "exploration.text_token",
@@ -62,18 +55,11 @@ SHAPES = {
     "status": str | None, "kind": str, "config_hash": str | None, "config": dict, "data": dict, "seed": int | None,
     "results_version": int, "versions": dict, "hardware": dict, "earlier": list, "resumed": int,
     "wall_seconds": int | float,
+    "config.steps": int, "config.seed": int, "config.model": dict, "config.run": str | None,
 }  # fmt: skip
-SHAPES_OF_CONFIG = {"steps": int, "seed": int, "model": dict, "run": str | None}
-NOT_NEGATIVE = ("steps", "seed", "wall_seconds", "resumed")
-CHECKED = (
-    "metrics.csv",
-    "timings.csv",
-    "results.json",
-    "steps.parquet",
-    "neighbors.parquet",
-    "samples/**/*",
-    "hf/**/*",
-)  # files of a finished run
+NOT_NEGATIVE = ("config.steps", "config.seed", "seed", "wall_seconds", "resumed")
+CHECKED = ("metrics.csv", "timings.csv", "results.json", "steps.parquet", "neighbors.parquet",
+           "samples/**/*", "hf/**/*")  # files of a finished run  # fmt: skip
 NOT_READ = ("README", ".")  # how names begin of what others put beside a model
 TRUST = "trust_changed=true goes on"
 KNOWN = ("status", "config_hash", "config", "data", "seed", "results_version")
@@ -133,18 +119,19 @@ def read_run(directory: str | Path, *, trust_changed: bool = False) -> RunRecord
     """The record of a run directory; trust_changed: also where it was changed by hand. Raises Unreadable, Changed."""
     place = Path(directory)
     content = _object(place / "run.json")
-    shapes = [(content, SHAPES, ""), (content.get("config", {}), SHAPES_OF_CONFIG, "config.")]
-    for node, shape, above in shapes if isinstance(content.get("config", {}), dict) else shapes[:1]:
-        for name, value in ((name, node[name]) for name in shape if name in node):
-            negative = name in NOT_NEGATIVE and isinstance(value, int | float) and not 0 <= value < 2**53
-            if not isinstance(value, shape[name]) or isinstance(value, bool) or negative:
-                raise Unreadable(f"{place}/run.json is damaged ({above}{name} is {json.dumps(value)[:40]})")
+    config = content.get("config", {})
+    inner = config.items() if isinstance(config, dict) else ()
+    found = content | {f"config.{name}": value for name, value in inner}
+    for name, value in ((name, found[name]) for name in SHAPES if name in found):
+        negative = name in NOT_NEGATIVE and isinstance(value, int | float) and not 0 <= value < 2**53
+        if not isinstance(value, SHAPES[name]) or isinstance(value, bool) or negative:
+            raise Unreadable(f"{place}/run.json is damaged ({name} is {json.dumps(value)[:40]})")
     if content.get("kind", "run") not in KINDS:
         raise Unreadable(f"{place}/run.json is damaged (kind={content['kind']} is none of {', '.join(KINDS)})")
     if not trust_changed and content.get("checksum", own := checksum_of(content)) != own:
         raise Changed(f"{place}/run.json was changed or is damaged (its checksum does not hold): {TRUST}")
     known = {name: content[name] for name in KNOWN if name in content}
-    kind = content.get("kind") or _kind_before_0_2(place, content.get("config", {}))
+    kind = content.get("kind") or _kind_before_0_2(place, config)
     return RunRecord(place, kind=kind, content=content, **known)
 
 
@@ -233,14 +220,7 @@ def checked_name(name: str) -> str:
 
 def eval_samples(directory: str | Path, benchmark: str, step: int) -> Path:
     """The file of the completions of one benchmark at one RL step; an unfit benchmark name is a ValueError."""
-    return Path(directory, "samples", "eval", f"{checked_name(benchmark)}-{step_name(step)}.parquet")
-
-
-def step_name(step: int) -> str:
-    """An RL step in a file name."""
-    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
-        raise ValueError(f"an RL step is a whole number of at least 0, got {step!r}")
-    return str(step)
+    return Path(directory, "samples", "eval", f"{checked_name(benchmark)}-{step}.parquet")
 
 
 def recorded(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,8 +245,7 @@ def identity(config: Mapping[str, Any]) -> dict[str, Any]:
         chosen = {**engine, "options": options}
         kept["engine"] = {"_target_": None} | {key: chosen[key] for key in OF_ENGINE if chosen.get(key)}
     if isinstance(algorithm := kept.get("algorithm"), Mapping):
-        silent = {key for key in UNSET if algorithm.get(key) is None}
-        silent |= {key for key, nothing in LATER.items() if algorithm.get(key) == nothing}
+        silent = {key for key, nothing in LATER.items() if algorithm.get(key) == nothing}
         silent |= OF_CORRECTION if algorithm.get("correction") == "none" else set()
         kept["algorithm"] = _without(algorithm, silent)
     return canonical(kept)

@@ -52,7 +52,7 @@ class Matching:
         found = known or ranks.gather(self._found(model))[0]  # which may differ in last digits from rank to rank
         self.sampler.strategy.temperature = found["temperature"]
         if self.run and not known:
-            self.run.update(matched=found)
+            self.run.save(matched=found)
         return found
 
     def _found(self, model: CausalModel) -> Mapping[str, Any]:

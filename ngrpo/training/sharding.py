@@ -25,7 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ngrpo.models.causal import CausalModel
 from ngrpo.ranks import Ranks
-from ngrpo.rundir.folders import sha256
+from ngrpo.rundir.schema import file_digest
 from ngrpo.training.policy import Batch, Policy
 from ngrpo.training.reference import Reference
 
@@ -156,7 +156,7 @@ def _write(tensors: dict[str, Tensor], ranks: Ranks, folder: Path) -> dict[str, 
         error = next(iter(failed.failures.values()))[0]
         raise error if isinstance(error, OSError) else RuntimeError(f"{folder}: {error}") from None
     files = [*folder.glob(f"__{ranks.rank}_*"), *([folder / ".metadata"] if ranks.rank == 0 else [])]
-    found = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in files}
+    found = {path.name: {"sha256": file_digest(path), "bytes": path.stat().st_size} for path in files}
     return {name: entry for entries in ranks.gather(found) for name, entry in entries.items()}
 
 

@@ -122,7 +122,7 @@ def test_a_lost_record_is_named(copy):
 
 def test_a_record_that_is_written_again_and_again_stays_sealed(tmp_path):
     with RunDirectory.open(tmp_path, {"seed": 1}, hash="x") as run:
-        run.update(mine=float("nan"))
+        run.save(mine=float("nan"))
     assert read_run(tmp_path).content["mine"] is None
 
 

@@ -444,17 +444,11 @@ def test_no_name_leads_out_of_the_directory(name):
     assert len(Path(os.path.normpath(inside)).parts) == 3 and inside.startswith("outputs/")
 
 
-@pytest.mark.parametrize("step", [-1, 1.5, "1", True, None])
-def test_a_step_is_a_whole_number(step):
-    with pytest.raises(ValueError, match="RL step"):
-        eval_samples("a", "b", step)
-
-
 # ---- the life of a run
 
 
 def test_a_run_starts_goes_on_and_ends(tmp_path):
-    info = {"threads": 2, "devices": 1, "batching": (512, 8), "gpus": ["H200"], "device_seconds": 1.5}
+    info = {"threads": 2, "devices": 1, "batching": (512, 8), "device_seconds": 1.5}
     with RunDirectory.open(tmp_path / "a" / "b", CONFIG, hash=HASH, info=info, versions={"story_math": "v1"}) as run:
         assert run.status is None
         record = json.loads((run.path / "run.json").read_text())
@@ -463,13 +457,13 @@ def test_a_run_starts_goes_on_and_ends(tmp_path):
         assert schema.identity(record["config"]) == schema.identity(CONFIG)
         assert (record["threads"], record["batching"], record["device_seconds"]) == (2, [512, 8], 1.5)
         assert (record["kind"], record["devices"], record["results_version"]) == ("run", 1, schema.RESULTS_VERSION)
-        assert record["hardware"]["gpus"] == ["H200"] and record["hardware"]["cores"] >= 1
+        assert record["hardware"]["cores"] >= 1
         assert {"python", "ngrpo", "torch", "numpy"} <= record["versions"].keys()
         time.sleep(0.05)
     with RunDirectory.open(run.path, CONFIG, hash=HASH, info=info | {"threads": 4}) as run:
         assert run.status == "running" and run.record["wall_seconds"] >= 0.05
         assert (run.record["resumed"], run.record["earlier"]) == (1, [{"threads": 2}])
-        run.update(peak_memory=3)
+        run.save(peak_memory=3)
         time.sleep(0.05)
         run.finish()
     record = json.loads((run.path / "run.json").read_text())
@@ -478,9 +472,11 @@ def test_a_run_starts_goes_on_and_ends(tmp_path):
     assert record["created"].endswith("+00:00")
 
 
-def test_a_run_that_goes_on_elsewhere_says_so_in_one_note_and_keeps_what_was(tmp_path, capsys):
+def test_a_run_that_goes_on_elsewhere_says_so_in_one_note_and_keeps_what_was(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(provenance, "PROC", tmp_path / "proc")
+
     def open_with(**info):
-        with RunDirectory.open(tmp_path, CONFIG, hash=HASH, info=info) as run:
+        with RunDirectory.open(tmp_path / "run", CONFIG, hash=HASH, info=info) as run:
             return run.record["earlier"], capsys.readouterr().out.splitlines()
 
     assert open_with(threads=2, devices=1) == ([], [])
@@ -488,10 +484,13 @@ def test_a_run_that_goes_on_elsewhere_says_so_in_one_note_and_keeps_what_was(tmp
     assert earlier == [{"threads": 2}] and note.startswith("note: continued with threads=4, which was 2: ")
     assert "devices" not in note
     assert open_with(threads=4, devices=1) == ([{"threads": 2}], [])
-    earlier, (note,) = open_with(threads=4, devices=2, gpus=["H200"])
+    gpu = tmp_path / "proc" / "driver" / "nvidia" / "gpus" / "0000:01:00.0" / "information"
+    gpu.parent.mkdir(parents=True)
+    gpu.write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 74\n")
+    earlier, (note,) = open_with(threads=4, devices=2)
     assert earlier[0] == {"threads": 2} and earlier[1]["devices"] == 1 and earlier[1]["hardware"]["gpus"] == []
-    assert "devices=2, which was 1" in note and "gpus=['H200'], which was none" in note and "threads" not in note
-    assert read_run(tmp_path).content["earlier"] == earlier
+    assert "devices=2, which was 1" in note and "gpus=['NVIDIA H200'], which was none" in note and "threads" not in note
+    assert read_run(tmp_path / "run").content["earlier"] == earlier
 
 
 def test_opening_a_finished_run_changes_no_file(tmp_path):
@@ -515,15 +514,6 @@ def test_an_error_is_noted_and_an_interruption_is_not_a_failure(tmp_path):
         raise KeyboardInterrupt
     with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run:
         assert run.status == "interrupted" and run.record["reason"] is None and run.record["resumed"] == 2
-
-
-def test_what_the_directory_keeps_itself_cannot_be_set(tmp_path):
-    with RunDirectory.open(tmp_path, CONFIG, hash=HASH) as run, pytest.raises(ValueError, match="config_hash, status"):
-        run.update(status="finished", config_hash="0")
-    assert json.loads((tmp_path / "run.json").read_text())["status"] == "running"
-    with pytest.raises(ValueError, match="seed"):
-        RunDirectory.open(tmp_path / "b", CONFIG, hash=HASH, info={"seed": 4})
-    RunDirectory.open(tmp_path / "b", CONFIG, hash=HASH).close()  # the lock was let go
 
 
 def test_another_run_is_refused_with_the_keys_that_differ(tmp_path):
@@ -720,8 +710,6 @@ def test_results_stand_under_benchmark_and_step(tmp_path):
         assert list(read_results(tmp_path)["hard"]) == ["2", "10"]
         with pytest.raises(ValueError, match="cannot name a file"):
             recorder.result("../x", 1, {})
-        with pytest.raises(ValueError, match="RL step"):
-            recorder.result("hard", -1, {})
 
 
 # ---- where it runs
