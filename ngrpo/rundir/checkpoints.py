@@ -113,7 +113,7 @@ def newest(directory: str | Path) -> tuple[int, dict[str, Any]] | None:
     # Of two files of one step the one that was set aside, whose name is longer, is the older.
     for name, entry in sorted(entries.items(), key=lambda item: (item[1]["step"], -len(item[0])), reverse=True):
         try:
-            state = _load(directory / name)
+            state = _load(directory / name, entry)
         except (OSError, CheckpointError) as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -216,9 +216,10 @@ def _entry(path: Path) -> dict[str, Any] | None:
     return {"step": int(path.name[5:13]), "sha256": digest.hexdigest(), "bytes": size} if intact else None
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     folder = path.is_dir()
-    if _entry(path) is None:
+    # Files of 0.1 have no checksum of their own, but that of the manifest.
+    if _entry(path) is None and (folder or file_digest(path) != entry["sha256"]):
         what = "files" if folder else f"{path.stat().st_size} bytes"
         raise CheckpointError(f"its {what} do not match their checksum")
     try:
@@ -231,6 +232,9 @@ def _load(path: Path) -> dict[str, Any]:
 def _tidy(directory: Path) -> Entries:
     """The listed checkpoints that exist, after the remains of a killed save were removed."""
     directory.mkdir(parents=True, exist_ok=True)
+    if not (directory / MANIFEST).exists() and not _files(directory):
+        # Then a file without a manifest is never the remains of a first save, but always a lost manifest.
+        write_json({}, directory / MANIFEST)
     entries = {name: entry for name, entry in _read_manifest(directory).items() if (directory / name).exists()}
     _remove_unlisted(directory, entries)
     for part in directory.glob(".*.part"):
