@@ -32,8 +32,7 @@ RESERVED, STOP, OPENS, ENDS, WORD, V, D = 0, 1, 2, 3, 5, 7, 4
 VOCABULARY = Vocabulary(6, (RESERVED, STOP), (STOP,), (OPENS, ENDS), (4,))  # 2 to 5 are ordinary tokens, 6 is padding
 LIKELIEST = {"word": WORD, "delimiter": ENDS, "reserved": RESERVED, "stop": STOP}  # in each of four rows of logits
 SPREAD = 3.2  # of a row of logits, so that every token is drawn, even at temperature 0.6
-APART = 3  # decode steps between two cells
-FEW = 3  # replaces counts no smaller than the vocabulary: top-k 20 would not filter 7 tokens
+APART = FEW = 3  # decode steps between two cells; what replaces counts no smaller than the vocabulary
 DENSITIES = (GAUSSIAN, GUMBEL, DIRICHLET)
 ALPHA = 1e-6  # a test with a smaller p-value fails; seeds are fixed, so what passes once passes always
 ENOUGH = 5.0  # expected draws in a cell of a chi-square test; cells with fewer are pooled
