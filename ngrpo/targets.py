@@ -34,7 +34,7 @@ RENAMED_VARIABLE = [f"NGRPO_REWARDS={OLD}: is now called NGRPO_PLUGINS; NGRPO_PL
 OF_HYDRA = re.compile(
     r"hydra\._internal\.core_plugins\.basic_(launcher\.BasicLauncher|sweeper\.BasicSweeper)"
     r"|hydra\.experimental\.callbacks\.[A-Z]\w+Callback"
-    r"|hydra_plugins(\.[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
+    r"|hydra_plugins(\._?[a-z]\w*)+\.[A-Z]\w+(Launcher|Sweeper)"
     r"|(optuna\.samplers|colorlog|logging(\.handlers)?)\.[A-Z]\w+"
 )
 # Where the class of a node must come from, by a pattern of its key; the first that fits.

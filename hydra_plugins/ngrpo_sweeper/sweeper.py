@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from multiprocessing import active_children
 from pathlib import Path
@@ -45,11 +45,15 @@ class SweeperConf:
     """What Hydra knows of a sweeper of this project."""
 
     _target_: str = "hydra_plugins.ngrpo_sweeper.sweeper.GridSweeper"
-    params: dict[str, str] | None = None  # key -> listed values, for presets; what is typed prevails
-    besides: list[dict[str, str]] | None = None  # grids that are run as well, each as what it has other than `params`
+    params: dict[str, str] = field(default_factory=dict)  # key -> listed values, for presets; what is typed prevails
+    besides: list[dict[str, str]] = field(
+        default_factory=list
+    )  # grids that run as well: what they have other than `params`
 
 
+SEARCH = SweeperConf("hydra_plugins.ngrpo_sweeper._search.SearchSweeper")
 ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo", node=SweeperConf, provider="ngrpo")
+ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo_search", node=SEARCH, provider="ngrpo")
 
 
 @dataclass

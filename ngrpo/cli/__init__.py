@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
@@ -17,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ngrpo import __version__
 from ngrpo.cli import checks, launchers
-from ngrpo.cli.command import VERSION_BASE, each_strategy, examine
+from ngrpo.cli.command import VERSION_BASE, each_strategy, examine, is_multirun
 from ngrpo.cli.compared import compositions
 from ngrpo.cli.conf import CONF
 from ngrpo.cli.identity import Request, register_resolvers, training_request
@@ -42,6 +43,10 @@ def prepare(config_name: str) -> None:
         _end(examined.problems, 2)
     for note in examined.notes:
         print(f"note: {note}", file=sys.stderr)
+    if is_multirun(sys.argv):  # a search imports Optuna, which nothing else has to wait for
+        from hydra_plugins.ngrpo_sweeper._search import SearchSweeper
+
+        Plugins.instance().register(SearchSweeper)
     sys.argv[1:] = examined.argv
 
 

@@ -54,7 +54,7 @@ def examine(config_name: str, argv: list[str]) -> Examined:
     conf.search(words)
     if lines := complaints.of_aliases():  # before anything composes what they stand for
         return Examined(argv, [*examined.problems, *lines])
-    several = bool({"-m", "--multirun"} & set(options)) or "hydra.mode=MULTIRUN" in words
+    several = is_multirun([*options, *words])
     with _schema(config_name, words) as schema:
         try:
             schema.reference()
@@ -106,20 +106,20 @@ def each_strategy(argv: list[str]) -> tuple[dict[str, DictConfig], list[str]]:
 @contextmanager
 def _schema(config_name: str, words: list[str]) -> Iterator[Schema]:
     """Hydra initialized with our files, and the user's own where the arguments name some."""
-    register_sweepers()
+    from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper  # which imports from here
+
+    Plugins.instance().register(
+        GridSweeper
+    )  # Hydra lists the folders of installed plug-ins: an editable install has none
     register_resolvers(words)
     with initialize_config_dir(str(CONF), job_name=config_name, version_base=VERSION_BASE):
         launchers.files_prevail(CONF / "hydra" / "launcher")
         yield Schema(config_name)
 
 
-def register_sweepers() -> None:
-    """Makes our sweepers known to Hydra, which lists the folders of installed plug-ins: an editable install has none."""
-    from hydra_plugins.ngrpo_sweeper.search import SearchSweeper  # which import from here
-    from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper
-
-    for sweeper in (GridSweeper, SearchSweeper):
-        Plugins.instance().register(sweeper)
+def is_multirun(argv: list[str]) -> bool:
+    """Whether the arguments ask for several jobs."""
+    return not {"-m", "--multirun", "hydra.mode=MULTIRUN"}.isdisjoint(argv)
 
 
 def _read(tokens: list[str]) -> tuple[list[Override], list[str]]:

@@ -15,7 +15,7 @@ server = multiprocessing.get_context("forkserver")
 server.set_forkserver_preload(
     [
         "torch", "lightning.fabric", "faiss", "pandas", "pyarrow.dataset", "pyarrow.parquet", "rich.progress", "tabulate",
-        "hydra_plugins.ngrpo_sweeper.search", "ngrpo.build", "ngrpo.cli", "ngrpo.loop",
+        "hydra_plugins.ngrpo_sweeper._search", "ngrpo.build", "ngrpo.cli", "ngrpo.loop",
         "transformers.models.qwen2.modeling_qwen2", "transformers.models.auto.modeling_auto",
     ]
 )  # fmt: skip

@@ -12,8 +12,8 @@ import optuna
 import pytest
 from searches import SPACE, search, start_search
 
-from hydra_plugins.ngrpo_sweeper import study
-from hydra_plugins.ngrpo_sweeper.study import open_storage, open_study
+from hydra_plugins.ngrpo_sweeper import _study as study
+from hydra_plugins.ngrpo_sweeper._study import open_storage, open_study
 
 
 def trials_of(url: str) -> list[optuna.trial.FrozenTrial]:

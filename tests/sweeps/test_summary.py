@@ -5,7 +5,7 @@ from collections.abc import Callable
 import optuna
 import pytest
 
-from hydra_plugins.ngrpo_sweeper.trials import summarize
+from hydra_plugins.ngrpo_sweeper._trials import summarize
 
 
 @pytest.mark.parametrize(("value", "differs"), [(lambda trial: trial.params["a"], True), (lambda trial: 0.375, False)])

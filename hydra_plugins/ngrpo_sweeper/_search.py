@@ -1,6 +1,7 @@
 """A search with Optuna: trials are asked for, run through Hydra's launcher, and told what they reached.
 
-It reads the files of a run directory.
+It reads the files of a run directory. Hydra imports every module of a plug-in when a program starts, but for those whose
+names begin with an underscore: Optuna is imported for searches alone.
 """
 
 import json
@@ -12,26 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-from hydra.core.config_store import ConfigStore
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import OmegaConf
 from optuna.distributions import BaseDistribution
 from optuna.exceptions import StorageInternalError
 from optuna.trial import Trial, TrialState
 
-from hydra_plugins.ngrpo_sweeper import study as studies
-from hydra_plugins.ngrpo_sweeper.study import StudyError, Worker
-from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweeperConf, SweepFailed, digest, error_of, one_line
-from hydra_plugins.ngrpo_sweeper.trials import LiveTrials, summarize
+from hydra_plugins.ngrpo_sweeper import _study as studies
+from hydra_plugins.ngrpo_sweeper._study import StudyError, Worker
+from hydra_plugins.ngrpo_sweeper._trials import LiveTrials, summarize
+from hydra_plugins.ngrpo_sweeper.sweeper import GridSweeper, SweepFailed, digest, error_of, one_line
 from ngrpo.evaluation.passk import k_grid
 from ngrpo.rundir.files import no_room, read_csv
 from ngrpo.rundir.schema import read_results
 
 TABLES = ("metrics", "timings")
 FURTHEST = 100_000  # RL steps of one seed on the axis of a trial's reports, on which seeds follow one another
-
-NODE = SweeperConf("hydra_plugins.ngrpo_sweeper.search.SearchSweeper")
-ConfigStore.instance().store(group="hydra/sweeper", name="ngrpo_search", node=NODE, provider="ngrpo")
 
 
 class SearchSweeper(GridSweeper):
