@@ -58,7 +58,7 @@ def keys(group: str, name: str) -> Iterator[str]:
     for path in _paths(group, name):
         try:
             text = path.read_text("utf-8")
-            content: Any = yaml.load(text, LOADER)
+            content: Any = LOADER(text).get_single_data()
         except (OSError, ValueError, yaml.YAMLError):  # reported when it is chosen
             continue
         header = HEADER.search(text)

@@ -355,6 +355,7 @@ def test_the_trials_are_shown_on_a_terminal_while_they_run(tmp_path):
 
     control, terminal = pty.openpty()
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TERM": "xterm", "COLUMNS": "140", "LINES": "40"}
+    environment["NAP"] = "1.5"  # seconds of a trial, as the table looks every two
     command = [sys.executable, "-c", SEARCHED, "-m", *SPACE, "sweep.n_trials=3"]
     process = subprocess.Popen(command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=tmp_path, env=environment)
     os.close(terminal)
